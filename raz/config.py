@@ -1,0 +1,436 @@
+"""TrialConfig: everything a trial is, as frozen dataclasses. The defaults are the paper's values.
+
+Each part belongs to one stage (see `raz.pipeline.stages.STAGES`), so that a stage's key is made of the
+parts it declares. Numbers in brackets refer to the rows of the reading of the paper.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from raz.errors import RazError, raise_all
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Size of the network's input (26). Results are always scored in original pixels."""
+
+    scale: float = 1.0  # input pixels per original pixel
+    max_side: int = 0  # longest side allowed after scaling, 0 = any
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The first ten convolutions of VGG-16, stride 8 (1)."""
+
+    weights: str = "imagenet"  # imagenet | none | path of a state dict in torchvision's layout
+    width: float = 1.0  # channel multiplier, only without pretrained weights
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one stage is trained (24, 25). `epochs` is no part of the chain's key."""
+
+    epochs: int = 400
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-4
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    batch: int = 1
+    crop: int = 256  # side of the training crop in input pixels, a multiple of 8; 0 = whole images
+    crops_per_image: int = 4  # crops drawn from each image in an epoch
+    flip: bool = True
+    plateau: int = 20  # epochs without a better validation value until the rate is halved
+    stop: int = 80  # epochs without a better validation value until training stops
+    average: float = 0.0  # decay of the moving average of the weights that is evaluated, 0 = none
+    clip: float = 10.0  # largest norm of the gradient, 0 = any
+    amp: bool = True  # mixed precision, on CUDA only
+
+
+@dataclass(frozen=True)
+class CountingConfig:
+    """The counting branch (2) and its ground truth (7, 8)."""
+
+    channels: tuple[int, ...] = (512, 512, 512, 256, 128, 64)
+    beta: float = 0.1
+    k: int = 4
+    kernel: Literal["raz", "csrnet"] = "raz"
+    output_stride: Literal[8, 4, 2] = 8
+    loss: Literal["rmse", "mse"] = "rmse"
+    unfreeze: Literal["backbone", "none"] = "backbone"
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class LocalizationConfig:
+    """The localization branch (3) and its loss (9, 10)."""
+
+    channels: tuple[int, ...] = (512, 512, 512)
+    upsample: tuple[int, int, int] = (256, 128, 64)
+    gamma: float = 100.0
+    unfreeze: Literal["none", "backbone"] = "none"
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """The zooming region proposal branch (4) and its ground truth (11, 12)."""
+
+    channels: int = 64
+    sigma_z: float = 3.0  # pixels of the network's input
+    loss: Literal["mse", "bce"] = "mse"
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class ZoomingConfig:
+    """Which regions are zoomed, and how (15, 16, 17, 28)."""
+
+    theta_z: float = 0.01
+    k_z: int = 10
+    anchors: str = "paper"  # a name in raz.paper.zoom.ANCHOR_SETS
+    sampling: Literal["attention", "uniform"] = "attention"
+    samples: int = 200
+    iou: float = 0.5
+    factor: int = 2
+    border: int = 8  # inner border of a crop that belongs to the outside, pixels of the zoomed crop
+    seam: float = 3.0  # points nearer than this across a seam are one, pixels of the zoomed image
+
+
+@dataclass(frozen=True)
+class RazConfig:
+    """RAZ-Net (5): which crops it learns from, and how."""
+
+    regions: ZoomingConfig | Literal["same"] = ZoomingConfig()  # `same` ties them to `zooming`
+    unfreeze: Literal["backbone", "none"] = "backbone"
+    train: TrainConfig = TrainConfig()
+    attention_train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class PeaksConfig:
+    """From a response map to counted points (13)."""
+
+    threshold: float | Literal["fitted"] = "fitted"
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Two-stream fusion (Eq. 4, 18)."""
+
+    rule: str = "grid"  # a name in raz.paper.fusion.RULES
+    theta_f: float | Literal["cell", "shared", "image"] = "cell"
+    fit_on: Literal["val", "train"] = "train"
+    cells: int = 4
+    folds: int = 5
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """The localization metric (22, 23, 28)."""
+
+    sigmas: tuple[float, ...] = (40.0, 20.0, 5.0)
+    points: Literal["counted", "all"] = "counted"
+    pool: Literal["dataset", "image"] = "dataset"
+    floor: float = 0.05  # least score of a point under `points: all`
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One trial, whole. `threads` are in every key: they change the last bits."""
+
+    dataset: str = "shanghaitech_a"
+    seed: int = 0
+    threads: int = 1
+    input: InputConfig = InputConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    counting: CountingConfig = CountingConfig()
+    localization: LocalizationConfig = LocalizationConfig()
+    attention: AttentionConfig = AttentionConfig()
+    raz: RazConfig = RazConfig()
+    zooming: ZoomingConfig = ZoomingConfig()
+    peaks: PeaksConfig = PeaksConfig()
+    depth: int = 2
+    fusion: FusionConfig = FusionConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    def resolved(self) -> TrialConfig:
+        """The same trial with `raz.regions: same` written out."""
+        if self.raz.regions == "same":
+            return replace(self, raz=replace(self.raz, regions=self.zooming))
+        return self
+
+
+def _presets() -> dict[str, TrialConfig]:
+    paper = TrialConfig()
+    # Real photographs on CPUs: pretrained backbone frozen (its features are cached), narrow heads,
+    # half-size input. AdamW, since the narrow heads start from scratch.
+    small_train = TrainConfig(
+        epochs=60, optimizer="adamw", lr=1e-3, weight_decay=1e-4, batch=4, crop=256, crops_per_image=2,
+        plateau=6, stop=15, average=0.99, clip=1.0,
+    )  # fmt: skip
+    small = replace(
+        paper,
+        threads=2,
+        input=InputConfig(scale=0.5),
+        counting=replace(paper.counting, channels=(128, 128, 64, 64), unfreeze="none", train=small_train),
+        localization=replace(
+            paper.localization, channels=(64, 64), upsample=(48, 32, 16),
+            train=replace(small_train, epochs=12, crops_per_image=1),
+        ),
+        attention=replace(paper.attention, channels=16, train=replace(small_train, epochs=6, crops_per_image=1)),
+        raz=RazConfig(
+            unfreeze="none",
+            train=replace(small_train, epochs=6, crops_per_image=1),
+            attention_train=replace(small_train, epochs=4, crops_per_image=1),
+        ),
+        fusion=FusionConfig(theta_f="cell", fit_on="val"),
+    )  # fmt: skip
+    # A narrow network from scratch: the generated crowd, and tests.
+    tiny_train = TrainConfig(
+        epochs=30, optimizer="adamw", lr=2e-3, weight_decay=1e-4, batch=4, crop=128, crops_per_image=2,
+        plateau=6, stop=15, average=0.98, clip=1.0,
+    )  # fmt: skip
+    tiny = replace(
+        small,
+        dataset="toy",
+        threads=1,
+        input=InputConfig(),
+        backbone=BackboneConfig(weights="none", width=0.125),
+        counting=replace(paper.counting, channels=(32, 32, 32), unfreeze="backbone", train=tiny_train),
+        localization=replace(
+            paper.localization, channels=(32,), upsample=(24, 16, 8), train=replace(tiny_train, epochs=20)
+        ),
+        attention=replace(paper.attention, channels=8, train=replace(tiny_train, epochs=10, crops_per_image=1)),
+        raz=RazConfig(
+            unfreeze="backbone",
+            train=replace(tiny_train, epochs=10, crops_per_image=1),
+            attention_train=replace(tiny_train, epochs=5, crops_per_image=1),
+        ),
+    )
+    return {"paper": paper, "small": small, "tiny": tiny}
+
+
+PRESETS: dict[str, TrialConfig] = _presets()
+
+
+# ------------------------------------------------------------------ names and values of parameters
+
+
+def parameters(config: TrialConfig) -> dict[str, Any]:
+    """Dotted names and values of every leaf, e.g. `zooming.k_z: 10`; JSON values only."""
+    out: dict[str, Any] = {}
+
+    def walk(part: Any, prefix: str) -> None:
+        for f in fields(part):
+            value = getattr(part, f.name)
+            if is_dataclass(value):
+                walk(value, f"{prefix}{f.name}.")
+            else:
+                out[f"{prefix}{f.name}"] = list(value) if isinstance(value, tuple) else value
+
+    walk(config, "")
+    return out
+
+
+def known_names() -> dict[str, Any]:
+    """Every legal dotted name with its annotated type."""
+    out: dict[str, Any] = {}
+
+    def walk(cls: type, prefix: str) -> None:
+        hints = typing.get_type_hints(cls)
+        for f in fields(cls):
+            hint = hints[f.name]
+            part = _part_class(hint)
+            if part is not None:
+                walk(part, f"{prefix}{f.name}.")
+            if part is None or part is not hint:  # a leaf, or a part that may also be a word
+                out[f"{prefix}{f.name}"] = hint
+
+    walk(TrialConfig, "")
+    return out
+
+
+def nearest(word: str, legal: typing.Iterable[str]) -> str:
+    """A hint that names the closest legal words."""
+    names = [str(name) for name in legal]
+    close = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "legal are " + ", ".join(names[:24]) + (" …" if len(names) > 24 else "")
+
+
+def configure(base: TrialConfig, settings: Mapping[str, Any], where: str = "settings") -> TrialConfig:
+    """`base` with dotted names set: `configure(paper, {"zooming.k_z": 4})`.
+
+    A preset's word for a whole part (`raz.regions: same`) is set before its leaves. Raises RazError(s)
+    naming every unknown name and every value of the wrong kind or out of range, all at once.
+    """
+    hints = known_names()
+    faults: list[RazError] = []
+    tree: dict[str, Any] = {}
+    for name, value in sorted(settings.items(), key=lambda kv: kv[0].count(".")):
+        if name not in hints:
+            faults.append(RazError(where, f"unknown parameter {name!r}", nearest(name, hints)))
+            continue
+        try:
+            tree[name] = coerce(hints[name], value)
+        except ValueError as error:
+            faults.append(RazError(where, f"{name} is {value!r}, expected {error}", ""))
+    raise_all(faults)
+    config = base
+    for name, value in tree.items():
+        config = _set(config, name.split("."), value)
+    raise_all([RazError(where, fault) for fault in range_faults(config)])
+    return config
+
+
+def _set(part: Any, path: list[str], value: Any) -> Any:
+    if len(path) == 1:
+        return replace(part, **{path[0]: value})
+    inner = getattr(part, path[0])
+    if not is_dataclass(inner):  # the word is replaced by the part's defaults, then set
+        inner = _part_class(typing.get_type_hints(type(part))[path[0]])()  # type: ignore[misc]
+    return replace(part, **{path[0]: _set(inner, path[1:], value)})
+
+
+def _part_class(hint: Any) -> type | None:
+    if isinstance(hint, type) and is_dataclass(hint):
+        return hint
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        for option in typing.get_args(hint):
+            if isinstance(option, type) and is_dataclass(option):
+                return option
+    return None
+
+
+def coerce(hint: Any, value: Any) -> Any:
+    """`value` as the annotated type. Raises ValueError with what was expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if any(value == option and type(value) is type(option) for option in args):
+            return value
+        raise ValueError("one of " + ", ".join(str(a) for a in args))
+    if origin in (types.UnionType, typing.Union):
+        wanted = []
+        for option in args:
+            try:
+                return coerce(option, value)
+            except ValueError as error:
+                wanted.append(str(error))
+        raise ValueError(" or ".join(wanted))
+    if origin is tuple:
+        kinds = args[:1] if args[-1] is Ellipsis else args
+        if not isinstance(value, (list, tuple)) or (args[-1] is not Ellipsis and len(value) != len(args)):
+            raise ValueError(f"a list of {'' if args[-1] is Ellipsis else len(args)} numbers".replace("  ", " "))
+        return tuple(coerce(kinds[min(i, len(kinds) - 1)], v) for i, v in enumerate(value))
+    if is_dataclass(hint):
+        raise ValueError("its own parameters, each by its dotted name")
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("true or false")
+    if hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise ValueError("a whole number")
+    if hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        raise ValueError("a finite number" + (" (write 1.0e-4: YAML reads 1e-4 as text)" if _texty(value) else ""))
+    if hint is str:
+        if isinstance(value, str):
+            return value
+        raise ValueError("a text")
+    raise ValueError(f"a {hint}")
+
+
+def _texty(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def range_faults(config: TrialConfig) -> list[str]:
+    """What is of the right kind but cannot be: the paper's own ranges and the code's limits."""
+    faults: list[str] = []
+
+    def need(name: str, ok: bool, value: object, expected: str) -> None:
+        if not ok:
+            faults.append(f"{name} is {value!r}, expected {expected}")
+
+    c = config.resolved()
+    need("seed", c.seed >= 0, c.seed, "0 or more")
+    need("threads", 1 <= c.threads <= 1024, c.threads, "1 to 1024")
+    need("depth", 1 <= c.depth <= 8, c.depth, "1 to 8 passes")
+    need("input.scale", 0 < c.input.scale <= 4, c.input.scale, "more than 0, at most 4")
+    need("input.max_side", c.input.max_side >= 0, c.input.max_side, "0 (any) or more")
+    need("backbone.width", 0 < c.backbone.width <= 4, c.backbone.width, "more than 0, at most 4")
+    need(
+        "backbone.width", c.backbone.width == 1 or c.backbone.weights == "none", c.backbone.width,
+        "1 with pretrained weights (set backbone.weights: none for another width)",
+    )  # fmt: skip
+    need("counting.beta", c.counting.beta > 0, c.counting.beta, "more than 0")
+    need("counting.k", c.counting.k >= 1, c.counting.k, "1 or more")
+    need("counting.channels", min(c.counting.channels, default=0) >= 1, c.counting.channels, "one or more widths >= 1")
+    loc = c.localization
+    need("localization.channels", min(loc.channels, default=1) >= 1, loc.channels, "widths >= 1")
+    need("localization.upsample", min(loc.upsample) >= 1, loc.upsample, "three widths >= 1")
+    need("localization.gamma", loc.gamma > 0, loc.gamma, "more than 0")
+    need("attention.channels", c.attention.channels >= 1, c.attention.channels, "1 or more")
+    need("attention.sigma_z", c.attention.sigma_z > 0, c.attention.sigma_z, "more than 0")
+    for name, zoom in (("zooming", c.zooming), ("raz.regions", c.raz.regions)):
+        assert isinstance(zoom, ZoomingConfig)
+        need(f"{name}.theta_z", 0 <= zoom.theta_z < 1, zoom.theta_z, "0 to 1")
+        need(f"{name}.k_z", zoom.k_z >= 1, zoom.k_z, "1 or more")
+        need(f"{name}.samples", zoom.samples >= 1, zoom.samples, "1 or more")
+        need(f"{name}.iou", 0 < zoom.iou <= 1, zoom.iou, "more than 0, at most 1")
+        need(f"{name}.factor", 2 <= zoom.factor <= 8, zoom.factor, "2 to 8")
+        need(f"{name}.border", zoom.border >= 0, zoom.border, "0 or more")
+        need(f"{name}.seam", zoom.seam >= 0, zoom.seam, "0 or more")
+    if not isinstance(c.peaks.threshold, str):
+        need("peaks.threshold", 0 < c.peaks.threshold < 1, c.peaks.threshold, "fitted, or a number between 0 and 1")
+    need("fusion.cells", 1 <= c.fusion.cells <= 64, c.fusion.cells, "1 to 64")
+    need("fusion.folds", c.fusion.folds >= 2, c.fusion.folds, "2 or more")
+    need("metrics.sigmas", min(c.metrics.sigmas, default=0) > 0, c.metrics.sigmas, "one or more numbers over 0")
+    need("metrics.floor", 0 < c.metrics.floor < 1, c.metrics.floor, "between 0 and 1")
+    trains = {
+        "counting.train": c.counting.train, "localization.train": loc.train, "attention.train": c.attention.train,
+        "raz.train": c.raz.train, "raz.attention_train": c.raz.attention_train,
+    }  # fmt: skip
+    for name, t in trains.items():
+        need(f"{name}.epochs", t.epochs >= 1, t.epochs, "1 or more")
+        need(f"{name}.lr", t.lr > 0, t.lr, "more than 0")
+        need(f"{name}.momentum", 0 <= t.momentum < 1, t.momentum, "0 to 1")
+        need(f"{name}.weight_decay", t.weight_decay >= 0, t.weight_decay, "0 or more")
+        need(f"{name}.batch", t.batch >= 1, t.batch, "1 or more")
+        need(f"{name}.batch", t.crop > 0 or t.batch == 1, t.batch, "1 with whole images (crop: 0)")
+        need(f"{name}.crop", t.crop >= 0 and t.crop % 8 == 0, t.crop, "a multiple of 8, or 0 for whole images")
+        need(f"{name}.crops_per_image", t.crops_per_image >= 1, t.crops_per_image, "1 or more")
+        need(f"{name}.plateau", t.plateau >= 1, t.plateau, "1 or more")
+        need(f"{name}.stop", t.stop >= 1, t.stop, "1 or more")
+        need(f"{name}.average", 0 <= t.average < 1, t.average, "0 (none) to 1")
+        need(f"{name}.clip", t.clip >= 0, t.clip, "0 (any) or more")
+    return faults
+
+
+def from_parameters(values: Mapping[str, Any]) -> TrialConfig:
+    """The inverse of `parameters`. Raises RazError when a name is unknown or a value illegal."""
+    return configure(TrialConfig(), values, "stored configuration")
+
+
+def differences(a: TrialConfig, b: TrialConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted names whose values differ, each with both values."""
+    left, right = parameters(a), parameters(b)
+    return {
+        name: (left.get(name), right.get(name))
+        for name in left.keys() | right.keys()
+        if left.get(name) != right.get(name)
+    }
