@@ -63,6 +63,7 @@ class CountingConfig:
     kernel: Literal["raz", "csrnet"] = "raz"
     output_stride: Literal[8, 4, 2] = 8
     loss: Literal["rmse", "mse"] = "rmse"
+    init: Literal["normal", "kaiming"] = "normal"
     unfreeze: Literal["backbone", "none"] = "backbone"
     train: TrainConfig = TrainConfig()
 
@@ -74,6 +75,7 @@ class LocalizationConfig:
     channels: tuple[int, ...] = (512, 512, 512)
     upsample: tuple[int, int, int] = (256, 128, 64)
     gamma: float = 100.0
+    init: Literal["normal", "kaiming"] = "normal"
     unfreeze: Literal["none", "backbone"] = "none"
     train: TrainConfig = TrainConfig()
 
@@ -83,6 +85,7 @@ class AttentionConfig:
     """The zooming region proposal branch (4) and its ground truth (11, 12)."""
 
     channels: int = 64
+    init: Literal["normal", "kaiming"] = "normal"
     sigma_z: float = 3.0  # pixels of the network's input
     loss: Literal["mse", "bce"] = "mse"
     train: TrainConfig = TrainConfig()
@@ -179,12 +182,12 @@ def _presets() -> dict[str, TrialConfig]:
         paper,
         threads=2,
         input=InputConfig(scale=0.5),
-        counting=replace(paper.counting, channels=(128, 128, 64, 64), unfreeze="none", train=small_train),
+        counting=replace(paper.counting, init="kaiming", channels=(128, 128, 64, 64), unfreeze="none", train=small_train),
         localization=replace(
-            paper.localization, channels=(64, 64), upsample=(48, 32, 16),
+            paper.localization, init="kaiming", channels=(64, 64), upsample=(48, 32, 16),
             train=replace(small_train, epochs=12, crops_per_image=1),
         ),
-        attention=replace(paper.attention, channels=16, train=replace(small_train, epochs=6, crops_per_image=1)),
+        attention=replace(paper.attention, init="kaiming", channels=16, train=replace(small_train, epochs=6, crops_per_image=1)),
         raz=RazConfig(
             unfreeze="none",
             train=replace(small_train, epochs=6, crops_per_image=1),
@@ -203,11 +206,17 @@ def _presets() -> dict[str, TrialConfig]:
         threads=1,
         input=InputConfig(),
         backbone=BackboneConfig(weights="none", width=0.125),
-        counting=replace(paper.counting, channels=(32, 32, 32), unfreeze="backbone", train=tiny_train),
+        counting=replace(paper.counting, init="kaiming", channels=(32, 32, 32), unfreeze="backbone", train=tiny_train),
         localization=replace(
-            paper.localization, channels=(32,), upsample=(24, 16, 8), train=replace(tiny_train, epochs=20)
+            paper.localization,
+            init="kaiming",
+            channels=(32,),
+            upsample=(24, 16, 8),
+            train=replace(tiny_train, epochs=20),
         ),
-        attention=replace(paper.attention, channels=8, train=replace(tiny_train, epochs=10, crops_per_image=1)),
+        attention=replace(
+            paper.attention, init="kaiming", channels=8, train=replace(tiny_train, epochs=10, crops_per_image=1)
+        ),
         raz=RazConfig(
             unfreeze="backbone",
             train=replace(tiny_train, epochs=10, crops_per_image=1),

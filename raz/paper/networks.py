@@ -1,0 +1,173 @@
+"""Main-Net and RAZ-Net (section 3.1, Figure 2) as modules that are handed their parts.
+
+Tensors are (batch, channel, row, column). "Input" is the network's input: RGB normalised as
+torchvision's VGG-16 expects, sides padded to multiples of 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STRIDE = 8  # of the truncated VGG-16
+VGG_CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512)  # 0 = 2x2 max pooling
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 RGB (B, 3, H, W) -> float32, torchvision's ImageNet normalisation."""
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels.float() / 255.0 - mean) / std
+
+
+def network_input(pixels: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """One image (H, W, 3) uint8 -> (1, 3, ceil8(H), ceil8(W)); the padding is the mean colour (0)."""
+    height, width = pixels.shape[:2]
+    x = torch.from_numpy(np.array(pixels, copy=True)).to(device).permute(2, 0, 1)[None]
+    return functional.pad(normalise(x), (0, -width % STRIDE, 0, -height % STRIDE))
+
+
+class Backbone(nn.Module):
+    """The first ten convolutions of VGG-16, through relu4_3: (B, 3, H, W) -> (B, 512·width, H/8, W/8).
+
+    `features` has torchvision's own layout, so its `vgg16().features[:23]` weights fit at width 1.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for wanted in VGG_CHANNELS:
+            if wanted == 0:
+                layers.append(nn.MaxPool2d(2))
+                continue
+            out = max(1, round(wanted * width))
+            layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU()]
+            channels = out
+        self.features = nn.Sequential(*layers)
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.features(x)
+        return out
+
+
+def _dilated(channels: int, out: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, out, 3, padding=2, dilation=2), nn.ReLU()]
+
+
+def _doubling(channels: int, out: int) -> list[nn.Module]:
+    return [nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1), nn.ReLU(), *_dilated(out, out)]
+
+
+class CountingBranch(nn.Module):
+    """CSRNet's back end: 3x3 convolutions of dilation 2, then 1x1 -> the density map.
+
+    (B, C, h, w) -> density (B, 1, h·8/stride, w·8/stride) in persons per cell, and the last rich
+    feature map of the same size. `output_stride` 4 and 2 add one and two de-convolutions (section 4.3).
+    """
+
+    def __init__(self, in_channels: int, channels: Sequence[int], output_stride: int = 8) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for out in channels:
+            layers += _dilated(in_channels, out)
+            in_channels = out
+        for _ in range(int(math.log2(STRIDE // output_stride))):
+            layers += _doubling(in_channels, in_channels)
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Conv2d(in_channels, 1, 1)
+        self.channels = in_channels
+        self.output_stride = output_stride
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        rich = self.body(features)
+        return self.head(rich), rich
+
+
+class LocalizationBranch(nn.Module):
+    """Dilated convolutions at 1/8, then three de-convolutions up to the input's own size.
+
+    (B, C, h, w) -> logits (B, 1, 8h, 8w), and the last rich feature map of that size. The sigmoid of
+    the logits is the response map of Eq. 3.
+    """
+
+    def __init__(self, in_channels: int, channels: Sequence[int], upsample: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for out in channels:
+            layers += _dilated(in_channels, out)
+            in_channels = out
+        for out in upsample:
+            layers += _doubling(in_channels, out)
+            in_channels = out
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Conv2d(in_channels, 1, 1)
+        self.channels = in_channels
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        rich = self.body(features)
+        return self.head(rich), rich
+
+
+class AttentionBranch(nn.Module):
+    """The zooming region proposal branch: rich maps of both branches -> logits (B, 1, H, W).
+
+    In Main-Net the counting branch's map is up-sampled to the input's size and concatenated; in
+    RAZ-Net, which has no counting branch, the localization branch's map is all there is.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU())
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, localization: Tensor, counting: Tensor | None = None) -> Tensor:
+        maps = localization
+        if counting is not None:
+            up = functional.interpolate(counting, size=localization.shape[-2:], mode="nearest")
+            maps = torch.cat([localization, up], dim=1)
+        out: Tensor = self.head(self.body(maps))
+        return out
+
+
+def initialise(module: nn.Module, kind: str = "normal") -> None:
+    """`normal`: Normal(0, 0.01), zero bias, as CSRNet. `kaiming`: He's, for narrow networks from scratch."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            if kind == "kaiming":
+                fan_out = isinstance(layer, nn.ConvTranspose2d)  # its weight is stored (in, out, k, k)
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out" if fan_out else "fan_in", nonlinearity="relu")
+                if fan_out:  # each output pixel sees k²/stride² taps only
+                    layer.weight.data.mul_(float(layer.stride[0]))
+            else:
+                nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def radius(module: nn.Module) -> int:
+    """Half the receptive field of the module in pixels of its input, an upper bound.
+
+    Walks the layers in order, adding each kernel's reach at the stride it works on. A tile with this
+    margin sees all that an output pixel of the whole image sees.
+    """
+    reach, step = 0.0, 1.0
+    for layer in module.modules():
+        if isinstance(layer, nn.ConvTranspose2d):
+            reach += step * math.ceil(layer.kernel_size[0] / layer.stride[0] / 2)
+            step /= layer.stride[0]
+        elif isinstance(layer, nn.Conv2d):
+            reach += step * layer.dilation[0] * (layer.kernel_size[0] - 1) / 2
+            step *= layer.stride[0]
+        elif isinstance(layer, nn.MaxPool2d):
+            reach += step
+            step *= 2
+    return math.ceil(reach)
