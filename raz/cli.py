@@ -1,0 +1,136 @@
+"""The command line: options in, messages and exit codes out. What is slow to import is imported in the commands.
+
+Exit codes: 0 done; 1 done, and some trials failed; 2 something to put right; 130 and 143 stopped.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from raz import __version__
+from raz.data.cli import data_app
+from raz.errors import RazError
+from raz.report.cli import report_command
+
+
+class _Guarded(TyperGroup):
+    """Turns what a person can put right into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RazError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from None
+        except BrokenPipeError:  # `raz-sweep … | head`: the reader has seen enough
+            raise
+        except OSError as error:
+            typer.echo(_said(error), err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as stop:
+            code = getattr(stop, "code", 130)
+            typer.echo("stopped; the same command goes on from here", err=True)
+            raise typer.Exit(code) from None
+
+
+def _said(error: OSError) -> str:
+    hints = {
+        errno.ENOSPC: "make room, or choose another --store; the same command goes on from there",
+        errno.EDQUOT: "make room, or choose another --store; the same command goes on from there",
+        errno.EACCES: "choose a --store that may be written",
+        errno.EPERM: "choose a --store that may be written",
+        errno.EROFS: "choose a --store that may be written",
+        errno.ENOTDIR: "a part of this path is a file",
+        errno.EEXIST: "a file stands where a folder is needed",
+    }
+    where = str(error.filename) if error.filename is not None else "system"
+    hint = hints.get(error.errno or 0, "")
+    return str(RazError(where, error.strerror or str(error), hint))
+
+
+app = typer.Typer(
+    name="raz-sweep",
+    cls=_Guarded,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"raz-sweep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Sweeps, ablations and tables for RAZ-Net: crowd counting and localization by recurrent attentive zooming.
+
+    \b
+    raz-sweep run fusion --trials 5      a search on a generated crowd; needs no data
+    raz-sweep run recurrence             the rows of a table
+    raz-sweep report --table recurrence  what there is, beside the paper's numbers
+    raz-sweep data check shanghaitech_a  is my copy of a data set right?
+    """
+
+
+@app.command()
+def run(
+    file: Annotated[str, typer.Argument(help="A search space or an ablation: your own path, or a shipped name.")],
+    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")] = Path(
+        "raz-store"
+    ),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the file's.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time. Default: cores / threads.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Of an ablation: at which scale. Default: toy.")] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+) -> None:
+    """Run a search, or train what a table is missing. The same command again resumes or extends it.
+
+    \b
+    raz-sweep run fusion                              the shipped search, on the generated crowd
+    raz-sweep run my.yaml --trials 100                extend a search of 40 trials to 100
+    raz-sweep run losses --set seed=1 --store other   the same question with another seed
+    raz-sweep run recurrence --profile paper --data-root ~/data
+    """
+    from raz.engine.command import run_file
+
+    code = run_file(
+        file, store, settings=settings or [], data_root=data_root, trials=trials, jobs=jobs, profile=profile,
+        inline=inline, retry=retry, as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+app.add_typer(data_app, name="data")
+app.command("report")(report_command)
+
+
+def main() -> None:
+    """The entry point of `raz-sweep`."""
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

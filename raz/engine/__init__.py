@@ -1,0 +1,1 @@
+"""Where trials run: inline, or as light coordinators under Ray Tune. The only place that imports Ray."""

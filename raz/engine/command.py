@@ -1,0 +1,64 @@
+"""`raz-sweep run FILE`: a search space or an ablation, from the name that was typed to the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from raz.engine.events import Events, Watch
+from raz.engine.summary import document, summary
+from raz.engine.sweep import check_data, run_study
+from raz.engine.trial import PIPELINE
+from raz.errors import RazError
+from raz.resources import find
+from raz.study.space import parse_space, settings_of
+from raz.study.yamlfile import read
+
+
+def run_file(
+    file: str,
+    store: Path,
+    *,
+    settings: list[str],
+    data_root: Path | None = None,
+    trials: int | None = None,
+    jobs: int | None = None,
+    profile: str | None = None,
+    inline: bool = False,
+    retry: bool = False,
+    as_json: bool = False,
+    run_trial: str = PIPELINE,
+) -> int:
+    """Runs the file and prints what came of it. Returns 0, or 1 when trials failed for good.
+
+    Raises RazError for what the user can put right, OSError when the store cannot be written.
+    """
+    path = find(file)
+    source = read(path, file if Path(file).expanduser().is_file() else str(path))
+    if "table" in source.data:
+        from raz.engine.tables import run_table_file
+
+        return run_table_file(
+            source, store, settings=settings_of(settings), data_root=data_root, profile=profile, as_json=as_json,
+            run_trial=run_trial,
+        )  # fmt: skip
+    if profile is not None:
+        raise RazError("--profile", f"{source.name} is a search space, which has no profiles", "--set key=value")
+    space = parse_space(source, settings_of(settings))
+    check_data(space.base, data_root)
+
+    @contextmanager
+    def watch(left: int) -> Iterator[Events]:
+        with Watch(Console(file=sys.stderr), left, space.metric) as events:
+            yield events
+
+    result = run_study(
+        space, store, data_root=data_root, trials=trials, jobs=jobs, inline=inline, retry=retry, run_trial=run_trial,
+        watch=watch,
+    )  # fmt: skip
+    print(document(result.as_json()) if as_json else "\n".join(summary(result)))
+    return 1 if result.failed or result.trouble else 0

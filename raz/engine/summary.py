@@ -1,0 +1,62 @@
+"""What a finished run says, in lines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raz.engine.events import duration
+from raz.engine.sweep import SweepResult
+
+
+def summary(result: SweepResult) -> list[str]:
+    """The best configuration, its validation metric, the test metrics beside a blind guess, where to look next."""
+    counts = result.counts
+    out = [
+        f"study {result.study}: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
+        f" ({result.ran} run now, {duration(result.seconds)})"
+    ]
+    if result.reasons:
+        out.append("failures: " + ", ".join(f"{reason} {n}" for reason, n in sorted(result.reasons.items())))
+    best = result.best
+    if best is None:
+        out.append("no trial is complete, so there is no best configuration")
+    else:
+        out.append(f"best: trial {best.number}, {result.metric} {best.value:.4g}")
+        if not result.changed:
+            out.append("  the base itself")
+        for name, (base, value) in sorted(result.changed.items()):
+            out.append(f"  {name}: {json.dumps(value)}  (base {json.dumps(base)})")
+        if result.trouble:
+            out.append(f"the test images could not be predicted: {result.trouble}")
+        else:
+            out += _held_out(result)
+    where = f" --store {result.store}" if result.store != "raz-store" else ""
+    out.append("")
+    out.append(f"next: raz-sweep report --study {result.study}{where}")
+    if result.failed:
+        out.append(f"      raz-sweep run FILE --retry{where}   runs the failed trials again")
+    out.append(f"      optuna-dashboard {result.store}/studies/{result.study}.journal   (pip install optuna-dashboard)")
+    return out
+
+
+def _held_out(result: SweepResult) -> list[str]:
+    out = []
+    for name in ("test.mae", "test.rmse"):
+        if name in result.held_out:
+            guess = result.median_count.get(name)
+            beside = f"  (guessing the training median: {guess:.4g})" if guess is not None else ""
+            out.append(f"held out: {name} {result.held_out[name]:.4g}{beside}")
+    others = {
+        name: value
+        for name, value in sorted(result.held_out.items())
+        if name.startswith("test.") and name.partition(".")[2].startswith(("map@", "mar@"))
+    }
+    if others:
+        out.append("held out: " + "  ".join(f"{name} {value:.4g}" for name, value in others.items()))
+    return out
+
+
+def document(value: Any) -> str:
+    """One JSON document."""
+    return json.dumps(value, indent=2, sort_keys=False, allow_nan=False)

@@ -1,0 +1,225 @@
+"""A whole search: settle and resume, run the trials, then look once at the test images with the best.
+
+The study and the store are what stays; everything that Ray holds may be thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from raz.config import TrialConfig, differences, from_parameters
+from raz.engine.events import Events, Silent
+from raz.engine.inline import run_inline
+from raz.engine.trial import PIPELINE, resolve
+from raz.errors import RazError, TrialFailure
+from raz.study.ledger import Ledger, TrialRecord, open_ledger
+from raz.study.space import SearchSpace
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM, with the exit code a shell expects."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.code = 128 + signum
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a search found."""
+
+    study: str
+    metric: str
+    counts: Mapping[str, int]  # complete, pruned, failed (without those that were run again)
+    reasons: Mapping[str, int]  # of the failures
+    ran: int  # trials this run finished
+    best: TrialRecord | None
+    changed: Mapping[str, tuple[Any, Any]]  # dotted name -> (base, best)
+    held_out: Mapping[str, float]  # the best trial's metrics with the test split, predicted after the search
+    median_count: Mapping[str, float]  # the same errors of guessing the training images' median count
+    trouble: str = ""  # why the test images could not be predicted
+    store: str = ""
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> int:
+        return self.counts.get("failed", 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values only."""
+        best = self.best
+        return {
+            "study": self.study,
+            "metric": self.metric,
+            "trials": dict(self.counts),
+            "failures": dict(self.reasons),
+            "ran": self.ran,
+            "best": best
+            and {
+                "trial": best.number,
+                "value": best.value,
+                "values": dict(best.values),
+                "changed": {name: {"base": a, "best": b} for name, (a, b) in sorted(self.changed.items())},
+                "validation": dict(best.metrics),
+                "test": {name: value for name, value in self.held_out.items() if name.startswith("test.")},
+                "median_count": dict(self.median_count),
+                "trouble": self.trouble,
+            },
+            "store": self.store,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def jobs_for(space: SearchSpace, jobs: int | None = None) -> int:
+    """Trials at a time: as asked, else one for each `threads` cores."""
+    return jobs if jobs is not None else max(1, cores() // space.threads)
+
+
+def run_study(
+    space: SearchSpace,
+    store: Path,
+    *,
+    data_root: Path | None = None,
+    trials: int | None = None,
+    jobs: int | None = None,
+    inline: bool = False,
+    retry: bool = False,
+    run_trial: str = PIPELINE,
+    watch: Callable[[int], Any] | None = None,
+) -> SweepResult:
+    """Runs a study until its target, from wherever it stands.
+
+    `trials` is a target other than the file's; `watch(left)` gives a context of Events. Raises
+    RazError for what would meet every trial (a data set that is not there, a study that asked
+    something else), Interrupted on SIGINT and SIGTERM, OSError when the store cannot be written.
+    """
+    import time
+
+    began = time.monotonic()
+    target = space.target if trials is None else trials
+    if space.sampler == "grid":
+        target = min(target, space.target)
+    with signals(), open_ledger(store, space) as ledger:
+        left = ledger.adopt(target, retry=retry)
+        before = len([r for r in ledger.records() if r.state in ("complete", "pruned", "failed")])
+        if left:
+            with (watch or _silent)(left) as events:
+                if inline:
+                    run_inline(ledger, store, data_root=data_root, run_trial=run_trial, events=events)
+                else:
+                    from raz.engine.tuned import run_tuned
+
+                    run_tuned(
+                        ledger, store, data_root=data_root, run_trial=run_trial, events=events,
+                        jobs=min(left, jobs_for(space, jobs)), threads=space.threads,
+                    )  # fmt: skip
+        return _conclude(ledger, store, data_root, run_trial, before, began)
+
+
+@contextmanager
+def _silent(left: int) -> Iterator[Events]:
+    yield Silent()
+
+
+def _conclude(
+    ledger: Ledger, store: Path, data_root: Path | None, run_trial: str, before: int, began: float
+) -> SweepResult:
+    import time
+
+    space, best = ledger.space, ledger.best()
+    records = ledger.records()
+    again = {record.retry_of for record in records}
+    final = [r for r in records if r.state in ("complete", "pruned", "failed") and r.number not in again]
+    held_out: Mapping[str, float] = {}
+    median: Mapping[str, float] = {}
+    trouble = ""
+    changed: Mapping[str, tuple[Any, Any]] = {}
+    if best is not None:
+        config = from_parameters(best.config)
+        changed = differences(space.base, config)
+        try:
+            held_out = _held_out(ledger, best, config, store, data_root, run_trial)
+            median = median_count(config, data_root)
+        except TrialFailure as error:
+            trouble = str(error)
+    return SweepResult(
+        study=space.study, metric=space.metric,
+        counts={state: sum(r.state == state for r in final) for state in ("complete", "pruned", "failed")},
+        reasons=Counter(r.reason for r in final if r.state == "failed"),
+        ran=len([r for r in records if r.state in ("complete", "pruned", "failed")]) - before,
+        best=best, changed=changed, held_out=held_out, median_count=median, trouble=trouble, store=str(store),
+        seconds=time.monotonic() - began,
+    )  # fmt: skip
+
+
+def _held_out(
+    ledger: Ledger, best: TrialRecord, config: TrialConfig, store: Path, data_root: Path | None, run_trial: str
+) -> Mapping[str, float]:
+    """The best trial's metrics with the test split: predicted once, then kept in the study."""
+    kept = ledger.study.user_attrs.get("held_out", {})
+    if kept.get("trial") == best.number:
+        return dict(kept["metrics"])
+    result = resolve(run_trial)(config, store, data_root=data_root, splits=("val", "test"))
+    metrics = {name: float(value) for name, value in result.metrics.items()}
+    ledger.study.set_user_attr("held_out", {"trial": best.number, "metrics": metrics})
+    return metrics
+
+
+def median_count(config: TrialConfig, data_root: Path | None) -> dict[str, float]:
+    """Errors on the test images of always guessing the training images' median count.
+
+    A model that does not beat it has learned nothing of the pictures. Raises RazError as `open_dataset`.
+    """
+    from raz.data import open_dataset
+    from raz.paper.metrics import mae, rmse
+
+    dataset = open_dataset(config.dataset, data_root)
+    count = {split: [len(item.load_heads()) for item in dataset.items[split]] for split in ("train", "test")}
+    if not count["train"] or not count["test"]:
+        return {}
+    guess = float(statistics.median(count["train"]))
+    guesses = [guess] * len(count["test"])
+    return {"test.mae": float(mae(guesses, count["test"])), "test.rmse": float(rmse(guesses, count["test"]))}
+
+
+def check_data(config: TrialConfig, data_root: Path | None) -> None:
+    """Raises RazError when the data set cannot be opened, before a sweep is built on it."""
+    from raz.data import open_dataset
+
+    open_dataset(config.dataset, data_root)
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Interrupted here; the study is left for the next command to settle."""
+
+    def raised(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    try:
+        before = {number: signal.signal(number, raised) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: its owner decides about signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["Interrupted", "RazError", "SweepResult", "check_data", "jobs_for", "median_count", "run_study"]

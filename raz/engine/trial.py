@@ -1,0 +1,82 @@
+"""One trial in one process: from a configuration to an Outcome, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from raz.config import TrialConfig, from_parameters
+from raz.errors import RazError, TrialFailure
+from raz.study.ledger import Outcome
+
+RunTrial = Callable[..., Any]  # as raz.pipeline.stages.run_trial
+Progress = Callable[[int, float], bool]  # (step, value) -> stop?
+
+PIPELINE = "raz.pipeline.stages:run_trial"  # by dotted name, so that it crosses a process border
+# What no other trial would survive either: the disk is full, the store may not be written.
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def resolve(name: str) -> RunTrial:
+    """The function of a dotted name, `package.module:function`."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ValueError(f"{name!r} is no dotted name, expected package.module:function")
+    found: RunTrial = getattr(importlib.import_module(module), function)
+    return found
+
+
+def attempt(
+    run_trial: RunTrial,
+    config: Mapping[str, Any],
+    store: Path,
+    *,
+    data_root: Path | None = None,
+    progress: Progress | None = None,
+    log: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Runs one trial (validation split only) and says how it ended.
+
+    `config` are the flat parameters of a TrialConfig. A TrialFailure keeps its reason, memory that ran
+    out is `oom`, a configuration that cannot be run is `invalid`, anything else is `error` with its
+    traceback. An OSError that would meet every trial (HOPELESS) goes through, and so does what is no
+    Exception: a stop must reach the caller.
+    """
+    began = time.monotonic()
+    stopped = False
+
+    def watched(step: int, value: float) -> bool:
+        nonlocal stopped
+        stopped = stopped or (progress is not None and progress(step, float(value)))
+        return stopped
+
+    def failed(reason: str, error: Exception, trace: str = "") -> Outcome:
+        message = str(error) or type(error).__name__
+        return Outcome("failed", time.monotonic() - began, reason=reason, message=message, trace=trace)
+
+    try:
+        trial: TrialConfig = from_parameters(config)
+        result = run_trial(trial, store, data_root=data_root, splits=("val",), progress=watched, log=log)
+    except Exception as error:
+        if stopped:  # however the trial took the word to stop, stopping is what it did
+            return Outcome("pruned", time.monotonic() - began)
+        if isinstance(error, TrialFailure):
+            return failed(error.reason, error)
+        if isinstance(error, RazError):
+            return failed("invalid", error)
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            return failed("oom", error)
+        if isinstance(error, OSError) and error.errno in HOPELESS:
+            raise
+        text = f"{type(error).__name__}: {error}"
+        return failed("error", RuntimeError(text), "".join(traceback.format_exception(error)))
+    if stopped:
+        return Outcome("pruned", time.monotonic() - began)
+    stages = tuple(asdict(s) if is_dataclass(s) and not isinstance(s, type) else dict(s) for s in result.stages)
+    return Outcome("complete", time.monotonic() - began, dict(result.metrics), stages)

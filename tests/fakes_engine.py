@@ -1,0 +1,68 @@
+"""A stand-in for the pipeline: a trial of milliseconds with a known optimum, importable in any process.
+
+Truth, known in closed form: `val.mae` is 10 |depth - 3| + |log10(gamma) - 2| + seed, and the curve falls onto it as
+(1 + 4 / (step + 1)) times it. What else a trial does is told by files in the store, so that it reaches every process:
+`sleep` (seconds a step), `count` (a line is added for each trial run).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raz.config import TrialConfig
+from raz.errors import TrialFailure
+
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class FakeStage:
+    stage: str
+    key: str
+    hit: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FakeResult:
+    metrics: dict[str, float]
+    stages: tuple[FakeStage, ...]
+    seconds: float
+
+
+def truth(config: TrialConfig) -> float:
+    return 10 * abs(config.depth - 3) + abs(math.log10(config.localization.gamma) - 2) + config.seed
+
+
+def run_trial(
+    config: TrialConfig,
+    store: Path,
+    *,
+    data_root: Path | None = None,
+    splits: tuple[str, ...] = ("val",),
+    progress: Any = None,
+    log: Any = None,
+) -> FakeResult:
+    sleep = float((store / "sleep").read_text()) if (store / "sleep").exists() else 0.0
+    with (store / "count").open("a") as file:
+        file.write(f"{config.depth} {config.localization.gamma} {config.seed} {'+'.join(splits)} {os.getpid()}\n")
+    if config.seed == 13:
+        raise TrialFailure("localization", "the loss is not a number at epoch 2", "a lower rate", reason="nan")
+    if config.seed == 14:
+        raise ZeroDivisionError("nobody thought of this")
+    if config.seed == 15:
+        os.kill(os.getpid(), 9)
+    if config.seed == 16:
+        raise OSError(28, "No space left on device", str(store))
+    value = truth(config)
+    for step in range(STEPS):
+        time.sleep(sleep)
+        if progress is not None and progress(step, value * (1 + 4 / (step + 1))):
+            raise RuntimeError("stopped by the pruner")
+    metrics = {f"{split}.{name}": value * factor for split in splits for name, factor in (("mae", 1.0), ("rmse", 1.5))}
+    return FakeResult(metrics, (FakeStage("localization", "ab12", True, 0.0),), 0.01)
