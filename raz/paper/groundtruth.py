@@ -1,0 +1,423 @@
+"""Ground truth from head positions: density (7, 8), labels (9, Eq. 2) and attention (11).
+
+Heads are float64 (n, 2): x, y in pixels of an image of `height` x `width` pixels (27). Every map has a `*_window` twin
+that computes only a crop and equals the slice of the whole image's map, so training crops cost what the crop costs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from raz.errors import RazError, raise_all
+
+Heads = NDArray[np.float64]
+Map = NDArray[np.float32]
+
+KERNELS = ("raz", "csrnet")
+CSRNET_NEIGHBOURS = 3  # CSRNet's own k; its std is 0.3 times the mean distance
+CSRNET_BETA = 0.3 * math.sqrt(2.0)  # std s as sigma of exp(-d^2 / sigma^2): sigma = sqrt(2) s
+SIGMA_FLOOR = 0.3  # px; a narrower Gaussian falls between the pixel centres
+CUT = 4.0  # sigmas: the tail beyond holds exp(-16) = 1.1e-7 of the peak
+BUCKET = 1.25  # heads whose windows differ by less than this factor are computed together
+
+ATTENTION_NEIGHBOURS = 3
+ATTENTION_FLOOR = 1e-7  # attention below this is written as 0
+TILE = 16  # px; attention is computed or skipped by whole tiles
+TILE_RADIUS = (TILE / 2 - 0.5) * math.sqrt(2.0)  # from a tile's centre to its farthest pixel centre
+COARSE = 2 * TILE
+COARSE_RADIUS = (COARSE / 2 - 0.5) * math.sqrt(2.0)
+
+
+# ------------------------------------------------------------------------------------------------- heads
+
+
+def inside(heads: NDArray[Any], height: int, width: int) -> tuple[Heads, int]:
+    """The heads inside the image, 0 <= x < width and 0 <= y < height (27), and how many were dropped.
+
+    Positions that are not numbers lie outside. Raises RazError when `heads` is not (n, 2).
+    """
+    points = _shaped(heads)
+    keep = _within(points, height, width)
+    return points[keep], int(len(points) - keep.sum())
+
+
+def mean_neighbour_distance(heads: NDArray[Any], k: int, height: int, width: int) -> NDArray[np.float64]:
+    """Mean distance, px, of each head to its k nearest other heads, (n,) (7).
+
+    Fewer than k others: all there are. A single head: (height + width) / 4. Heads at the same place are at
+    distance 0 of each other and all count. Raises RazError on k < 1 or heads outside the image.
+    """
+    points = _checked(heads, height, width)
+    if k < 1:
+        raise RazError("mean_neighbour_distance", f"k is {k}, expected 1 or more")
+    n = len(points)
+    if n == 0:
+        return np.zeros(0)
+    if n == 1:
+        return np.array([(height + width) / 4.0])
+    # Column 0 is the head itself, or a twin at the same place: distance 0 either way.
+    distances, _ = _nearest(cKDTree(points), points, min(k + 1, n))
+    mean: NDArray[np.float64] = distances[:, 1:].mean(axis=1)
+    return mean
+
+
+def _nearest(tree: cKDTree, at: NDArray[Any], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Distances and indices of the k nearest points, (n, k) also when k is 1, nearest first."""
+    distances, which = tree.query(at, k=np.arange(1, k + 1))
+    return np.asarray(distances, dtype=np.float64), np.asarray(which, dtype=np.int64)
+
+
+def neighbours(kernel: str, k: int) -> int:
+    """How many neighbours a kernel's width is made of: `k`, except that CSRNet's kernel always has three (7)."""
+    return CSRNET_NEIGHBOURS if kernel == "csrnet" else k
+
+
+# ----------------------------------------------------------------------------------------------- density
+
+
+def density_map(
+    heads: NDArray[Any],
+    height: int,
+    width: int,
+    *,
+    stride: int = 8,
+    beta: float = 0.1,
+    k: int = 4,
+    kernel: Literal["raz", "csrnet"] = "raz",
+    distances: NDArray[np.float64] | None = None,
+) -> Map:
+    """Persons per cell of `stride` x `stride` pixels, (ceil(height/stride), ceil(width/stride)) float32 (7, 8).
+
+    The map sums to n: each head spreads a mass of exactly 1 inside the image, by exp(-d^2/sigma^2) at the pixel
+    centres. `raz`: sigma = beta x mean distance of the k nearest others. `csrnet`: standard deviation 0.3 x mean
+    distance of the 3 nearest; beta and k are not read. sigma is at least 0.3 px. `distances` (n,) px, from
+    `mean_neighbour_distance` with `neighbours(kernel, k)`, saves computing them. Raises RazError on bad input.
+    """
+    if distances is None:
+        distances = mean_neighbour_distance(heads, neighbours(kernel, k), height, width)
+    rows, columns = -(-height // max(stride, 1)), -(-width // max(stride, 1))
+    return density_window(
+        heads, distances, height, width, 0, 0, rows * stride, columns * stride, stride=stride, beta=beta, kernel=kernel
+    )
+
+
+def density_window(
+    heads: NDArray[Any],
+    distances: NDArray[np.float64],
+    height: int,
+    width: int,
+    x0: int,
+    y0: int,
+    h: int,
+    w: int,
+    *,
+    stride: int = 8,
+    beta: float = 0.1,
+    kernel: Literal["raz", "csrnet"] = "raz",
+) -> Map:
+    """The part of `density_map` that covers pixels [y0, y0 + h) x [x0, x0 + w), (h/stride, w/stride) float32.
+
+    Each head's mass is normalised over the whole image, so the window equals the slice of the whole map; beyond the
+    image it is 0. `distances` (n,) px belong to all heads of the image. Raises RazError on bad input, among it a
+    window that is not a multiple of `stride`.
+    """
+    points = _checked(heads, height, width)
+    _check_density(points, distances, (x0, y0, h, w), stride, beta, kernel)
+    # The exponent is separable, and so are the sum over a cell and the normalisation: each head is an outer product
+    # of two short vectors, and the full-resolution map is never made.
+    sigma = np.maximum(np.asarray(distances) * (CSRNET_BETA if kernel == "csrnet" else beta), SIGMA_FLOOR)
+    # Few additions meet in a full-resolution pixel, where a float64 map would cost twice the memory.
+    out = np.zeros((h // stride, w // stride), dtype=np.float64 if stride > 1 else np.float32)
+    # The radius is rounded up to a power of BUCKET, not to the bucket's largest: so it never depends on the other
+    # heads, and a window adds exactly the numbers the whole map adds.
+    bucket = np.ceil(np.log(CUT * sigma) / math.log(BUCKET)).astype(np.int64)
+    for b in np.unique(bucket):
+        of_bucket = np.flatnonzero(bucket == b)
+        radius = BUCKET ** float(b)
+        first_y, cells_y = _spans(points[of_bucket, 1], radius, stride, height)
+        first_x, cells_x = _spans(points[of_bucket, 0], radius, stride, width)
+        first_y -= y0 // stride
+        first_x -= x0 // stride
+        hit = (first_y < out.shape[0]) & (first_y > -cells_y) & (first_x < out.shape[1]) & (first_x > -cells_x)
+        if not hit.all():
+            of_bucket, first_y, first_x = of_bucket[hit], first_y[hit], first_x[hit]
+        if len(of_bucket):
+            a, s = points[of_bucket], sigma[of_bucket]
+            mass_y = _masses(a[:, 1], s, first_y + y0 // stride, cells_y, stride, height)
+            mass_x = _masses(a[:, 0], s, first_x + x0 // stride, cells_x, stride, width)
+            _add_products(out, first_y, first_x, mass_y, mass_x)
+    return out.astype(np.float32, copy=False)
+
+
+def _spans(centre: NDArray[np.float64], radius: float, stride: int, size: int) -> tuple[NDArray[np.int64], int]:
+    """First cell of each head's window along one axis, and the number of cells of all windows.
+
+    The window holds every pixel of the image within `radius` of the head.
+    """
+    total = -(-size // stride)
+    cells = min(math.ceil(2 * radius / stride) + 1, total)
+    first = np.floor((centre - radius) / stride).astype(np.int64)
+    return np.clip(first, 0, total - cells), cells
+
+
+def _masses(
+    centre: NDArray[np.float64],
+    sigma: NDArray[np.float64],
+    first: NDArray[np.int64],
+    cells: int,
+    stride: int,
+    size: int,
+) -> NDArray[np.float64]:
+    """One axis of the kernel, summed over each cell and normalised to 1 over the image, (n, cells)."""
+    pixel = (first * stride)[:, None] + np.arange(0.5, cells * stride)
+    offset = pixel - centre[:, None]
+    offset /= sigma[:, None]
+    np.square(offset, out=offset)
+    # The exponent was formed in float64; float32's exp is several times faster and exact to 1e-7.
+    value = np.exp(-offset.astype(np.float32))
+    if size % stride:
+        value[pixel > size] = 0.0  # the last cell reaches beyond the image
+    mass: NDArray[np.float64] = value.reshape(len(centre), cells, stride).sum(axis=2).astype(np.float64)
+    mass /= mass.sum(axis=1, keepdims=True)
+    return mass
+
+
+def _add_products(
+    out: NDArray[Any],
+    first_y: NDArray[np.int64],
+    first_x: NDArray[np.int64],
+    mass_y: NDArray[np.float64],
+    mass_x: NDArray[np.float64],
+) -> None:
+    """Add each head's outer product to `out` at its first cell; what lies outside `out` is left away."""
+    rows, columns = out.shape
+    cells_y, cells_x = mass_y.shape[1], mass_x.shape[1]
+    mass_y, mass_x = mass_y.astype(out.dtype, copy=False), mass_x.astype(out.dtype, copy=False)
+    if cells_y * cells_x >= 400:  # from here a call per head is cheaper than an index per cell
+        for y, x, my, mx in zip(first_y.tolist(), first_x.tolist(), mass_y, mass_x, strict=True):
+            top, left = max(-y, 0), max(-x, 0)
+            my, mx = my[top : rows - y], mx[left : columns - x]
+            out[y + top : y + top + len(my), x + left : x + left + len(mx)] += my[:, None] * mx
+        return
+    index_y = first_y[:, None] + np.arange(cells_y)
+    index_x = first_x[:, None] + np.arange(cells_x)
+    if first_y.min() < 0 or first_x.min() < 0 or index_y.max() >= rows or index_x.max() >= columns:
+        mass_y = np.where((index_y >= 0) & (index_y < rows), mass_y, 0)
+        mass_x = np.where((index_x >= 0) & (index_x < columns), mass_x, 0)
+        np.clip(index_y, 0, rows - 1, out=index_y)
+        np.clip(index_x, 0, columns - 1, out=index_x)
+    index_y *= columns
+    flat = out.reshape(-1)
+    step = max(1, (1 << 16) // (cells_y * cells_x))  # keeps the products in the cache
+    for i in range(0, len(mass_y), step):
+        part = slice(i, i + step)
+        where = (index_y[part, :, None] + index_x[part, None, :]).reshape(-1)
+        np.add.at(flat, where, (mass_y[part, :, None] * mass_x[part, None, :]).reshape(-1))
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+
+def head_labels(heads: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
+    """1 on the pixel of each head and its four neighbours, else 0, (height, width) uint8 (9, Eq. 2).
+
+    Raises RazError on heads outside the image.
+    """
+    return label_window(heads, height, width, 0, 0, height, width)
+
+
+def label_window(heads: NDArray[Any], height: int, width: int, x0: int, y0: int, h: int, w: int) -> NDArray[np.uint8]:
+    """The part of `head_labels` that covers pixels [y0, y0 + h) x [x0, x0 + w), (h, w) uint8; 0 beyond the image."""
+    points = _checked(heads, height, width)
+    _check_window((x0, y0, h, w))
+    out = np.zeros((h, w), dtype=np.uint8)
+    pixel = points.astype(np.int64)  # truncation is the floor, since heads in the image are not negative
+    column, row = pixel[:, 0] - x0, pixel[:, 1] - y0
+    bottom, right = min(h, height - y0), min(w, width - x0)
+    top, left = max(0, -y0), max(0, -x0)
+    flat = out.reshape(-1)
+    for dy, dx in ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0)):
+        y, x = row + dy, column + dx
+        keep = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+        flat[y[keep] * w + x[keep]] = 1
+    return out
+
+
+# --------------------------------------------------------------------------------------------- attention
+
+
+def attention_map(heads: NDArray[Any], height: int, width: int, sigma_z: float = 3.0) -> Map:
+    """Where the crowd is dense, in [0, 1], (height, width) float32 (11).
+
+    exp(-m^2 / (2 sigma_z^2)), m the mean distance in px of a pixel's centre to its three nearest heads; fewer than
+    three heads: all there are; none: 0. Values below 1e-7 may be written as 0; the error is under 1e-6 everywhere.
+    Raises RazError on sigma_z <= 0 or heads outside the image.
+    """
+    return attention_window(heads, height, width, 0, 0, height, width, sigma_z)
+
+
+def attention_window(
+    heads: NDArray[Any], height: int, width: int, x0: int, y0: int, h: int, w: int, sigma_z: float = 3.0
+) -> Map:
+    """The part of `attention_map` that covers pixels [y0, y0 + h) x [x0, x0 + w), (h, w) float32; 0 beyond the image.
+
+    The mean distance m is 1-Lipschitz: a tile whose centre is farther than `reach` plus the tile's radius holds
+    nothing above ATTENTION_FLOOR and is skipped; for the others a few candidates hold every pixel's three nearest.
+    """
+    points = _checked(heads, height, width)
+    _check_window((x0, y0, h, w))
+    if not (math.isfinite(sigma_z) and sigma_z > 0):
+        raise RazError("attention_map", f"sigma_z is {sigma_z}, expected more than 0 px")
+    nearest = min(ATTENTION_NEIGHBOURS, len(points))
+    reach = sigma_z * math.sqrt(2.0 * math.log(1.0 / ATTENTION_FLOOR))
+    # Tiles lie on the image's own grid, so a window decides about a tile exactly as the whole image does.
+    left, top = max(x0, 0) // COARSE * COARSE, max(y0, 0) // COARSE * COARSE
+    right, bottom = min(x0 + w, width), min(y0 + h, height)
+    if nearest == 0 or left >= right or top >= bottom:
+        return np.zeros((h, w), dtype=np.float32)
+    # The third head of a kept tile's pixel may lie at three times the largest mean that is kept.
+    margin = 3 * (reach + COARSE_RADIUS) + 2 * COARSE_RADIUS
+    near = (
+        (points[:, 0] >= left - margin)
+        & (points[:, 0] <= right + COARSE + margin)
+        & (points[:, 1] >= top - margin)
+        & (points[:, 1] <= bottom + COARSE + margin)
+    )
+    points = points[near]
+    if len(points) < nearest:
+        return np.zeros((h, w), dtype=np.float32)
+    tree = cKDTree(points)
+
+    grid_x, grid_y = np.meshgrid(np.arange(left, right, COARSE), np.arange(top, bottom, COARSE))
+    tiles = np.stack([grid_x.ravel(), grid_y.ravel()], axis=1)
+    distance, _ = _nearest(tree, tiles + COARSE / 2, nearest)
+    tiles = tiles[distance.mean(axis=1) <= reach + COARSE_RADIUS]
+    tiles = (tiles[:, None, :] + np.array([[0, 0], [TILE, 0], [0, TILE], [TILE, TILE]])).reshape(-1, 2)
+    tiles = tiles[
+        (tiles[:, 0] < right) & (tiles[:, 1] < bottom) & (tiles[:, 0] + TILE > x0) & (tiles[:, 1] + TILE > y0)
+    ]
+
+    rows, columns = -(-(bottom - top) // TILE), -(-(right - left) // TILE)
+    canvas = np.zeros((rows, TILE, columns, TILE), dtype=np.float32)
+    k = 8
+    while len(tiles):
+        k = min(k, len(points))
+        distance, which = _nearest(tree, tiles + TILE / 2, k)
+        keep = distance[:, :nearest].mean(axis=1) <= reach + TILE_RADIUS
+        tiles, distance, which = tiles[keep], distance[keep], which[keep]
+        # A pixel's nearest lie within (distance of the centre's last nearest + 2 radii) of the centre.
+        enough = distance[:, nearest - 1] + 2 * TILE_RADIUS
+        done = (distance[:, -1] > enough) | (k == len(points))
+        need = np.maximum((distance <= enough[:, None]).sum(axis=1), nearest)
+        ready = np.flatnonzero(done)
+        ready = ready[np.argsort(need[ready], kind="stable")]  # tiles of like need share a block
+        for i in range(0, len(ready), 32):
+            block = ready[i : i + 32]
+            used = which[block, : int(need[block[-1]])]
+            values = _attention_tiles(points[used] - tiles[block][:, None, :], nearest, sigma_z)
+            canvas[(tiles[block, 1] - top) // TILE, :, (tiles[block, 0] - left) // TILE, :] = values
+        tiles = tiles[~done]
+        k = k * 5 // 2
+    image = canvas.reshape(rows * TILE, columns * TILE)
+    image[bottom - top :] = 0.0  # tiles reach beyond the image
+    image[:, right - left :] = 0.0
+    ahead, above = max(x0, 0) - left, max(y0, 0) - top
+    if x0 >= 0 and y0 >= 0 and image.shape[0] >= above + h and image.shape[1] >= ahead + w:
+        return np.ascontiguousarray(image[above : above + h, ahead : ahead + w])
+    out = np.zeros((h, w), dtype=np.float32)
+    out[max(-y0, 0) : bottom - y0, max(-x0, 0) : right - x0] = image[above : bottom - top, ahead : right - left]
+    return out
+
+
+def _attention_tiles(candidates: NDArray[np.float64], nearest: int, sigma_z: float) -> Map:
+    """Attention of tiles (t, TILE, TILE) from candidates (t, k, 2), px from each tile's corner."""
+    # Relative to the tile float32 is enough; absolute positions would lose 1e-5.
+    near = candidates.astype(np.float32)
+    centre = np.arange(TILE, dtype=np.float32) + np.float32(0.5)
+    dx = np.square(centre - near[:, :, 0, None])
+    dy = np.square(centre - near[:, :, 1, None])
+    shape = (len(near), TILE, TILE)
+    least = [np.full(shape, np.inf, dtype=np.float32) for _ in range(nearest)]
+    value, larger = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+    for j in range(near.shape[1]):
+        np.add(dy[:, j, :, None], dx[:, j, None, :], out=value)
+        for i in range(nearest):  # insert into the running minima, the larger one is handed on
+            if i + 1 < nearest:
+                np.maximum(least[i], value, out=larger)
+            np.minimum(least[i], value, out=least[i])
+            value, larger = larger, value
+    total = np.sqrt(least[0])
+    for other in least[1:]:
+        total += np.sqrt(other)
+    total /= np.float32(nearest)
+    np.square(total, out=total)
+    total *= np.float32(-0.5 / sigma_z**2)
+    return np.exp(total)
+
+
+# ------------------------------------------------------------------------------------------------ checks
+
+
+def _shaped(heads: NDArray[Any]) -> Heads:
+    points = np.asarray(heads, dtype=np.float64)
+    if points.size == 0:
+        return points.reshape(0, 2)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise RazError("heads", f"an array of shape {points.shape}, expected (n, 2): x, y in pixels")
+    return points
+
+
+def _within(points: Heads, height: int, width: int) -> NDArray[np.bool_]:
+    x, y = points[:, 0], points[:, 1]
+    within: NDArray[np.bool_] = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return within
+
+
+def _checked(heads: NDArray[Any], height: int, width: int) -> Heads:
+    points = _shaped(heads)
+    if height < 1 or width < 1:
+        raise RazError("image", f"{height} x {width} pixels, expected at least 1 x 1")
+    keep = _within(points, height, width)
+    if not keep.all():
+        first = points[~keep][0].tolist()
+        raise RazError(
+            "heads",
+            f"{int((~keep).sum())} of {len(points)} outside the image of {width} x {height} px, the first at {first}",
+            "drop them with inside(heads, height, width)",
+        )
+    return points
+
+
+def _check_window(window: tuple[int, int, int, int]) -> None:
+    if window[2] < 1 or window[3] < 1:
+        raise RazError("window", f"{window[2]} x {window[3]} pixels, expected at least 1 x 1")
+
+
+def _check_density(
+    points: Heads,
+    distances: NDArray[np.float64],
+    window: tuple[int, int, int, int],
+    stride: int,
+    beta: float,
+    kernel: str,
+) -> None:
+    faults: list[RazError] = []
+    if stride < 1:
+        faults.append(RazError("density_map", f"stride is {stride}, expected 1 or more"))
+    elif any(edge % stride for edge in window):
+        faults.append(RazError("density_map", f"window {window} (x0, y0, h, w), expected multiples of {stride}"))
+    if not (math.isfinite(beta) and beta > 0):
+        faults.append(RazError("density_map", f"beta is {beta}, expected more than 0"))
+    if kernel not in KERNELS:
+        faults.append(RazError("density_map", f"kernel is {kernel!r}", "legal are " + ", ".join(KERNELS)))
+    if np.shape(distances) != (len(points),):
+        faults.append(RazError("density_map", f"distances of shape {np.shape(distances)}, expected ({len(points)},)"))
+    elif len(points) and not (np.isfinite(distances).all() and np.min(distances) >= 0):
+        faults.append(RazError("density_map", "distances with a negative or infinite value, expected px >= 0"))
+    raise_all(faults)
+    _check_window(window)

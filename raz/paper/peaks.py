@@ -1,0 +1,167 @@
+"""From a response map to points: 3x3 mean, 3x3 maximum (13, 14), and the threshold fitted to counts (13)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from raz.errors import RazError, raise_all
+
+BLOCK = 96  # rows smoothed at a time, so that the intermediate rows stay in the cache
+
+
+def find_peaks(response: NDArray[Any], floor: float) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Peaks of a response map (H, W): points (n, 2) float64 x, y px, and their scores (n,) float32 (13, 14).
+
+    A pixel's score is the mean of the 3x3 responses around it, over the pixels inside the image. A peak is a pixel
+    that no pixel of its 3x3 neighbourhood exceeds, with a score of at least `floor` and above 0. Peaks that touch are
+    equal, and one plateau: it gives one peak, at the member nearest to its middle, the first in reading order among
+    equals. The peak at column i, row j is the point (i + 0.5, j + 0.5). Sorted by falling score, then y, then x.
+    Raises RazError when the response is not 2-D or not finite, or `floor` is not a number.
+    """
+    response = np.asarray(response)
+    if response.ndim != 2 or response.size == 0:
+        raise RazError("find_peaks", f"a response of shape {response.shape}, expected (H, W)")
+    if math.isnan(floor):
+        raise RazError("find_peaks", "floor is not a number, expected 0 or more")
+    image = response.astype(np.float32, copy=False)
+    rows, columns, scores = _candidates(image, floor)
+    first = _plateau_members(rows, columns, image.shape[1])
+    rows, columns, scores = rows[first], columns[first], scores[first]
+    order = np.lexsort((columns, rows, -scores))
+    points = np.stack([columns[order] + 0.5, rows[order] + 0.5], axis=1)
+    return points, scores[order]
+
+
+def fit_threshold(scores_per_image: Sequence[NDArray[Any]], counts: Sequence[int]) -> float:
+    """The threshold t, strictly inside (0, 1), that minimises the sum over images of |#(scores >= t) - count| (13).
+
+    Exact: the sum is constant between neighbouring scores, so all of them are tried by one sort and one running sum.
+    Of equally good intervals the widest is taken, then the highest, and t is its middle (half of it in (0, 1) counts).
+    Raises RazError when there are not as many counts as images, or a count is negative.
+    """
+    faults: list[RazError] = []
+    if len(scores_per_image) != len(counts):
+        faults.append(RazError("fit_threshold", f"{len(scores_per_image)} images with scores but {len(counts)} counts"))
+    if any(count < 0 for count in counts):
+        faults.append(RazError("fit_threshold", f"a count of {min(counts)}, expected 0 or more"))
+    for i, scores in enumerate(scores_per_image):
+        if np.ndim(scores) != 1 or np.isnan(scores).any():
+            faults.append(RazError("fit_threshold", f"scores of image {i}: expected numbers, (n,)"))
+    raise_all(faults)
+    pooled, changes = [np.zeros(0, np.float32)], [np.zeros(0)]
+    for scores, count in zip(scores_per_image, counts, strict=True):
+        falling = np.sort(np.asarray(scores, dtype=np.float32))[::-1]
+        pooled.append(falling)
+        # One more counted point brings this image nearer to its count, until the count is reached.
+        changes.append(np.where(np.arange(len(falling)) < count, -1.0, 1.0))
+    score, change = np.concatenate(pooled), np.concatenate(changes)
+    order = np.argsort(-score, kind="stable")
+    score, change = score[order], change[order]
+    # Interval i holds the thresholds in (lower[i], upper[i]]; the scores above it, and upper[i] itself, are counted.
+    last = np.flatnonzero(np.append(score[1:] != score[:-1], True)) if len(score) else np.zeros(0, np.int64)
+    steps = score[last]
+    loss = np.append(0.0, np.cumsum(change)[last])
+    one = np.float32(1.0)
+    below_one = np.nextafter(one, np.float32(0.0))
+    upper = np.minimum(np.append(one, steps), below_one)
+    lower = np.maximum(np.append(steps, np.float32(0.0)), np.float32(0.0))
+    width = upper.astype(np.float64) - lower
+    legal = width > 0
+    best = min(
+        np.flatnonzero(legal).tolist(), key=lambda i: (float(loss[i]), -float(width[i]), i)
+    )  # upper falls with i, so the lower index is the higher interval
+    middle = np.float32((float(upper[best]) + float(lower[best])) / 2)  # scores are compared as float32
+    return float(middle if lower[best] < middle <= upper[best] else upper[best])
+
+
+def _candidates(
+    image: NDArray[np.float32], floor: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Rows, columns (in reading order) and scores of all pixels that no neighbour exceeds."""
+    height, width = image.shape
+    found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+    # Two rows more on each side than the block: one for the comparison, one more for its means.
+    source = np.zeros((min(BLOCK, height) + 4, width + 2), dtype=np.float32)
+    sums = np.empty((len(source) - 2, width + 2), dtype=np.float32)
+    across = np.empty((len(source), width), dtype=np.float32)
+    largest = np.empty((len(source) - 2, width), dtype=np.float32)
+    for top in range(0, height, BLOCK):
+        rows = min(BLOCK, height - top)
+        low, high = max(top - 2, 0), min(top + rows + 2, height)
+        peak = float(image[low:high].max())
+        if not math.isfinite(peak):
+            raise RazError("find_peaks", f"the response holds {peak}, expected finite numbers")
+        if peak * 1.000001 < floor or peak <= 0:  # a mean exceeds the largest response by rounding only
+            continue
+        src, smooth, wide, most = source[: rows + 4], sums[: rows + 2], across[: rows + 4], largest[: rows + 2]
+        before = low - (top - 2)  # rows of the frame above the image
+        src[:before] = 0.0
+        src[before : before + high - low, 1:-1] = image[low:high]
+        src[before + high - low :] = 0.0
+        np.add(src[:, :-2], src[:, 1:-1], out=wide)
+        wide += src[:, 2:]
+        inner = smooth[:, 1:-1]
+        np.add(wide[:-2], wide[1:-1], out=inner)
+        inner += wide[2:]
+        # Nine times the mean over the pixels inside the image: 9/6 on an edge, 9/4 in a corner.
+        if width == 1:
+            inner *= 3.0
+        else:
+            inner[:, 0] *= 1.5
+            inner[:, -1] *= 1.5
+        if height == 1:
+            inner *= 3.0
+        else:
+            for edge in (1 - top, height - top):  # where the image's first and last row lie, if here
+                if 0 <= edge < rows + 2:
+                    inner[edge] *= 1.5
+        smooth[:, 0] = smooth[:, -1] = -np.inf
+        if top == 0:
+            smooth[0] = -np.inf
+        if top + rows == height:
+            smooth[rows + 1] = -np.inf
+        np.maximum(smooth[:, :-2], smooth[:, 1:-1], out=most)
+        np.maximum(most, smooth[:, 2:], out=most)
+        around = wide[:rows]  # its sums are used up
+        np.maximum(most[:-2], most[1:-1], out=around)
+        np.maximum(around, most[2:], out=around)
+        centre = inner[1:-1]
+        flat = np.flatnonzero(centre == around)
+        row, column = flat // width, flat % width
+        score = centre[row, column] / np.float32(9.0)
+        keep = (score >= np.float32(floor)) & (score > 0)
+        found.append((row[keep] + top, column[keep], score[keep]))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    rows_found, columns, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return rows_found, columns, scores
+
+
+def _plateau_members(rows: NDArray[np.int64], columns: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """One candidate of each group of touching ones, as indices into the candidates (which are in reading order)."""
+    n = len(rows)
+    flat = rows * (width + 1) + columns  # one column more, so that the right edge does not touch the left one
+    starts, ends = [], []
+    for step in (1, width, width + 1, width + 2):  # east, south-west, south, south-east
+        at = np.searchsorted(flat, flat + step)
+        hit = np.flatnonzero((at < n) & (flat[np.minimum(at, n - 1)] == flat + step))
+        starts.append(hit)
+        ends.append(at[hit])
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    if not len(start):
+        return np.arange(n)
+    number, group = connected_components(coo_array((np.ones(len(start), bool), (start, end)), shape=(n, n)))
+    size = np.bincount(group, minlength=number)
+    middle_row = np.bincount(group, rows, number) / size
+    middle_column = np.bincount(group, columns, number) / size
+    away = (rows - middle_row[group]) ** 2 + (columns - middle_column[group]) ** 2
+    order = np.lexsort((np.arange(n), away, group))
+    first = np.append(True, group[order][1:] != group[order][:-1])
+    return np.sort(order[first])
