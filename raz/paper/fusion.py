@@ -1,0 +1,349 @@
+"""Two-stream count fusion: §3.1, Eq. 4 and reading row (18).
+
+An image is cut into cells x cells equal cells, numbered row by row. For n images and g = cells² cells the
+density counts `den`, the localization counts `loc` and the true counts `truth` are (n, g) float64, in persons;
+thresholds `theta` are (g,) float64, in persons too.
+
+A new rule is a function here and an entry in `RULES`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raz.errors import RazError, raise_all
+
+Floats = NDArray[np.float64]
+Rule = Callable[[Floats, Floats, Floats], Floats]
+
+KINDS = ("cell", "shared", "image")
+
+# A threshold that every cell reaches, or none, on unseen images too: finite, so that it can be written as JSON.
+_BEYOND = 1e9
+# Losses closer than this, relative to their scale, are ties: far above the rounding of a sum, far below a person.
+_TIE = 1e-12
+
+
+def _grid(den: Floats, loc: Floats, theta: Floats) -> Floats:
+    """Eq. 4: the density count where the mean of both reaches theta_f, else that mean."""
+    mean = (den + loc) / 2
+    return np.where(mean >= theta, den, mean)
+
+
+def _average(den: Floats, loc: Floats, theta: Floats) -> Floats:
+    """The blind mean of both counts (`RAZ_average`); theta is not used."""
+    return (den + loc) / 2
+
+
+def _density(den: Floats, loc: Floats, theta: Floats) -> Floats:
+    """The density count alone (`RAZ_density`); theta is not used."""
+    return den.copy()
+
+
+def _localization(den: Floats, loc: Floats, theta: Floats) -> Floats:
+    """The number of localized points alone (`RAZ_localization`); theta is not used."""
+    return loc.copy()
+
+
+RULES: dict[str, Rule] = {"grid": _grid, "average": _average, "density": _density, "localization": _localization}
+
+
+def _size_faults(where: str, **sizes: int) -> list[RazError]:
+    return [RazError(where, f"{name} is {size!r}, expected 1 or more") for name, size in sizes.items() if size < 1]
+
+
+def grid_points(xy: ArrayLike, height: int, width: int, cells: int) -> Floats:
+    """Points per cell.
+
+    xy: (n, 2) x, y in pixels of an image of height x width. Returns (cells²,) whole numbers that sum to n: a point
+    on or beyond the border (one rounded there when it was mapped back from a zoomed crop) counts in the nearest
+    cell. Raises RazError on a wrong shape, a number that is not finite, or a size below 1. (18)
+    """
+    points = np.asarray(xy, dtype=np.float64)
+    faults = _size_faults("grid_points", height=height, width=width, cells=cells)
+    if points.size == 0:
+        points = points.reshape(0, 2)
+    if points.ndim != 2 or points.shape[1] != 2:
+        faults.append(RazError("grid_points", f"xy has shape {points.shape}, expected (n, 2)"))
+    elif not np.isfinite(points).all():
+        faults.append(RazError("grid_points", "xy holds numbers that are not finite"))
+    raise_all(faults)
+    column = np.clip(np.floor(points[:, 0] * cells / width), 0, cells - 1).astype(np.int64)
+    row = np.clip(np.floor(points[:, 1] * cells / height), 0, cells - 1).astype(np.int64)
+    return np.bincount(row * cells + column, minlength=cells * cells).astype(np.float64)
+
+
+@lru_cache(maxsize=512)  # two per image size; a data set has few distinct ones, and each is tiny
+def _overlaps(size: int, stride: int, cells: int) -> Floats:
+    """(cells, ceil(size / stride)): the share of each stride-long bin in each cell; every column sums to 1."""
+    edges = np.arange(cells + 1) * (size / cells)
+    edges[-1] = np.inf  # the padding beyond the image belongs to the last cell
+    starts = np.arange(-(-size // stride)) * float(stride)
+    before = np.clip((edges[:, None] - starts) / stride, 0.0, 1.0)  # share of each bin left of each edge
+    shares = np.diff(before, axis=0)
+    shares.setflags(write=False)
+    return shares
+
+
+def grid_density(density: ArrayLike, height: int, width: int, stride: int, cells: int) -> Floats:
+    """The sum of a density map per cell.
+
+    density: (ceil(height/stride), ceil(width/stride)), each bin holding the persons on stride x stride pixels of an
+    image of height x width. Returns (cells²,) float64 with the map's sum: a bin that straddles cells is shared by
+    area, and what lies on the padding beyond the image goes to the last row or column of cells. Raises RazError on
+    another shape, a number that is not finite, or a size below 1. (18)
+    """
+    mass = np.asarray(density, dtype=np.float64)
+    faults = _size_faults("grid_density", height=height, width=width, stride=stride, cells=cells)
+    if not faults:
+        shape = (-(-height // stride), -(-width // stride))
+        if mass.shape != shape:
+            size = f"{height} x {width} at stride {stride}"
+            faults.append(RazError("grid_density", f"density has shape {mass.shape}, expected {shape} ({size})"))
+        elif not np.isfinite(mass).all():
+            faults.append(RazError("grid_density", "density holds numbers that are not finite"))
+    raise_all(faults)
+    return np.ravel(_overlaps(height, stride, cells) @ mass @ _overlaps(width, stride, cells).T)
+
+
+def _counts(where: str, need_images: bool, **arrays: ArrayLike) -> tuple[Floats, ...]:
+    """The arrays as float64, checked: two axes, one shape, finite."""
+    counts = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
+    faults = []
+    shapes = {name: array.shape for name, array in counts.items()}
+    first = next(iter(shapes.values()))
+    if len(first) != 2 or len(set(shapes.values())) > 1:
+        told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        faults.append(RazError(where, f"shapes are {told}, expected one shape (images, cells)"))
+    elif first[1] < 1 or (need_images and first[0] < 1):
+        faults.append(RazError(where, f"counts have shape {first}: nothing to fit a threshold to"))
+    for name, array in counts.items():
+        if not np.isfinite(array).all():
+            bad = int(np.count_nonzero(~np.isfinite(array)))
+            faults.append(RazError(where, f"{bad} numbers of {name} are not finite", "a diverged network?"))
+        elif array.size and float(np.abs(array).max()) >= _BEYOND / 2:
+            faults.append(RazError(where, f"{name} holds a count of {float(np.abs(array).max()):.3g} in one cell"))
+    raise_all(faults)
+    return tuple(counts.values())
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What Eq. 4 needs of n images, prepared once, so that scoring another theta costs one pass over the cells.
+
+    mean: (n, g) mean of both counts; gain: (n, g) what choosing density adds to it; base: (n,) signed error of each
+    image if no cell chose density. All in persons.
+    """
+
+    mean: Floats
+    gain: Floats
+    base: Floats
+
+    def errors(self, theta: ArrayLike) -> Floats:
+        """(n,) signed count error of each image under Eq. 4 with theta, (g,) or one number."""
+        chosen: Floats = np.einsum("ij,ij->i", self.gain, self.mean >= np.asarray(theta, dtype=np.float64))
+        return self.base + chosen
+
+    def mae(self, theta: ArrayLike) -> float:
+        """Mean absolute count error of the images under Eq. 4 with theta, (g,) or one number."""
+        return float(np.abs(self.errors(theta)).mean())
+
+
+def prepare(den: ArrayLike, loc: ArrayLike, truth: ArrayLike) -> Replay:
+    """The `Replay` of counts (n, g) in persons, n >= 1. Raises RazError as `fit_theta` does."""
+    density, points, true = _counts("prepare", True, den=den, loc=loc, truth=truth)
+    return _prepare(density, points, true)
+
+
+def _prepare(den: Floats, loc: Floats, truth: Floats) -> Replay:
+    mean = (den + loc) / 2
+    return Replay(mean, den - mean, (mean - truth).sum(axis=1))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Cells by descending mean. Lowering theta past them lets one after another choose density."""
+
+    order: NDArray[np.intp]  # of the cells
+    values: Floats  # their means, descending
+    legal: NDArray[np.bool_]  # (cells + 1,) whether some theta lets exactly the first m choose: not amid equal means
+
+    @staticmethod
+    def of(means: Floats) -> _Steps:
+        order = np.argsort(-means, kind="stable")
+        values = means[order]
+        legal = np.ones(len(values) + 1, dtype=np.bool_)
+        legal[1:-1] = values[:-1] > values[1:]
+        return _Steps(order, values, legal)
+
+    def losses(self, start: float, changes: Floats) -> tuple[Floats, float]:
+        """(cells + 1,) loss with the first m cells choosing density (inf where no theta does that), and what ties."""
+        steps = changes[self.order]
+        losses = np.empty(len(steps) + 1)
+        losses[0] = 0.0
+        np.cumsum(steps, out=losses[1:])
+        losses += start
+        losses[~self.legal] = np.inf
+        return losses, _TIE * (abs(start) + float(np.abs(steps).sum()))
+
+    def theta(self, chosen: int) -> float:
+        """The threshold that the first `chosen` cells reach and no other: halfway, or beyond every count."""
+        if chosen == 0:
+            return _BEYOND
+        if chosen == len(self.values):
+            return -_BEYOND
+        above, below = float(self.values[chosen - 1]), float(self.values[chosen])
+        half = below + (above - below) / 2
+        return half if half > below else above  # neighbouring floats have nothing between
+
+
+def _last_least(losses: Floats, tie: float) -> int:
+    """The most cells, so the lowest theta, among equally good choices."""
+    return int(np.flatnonzero(losses <= losses.min() + tie)[-1])
+
+
+def _fit_cell(den: Floats, loc: Floats, truth: Floats) -> Floats:
+    mean = (den + loc) / 2
+    before = np.abs(mean - truth)
+    changes = np.abs(den - truth) - before
+    theta = np.empty(den.shape[1])
+    for cell in range(den.shape[1]):
+        steps = _Steps.of(mean[:, cell])
+        theta[cell] = steps.theta(_last_least(*steps.losses(float(before[:, cell].sum()), changes[:, cell])))
+    return theta
+
+
+def _fit_shared(replay: Replay) -> Floats:
+    # Each image's own cells by descending mean: its error after each of them chose density. The order among all
+    # images then only says when each change of the loss takes place, so two sorts and two running sums do it.
+    own = np.argsort(-replay.mean, axis=1, kind="stable")
+    running = np.cumsum(np.take_along_axis(replay.gain, own, axis=1), axis=1)
+    after = np.abs(replay.base[:, None] + running)
+    start = np.abs(replay.base)
+    changes = np.diff(after, axis=1, prepend=start[:, None])
+    steps = _Steps.of(np.take_along_axis(replay.mean, own, axis=1).ravel())
+    theta = steps.theta(_last_least(*steps.losses(float(start.sum()), changes.ravel())))
+    return np.full(replay.mean.shape[1], theta)
+
+
+def _descend(replay: Replay, steps: Sequence[_Steps], theta: Floats) -> Floats:
+    """Coordinate descent from theta: cells in turn, each to its exact best, until none of them gets better."""
+    mean, gain = replay.mean, replay.gain
+    chosen = [int(np.count_nonzero(mean[:, cell] >= theta[cell])) for cell in range(len(steps))]
+    errors = replay.errors(theta)
+    settled, cell = 0, 0
+    while settled < len(steps):
+        takes = np.zeros(len(mean), dtype=np.bool_)
+        takes[steps[cell].order[: chosen[cell]]] = True
+        rest = errors - np.where(takes, gain[:, cell], 0.0)
+        before = np.abs(rest)
+        losses, tie = steps[cell].losses(float(before.sum()), np.abs(rest + gain[:, cell]) - before)
+        best = _last_least(losses, tie)
+        if losses[best] < losses[chosen[cell]] - 2 * tie:  # strictly, or ties could be exchanged for ever
+            chosen[cell], settled = best, 0
+            takes[:] = False
+            takes[steps[cell].order[:best]] = True
+            errors = rest + np.where(takes, gain[:, cell], 0.0)
+        settled += 1
+        cell = (cell + 1) % len(steps)
+    return np.array([step.theta(m) for step, m in zip(steps, chosen, strict=True)])
+
+
+def _fit_image(den: Floats, loc: Floats, truth: Floats) -> Floats:
+    replay = _prepare(den, loc, truth)
+    steps = [_Steps.of(replay.mean[:, cell]) for cell in range(den.shape[1])]
+    ends = [_descend(replay, steps, start) for start in (_fit_shared(replay), _fit_cell(den, loc, truth))]
+    losses = [replay.mae(end) for end in ends]
+    return ends[1] if losses[1] < losses[0] - _TIE * (1.0 + losses[0]) else ends[0]
+
+
+def fit_theta(den: ArrayLike, loc: ArrayLike, truth: ArrayLike, kind: str) -> Floats:
+    """theta_f of Eq. 4, fitted: (g,) thresholds in persons for counts (n, g) in persons. (18)
+
+    - `cell`: for each cell the exact minimiser of that cell's summed absolute error.
+    - `shared`: one number for all cells, the exact minimiser of the summed absolute error of the images' counts.
+    - `image`: coordinate descent on the images' error over the g thresholds, from the `shared` and from the `cell`
+      solution; the better end is returned (on a tie the one from `shared`). It is a coordinate-wise optimum (no
+      single threshold can be moved to a lower error) and never worse than either start, but joint moves of
+      several thresholds might still improve it: it need not be the global optimum.
+
+    The losses are piecewise constant in theta, so only the places between neighbouring means (den + loc) / 2 count:
+    thresholds lie halfway between them, or at -1e9 (always density) and 1e9 (never). Equally good ones: the lowest.
+    No random numbers; the order of the images does not matter. Raises RazError on an unknown kind, other shapes, no
+    images, or numbers that are not finite or too large to be counts.
+    """
+    if kind not in KINDS:
+        raise RazError("fusion.theta_f", f"{kind!r} is not a way to fit it", f"one of {', '.join(KINDS)}")
+    density, points, true = _counts("fit_theta", True, den=den, loc=loc, truth=truth)
+    if kind == "cell":
+        return _fit_cell(density, points, true)
+    if kind == "shared":
+        return _fit_shared(_prepare(density, points, true))
+    return _fit_image(density, points, true)
+
+
+def folds_of(ids: Sequence[str], folds: int) -> NDArray[np.int64]:
+    """(n,) fold of each image, 0 to folds - 1: dealt out in the order of the sha256 of their ids. (28)
+
+    So it depends on which images there are but not on their order, and fold sizes differ by at most one. Dealing
+    (instead of the hash modulo folds) keeps a small split from ending up in one fold. Raises RazError on fewer than
+    2 folds or an id that occurs twice.
+    """
+    faults = []
+    if folds < 2:
+        faults.append(RazError("fusion.folds", f"got {folds}, expected 2 or more"))
+    if len(set(ids)) < len(ids):
+        twice = sorted({name for name in ids if list(ids).count(name) > 1})
+        faults.append(RazError("folds_of", f"{len(twice)} ids occur twice: {', '.join(twice[:5])}"))
+    raise_all(faults)
+    ranked = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
+    fold = np.empty(len(ids), dtype=np.int64)
+    fold[ranked] = np.arange(len(ids)) % folds
+    return fold
+
+
+def cross_fit(
+    den: ArrayLike, loc: ArrayLike, truth: ArrayLike, ids: Sequence[str], rule: str, kind: str | float, folds: int
+) -> Floats:
+    """Fused counts (n, g) in persons, each image under a theta fitted to the *other* folds only. (18, 28)
+
+    den, loc, truth: (n, g) persons; ids: n names; rule: a name in `RULES`; kind as in `fit_theta`, or a number, which
+    is used as it stands. Only `grid` reads theta, so for other rules nothing is fitted. Raises RazError on an
+    unknown rule or kind, faulty counts (see `fit_theta`) or ids (see `folds_of`), and when one image is all there is
+    to fit on.
+    """
+    density, points, true = _counts("cross_fit", False, den=den, loc=loc, truth=truth)
+    faults = []
+    if rule not in RULES:
+        faults.append(RazError("fusion.rule", f"{rule!r} is not a fusion rule", f"one of {', '.join(RULES)}"))
+    if isinstance(kind, str) and kind not in KINDS:
+        faults.append(RazError("fusion.theta_f", f"{kind!r} is not a way to fit it", f"one of {', '.join(KINDS)}"))
+    elif not isinstance(kind, str) and not math.isfinite(kind):
+        faults.append(RazError("fusion.theta_f", f"{kind!r} is not a finite number"))
+    if len(ids) != len(density):
+        faults.append(RazError("cross_fit", f"{len(ids)} ids for {len(density)} images"))
+    raise_all(faults)
+    cells = density.shape[1]
+    if rule != "grid" or not isinstance(kind, str):
+        theta = np.full(cells, 0.0 if isinstance(kind, str) else float(kind))
+        return RULES[rule](density, points, theta)
+    fold = folds_of(ids, folds)
+    if len(ids) == 1:
+        raise RazError(
+            "cross_fit",
+            "one image cannot be scored out of fold",
+            "more validation images, or a number as fusion.theta_f",
+        )
+    fused = np.empty_like(density)
+    for left_out in np.unique(fold):
+        held, used = fold == left_out, fold != left_out
+        theta = fit_theta(density[used], points[used], true[used], kind)
+        fused[held] = RULES[rule](density[held], points[held], theta)
+    return fused
