@@ -6,31 +6,23 @@ The study and the store are what stays; everything that Ray holds may be thrown 
 from __future__ import annotations
 
 import os
-import signal
 import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from raz.config import TrialConfig, differences, from_parameters
 from raz.engine.events import Events, Silent
 from raz.engine.inline import run_inline
+from raz.engine.stop import signals
 from raz.engine.trial import PIPELINE, resolve
-from raz.errors import RazError, TrialFailure
+from raz.errors import TrialFailure
 from raz.study.ledger import Ledger, TrialRecord, open_ledger
 from raz.study.space import SearchSpace
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM, with the exit code a shell expects."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.code = 128 + signum
 
 
 @dataclass(frozen=True)
@@ -107,8 +99,6 @@ def run_study(
     RazError for what would meet every trial (a data set that is not there, a study that asked
     something else), Interrupted on SIGINT and SIGTERM, OSError when the store cannot be written.
     """
-    import time
-
     began = time.monotonic()
     target = space.target if trials is None else trials
     if space.sampler == "grid":
@@ -121,6 +111,9 @@ def run_study(
                 if inline:
                     run_inline(ledger, store, data_root=data_root, run_trial=run_trial, events=events)
                 else:
+                    from raz.engine.session import prepare
+
+                    prepare()
                     from raz.engine.tuned import run_tuned
 
                     run_tuned(
@@ -138,8 +131,6 @@ def _silent(left: int) -> Iterator[Events]:
 def _conclude(
     ledger: Ledger, store: Path, data_root: Path | None, run_trial: str, before: int, began: float
 ) -> SweepResult:
-    import time
-
     space, best = ledger.space, ledger.best()
     records = ledger.records()
     again = {record.retry_of for record in records}
@@ -201,25 +192,3 @@ def check_data(config: TrialConfig, data_root: Path | None) -> None:
     from raz.data import open_dataset
 
     open_dataset(config.dataset, data_root)
-
-
-@contextmanager
-def signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Interrupted here; the study is left for the next command to settle."""
-
-    def raised(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    try:
-        before = {number: signal.signal(number, raised) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: its owner decides about signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-__all__ = ["Interrupted", "RazError", "SweepResult", "check_data", "jobs_for", "median_count", "run_study"]

@@ -1,0 +1,119 @@
+"""Ray Tune <-> the ledger: Tune places the trials, the Optuna study says which, and when one is pruned.
+
+Tune's own Optuna search never prunes and calls an early-stopped trial COMPLETE. Here both halves go
+through the one ledger: StudySearch asks and tells, OptunaPruner reports a step before it asks whether to
+stop. A Tune experiment is disposable, so neither is ever restored; a run is resumed by a new one over
+the same study.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raz.engine.events import Events
+from raz.study.ledger import Ledger, Outcome
+
+STEP, VALUE, OUTCOME, HOPELESS = "step", "value", "outcome", "hopeless"  # keys of what a trial reports
+
+
+class StudySearch(Searcher):
+    """Gives Tune the ledger's next trial, and the ledger how each one ended."""
+
+    def __init__(self, ledger: Ledger, events: Events, constants: Mapping[str, Any]) -> None:
+        super().__init__()  # without a metric: a trial's last word need not carry one
+        self.ledger, self.events, self.constants = ledger, events, dict(constants)
+        self.numbers: dict[str, int] = {}  # Tune's trial -> the study's
+        self.pruned: set[str] = set()
+        self.hopeless: OSError | None = None  # what would meet every trial
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True  # the study knows its metric and its space
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        with self._kept():
+            asked = self.ledger.ask()
+        if asked is None:
+            return str(Searcher.FINISHED)
+        number, values, config = asked
+        self.numbers[trial_id] = number
+        self.events.started(number, values)
+        return {**self.constants, "number": number, "config": json.dumps(config)}
+
+    def report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Writes a step down; whether to prune. A trial's last word (its outcome) is no step."""
+        if HOPELESS in result:
+            code, text, filename = json.loads(result[HOPELESS])
+            self.hopeless = OSError(code, text, filename)
+            self.ledger.left = 0  # no trial after it would fare better
+            return False
+        if VALUE not in result or OUTCOME in result or trial_id in self.pruned:
+            return False
+        number, step, value = self.numbers[trial_id], int(result[STEP]), float(result[VALUE])
+        self.events.step(number, step, value)
+        with self._kept():
+            return self.ledger.report(number, step, value)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the scheduler, which Tune asks first, has reported the step."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self.numbers.pop(trial_id, None)
+        if number is None:
+            return
+        result = result or {}
+        seconds = float(result.get("time_total_s", 0.0))
+        if trial_id in self.pruned:
+            outcome = Outcome("pruned", seconds)
+        elif HOPELESS in result:
+            return  # stays RUNNING, so the next command queues it again
+        elif OUTCOME in result:
+            outcome = Outcome(**json.loads(result[OUTCOME]))
+        else:
+            how = "its process died" if error else "its process ended without a word"
+            outcome = Outcome("failed", seconds, reason="lost", message=f"{how}, again after each restart")
+        with self._kept():
+            self.events.finished(self.ledger.tell(number, outcome))
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Tune turns what is raised here into a text; the caller wants the error of a full disk itself."""
+        try:
+            yield
+        except OSError as error:
+            self.hopeless = error
+            raise
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune takes snapshots; the study is the only state there is."""
+        Path(checkpoint_path).write_text(self.ledger.space.study)
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a Tune experiment is not restored: run the study again")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"study": self.ledger.space.study}
+
+
+class OptunaPruner(FIFOScheduler):
+    """Asks the study at every step whether the trial is worth going on."""
+
+    _supports_buffered_results = False  # each step must reach the pruner before the next one is trained
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        search = controller.search_alg
+        while hasattr(search, "searcher"):  # Tune wraps it to limit how many run at a time
+            search = search.searcher
+        if search.report(trial.trial_id, result):
+            search.pruned.add(trial.trial_id)
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+    def debug_string(self) -> str:
+        return "OptunaPruner"

@@ -1,0 +1,81 @@
+"""A Ray session for one run: small, quiet, on the loopback, gone afterwards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+OBJECT_STORE = 100 * 2**20  # bytes; arrays and weights travel by path, not through Ray
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would return from fit() as if all were well
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial without a GPU of its own must still see the node's
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+def prepare() -> None:
+    """Sets the environment that Ray reads. To be called before Ray is imported, which keeps what it read."""
+    os.environ.update(QUIET)
+    if "ray" in sys.modules or "RAY_ADDRESS" in os.environ:
+        return  # its owner, or the cluster, has decided how processes prove who they are
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    given = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if os.environ["RAY_AUTH_MODE"] == "token" and not any(name in os.environ for name in given):
+        # for this session only: the file that Ray would write outlives it, and others may read it
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def session(cpus: int) -> Iterator[Path]:
+    """Ray is up within it; gives a folder that may be thrown away.
+
+    A session that its caller began is used and left alone, and with RAY_ADDRESS set the cluster there
+    is joined; else a local one with `cpus` logical CPUs is started and ended.
+    """
+    prepare()
+    import ray
+
+    for name in ("ray.tune", "ray.tune.analysis.experiment_analysis", "ray.tune.impl.tuner_internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        with tempfile.TemporaryDirectory(prefix="raz-", dir=_short()) as folder:
+            yield Path(folder)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="raz-", dir=_short()))
+    paths = os.environ.get("PYTHONPATH")
+    try:
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        else:
+            # The workers import what the driver can import, also from a checkout that is not installed.
+            os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+            ray.init(
+                num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+                object_store_memory=OBJECT_STORE, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
+            )  # fmt: skip
+        yield folder
+    finally:
+        ray.shutdown()
+        if paths is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = paths
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short() -> str | None:
+    """Ray's sockets lie below it, and a socket's path may not be longer than 107 bytes."""
+    return "/tmp" if os.path.isdir("/tmp") and len(tempfile.gettempdir()) > 20 else None
