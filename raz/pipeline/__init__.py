@@ -1,0 +1,1 @@
+"""The stage tree: what is trained, inferred and computed, each once per key."""

@@ -1,0 +1,206 @@
+"""What a training stage sees: crops of images with the ground truth of the same window.
+
+A crop is drawn from (seed, stage, epoch, image, number), never from a running generator, so an epoch is
+the same after a crash, in another order and on another worker. Crops are aligned to the backbone's stride.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raz.paper.groundtruth import attention_window, density_window, label_window, mean_neighbour_distance
+from raz.paper.networks import STRIDE, Backbone, network_input, normalise
+
+
+class Images(Protocol):
+    """Images at the network's input size with their heads: `raz.data.frames.Frames`, or zoomed regions."""
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, index: int) -> NDArray[np.uint8]: ...  # (H, W, 3)
+
+    def heads(self, index: int) -> NDArray[np.float64]: ...  # (n, 2) x, y px
+
+
+@dataclass(frozen=True)
+class Window:
+    """A crop: image, whether mirrored, upper left corner and size in pixels of the (mirrored) image."""
+
+    index: int
+    mirrored: bool
+    x0: int
+    y0: int
+    height: int
+    width: int
+
+
+def generator(*parts: object) -> np.random.Generator:
+    """A generator that depends on the parts alone."""
+    seed = hashlib.sha256("\0".join(str(p) for p in parts).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "big")))
+
+
+def up8(n: int) -> int:
+    return -(-n // STRIDE) * STRIDE
+
+
+def mirrored_heads(heads: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Heads of the mirrored image; a head at x = 0 stays inside (27)."""
+    out = heads.copy()
+    out[:, 0] = np.minimum(width - heads[:, 0], np.nextafter(width, 0))
+    return out
+
+
+class Truth:
+    """Ground truth of windows; what belongs to a whole image (heads, distances) is computed once."""
+
+    def __init__(self, images: Images, k: int = 4) -> None:
+        self.images = images
+        self.k = k
+        self.of_image = lru_cache(maxsize=None)(self._of_image)
+
+    def _of_image(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
+        height, width = self.images.pixels(index).shape[:2]
+        heads = self.images.heads(index)
+        return heads, mean_neighbour_distance(heads, self.k, height, width), height, width
+
+    def _place(self, w: Window) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int, int, int]:
+        heads, distances, height, width = self.of_image(w.index)
+        if w.mirrored:
+            heads = mirrored_heads(heads, width)
+        return heads, distances, height, width, min(w.height, height - w.y0), min(w.width, width - w.x0)
+
+    def density(self, w: Window, stride: int, beta: float, kernel: str) -> NDArray[np.float32]:
+        """(h/stride, w/stride) persons a cell; zero where the window lies beyond the image."""
+        heads, distances, height, width, h, wd = self._place(w)
+        rows, cols = -(-h // stride), -(-wd // stride)
+        part = density_window(
+            heads, distances, height, width, w.x0, w.y0, rows * stride, cols * stride,
+            stride=stride, beta=beta, kernel=kernel,
+        )  # fmt: skip
+        return _padded(part, w.height // stride, w.width // stride)
+
+    def labels(self, w: Window) -> NDArray[np.float32]:
+        heads, _, height, width, h, wd = self._place(w)
+        part = label_window(heads, height, width, w.x0, w.y0, h, wd)
+        return _padded(part.astype(np.float32), w.height, w.width)
+
+    def attention(self, w: Window, sigma_z: float) -> NDArray[np.float32]:
+        heads, _, height, width, h, wd = self._place(w)
+        part = attention_window(heads, height, width, w.x0, w.y0, h, wd, sigma_z)
+        return _padded(part, w.height, w.width)
+
+
+def _padded(part: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    if part.shape == (height, width):
+        return part
+    out = np.zeros((height, width), np.float32)
+    out[: part.shape[0], : part.shape[1]] = part
+    return out
+
+
+def draw_windows(images: Images, *, seed: int, stage: str, epoch: int, crop: int, crops: int, flip: bool) -> list[Window]:
+    """The windows of one epoch in the order in which they are learned from. crop 0 = whole images."""
+    windows = []
+    for index in range(len(images)):
+        height, width = images.pixels(index).shape[:2]
+        for number in range(1 if crop == 0 else crops):
+            rng = generator(seed, stage, epoch, images.ids[index], number)
+            mirrored = bool(rng.random() < 0.5) and flip
+            if crop == 0:
+                windows.append(Window(index, mirrored, 0, 0, up8(height), up8(width)))
+                continue
+            y0 = STRIDE * int(rng.integers(0, max(0, up8(height) - crop) // STRIDE + 1))
+            x0 = STRIDE * int(rng.integers(0, max(0, up8(width) - crop) // STRIDE + 1))
+            windows.append(Window(index, mirrored, x0, y0, crop, crop))
+    order = generator(seed, stage, epoch, "order").permutation(len(windows))
+    return [windows[i] for i in order]
+
+
+def whole(images: Images, index: int) -> Window:
+    """The window that is the whole image, padded to the stride."""
+    height, width = images.pixels(index).shape[:2]
+    return Window(index, False, 0, 0, up8(height), up8(width))
+
+
+def crop_pixels(images: Images, w: Window, device: torch.device) -> Tensor:
+    """(1, 3, h, w) normalised; what lies beyond the image is the mean colour."""
+    pixels = images.pixels(w.index)
+    if w.mirrored:
+        pixels = pixels[:, ::-1]
+    part = np.ascontiguousarray(pixels[w.y0 : w.y0 + w.height, w.x0 : w.x0 + w.width])
+    x = normalise(torch.from_numpy(part.copy()).to(device).permute(2, 0, 1)[None])
+    return torch.nn.functional.pad(x, (0, w.width - x.shape[3], 0, w.height - x.shape[2]))
+
+
+@dataclass
+class FeatureCache:
+    """A frozen backbone's features of whole images, and of their mirrors, half precision, on disk.
+
+    Computed at first use, one file an image, renamed into place, so that a killed stage finds them again.
+    Crops of these features know the context beyond the crop's edge, unlike features of a crop.
+    """
+
+    folder: Path
+    backbone: Backbone
+    images: Images
+    device: torch.device
+    _open: dict[tuple[int, bool], NDArray[np.float16]] = field(default_factory=dict)
+
+    def get(self, index: int, mirrored: bool = False) -> NDArray[np.float16]:
+        """(C, H/8, W/8)"""
+        found = self._open.get((index, mirrored))
+        if found is not None:
+            return found
+        path = self.folder / f"{index}{'m' if mirrored else ''}.npy"
+        pixels = self.images.pixels(index)
+        expected = (self.backbone.channels, up8(pixels.shape[0]) // STRIDE, up8(pixels.shape[1]) // STRIDE)
+        features = _mapped(path, expected)
+        if features is None:
+            with torch.inference_mode():
+                image = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+                computed = self.backbone(network_input(image, self.device))[0].half().cpu().numpy()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{uuid.uuid4().hex}.npy")
+            try:
+                np.save(aside, computed)
+                os.replace(aside, path)
+            finally:
+                aside.unlink(missing_ok=True)
+            features = _mapped(path, expected)
+            if features is None:
+                raise OSError(f"{path} cannot be read back after writing")
+        self._open[index, mirrored] = features
+        return features
+
+    def crop(self, w: Window) -> Tensor:
+        """(1, C, h/8, w/8) float32; zero beyond the image."""
+        features = self.get(w.index, w.mirrored)
+        y, x, h, wd = w.y0 // STRIDE, w.x0 // STRIDE, w.height // STRIDE, w.width // STRIDE
+        part = np.array(features[:, y : y + h, x : x + wd], dtype=np.float32)
+        out = torch.from_numpy(part).to(self.device)[None]
+        return torch.nn.functional.pad(out, (0, wd - out.shape[3], 0, h - out.shape[2]))
+
+
+def _mapped(path: Path, shape: Sequence[int]) -> NDArray[np.float16] | None:
+    """The file as a read-only map, or None where it is missing or not what it should be."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.shape == tuple(shape) and array.dtype == np.float16 else None
