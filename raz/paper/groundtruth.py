@@ -23,7 +23,7 @@ CSRNET_NEIGHBOURS = 3  # CSRNet's own k; its std is 0.3 times the mean distance
 CSRNET_BETA = 0.3 * math.sqrt(2.0)  # std s as sigma of exp(-d^2 / sigma^2): sigma = sqrt(2) s
 SIGMA_FLOOR = 0.3  # px; a narrower Gaussian falls between the pixel centres
 CUT = 4.0  # sigmas: the tail beyond holds exp(-16) = 1.1e-7 of the peak
-BUCKET = 1.25  # heads whose windows differ by less than this factor are computed together
+BUCKET = 1.6  # heads whose windows differ by less than this factor are computed together
 
 ATTENTION_NEIGHBOURS = 3
 ATTENTION_FLOOR = 1e-7  # attention below this is written as 0
@@ -162,7 +162,8 @@ def _spans(centre: NDArray[np.float64], radius: float, stride: int, size: int) -
     total = -(-size // stride)
     cells = min(math.ceil(2 * radius / stride) + 1, total)
     first = np.floor((centre - radius) / stride).astype(np.int64)
-    return np.clip(first, 0, total - cells), cells
+    np.maximum(first, 0, out=first)
+    return np.minimum(first, total - cells, out=first), cells
 
 
 def _masses(
@@ -209,8 +210,8 @@ def _add_products(
     if first_y.min() < 0 or first_x.min() < 0 or index_y.max() >= rows or index_x.max() >= columns:
         mass_y = np.where((index_y >= 0) & (index_y < rows), mass_y, 0)
         mass_x = np.where((index_x >= 0) & (index_x < columns), mass_x, 0)
-        np.clip(index_y, 0, rows - 1, out=index_y)
-        np.clip(index_x, 0, columns - 1, out=index_x)
+        index_y = np.minimum(np.maximum(index_y, 0), rows - 1)
+        index_x = np.minimum(np.maximum(index_x, 0), columns - 1)
     index_y *= columns
     flat = out.reshape(-1)
     step = max(1, (1 << 16) // (cells_y * cells_x))  # keeps the products in the cache
@@ -278,7 +279,7 @@ def attention_window(
     # Tiles lie on the image's own grid, so a window decides about a tile exactly as the whole image does.
     left, top = max(x0, 0) // COARSE * COARSE, max(y0, 0) // COARSE * COARSE
     right, bottom = min(x0 + w, width), min(y0 + h, height)
-    if nearest == 0 or left >= right or top >= bottom:
+    if nearest == 0 or max(x0, 0) >= right or max(y0, 0) >= bottom:
         return np.zeros((h, w), dtype=np.float32)
     # The third head of a kept tile's pixel may lie at three times the largest mean that is kept.
     margin = 3 * (reach + COARSE_RADIUS) + 2 * COARSE_RADIUS

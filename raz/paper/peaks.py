@@ -92,6 +92,7 @@ def _candidates(
     sums = np.empty((len(source) - 2, width + 2), dtype=np.float32)
     across = np.empty((len(source), width), dtype=np.float32)
     largest = np.empty((len(source) - 2, width), dtype=np.float32)
+    least = np.float32(max(8.9999 * floor, 0.0))  # a little below the floor; scores decide
     for top in range(0, height, BLOCK):
         rows = min(BLOCK, height - top)
         low, high = max(top - 2, 0), min(top + rows + 2, height)
@@ -133,7 +134,9 @@ def _candidates(
         np.maximum(most[:-2], most[1:-1], out=around)
         np.maximum(around, most[2:], out=around)
         centre = inner[1:-1]
-        flat = np.flatnonzero(centre == around)
+        highest = centre == around
+        highest &= centre > least  # before anything is collected: flat regions are full of equals
+        flat = np.flatnonzero(highest)
         row, column = flat // width, flat % width
         score = centre[row, column] / np.float32(9.0)
         keep = (score >= np.float32(floor)) & (score > 0)
