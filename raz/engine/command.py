@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from rich.console import Console
@@ -56,9 +56,10 @@ def run_file(
         with Watch(Console(file=sys.stderr), left, space.metric) as events:
             yield events
 
-    result = run_study(
-        space, store, data_root=data_root, trials=trials, jobs=jobs, inline=inline, retry=retry, run_trial=run_trial,
-        watch=watch,
-    )  # fmt: skip
+    with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
+        result = run_study(
+            space, store, data_root=data_root, trials=trials, jobs=jobs, inline=inline, retry=retry,
+            run_trial=run_trial, watch=watch,
+        )  # fmt: skip
     print(document(result.as_json()) if as_json else "\n".join(summary(result)))
     return 1 if result.failed or result.trouble else 0

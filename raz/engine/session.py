@@ -22,7 +22,8 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial without a GPU of its own must still see the node's
-    "RAY_DEDUP_LOGS": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints a lost worker to stdout; the trial's own line says it
 }
 
 
@@ -31,6 +32,8 @@ def prepare() -> None:
     os.environ.update(QUIET)
     if "ray" in sys.modules or "RAY_ADDRESS" in os.environ:
         return  # its owner, or the cluster, has decided how processes prove who they are
+    # A setting that is 0 on other systems: nothing of the session listens beyond this machine.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     given = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if os.environ["RAY_AUTH_MODE"] == "token" and not any(name in os.environ for name in given):
@@ -48,8 +51,8 @@ def session(cpus: int) -> Iterator[Path]:
     prepare()
     import ray
 
-    for name in ("ray.tune", "ray.tune.analysis.experiment_analysis", "ray.tune.impl.tuner_internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # A worker that died is an outcome of its trial, and told as such.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         with tempfile.TemporaryDirectory(prefix="raz-", dir=_short()) as folder:
             yield Path(folder)
