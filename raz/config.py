@@ -189,6 +189,7 @@ def _presets() -> dict[str, TrialConfig]:
         ),
         attention=replace(paper.attention, init="kaiming", channels=16, train=replace(small_train, epochs=6, crops_per_image=1)),
         raz=RazConfig(
+            regions=ZoomingConfig(k_z=2),
             unfreeze="none",
             train=replace(small_train, epochs=6, crops_per_image=1),
             attention_train=replace(small_train, epochs=4, crops_per_image=1),
@@ -218,6 +219,7 @@ def _presets() -> dict[str, TrialConfig]:
             paper.attention, init="kaiming", channels=8, train=replace(tiny_train, epochs=10, crops_per_image=1)
         ),
         raz=RazConfig(
+            regions=ZoomingConfig(k_z=2),
             unfreeze="backbone",
             train=replace(tiny_train, epochs=10, crops_per_image=1),
             attention_train=replace(tiny_train, epochs=5, crops_per_image=1),

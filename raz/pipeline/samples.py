@@ -114,7 +114,9 @@ def _padded(part: NDArray[np.float32], height: int, width: int) -> NDArray[np.fl
     return out
 
 
-def draw_windows(images: Images, *, seed: int, stage: str, epoch: int, crop: int, crops: int, flip: bool) -> list[Window]:
+def draw_windows(
+    images: Images, *, seed: int, stage: str, epoch: int, crop: int, crops: int, flip: bool
+) -> list[Window]:
     """The windows of one epoch in the order in which they are learned from. crop 0 = whole images."""
     windows = []
     for index in range(len(images)):

@@ -1,0 +1,146 @@
+"""Full-size inference: response, density and attention maps of an image, whole or by overlapping tiles."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raz.paper.networks import (
+    STRIDE,
+    AttentionBranch,
+    Backbone,
+    CountingBranch,
+    LocalizationBranch,
+    network_input,
+    radius,
+)
+from raz.pipeline.samples import up8
+
+TILE_PIXELS = 1 << 21  # images above are inferred by tiles: about 1.5 GB of activations at full width
+MEMO_BYTES = 1 << 30
+
+Maps = dict[str, NDArray[np.float32]]
+
+
+@dataclass
+class FeatureMemo:
+    """Backbone features of whole images, so that stages of one process compute them once. Bounded."""
+
+    limit: int = MEMO_BYTES
+    _held: OrderedDict[tuple[str, str], Tensor] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+
+    def get(self, weights: str, image: str, compute: Callable[[], Tensor]) -> Tensor:
+        found = self._held.get((weights, image))
+        if found is not None:
+            self._held.move_to_end((weights, image))
+            return found
+        value = compute()
+        size = value.numel() * value.element_size()
+        if size <= self.limit:
+            self._held[weights, image] = value
+            self._bytes += size
+            while self._bytes > self.limit:
+                _, old = self._held.popitem(last=False)
+                self._bytes -= old.numel() * old.element_size()
+        return value
+
+
+@dataclass(frozen=True)
+class Network:
+    """Main-Net, or RAZ-Net (no counting branch). `name` identifies its weights for the memo.
+
+    `localization_backbone` is the backbone the localization branch was trained on: the counting
+    branch's own unless `localization.unfreeze: backbone`.
+    """
+
+    name: str
+    backbone: Backbone
+    localization_backbone: Backbone
+    counting: CountingBranch | None = None
+    localization: LocalizationBranch | None = None
+    attention: AttentionBranch | None = None
+
+    @torch.inference_mode()
+    def maps(
+        self,
+        pixels: NDArray[np.uint8],  # (H, W, 3)
+        wanted: tuple[str, ...],
+        device: torch.device,
+        memo: FeatureMemo | None = None,
+        image: str = "",
+        tile_pixels: int = TILE_PIXELS,
+    ) -> Maps:
+        """The wanted of `density` (ceil8(H)/s, ceil8(W)/s), `response` and `attention` (both (H, W))."""
+        height, width = pixels.shape[:2]
+        if up8(height) * up8(width) > tile_pixels:
+            return self._tiled(pixels, wanted, device, tile_pixels)
+        out = self._forward(network_input(pixels, device), wanted, memo, image)
+        return {
+            name: np.ascontiguousarray(value if name == "density" else value[:height, :width])
+            for name, value in out.items()
+        }
+
+    def _forward(self, x: Tensor, wanted: tuple[str, ...], memo: FeatureMemo | None, image: str) -> Maps:
+        def features(backbone: Backbone, kind: str) -> Tensor:
+            if memo is None or not image:
+                return backbone(x)  # type: ignore[no-any-return]
+            return memo.get(f"{self.name}/{kind}", image, lambda: backbone(x))
+
+        out: dict[str, Tensor] = {}
+        shared = self.localization_backbone is self.backbone
+        rich_counting = rich_localization = None
+        if self.counting is not None and ("density" in wanted or "attention" in wanted):
+            out["density"], rich_counting = self.counting(features(self.backbone, "backbone"))
+        if self.localization is not None and ("response" in wanted or "attention" in wanted):
+            own = features(self.localization_backbone, "backbone" if shared else "localization")
+            logits, rich_localization = self.localization(own)
+            out["response"] = torch.sigmoid(logits)
+        if self.attention is not None and "attention" in wanted and rich_localization is not None:
+            out["attention"] = torch.sigmoid(self.attention(rich_localization, rich_counting))
+        return {name: out[name][0, 0].float().cpu().numpy() for name in wanted}
+
+    @property
+    def margin(self) -> int:
+        """How far an output pixel sees, rounded up to the stride."""
+        backbone = radius(self.backbone)
+        counting = STRIDE * radius(self.counting.body) if self.counting is not None else 0
+        localization = STRIDE * radius(self.localization.body) if self.localization is not None else 0
+        attention = radius(self.attention.body) if self.attention is not None else 0
+        return up8(backbone + max(counting, localization) + attention)
+
+    def _tiled(self, pixels: NDArray[np.uint8], wanted: tuple[str, ...], device: torch.device, limit: int) -> Maps:
+        """The whole image's maps from tiles that overlap by the receptive field on every inner side."""
+        height, width = pixels.shape[:2]
+        margin = self.margin
+        side = max(STRIDE * 8, (int(limit**0.5) - 2 * margin) // STRIDE * STRIDE)
+        stride = self.counting.output_stride if self.counting is not None else STRIDE
+        shapes = {"density": (up8(height) // stride, up8(width) // stride)}
+        out = {name: np.zeros(shapes.get(name, (height, width)), np.float32) for name in wanted}
+        for y0 in range(0, height, side):
+            for x0 in range(0, width, side):
+                y1, x1 = min(y0 + side, height), min(x0 + side, width)
+                top, left = max(0, y0 - margin), max(0, x0 - margin)
+                part = np.ascontiguousarray(pixels[top : min(height, y1 + margin), left : min(width, x1 + margin)])
+                for name, value in self._forward(network_input(part, device), wanted, None, "").items():
+                    step = stride if name == "density" else 1
+                    rows, cols = out[name].shape
+                    ys = slice(y0 // step, min(rows, -(-y1 // step) if y1 == height else y1 // step))
+                    xs = slice(x0 // step, min(cols, -(-x1 // step) if x1 == width else x1 // step))
+                    if name == "density":  # it covers the padding up to the stride of 8
+                        ys = slice(ys.start, rows if y1 == height else ys.stop)
+                        xs = slice(xs.start, cols if x1 == width else xs.stop)
+                    oy, ox = top // step, left // step
+                    out[name][ys, xs] = value[ys.start - oy : ys.stop - oy, xs.start - ox : xs.stop - ox]
+        return out
+
+
+def weights_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The entries of one part (`counting.…`) without its name."""
+    return {name[len(part) + 1 :]: value for name, value in state.items() if name.startswith(f"{part}.")}

@@ -1,0 +1,173 @@
+"""Networks from a configuration and from artifacts: backbone weights, initialisation, composition."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from raz.config import AttentionConfig, BackboneConfig, CountingConfig, LocalizationConfig
+from raz.errors import RazError
+from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch, initialise
+from raz.pipeline.cache import file_digest
+from raz.pipeline.infer import weights_of
+
+NARROW = 0.25  # at and below this width channels_last trains and infers faster, above it trains slower
+
+
+def device() -> torch.device:
+    """CUDA when it is there."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """A torch seed that depends on the parts alone; returned for symmetry, and set globally."""
+    number = int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:7], "big")
+    return torch.manual_seed(number)
+
+
+@lru_cache(maxsize=64)
+def _file_identity(path: str, size: int, changed: int) -> str:
+    return f"sha256:{file_digest(Path(path))}"
+
+
+def weights_identity(weights: str) -> str:
+    """What goes into a key: the name, or the content of the file. Raises RazError for a missing file."""
+    if weights in ("imagenet", "none"):
+        return weights
+    path = _weights_file(weights)
+    stat = path.stat()
+    return _file_identity(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def _weights_file(weights: str) -> Path:
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise RazError(
+            "backbone.weights", f"{weights!r} is no file, expected imagenet, none or a state dict's path",
+            "give the path of VGG-16 weights in torchvision's layout (features.0.weight …)",
+        )  # fmt: skip
+    return path
+
+
+def build_backbone(config: BackboneConfig, seed: int) -> Backbone:
+    """The backbone with its pretrained weights, or He-initialised from the seed (`none`)."""
+    backbone = Backbone(config.width)
+    if config.weights == "none":
+        seeded(seed, "backbone")
+        initialise(backbone, "kaiming")
+        return backbone
+    state = _imagenet() if config.weights == "imagenet" else read_state(_weights_file(config.weights))
+    where = f"backbone weights {config.weights}"
+    load_exactly(backbone, {k: v for k, v in state.items() if k.startswith("features.")}, where, extra=True)
+    return backbone
+
+
+def _imagenet() -> Mapping[str, Tensor]:
+    from torchvision.models import VGG16_Weights
+
+    try:
+        state: Mapping[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError) as error:  # no network, no permission, a download that does not match its hash
+        raise RazError(
+            "backbone.weights: imagenet", f"the ImageNet weights of VGG-16 could not be fetched ({error})",
+            "connect once so that torchvision can keep them, or set backbone.weights to a file you have, or to none",
+        ) from error  # fmt: skip
+    return state
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from safetensors or `torch.load(weights_only=True)`. Raises RazError when it is neither."""
+    expected = "expected a state dict (safetensors, or saved by torch.save)"
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise RazError(str(path), f"is no checkpoint ({reason}), {expected}", "check that the file is whole") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise RazError(
+            str(path), f"holds a {type(state).__name__}, {expected} of tensors only", "save model.state_dict()"
+        )
+    return state
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], where: str, extra: bool = False) -> None:
+    """Load as float32, refusing missing names and other shapes, all named. `extra` entries may be ignored."""
+    wanted = module.state_dict()
+    faults = [f"{name} is missing" for name in wanted if name not in state]
+    faults += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    if not extra:
+        faults += [f"{name} is unknown" for name in state if name not in wanted]
+    if faults:
+        shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
+        raise RazError(where, f"weights of another network: {shown}", "use weights of this very configuration")
+    module.load_state_dict({name: state[name].float() for name in wanted})
+
+
+def build_counting(config: CountingConfig, backbone: Backbone, seed: int) -> CountingBranch:
+    seeded(seed, "counting")
+    branch = CountingBranch(backbone.channels, config.channels, config.output_stride)
+    initialise(branch, config.init)
+    return branch
+
+
+def build_localization(config: LocalizationConfig, backbone: Backbone, seed: int) -> LocalizationBranch:
+    seeded(seed, "localization")
+    branch = LocalizationBranch(backbone.channels, config.channels, config.upsample)
+    initialise(branch, config.init)
+    return branch
+
+
+def build_attention(config: AttentionConfig, in_channels: int, seed: int) -> AttentionBranch:
+    seeded(seed, "attention")
+    branch = AttentionBranch(in_channels, config.channels)
+    initialise(branch, config.init)
+    return branch
+
+
+def raz_attention_from(main: AttentionBranch, localization_channels: int, config: AttentionConfig) -> AttentionBranch:
+    """RAZ-Net's attention branch sees the localization features only; it starts from Main-Net's weights for
+    those channels, which come first in the concatenation (4, 5)."""
+    branch = AttentionBranch(localization_channels, config.channels)
+    state = {name: value.clone() for name, value in main.state_dict().items()}
+    state["body.0.weight"] = state["body.0.weight"][:, :localization_channels].clone()
+    branch.load_state_dict(state)
+    return branch
+
+
+def narrow_layout(width: float, *modules: nn.Module) -> None:
+    """channels_last for narrow networks."""
+    if width <= NARROW:
+        for module in modules:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def freeze(module: nn.Module) -> None:
+    module.requires_grad_(False)
+    module.eval()
+
+
+def load_part(module: nn.Module, artifact: Path, part: str) -> None:
+    """One part's weights out of an artifact's file."""
+    path = artifact / "weights.safetensors"
+    load_exactly(module, weights_of(read_state(path), part), f"{path} ({part})")
+
+
+def has_part(artifact: Path, part: str) -> bool:
+    return bool(weights_of(read_state(artifact / "weights.safetensors"), part))

@@ -1,0 +1,122 @@
+"""Zoomed regions of a split's images, as images of their own to learn from, and the zooming passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raz.config import ZoomingConfig
+from raz.data.frames import Frames
+from raz.paper.peaks import find_peaks
+from raz.paper.zoom import Points, candidate_regions, generator_for, merge_points, select_regions
+
+PEAK_FLOOR = 0.05  # least score of a peak that is kept; thresholds and `points: all` choose among these
+MapOf = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, a name for the memo -> (H, W)
+
+
+def propose(
+    attention: NDArray[np.float32], config: ZoomingConfig, seed: int, image: str, zoom_pass: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Regions (r, 4) of one attention map, ranked, and their mean attention (15, 16)."""
+    boxes, means = candidate_regions(
+        attention, generator_for(seed, image, zoom_pass),
+        anchors=config.anchors, samples=config.samples, sampling=config.sampling,
+    )  # fmt: skip
+    chosen = select_regions(boxes, means, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)
+    return boxes[chosen].astype(np.float64), means[chosen]
+
+
+def points_of(response: NDArray[np.float32], network: int, zoom_pass: int) -> Points:
+    """The peaks of a response map (H, W) as points of one network at one pass."""
+    xy, score = find_peaks(response, PEAK_FLOOR)
+    n = len(score)
+    return Points(xy, score, np.full(n, network, np.int8), np.full(n, zoom_pass, np.int8))
+
+
+def zoom_image(
+    frames: Frames,
+    index: int,
+    before: Points,
+    regions: NDArray[np.float64],  # (r, 4) input px, ranked
+    config: ZoomingConfig,
+    zoom_pass: int,
+    response_of: MapOf,
+) -> Points:
+    """The image's points after its regions were looked at again at factor^(pass - 1) (17)."""
+    zoom = float(config.factor ** (zoom_pass - 1))
+    height, width = frames.pixels(index).shape[:2]
+    inside = []
+    for rank, (x0, y0, x1, y1) in enumerate(regions):
+        pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
+        found = points_of(response_of(pixels, f"{frames.ids[index]}#{zoom_pass}.{rank}"), 1, zoom_pass)
+        per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)])
+        inside.append(Points(found.xy / per_px + [x0, y0], found.score, found.network, found.depth))
+    if not len(regions):
+        return before
+    return merge_points(before, regions, inside, height, width, zoom=zoom, border=config.border, seam=config.seam)
+
+
+def propose_inside(
+    frames: Frames,
+    index: int,
+    regions: NDArray[np.float64],
+    config: ZoomingConfig,
+    seed: int,
+    zoom_pass: int,
+    attention_of: MapOf,
+) -> NDArray[np.float64]:
+    """Regions of pass 3 and later: RAZ-Net's attention on each crop of the pass before proposes inside it; all
+    proposals of one image compete for the k_z places (17). (r, 4) input px, ranked."""
+    zoom = float(config.factor ** (zoom_pass - 2))
+    boxes, means = [np.zeros((0, 4))], [np.zeros(0)]
+    for rank, (x0, y0, x1, y1) in enumerate(regions):
+        pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
+        name = f"{frames.ids[index]}#{zoom_pass - 1}.{rank}"
+        found, mean = propose(attention_of(pixels, name), config, seed, f"{frames.ids[index]}#{rank}", zoom_pass)
+        per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)] * 2)
+        inner = found / per_px + [x0, y0, x0, y0]
+        boxes.append(np.clip(inner, [x0, y0, x0, y0], [x1, y1, x1, y1]))  # rounding must not leave the region
+        means.append(mean)
+    every, mean = np.concatenate(boxes), np.concatenate(means)
+    return every[select_regions(every, mean, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)]
+
+
+@dataclass(frozen=True)
+class RegionImages:
+    """Zoomed regions as images with heads: what RAZ-Net learns from (section 3.1)."""
+
+    ids: tuple[str, ...]
+    _pixels: Sequence[NDArray[np.uint8]]
+    _heads: Sequence[NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        return self._pixels[index]
+
+    def heads(self, index: int) -> NDArray[np.float64]:
+        return self._heads[index]
+
+
+def region_images(frames: Frames, config: ZoomingConfig, seed: int, attention_of: MapOf) -> RegionImages:
+    """The regions Main-Net's attention proposes, zoomed by `config.factor` from the original pixels."""
+    ids: list[str] = []
+    crops: list[NDArray[np.uint8]] = []
+    heads: list[NDArray[np.float64]] = []
+    for index, image in enumerate(frames.ids):
+        regions, _ = propose(attention_of(frames.pixels(index), image), config, seed, image, 2)
+        all_heads = frames.heads(index)
+        for rank, (x0, y0, x1, y1) in enumerate(regions):
+            pixels = frames.zoomed(index, (x0, y0, x1, y1), float(config.factor))
+            height, width = pixels.shape[:2]
+            x, y = all_heads[:, 0], all_heads[:, 1]
+            inner = all_heads[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)]
+            moved = (inner - [x0, y0]) * [width / (x1 - x0), height / (y1 - y0)]
+            ids.append(f"{image}#{rank}")
+            crops.append(pixels)
+            heads.append(np.minimum(moved, np.nextafter([width, height], 0.0)))
+    return RegionImages(tuple(ids), crops, heads)

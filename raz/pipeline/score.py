@@ -1,0 +1,193 @@
+"""From density maps and points to numbers: thresholds, two-stream fusion, the paper's metrics.
+
+Everything fitted (thresholds, theta_f) is fitted on validation or training images. A validation score of
+something fitted on validation images is cross-fitted: each fold is scored with what the other folds gave (I9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raz.config import FusionConfig, MetricsConfig, PeaksConfig
+from raz.errors import TrialFailure
+from raz.paper import fusion as fuse
+from raz.paper.metrics import localization_scores, mae, match, rmse
+from raz.paper.peaks import fit_threshold
+from raz.paper.zoom import Points
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What is scored of one split; lists run over its images, in order."""
+
+    ids: tuple[str, ...]
+    heads: list[FloatArray]  # (n, 2) original px
+    sizes: list[tuple[int, int]]  # (H, W) of the network's input
+    to_original: list[tuple[float, float]]  # original px per input px, x and y
+    density: list[NDArray[np.float32]]
+    output_stride: int
+    passes: list[list[Points]]  # [pass - 1][image], input px
+    regions: list[list[FloatArray]]  # [pass - 2][image] (r, 4) input px
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Thresholds of Main-Net and RAZ-Net, and theta_f of each grid cell."""
+
+    main: float
+    raz: float
+    theta_f: FloatArray
+
+    def counted(self, points: Points) -> NDArray[np.bool_]:
+        """Which points count: their score reaches the threshold of the network that found them."""
+        return np.asarray(points.score >= np.where(points.network == 0, self.main, self.raz))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Per image and grid cell: (images, cells²)."""
+
+    density: FloatArray
+    localization: FloatArray
+    truth: FloatArray
+
+
+def thresholds(split: Predicted, which: Sequence[int], peaks: PeaksConfig) -> tuple[float, float]:
+    """One threshold a network, fitted to the least count error of `which` images (13).
+
+    Main-Net's on the points of pass 1; RAZ-Net's on those of pass 2, Main-Net's being given.
+    """
+    if not isinstance(peaks.threshold, str):
+        return peaks.threshold, peaks.threshold
+    truth = np.array([len(split.heads[i]) for i in which])
+    main = fit_threshold([split.passes[0][i].score for i in which], truth.tolist())
+    if len(split.passes) < 2:
+        return main, main
+    second = [split.passes[1][i] for i in which]
+    if not any((p.network == 1).any() for p in second):
+        return main, main
+    outside = np.array([int(((p.network == 0) & (p.score >= main)).sum()) for p in second])
+    left = np.maximum(truth - outside, 0)  # below 0 the error only grows by a constant
+    return main, fit_threshold([p.score[p.network == 1] for p in second], left.tolist())
+
+
+def cell_counts(split: Predicted, fitted: Fitted, which: Sequence[int], depth: int, cells: int) -> Counts:
+    """Counts of each grid cell by both branches and in truth."""
+    rows: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+    for i in which:
+        height, width = split.sizes[i]
+        points = split.passes[depth - 1][i]
+        heads = split.heads[i] / np.array(split.to_original[i])
+        rows.append(
+            (
+                fuse.grid_density(split.density[i], height, width, split.output_stride, cells),
+                fuse.grid_points(points.xy[fitted.counted(points)], height, width, cells),
+                fuse.grid_points(heads, height, width, cells),
+            )
+        )
+    den, loc, truth = (np.stack(column).astype(np.float64) for column in zip(*rows, strict=True))
+    return Counts(den, loc, truth)
+
+
+def fit(
+    val: Predicted,
+    which: Sequence[int],
+    train: Predicted | None,
+    depth: int,
+    peaks: PeaksConfig,
+    fusion: FusionConfig,
+) -> Fitted:
+    """Thresholds on the chosen validation images; theta_f there or on the training images (18)."""
+    main, raz = thresholds(val, which, peaks)
+    cells = fusion.cells * fusion.cells
+    fitted = Fitted(main, raz, np.zeros(cells))
+    if fusion.rule != "grid":
+        return fitted
+    if not isinstance(fusion.theta_f, str):
+        return Fitted(main, raz, np.full(cells, fusion.theta_f))
+    source, chosen = (val, which) if fusion.fit_on == "val" or train is None else (train, range(len(train)))
+    counts = cell_counts(source, fitted, chosen, depth, fusion.cells)
+    return Fitted(main, raz, fuse.fit_theta(counts.density, counts.localization, counts.truth, fusion.theta_f))
+
+
+def score(
+    split: Predicted,
+    fits: Sequence[tuple[Sequence[int], Fitted]],
+    depth: int,
+    fusion: FusionConfig,
+    metrics: MetricsConfig,
+) -> dict[str, float]:
+    """The metrics of a split whose images are divided among `fits` (one for test, the folds for validation).
+
+    `mae` and `rmse` are of the fused count; the paper's "MSE" is the root (20).
+    """
+    fused, den, loc, truth = (np.zeros(len(split)) for _ in range(4))
+    matches = {}
+    for which, fitted in fits:
+        if not which:
+            continue
+        counts = cell_counts(split, fitted, which, depth, fusion.cells)
+        rule = fuse.RULES[fusion.rule]
+        fused[list(which)] = rule(counts.density, counts.localization, fitted.theta_f).sum(axis=1)
+        den[list(which)] = counts.density.sum(axis=1)
+        loc[list(which)] = counts.localization.sum(axis=1)
+        for i in which:
+            truth[i] = len(split.heads[i])
+            points = split.passes[depth - 1][i]
+            kept = fitted.counted(points) if metrics.points == "counted" else points.score >= metrics.floor
+            xy = points.xy[kept] * np.array(split.to_original[i])
+            matches[i] = match(xy, points.score[kept].astype(np.float64), split.heads[i])
+    out = {
+        "mae": mae(fused, truth), "rmse": rmse(fused, truth),
+        "mae_density": mae(den, truth), "rmse_density": rmse(den, truth),
+        "mae_localization": mae(loc, truth), "rmse_localization": rmse(loc, truth),
+        "bias": float((fused - truth).mean()), "images": float(len(split)), "heads": float(truth.sum()),
+    }  # fmt: skip
+    out |= localization_scores([matches[i] for i in range(len(split))], sigmas=metrics.sigmas, pool=metrics.pool)
+    zoomed = np.array([[len(r) for r in split.regions[d]] for d in range(depth - 1)]).reshape(depth - 1, len(split))
+    out["regions_per_image"] = float(zoomed.sum(axis=0).mean()) if len(split) else 0.0
+    out["images_zoomed"] = float((zoomed.sum(axis=0) > 0).mean()) if len(split) else 0.0
+    for d in range(depth - 1):
+        out[f"regions_per_image_{d + 2}"] = float(zoomed[d].mean())
+        out[f"images_zoomed_{d + 2}"] = float((zoomed[d] > 0).mean())
+    last = fits[-1][1]
+    out["threshold_main"], out["threshold_raz"] = last.main, last.raz
+    if fusion.rule == "grid":
+        out |= {f"theta_f_{g}": float(t) for g, t in enumerate(last.theta_f) if np.isfinite(t)}
+    return {name: float(value) for name, value in out.items()}
+
+
+def score_split(
+    name: str,
+    split: Predicted,
+    val: Predicted,
+    train: Predicted | None,
+    depth: int,
+    peaks: PeaksConfig,
+    fusion: FusionConfig,
+    metrics: MetricsConfig,
+) -> dict[str, float]:
+    """The metrics of `split` (`name` val, train or test). Raises TrialFailure when there is nothing to fit on."""
+    if not len(val):
+        raise TrialFailure("stage score", "the validation split has no images", "use more training images", "invalid")
+    everything = range(len(val))
+    if name != "val":
+        fitted = fit(val, everything, train, depth, peaks, fusion)
+        return score(split, [(range(len(split)), fitted)], depth, fusion, metrics)
+    fold = fuse.folds_of(val.ids, fusion.folds)
+    fits = []
+    for f in range(fusion.folds):
+        inside = [i for i in everything if fold[i] == f]
+        outside = [i for i in everything if fold[i] != f]
+        if inside:
+            fits.append((inside, fit(val, outside or inside, train, depth, peaks, fusion)))
+    return score(split, fits, depth, fusion, metrics)

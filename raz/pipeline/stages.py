@@ -1,0 +1,603 @@
+"""A trial: its stages found or made, each once per key, and its metrics. Runs in a plain Python shell.
+
+`run_trial(config, store)` is all that engines call. A stage is made under its lock: whoever waits for it finds
+the artifact when the lock is free, and a killed maker's training is continued from its last epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from raz.config import TrialConfig, from_parameters, parameters
+from raz.data import open_dataset
+from raz.data.contract import Dataset
+from raz.data.frames import Frames
+from raz.errors import TrialFailure
+from raz.paper.zoom import Points
+from raz.pipeline import nets
+from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_json
+from raz.pipeline.infer import FeatureMemo, Network
+from raz.pipeline.regions import RegionImages, points_of, propose, propose_inside, region_images, zoom_image
+from raz.pipeline.samples import FeatureCache, Images, Window
+from raz.pipeline.score import Predicted, score_split
+from raz.pipeline.tasks import FeaturesOf, Material, attention_task, counting_task, features_from, localization_task
+from raz.pipeline.train import Outcome, Progress, Pruned, Task, train
+from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, fits_on_train, keys_of, ordered
+
+__all__ = ["STAGES", "Pruned", "StageUse", "TrialResult", "run_trial", "stage_keys", "stored_metrics"]
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StageUse:
+    """One stage of a trial: its key, whether it was found (`hit`), and the seconds it took when it was made."""
+
+    stage: str
+    key: str
+    hit: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Metrics by dotted name (`val.mae`, `test.ap50@40` …), the stages behind them, the trial's own seconds."""
+
+    metrics: dict[str, float]
+    stages: tuple[StageUse, ...]
+    seconds: float
+
+
+@lru_cache(maxsize=4)
+def _opened(name: str, root: Path | None) -> Dataset:
+    return open_dataset(name, root)
+
+
+@lru_cache(maxsize=8)
+def _frames(name: str, root: Path | None, split: str, scale: float, max_side: int, pack: Path) -> Frames:
+    return Frames(_opened(name, root).items[split], scale=scale, max_side=max_side, pack=pack)  # type: ignore[index]
+
+
+_MEMO = FeatureMemo()
+
+
+def stage_keys(
+    config: TrialConfig, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val",)
+) -> dict[Node, StageKey]:
+    """Every stage of a trial with its key, in order of need; opens the data set, trains nothing."""
+    dataset = _opened(config.dataset, data_root)
+    return keys_of(config, splits, lru_cache(dataset.fingerprint), nets.weights_identity)  # type: ignore[arg-type]
+
+
+def stored_metrics(
+    config: TrialConfig, store: Path, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val", "test")
+) -> dict[str, float] | None:
+    """The metrics of a trial as the store holds them; None where a score is not there. Makes nothing."""
+    keys = stage_keys(config, data_root=data_root, splits=splits)
+    cache = StageCache(store)
+    out: dict[str, float] = {}
+    for split in splits:
+        found = cache.find(keys[Node("score", split)])
+        if found is None:
+            return None
+        out |= _read_metrics(found, split)
+    return out
+
+
+def run_trial(
+    config: TrialConfig,
+    store: Path,
+    *,
+    data_root: Path | None = None,
+    splits: tuple[str, ...] = ("val",),
+    progress: Progress | None = None,
+    log: Log | None = None,
+) -> TrialResult:
+    """Make what is missing of a trial and return its metrics.
+
+    `progress(step, value) -> stop?` hears each epoch of each trained stage, steps cumulated over the stages'
+    epoch caps, also those of stages found in the store. Raises Pruned when it says stop, TrialFailure with
+    its reason when the trial cannot give a number, RazError for what the user can put right.
+    """
+    began = time.monotonic()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        trial = _Trial(config.resolved(), StageCache(Path(store)), data_root, progress, log or (lambda _: None))
+        uses = [trial.ensure(node) for node in ordered(trial.config, splits)]
+        metrics: dict[str, float] = {}
+        for split in splits:
+            metrics |= _read_metrics(trial.artifacts[Node("score", split)], split)
+    except torch.OutOfMemoryError as error:
+        hint = "set a smaller batch, crop or input.scale"
+        raise TrialFailure("trial", "the device's memory is full", hint, reason="oom") from error
+    finally:
+        torch.set_num_threads(threads)
+    return TrialResult(metrics, tuple(uses), time.monotonic() - began)
+
+
+def _read_metrics(artifact: Artifact, split: str) -> dict[str, float]:
+    values = json.loads((artifact.folder / "metrics.json").read_text(encoding="utf-8"))
+    return {f"{split}.{name}": float(value) for name, value in values.items()}
+
+
+@dataclass
+class _Trial:
+    """The artifacts of one trial as they are found or made."""
+
+    config: TrialConfig
+    cache: StageCache
+    data_root: Path | None
+    progress: Progress | None
+    log: Log
+    artifacts: dict[Node, Artifact] = field(default_factory=dict)
+
+    @cached_property
+    def keys(self) -> dict[Node, StageKey]:
+        return stage_keys(self.config, data_root=self.data_root, splits=("train", "val", "test"))
+
+    @cached_property
+    def device(self) -> torch.device:
+        return nets.device()
+
+    def frames(self, split: str) -> Frames:
+        given = self.config.input
+        pack = self.cache.store / "packs"
+        return _frames(self.config.dataset, self.data_root, split, given.scale, given.max_side, pack)
+
+    # -------------------------------------------------------------- finding or making a stage
+
+    def ensure(self, node: Node) -> StageUse:
+        key = self.keys[node]
+        found = self.cache.find(key)
+        hit = found is not None
+        if found is None:
+            trained = STAGES[node.stage].kind == "trained"
+            name = chain_key(key) if trained else key.key
+            with self.cache.lock(f"{node.stage}-{name}", self._waiting(node)):
+                found = self.cache.find(key)
+                hit = found is not None
+                if found is None:
+                    self.log(f"{node} starts")
+                    found = self._make_trained(node, key) if trained else self._make(node, key)
+                    self.log(f"{node} done in {found.seconds:.0f} s")
+        self.artifacts[node] = found
+        if hit and STAGES[node.stage].kind == "trained":
+            self._replay(node, found)
+        return StageUse(str(node), key.key, hit, found.seconds)
+
+    def _waiting(self, node: Node) -> Callable[[], None]:
+        told: list[bool] = []
+
+        def wait() -> None:
+            if not told:
+                self.log(f"{node} is being made by another process; waiting")
+                told.append(True)
+
+        return wait
+
+    def _step(self, node: Node) -> int:
+        """Epoch caps of the trained stages before this one, so that steps align among trials."""
+        values = parameters(self.config)
+        before = TRAINED[: TRAINED.index(node.stage)]
+        return sum(int(values[STAGES[name].epochs]) for name in before)
+
+    def _replay(self, node: Node, artifact: Artifact) -> None:
+        if self.progress is None:
+            return
+        offset = self._step(node)
+        for point in json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8")):
+            if self.progress(offset + int(point["epoch"]), float(point["value"])):
+                raise Pruned(offset + int(point["epoch"]), float(point["value"]))
+
+    def _about(self, node: Node, seconds: float) -> dict[str, Any]:
+        return {
+            "stage": str(node),
+            "seconds": seconds,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+            "config": parameters(self.config),
+        }
+
+    def _make_trained(self, node: Node, key: StageKey) -> Artifact:
+        chain = self.cache.chain_folder(node.stage, chain_key(key))
+        offset = self._step(node)
+        progress = None
+        if self.progress is not None:
+            outer = self.progress
+
+            def progress(epoch: int, value: float) -> bool:
+                return outer(offset + epoch, value)
+
+        given = declared(self.config, node.stage)
+        task, config = _TASKS[node.stage](self, given)
+        if task is None:  # nothing to learn from: the copy of Main-Net stays as it is
+            outcome = Outcome(_state(config), 0, 0.0, [])
+        else:
+            try:
+                outcome = train(task, config, chain / "checkpoint.pt", self.device, progress, self.log)
+            except Pruned as stop:
+                raise Pruned(offset + stop.step, stop.value) from stop
+
+        def write(folder: Path) -> None:
+            weights = {name: value.detach().cpu().contiguous() for name, value in outcome.weights.items()}
+            save_file(weights, folder / "weights.safetensors")
+            write_json(folder / "curve.json", outcome.curve)
+
+        seconds = sum(point["seconds"] for point in outcome.curve)
+        about = self._about(node, seconds) | {"best_epoch": outcome.best_epoch, "best_value": outcome.best_value}
+        return self.cache.publish(key, write, about)
+
+    def _make(self, node: Node, key: StageKey) -> Artifact:
+        began = time.monotonic()
+        given = declared(self.config, node.stage)
+        if node.stage == "score":
+            values = self._score(node, given)
+
+            def write(folder: Path) -> None:
+                write_json(folder / "metrics.json", values)
+        else:
+            arrays = {"density": self._density, "points": self._points, "zoom": self._zoom}[node.stage](node, given)
+
+            def write(folder: Path) -> None:
+                np.savez(folder / "arrays.npz", **arrays)
+
+        return self.cache.publish(key, write, self._about(node, time.monotonic() - began))
+
+    # -------------------------------------------------------------- networks out of artifacts
+
+    def _folder(self, stage: str) -> Path:
+        return self.artifacts[Node(stage)].folder
+
+    def _stage_config(self, stage: str) -> TrialConfig:
+        """The configuration with only what went into `stage`; how networks are shaped."""
+        return from_parameters(self.artifacts[Node(stage)].manifest["config"])
+
+    @cached_property
+    def main(self) -> Network:
+        """Main-Net as far as its stages are there: backbone, counting, localization, attention."""
+        return self._main(through="attention")
+
+    def _main(self, through: str) -> Network:
+        c = self._stage_config("counting")
+        backbone = nets.build_backbone(c.backbone, c.seed) if c.counting.unfreeze == "none" else None
+        if backbone is None:
+            from raz.paper.networks import Backbone
+
+            backbone = Backbone(c.backbone.width)
+            nets.load_part(backbone, self._folder("counting"), "backbone")
+        counting = nets.build_counting(c.counting, backbone, c.seed)
+        nets.load_part(counting, self._folder("counting"), "counting")
+        parts: list[nn.Module] = [backbone, counting]
+        own, localization, attention = backbone, None, None
+        if through in ("localization", "attention"):
+            c = self._stage_config("localization")
+            if c.localization.unfreeze == "backbone":
+                own = type(backbone)(c.backbone.width)
+                nets.load_part(own, self._folder("localization"), "backbone")
+                parts.append(own)
+            localization = nets.build_localization(c.localization, backbone, c.seed)
+            nets.load_part(localization, self._folder("localization"), "localization")
+            parts.append(localization)
+        if through == "attention" and localization is not None:
+            c = self._stage_config("attention")
+            attention = nets.build_attention(c.attention, localization.channels + counting.channels, c.seed)
+            nets.load_part(attention, self._folder("attention"), "attention")
+            parts.append(attention)
+        for part in parts:
+            part.to(self.device)
+            nets.freeze(part)
+        nets.narrow_layout(c.backbone.width, *parts)
+        name = self.keys[Node("localization")].key if own is not backbone else self.keys[Node("counting")].key
+        return Network(name, backbone, own, counting, localization, attention)
+
+    def _raz(self, with_attention: bool) -> Network:
+        """RAZ-Net: its own localization branch and, if it was trained, backbone."""
+        c = self._stage_config("raz")
+        base = self._main(through="localization")
+        assert base.localization is not None
+        backbone, name = base.localization_backbone, base.name
+        if nets.has_part(self._folder("raz"), "backbone"):
+            backbone, name = type(backbone)(c.backbone.width), self.keys[Node("raz")].key
+            nets.load_part(backbone, self._folder("raz"), "backbone")
+        nets.load_part(base.localization, self._folder("raz"), "localization")
+        parts: list[nn.Module] = [backbone, base.localization]
+        attention = None
+        if with_attention:
+            attention = nets.build_attention(c.attention, base.localization.channels, c.seed)
+            nets.load_part(attention, self._folder("raz_attention"), "attention")
+            parts.append(attention)
+        for part in parts:
+            part.to(self.device)
+            nets.freeze(part)
+        nets.narrow_layout(c.backbone.width, *parts)
+        return Network(name, backbone, backbone, None, base.localization, attention)
+
+    # -------------------------------------------------------------- what trained stages learn
+
+    def _features(self, backbone: nn.Module, weights: str, images: Images, data: str) -> FeatureCache:
+        """The cache of a frozen backbone's features on these images."""
+        name = digest([weights, data, asdict(self.config.input), self.config.threads, self.device.type])
+        return FeatureCache(self.cache.store / "features" / name, backbone, images, self.device)  # type: ignore[arg-type]
+
+    def _frozen_features(self, network: Network, kind: str = "counting") -> tuple[FeatureCache, FeatureCache]:
+        backbone = network.backbone if kind == "counting" else network.localization_backbone
+        c = self._stage_config("counting")
+        if backbone is network.backbone and c.counting.unfreeze == "none":
+            weights = digest([nets.weights_identity(c.backbone.weights), c.backbone.width, c.seed])
+        else:
+            weights = f"{network.name}/{kind}"
+        keys = self.keys[Node("counting")].data
+        return (
+            self._features(backbone, weights, self.frames("train"), keys["train"]),
+            self._features(backbone, weights, self.frames("val"), keys["val"]),
+        )
+
+    def _counting(self, given: Any) -> tuple[Task, Any]:
+        c = given.counting
+        m = Material(self.frames("train"), self.frames("val"), given.seed, self.device, c.k)
+        backbone = nets.build_backbone(given.backbone, given.seed).to(self.device)
+        branch = nets.build_counting(c, backbone, given.seed).to(self.device)
+        nets.narrow_layout(given.backbone.width, backbone, branch)
+        modules = nn.ModuleDict({"counting": branch})
+        train_frozen = val_frozen = None
+        if c.unfreeze == "backbone":
+            modules["backbone"] = backbone
+        else:
+            nets.freeze(backbone)
+            weights = digest([nets.weights_identity(given.backbone.weights), given.backbone.width, given.seed])
+            data = self.keys[Node("counting")].data
+            train_frozen = self._features(backbone, weights, m.train, data["train"])
+            val_frozen = self._features(backbone, weights, m.val, data["val"])
+        task = counting_task(
+            m, modules, branch,
+            features_from(backbone, m.train, self.device, train_frozen),
+            features_from(backbone, m.val, self.device, val_frozen),
+            c.train, beta=c.beta, kernel=c.kernel, kind=c.loss,
+        )  # fmt: skip
+        return task, c.train
+
+    def _localization(self, given: Any) -> tuple[Task, Any]:
+        c = given.localization
+        m = Material(self.frames("train"), self.frames("val"), given.seed, self.device)
+        base = self._main(through="counting")
+        backbone = base.backbone
+        branch = nets.build_localization(c, backbone, given.seed).to(self.device)
+        nets.narrow_layout(self.config.backbone.width, branch)
+        modules = nn.ModuleDict({"localization": branch})
+        frozen: tuple[FeatureCache | None, FeatureCache | None] = (None, None)
+        if c.unfreeze == "backbone":
+            backbone.requires_grad_(True)
+            modules["backbone"] = backbone
+        else:
+            frozen = self._frozen_features(base)
+        task = localization_task(
+            m, "localization", modules, branch,
+            features_from(backbone, m.train, self.device, frozen[0]),
+            features_from(backbone, m.val, self.device, frozen[1]),
+            c.train, gamma=c.gamma,
+        )  # fmt: skip
+        return task, c.train
+
+    def _attention(self, given: Any) -> tuple[Task, Any]:
+        c = given.attention
+        m = Material(self.frames("train"), self.frames("val"), given.seed, self.device)
+        base = self._main(through="localization")
+        assert base.counting is not None
+        assert base.localization is not None
+        counting, localization = base.counting, base.localization
+        branch = nets.build_attention(c, localization.channels + counting.channels, given.seed).to(self.device)
+        nets.narrow_layout(self.config.backbone.width, branch)
+        shared = base.localization_backbone is base.backbone
+        den = self._frozen_features(base, "counting")
+        loc = den if shared else self._frozen_features(base, "localization")
+
+        def rich(den: FeatureCache, loc: FeatureCache) -> Callable[[Window], tuple[Tensor, Tensor | None]]:
+            def of(w: Window) -> tuple[Tensor, Tensor | None]:
+                own = loc.crop(w)
+                return localization(own)[1], counting(own if den is loc else den.crop(w))[1]
+
+            return of
+
+        task = attention_task(
+            m, "attention", nn.ModuleDict({"attention": branch}), branch,
+            rich(den[0], loc[0]), rich(den[1], loc[1]), c.train, sigma_z=c.sigma_z, kind=c.loss,
+        )  # fmt: skip
+        return task, c.train
+
+    def _region_material(self, given: Any, network: Network) -> tuple[Material, dict[str, str]]:
+        """Zoomed regions of the training and validation images, and names of these data."""
+        config = given.raz.regions
+
+        def attention_of(pixels: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+            return network.maps(pixels, ("attention",), self.device, _MEMO, name)["attention"]
+
+        key = self.keys[Node("attention")]
+        sets: dict[str, RegionImages] = {}
+        for split in ("train", "val"):
+            sets[split] = region_images(self.frames(split), config, given.seed, attention_of)
+        names = {split: digest([key.key, asdict(config), key.data[split], given.seed]) for split in sets}
+        self.log(f"RAZ-Net learns from {len(sets['train'])} regions, validated on {len(sets['val'])}")
+        return Material(sets["train"], sets["val"], given.seed, self.device), names
+
+    def _raz_net(self, given: Any) -> tuple[Task | None, Any]:
+        network = self._main(through="attention")
+        m, names = self._region_material(given, network)
+        assert network.localization is not None
+        branch, backbone = network.localization, network.localization_backbone
+        branch.requires_grad_(True)
+        modules = nn.ModuleDict({"localization": branch})
+        frozen: list[FeatureCache | None] = [None, None]
+        if given.raz.unfreeze == "backbone":
+            backbone.requires_grad_(True)
+            modules["backbone"] = backbone
+        else:
+            weights = f"{network.name}/regions"
+            frozen = [self._features(backbone, weights, getattr(m, s), names[s]) for s in ("train", "val")]
+        if not len(m.train) or not len(m.val):
+            self.log(
+                "no region to learn from: RAZ-Net stays a copy of Main-Net (try a larger sigma_z, a lower theta_z)"
+            )
+            return None, modules
+        task = localization_task(
+            m, "raz", modules, branch,
+            features_from(backbone, m.train, self.device, frozen[0]),
+            features_from(backbone, m.val, self.device, frozen[1]),
+            given.raz.train, gamma=given.localization.gamma,
+        )  # fmt: skip
+        return task, given.raz.train
+
+    def _raz_attention(self, given: Any) -> tuple[Task | None, Any]:
+        main = self._main(through="attention")
+        m, names = self._region_material(given, main)
+        network = self._raz(with_attention=False)
+        assert network.localization is not None
+        assert main.attention is not None
+        localization = network.localization
+        c = self._stage_config("attention").attention
+        branch = nets.raz_attention_from(main.attention, localization.channels, c).to(self.device)
+        nets.narrow_layout(self.config.backbone.width, branch)
+        modules = nn.ModuleDict({"attention": branch})
+        if not len(m.train) or not len(m.val):
+            return None, modules
+        weights = f"{network.name}/regions"
+        caches = [self._features(network.backbone, weights, getattr(m, s), names[s]) for s in ("train", "val")]
+
+        def rich(of: FeaturesOf) -> Callable[[Window], tuple[Tensor, Tensor | None]]:
+            return lambda w: (localization(of(w))[1], None)
+
+        task = attention_task(
+            m, "raz_attention", modules, branch, rich(caches[0].crop), rich(caches[1].crop),
+            given.raz.attention_train, sigma_z=given.attention.sigma_z, kind=given.attention.loss,
+        )  # fmt: skip
+        return task, given.raz.attention_train
+
+    # -------------------------------------------------------------- what inferred stages predict
+
+    def _density(self, node: Node, given: Any) -> dict[str, NDArray[Any]]:
+        network, frames = self._main(through="counting"), self.frames(node.split)
+        out = {}
+        for i in self._each(node, frames):
+            maps = network.maps(frames.pixels(i), ("density",), self.device, _MEMO, f"{node.split}/{frames.ids[i]}")
+            out[f"d{i}"] = maps["density"]
+        return out
+
+    def _points(self, node: Node, given: Any) -> dict[str, NDArray[Any]]:
+        network, frames = self._main(through="localization"), self.frames(node.split)
+        points = []
+        for i in self._each(node, frames):
+            maps = network.maps(frames.pixels(i), ("response",), self.device, _MEMO, f"{node.split}/{frames.ids[i]}")
+            points.append(points_of(maps["response"], 0, 1))
+        return _pack_points(points)
+
+    def _zoom(self, node: Node, given: Any) -> dict[str, NDArray[Any]]:
+        frames, config, number = self.frames(node.split), given.zooming, node.zoom_pass
+        main = self._main(through="attention") if number == 2 else None
+        raz = self._raz(with_attention=number > 2)
+        previous = Node("points", node.split) if number == 2 else Node("zoom", node.split, number - 1)
+        before, regions_before = self._read_pass(previous)
+
+        def raz_map(kind: str) -> Callable[[NDArray[np.uint8], str], NDArray[np.float32]]:
+            return lambda pixels, name: raz.maps(pixels, (kind,), self.device)[kind]
+
+        points, regions = [], []
+        for i in self._each(node, frames):
+            if main is not None:
+                name = f"{node.split}/{frames.ids[i]}"
+                attention = main.maps(frames.pixels(i), ("attention",), self.device, _MEMO, name)["attention"]
+                chosen, _ = propose(attention, config, given.seed, frames.ids[i], number)
+            else:
+                chosen = propose_inside(frames, i, regions_before[i], config, given.seed, number, raz_map("attention"))
+            regions.append(chosen)
+            points.append(zoom_image(frames, i, before[i], chosen, config, number, raz_map("response")))
+        ends = np.cumsum([len(r) for r in regions], dtype=np.int64)
+        packed: dict[str, NDArray[Any]] = dict(_pack_points(points))
+        return packed | {"regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}
+
+    def _each(self, node: Node, frames: Frames) -> Iterator[int]:
+        """Indices of a split, with a line about every tenth of the way and when it will be done."""
+        began, told = time.monotonic(), time.monotonic()
+        for i in range(len(frames)):
+            yield i
+            now = time.monotonic()
+            if now - told > 15:
+                told = now
+                left = (now - began) / (i + 1) * (len(frames) - i - 1)
+                self.log(f"{node} {i + 1}/{len(frames)} images, {left:.0f} s left")
+
+    def _read_pass(self, node: Node) -> tuple[list[Points], list[NDArray[np.float64]]]:
+        with np.load(self.artifacts[node].folder / "arrays.npz", allow_pickle=False) as arrays:
+            points = _unpack_points(arrays)
+            if "regions" not in arrays:
+                return points, [np.zeros((0, 4)) for _ in points]
+            return points, np.split(arrays["regions"], arrays["region_ends"][:-1])
+
+    # -------------------------------------------------------------- the score
+
+    def _predicted(self, split: str) -> Predicted:
+        frames = self.frames(split)
+        with np.load(self.artifacts[Node("density", split)].folder / "arrays.npz", allow_pickle=False) as arrays:
+            density = [arrays[f"d{i}"] for i in range(len(frames))]
+        passes, regions = [self._read_pass(Node("points", split))[0]], []
+        for number in range(2, self.config.depth + 1):
+            points, chosen = self._read_pass(Node("zoom", split, number))
+            passes.append(points)
+            regions.append(chosen)
+        shapes = [frames.pixels(i).shape[:2] for i in range(len(frames))]
+        scales = [frames.scale(i) for i in range(len(frames))]
+        stride = self._stage_config("counting").counting.output_stride
+        return Predicted(
+            frames.ids, [frames.original_heads(i) for i in range(len(frames))],
+            [(int(h), int(w)) for h, w in shapes], [(1 / x, 1 / y) for x, y in scales],
+            density, stride, passes, regions,
+        )  # fmt: skip
+
+    def _score(self, node: Node, given: Any) -> dict[str, float]:
+        split = self._predicted(node.split)
+        val = split if node.split == "val" else self._predicted("val")
+        learned = None
+        if fits_on_train(self.config):
+            learned = split if node.split == "train" else self._predicted("train")
+        return score_split(node.split, split, val, learned, given.depth, given.peaks, given.fusion, given.metrics)
+
+
+_TASKS: Mapping[str, Callable[[_Trial, Any], tuple[Task | None, Any]]] = {
+    "counting": _Trial._counting,
+    "localization": _Trial._localization,
+    "attention": _Trial._attention,
+    "raz": _Trial._raz_net,
+    "raz_attention": _Trial._raz_attention,
+}
+
+
+def _state(modules: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in modules.state_dict().items()}
+
+
+def _pack_points(points: list[Points]) -> dict[str, NDArray[Any]]:
+    return {
+        "xy": np.concatenate([np.zeros((0, 2)), *[p.xy for p in points]]),
+        "score": np.concatenate([np.zeros(0, np.float32), *[p.score for p in points]]),
+        "network": np.concatenate([np.zeros(0, np.int8), *[p.network for p in points]]),
+        "depth": np.concatenate([np.zeros(0, np.int8), *[p.depth for p in points]]),
+        "ends": np.cumsum([len(p) for p in points], dtype=np.int64),
+    }
+
+
+def _unpack_points(arrays: Mapping[str, NDArray[Any]]) -> list[Points]:
+    cuts = arrays["ends"][:-1]
+    parts = [np.split(arrays[name], cuts) for name in ("xy", "score", "network", "depth")]
+    return [Points(*values) for values in zip(*parts, strict=True)]

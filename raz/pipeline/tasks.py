@@ -1,0 +1,148 @@
+"""The five training stages as tasks for the one loop: what is trained, on which windows, with which loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raz.config import TrainConfig
+from raz.paper.losses import attention_loss, counting_loss, localization_loss
+from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
+from raz.pipeline.samples import FeatureCache, Images, Truth, Window, crop_pixels, draw_windows, whole
+from raz.pipeline.train import Task
+
+Batch = list[Window]
+FeaturesOf = Callable[[Window], Tensor]  # (1, C, h/8, w/8)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Training and validation images with their ground truth and, for a frozen backbone, its features."""
+
+    train: Images
+    val: Images
+    seed: int
+    device: torch.device
+    k: int = 4
+
+    def batches(self, stage: str, config: TrainConfig) -> Callable[[int], Iterator[Batch]]:
+        def of_epoch(epoch: int) -> Iterator[Batch]:
+            windows = iter(
+                draw_windows(
+                    self.train, seed=self.seed, stage=stage, epoch=epoch, crop=config.crop,
+                    crops=config.crops_per_image, flip=config.flip,
+                )
+            )  # fmt: skip
+            while batch := list(islice(windows, config.batch)):
+                yield batch
+
+        return of_epoch
+
+
+def features_from(backbone: Backbone, images: Images, device: torch.device, frozen: FeatureCache | None) -> FeaturesOf:
+    """Features of a window: out of the cache of a frozen backbone, or computed with its gradient."""
+    if frozen is not None:
+        return frozen.crop
+    return lambda w: backbone(crop_pixels(images, w, device))  # type: ignore[no-any-return]
+
+
+def _stack(parts: list[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.stack(parts)[:, None]).to(device)
+
+
+def _whole_windows(images: Images) -> list[Window]:
+    return [whole(images, i) for i in range(len(images))]
+
+
+def counting_task(
+    m: Material,
+    modules: nn.ModuleDict,
+    branch: CountingBranch,
+    features: FeaturesOf,
+    val_features: FeaturesOf,
+    config: TrainConfig,
+    *,
+    beta: float,
+    kernel: str,
+    kind: str,
+) -> Task:
+    """Eq. 1; validated by the mean absolute error of whole validation images' counts."""
+    truth = Truth(m.train, 3 if kernel == "csrnet" else m.k)
+
+    def loss(batch: Batch) -> Tensor:
+        density, _ = branch(torch.cat([features(w) for w in batch]))
+        maps = [truth.density(w, branch.output_stride, beta, kernel) for w in batch]
+        return counting_loss(density.float(), _stack(maps, m.device), kind)
+
+    def validate() -> float:
+        errors = []
+        for i, w in enumerate(_whole_windows(m.val)):
+            density, _ = branch(val_features(w))
+            errors.append(abs(float(density.double().sum()) - len(m.val.heads(i))))
+        return float(np.mean(errors))
+
+    return Task("counting", modules, m.batches("counting", config), loss, validate)
+
+
+def localization_task(
+    m: Material,
+    name: str,
+    modules: nn.ModuleDict,
+    branch: LocalizationBranch,
+    features: FeaturesOf,
+    val_features: FeaturesOf,
+    config: TrainConfig,
+    *,
+    gamma: float,
+) -> Task:
+    """Eq. 3, for Main-Net on images and for RAZ-Net on zoomed regions; validated by the same loss on whole ones."""
+    train_truth, val_truth = Truth(m.train), Truth(m.val)
+
+    def one(windows: Batch, of: FeaturesOf, truth: Truth) -> Tensor:
+        logits, _ = branch(torch.cat([of(w) for w in windows]))
+        return localization_loss(logits.float(), _stack([truth.labels(w) for w in windows], m.device), gamma)
+
+    def validate() -> float:
+        return float(np.mean([float(one([w], val_features, val_truth)) for w in _whole_windows(m.val)]))
+
+    batches = m.batches(name, config)
+    return Task(name, modules, batches, lambda batch: one(batch, features, train_truth), validate)
+
+
+def attention_task(
+    m: Material,
+    name: str,
+    modules: nn.ModuleDict,
+    branch: AttentionBranch,
+    rich: Callable[[Window], tuple[Tensor, Tensor | None]],
+    val_rich: Callable[[Window], tuple[Tensor, Tensor | None]],
+    config: TrainConfig,
+    *,
+    sigma_z: float,
+    kind: str,
+) -> Task:
+    """Section 3.1's attention; everything before the branch is frozen. Validated by the same loss on whole images.
+
+    `rich(window)` gives the localization branch's last map and, in Main-Net, the counting branch's.
+    """
+    train_truth, val_truth = Truth(m.train), Truth(m.val)
+
+    def one(windows: Batch, of: Callable[[Window], tuple[Tensor, Tensor | None]], truth: Truth) -> Tensor:
+        with torch.no_grad():
+            maps = [of(w) for w in windows]
+        localization = torch.cat([loc for loc, _ in maps])
+        counting = [den for _, den in maps if den is not None]
+        logits = branch(localization, torch.cat(counting) if counting else None)
+        target = _stack([truth.attention(w, sigma_z) for w in windows], m.device)
+        return attention_loss(logits.float(), target, kind)
+
+    def validate() -> float:
+        return float(np.mean([float(one([w], val_rich, val_truth)) for w in _whole_windows(m.val)]))
+
+    batches = m.batches(name, config)
+    return Task(name, modules, batches, lambda batch: one(batch, rich, train_truth), validate)

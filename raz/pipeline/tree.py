@@ -1,0 +1,155 @@
+"""The stage tree: what each stage reads and needs, and from that its key. No torch, no training.
+
+A stage's key is a sha256 over its name, the version of its meaning, its declared inputs, the keys of what
+it needs and the fingerprint of the data it reads. `declared` hands a stage function exactly those inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from raz.config import TrialConfig, parameters
+from raz.pipeline.cache import StageKey
+
+Kind = Literal["trained", "inferred", "computed"]
+COMMON = ("dataset", "seed", "threads", "input")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work. Raise `version` when the same inputs would give another output."""
+
+    kind: Kind
+    version: int
+    reads: tuple[str, ...]  # parts or single parameters, beside COMMON
+    needs: tuple[str, ...]  # trained stages
+    epochs: str = ""  # the parameter that says how long a trained stage's chain is
+
+
+STAGES: dict[str, Stage] = {
+    "counting": Stage("trained", 1, ("backbone", "counting"), (), "counting.train.epochs"),
+    "localization": Stage("trained", 1, ("localization",), ("counting",), "localization.train.epochs"),
+    "attention": Stage("trained", 1, ("attention",), ("localization",), "attention.train.epochs"),
+    "raz": Stage(
+        "trained", 1, ("raz.regions", "raz.unfreeze", "raz.train", "localization.gamma"), ("attention",),
+        "raz.train.epochs",
+    ),
+    "raz_attention": Stage(
+        "trained", 1, ("raz.regions", "raz.attention_train", "attention.sigma_z", "attention.loss"), ("raz",),
+        "raz.attention_train.epochs",
+    ),
+    "density": Stage("inferred", 1, (), ("counting",)),
+    "points": Stage("inferred", 1, (), ("localization",)),
+    "zoom": Stage("inferred", 1, ("zooming",), ("attention", "raz")),
+    "score": Stage("computed", 1, ("depth", "peaks", "fusion", "metrics"), ()),
+}  # fmt: skip
+TRAINED = tuple(name for name, stage in STAGES.items() if stage.kind == "trained")
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """One stage of a trial: `counting`, `density` of a split, `zoom` of a split at a pass."""
+
+    stage: str
+    split: str = ""
+    zoom_pass: int = 0
+
+    def __str__(self) -> str:
+        number = f"{self.zoom_pass}" if self.zoom_pass else ""
+        return f"{self.stage}{number}" + (f"@{self.split}" if self.split else "")
+
+
+def fits_on_train(config: TrialConfig) -> bool:
+    """Whether theta_f is fitted on training images, so that they too must be predicted."""
+    fusion = config.fusion
+    return fusion.rule == "grid" and isinstance(fusion.theta_f, str) and fusion.fit_on == "train"
+
+
+def requires(config: TrialConfig, node: Node) -> list[Node]:
+    """The nodes whose artifacts `node` reads."""
+    if node.stage == "score":
+        splits = dict.fromkeys([node.split, "val", *(["train"] if fits_on_train(config) else [])])
+        return [
+            needed
+            for split in splits
+            for needed in (
+                Node("density", split), Node("points", split),
+                *(Node("zoom", split, n) for n in range(2, config.depth + 1)),
+            )
+        ]  # fmt: skip
+    needed = [Node(name) for name in STAGES[node.stage].needs]
+    if node.stage == "zoom":
+        if node.zoom_pass > 2:
+            needed += [Node("raz_attention"), Node("zoom", node.split, node.zoom_pass - 1)]
+        else:
+            needed.append(Node("points", node.split))
+    return needed
+
+
+def ordered(config: TrialConfig, splits: tuple[str, ...]) -> list[Node]:
+    """Every node of a trial, each after what it needs."""
+    out: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node not in out:
+            for needed in requires(config, node):
+                visit(needed)
+            out[node] = None
+
+    for split in splits:
+        visit(Node("score", split))
+    return list(out)
+
+
+def inputs_of(config: TrialConfig, stage: str) -> dict[str, Any]:
+    """The declared inputs as dotted names with JSON values."""
+    values = parameters(config.resolved())
+    wanted = (*COMMON, *STAGES[stage].reads)
+    return {n: v for n, v in values.items() if any(n == w or n.startswith(f"{w}.") for w in wanted)}
+
+
+def declared(config: TrialConfig, stage: str) -> Any:
+    """The declared inputs as nested attributes. Anything else raises AttributeError: a stage cannot read a
+    hyperparameter that its key lacks."""
+    config = config.resolved()
+    root = SimpleNamespace()
+    for path in (*COMMON, *STAGES[stage].reads):
+        *outer, last = path.split(".")
+        value: Any = config
+        place = root
+        for name in outer:
+            value = getattr(value, name)
+            if not hasattr(place, name):
+                setattr(place, name, SimpleNamespace())
+            place = getattr(place, name)
+        setattr(place, last, getattr(value, last))
+    return root
+
+
+def keys_of(
+    config: TrialConfig,
+    splits: tuple[str, ...],
+    fingerprint: Callable[[str], str],
+    weights_identity: Callable[[str], str],
+) -> dict[Node, StageKey]:
+    """The key of every node of a trial, in order of need. `fingerprint(split)` names the data."""
+    out: dict[Node, StageKey] = {}
+    for node in ordered(config, splits):
+        inputs = inputs_of(config, node.stage)
+        if "backbone.weights" in inputs:
+            inputs["backbone.weights"] = weights_identity(config.backbone.weights)
+        read = ("train", "val") if STAGES[node.stage].kind == "trained" else (node.split,)
+        if node.zoom_pass:
+            inputs["pass"] = node.zoom_pass
+        needs = {str(needed): out[needed].key for needed in requires(config, node)}
+        data: Mapping[str, str] = {split: fingerprint(split) for split in read}
+        out[node] = StageKey(node.stage, STAGES[node.stage].version, inputs, needs, data)
+    return out
+
+
+def chain_key(key: StageKey) -> str:
+    """The key of a trained stage's chain of epochs: how many epochs were asked for is left out (I4)."""
+    return key.without(STAGES[key.stage].epochs).key
