@@ -1,0 +1,90 @@
+"""What every data set looks like to the rest of the program, whatever its files look like.
+
+A reader *surveys* its folder: what is there and readable, and every fault. `raz.data.open_dataset` refuses a survey
+with faults and makes a `Dataset` of one without; `raz.data.check` reports both.
+
+Coordinates (27): pixel i covers [i, i+1) and its centre is i + 0.5; a head is (x, y) in pixels of the original
+image and inside it when 0 <= x < W, 0 <= y < H.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raz.errors import RazError
+
+Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
+Heads = NDArray[np.float64]  # (n, 2) x, y px
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image with its heads, read when asked for.
+
+    Both loaders can be pickled, return arrays of their own, and raise RazError when the file is damaged or
+    has changed since the data set was opened.
+    """
+
+    id: str  # "train/IMG_1": the folder it came from and its name, unique in the data set
+    scene: str  # images of one scene never lie on both sides of a train/val split
+    load_pixels: Callable[[], Pixels]  # (H, W, 3) uint8 RGB
+    load_heads: Callable[[], Heads]  # (n, 2) float64 original px, inside the image only
+    digest: str  # sha256 of image and annotation bytes, or of a generator's settings
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The three splits of a data set that can be read."""
+
+    name: str  # as in DATASETS
+    title: str  # as in a table's header
+    items: Mapping[Split, tuple[Item, ...]]
+    warnings: tuple[str, ...] = ()
+
+    def fingerprint(self, split: Split) -> str:
+        """sha256 over the (id, digest) of the split's items, in order."""
+        total = hashlib.sha256()
+        for item in self.items[split]:
+            total.update(f"{item.id}\0{item.digest}\n".encode())
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A readable image with its annotation, as a survey reports it."""
+
+    item: Item
+    image_digest: str  # sha256 of the image's bytes alone: equal ones in two splits are a leak
+    outside: int = 0  # annotated heads beyond the image, which `item.load_heads` leaves out
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a reader found on disk, before leaks are dropped and a validation split is made."""
+
+    found: Mapping[Split, tuple[Found, ...]]  # without "val" where the data set ships none
+    faults: tuple[RazError, ...] = ()  # each a reason not to open the data set
+    warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # images without an annotation (a fault each)
+    orphaned: tuple[str, ...] = ()  # annotations without an image
+    unreadable: tuple[str, ...] = ()  # damaged files (a fault each)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one data set is found and read."""
+
+    title: str
+    survey: Callable[[Path | None], Survey]  # raises RazError when the folder itself is missing
+    needs_root: bool = True
+    layout: str = ""  # one line on what the folder must hold

@@ -1,0 +1,369 @@
+"""`toy`: a generated crowd, so that everything runs without a download.
+
+A camera looks over a ground on which people stand in groups or in a packed mass: heads shrink with distance and
+crowds thicken there, nearer people hide farther ones, light is uneven, and foliage, balls, signs and paving put
+edges and head-like things where nobody is. 60 training, 16 validation and 40 test images of about 160 x 224 px
+hold 0 to 250 heads each.
+
+The images are the same on every machine: the random bits are PCG64's raw stream, which numpy promises to keep,
+and drawing uses only operations that IEEE 754 rounds exactly (no exp, no sin, no sums whose order may vary).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raz.data.contract import SPLITS, Found, Heads, Item, Pixels, Reader, Split, Survey
+
+VERSION = 1  # raise it when an image changes: every stage that read it is then trained again
+SIZES: dict[Split, int] = {"train": 60, "val": 16, "test": 40}
+
+Kind = Literal["empty", "sparse", "groups", "packed"]
+# Each split walks through this list, so a short one is as mixed as a long one.
+_KINDS: tuple[Kind, ...] = (
+    "packed", "groups", "sparse", "packed", "groups", "packed", "sparse", "groups", "packed", "groups",
+    "packed", "sparse", "groups", "packed", "empty", "groups", "packed", "sparse", "groups", "packed",
+)  # fmt: skip
+_VISIBLE = 0.45  # a head of which less than this part shows is not annotated
+
+Array = NDArray[np.float32]
+
+_HAIR = ((0.10, 0.08, 0.07), (0.16, 0.11, 0.08), (0.28, 0.19, 0.11), (0.50, 0.38, 0.22), (0.42, 0.41, 0.40))
+_SKIN = ((0.88, 0.69, 0.57), (0.78, 0.57, 0.44), (0.60, 0.42, 0.30), (0.40, 0.27, 0.19))
+_GROUND = ((0.55, 0.53, 0.50), (0.42, 0.42, 0.43), (0.62, 0.55, 0.45), (0.36, 0.44, 0.27), (0.70, 0.69, 0.66))
+_LEAF = ((0.13, 0.19, 0.08), (0.20, 0.27, 0.10), (0.10, 0.13, 0.07), (0.27, 0.25, 0.11))
+
+
+class _Dice:
+    """Numbers from PCG64's raw stream."""
+
+    def __init__(self, seed: str) -> None:
+        key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "little")
+        self._bits = np.random.PCG64(key)
+
+    def units(self, n: int) -> NDArray[np.float64]:
+        """(n,) uniform in [0, 1)."""
+        return np.asarray((self._bits.random_raw(n) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * float(self.units(1)[0])
+
+    def integer(self, low: int, high: int) -> int:
+        """`low` to `high`, both included."""
+        return low + int(self.units(1)[0] * (high - low + 1))
+
+    def colour(self, palette: tuple[tuple[float, float, float], ...], spread: float) -> Array:
+        """A colour of the palette, a little off."""
+        base = palette[self.integer(0, len(palette) - 1)]
+        return np.array([c + spread * (u - 0.5) for c, u in zip(base, self.units(3).tolist(), strict=True)], np.float32)
+
+
+@dataclass(frozen=True)
+class _View:
+    """The camera: how wide a head is at each row, in px."""
+
+    height: int
+    width: int
+    skyline: float  # the row where the ground begins
+    far: float  # px, at the skyline
+    near: float  # px, at the lowest row
+
+    def head_width(self, y: float) -> float:
+        return self.far + (self.near - self.far) * max(0.0, y - self.skyline) / (self.height - self.skyline)
+
+
+@cache
+def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
+    """Image `index` of a split: pixels (H, W, 3) uint8 RGB and heads (n, 2) x, y px, both read-only."""
+    dice = _Dice(f"toy {VERSION} {split} {index}")
+    kind = _KINDS[index % len(_KINDS)]
+    height, width = dice.integer(144, 176), dice.integer(204, 244)
+    packed = kind == "packed"
+    view = _View(
+        height, width,
+        skyline=height * dice.between(0.06, 0.30),
+        far=dice.between(3.0, 3.8) if packed else dice.between(3.4, 6.0),
+        near=dice.between(6.5, 11.0) if packed else dice.between(9.0, 14.0),
+    )  # fmt: skip
+    canvas = _background(dice, view)
+    places = _places(dice, view, kind)
+    heads = _draw_scene(canvas, dice, view, places)
+    pixels = _expose(canvas, dice)
+    pixels.flags.writeable = False
+    heads.flags.writeable = False
+    return pixels, heads
+
+
+# ------------------------------------------------------------------ who stands where
+
+
+def _places(dice: _Dice, view: _View, kind: Kind) -> NDArray[np.float64]:
+    """(n, 3) x, y of head centres and head width, in px, far ones first."""
+    if kind == "empty":
+        return np.zeros((0, 3))
+    wanted = dice.integer(*{"sparse": (1, 22), "groups": (24, 95), "packed": (105, 260)}[kind])
+    if kind == "packed":  # one or two masses of people, the first far away
+        masses = [(dice.between(0.2, 0.8), dice.between(0.02, 0.2), dice.between(0.22, 0.5), dice.between(0.1, 0.25))]
+        if dice.between(0, 1) < 0.5:
+            masses.append((dice.between(0, 1), dice.between(0.3, 0.8), dice.between(0.15, 0.4), dice.between(0.1, 0.2)))
+        stray, gap = 0.08, dice.between(0.78, 1.05)
+    else:  # knots of people
+        knots = max(1, wanted // dice.integer(5, 14))
+        masses = [
+            (
+                dice.between(0, 1),
+                dice.between(0, 1) * dice.between(0, 1),
+                dice.between(0.03, 0.1),
+                dice.between(0.02, 0.08),
+            )
+            for _ in range(knots)
+        ]
+        stray, gap = (0.6 if kind == "sparse" else 0.2), dice.between(0.85, 1.2)
+    ground = view.height - view.skyline
+    accepted = np.zeros((wanted, 3))
+    n = 0
+    darts = dice.units(6 * 12 * wanted).reshape(-1, 6)
+    for pick, u, v, a, b, away in darts.tolist():
+        if away < stray:
+            x, y = u * view.width, view.skyline + v * v * ground
+        else:
+            cx, cy, rx, ry = masses[int(pick * len(masses))]
+            # a difference of two uniforms: thick in the middle, nobody beyond the rim
+            x = (cx + rx * 1.6 * (u - a)) * view.width
+            y = view.skyline + (cy + ry * 1.6 * (v - b)) * ground
+        if not (0 <= x < view.width and view.skyline - 1 <= y < view.height - 0.5):
+            continue
+        w = view.head_width(y) * (0.88 + 0.24 * pick)
+        dx, dy = accepted[:n, 0] - x, accepted[:n, 1] - y
+        reach = gap * 0.5 * (accepted[:n, 2] + w)
+        # across the line of sight shoulders keep people apart, along it less
+        if n and bool((dx * dx + 1.7 * dy * dy < reach * reach).any()):
+            continue
+        accepted[n] = x, y, w
+        n += 1
+        if n == wanted:
+            break
+    people = accepted[:n]
+    return people[np.lexsort((people[:, 0], people[:, 1]))]
+
+
+# ------------------------------------------------------------------ drawing
+
+
+def _window(canvas: Array, x: float, y: float, rx: float, up: float, down: float) -> tuple[slice, slice, Array, Array]:
+    """The rows and columns around (x, y) and the offsets of their pixel centres from it (27)."""
+    height, width = canvas.shape[:2]
+    rows = slice(max(0, int(y - up)), max(0, min(height, int(y + down) + 2)))
+    cols = slice(max(0, int(x - rx)), max(0, min(width, int(x + rx) + 2)))
+    dy = (np.arange(rows.start, rows.stop, dtype=np.float64) + 0.5 - y).astype(np.float32)[:, None]
+    dx = (np.arange(cols.start, cols.stop, dtype=np.float64) + 0.5 - x).astype(np.float32)[None, :]
+    return rows, cols, dx, dy
+
+
+def _ellipse(dx: Array, dy: Array, rx: float, ry: float) -> Array:
+    """How much of each pixel an ellipse covers, 0 to 1, with an edge about one pixel wide."""
+    u, v = dx * np.float32(1 / rx), dy * np.float32(1 / ry)
+    cover = (1 - (u * u + v * v)) * np.float32(0.5 * min(rx, ry)) + np.float32(0.5)
+    return np.asarray(np.minimum(np.maximum(cover, np.float32(0)), np.float32(1)), dtype=np.float32)
+
+
+def _blend(patch: Array, alpha: Array, colour: Array) -> None:
+    patch += alpha[:, :, None] * (colour - patch)
+
+
+def _draw_person(
+    canvas: Array, owner: NDArray[np.int32], number: int, x: float, y: float, w: float, u: list[float],
+    hair: Array, skin: Array, cloth: Array,
+) -> None:  # fmt: skip
+    """One person with the head's centre at (x, y); `owner` keeps whose head each pixel shows."""
+    body = w * (2.0 + 1.4 * u[0])
+    rows, cols, dx, dy = _window(canvas, x, y, 1.3 * w, w, body + w)
+    if rows.stop <= rows.start or cols.stop <= cols.start:
+        return
+    patch, whose = canvas[rows, cols], owner[rows, cols]
+    low = dy - np.float32(0.45 * w + 0.5 * body)
+    torso = _ellipse(dx, low, 0.95 * w, 0.55 * body)
+    # lit from one side, darker towards the feet
+    light = np.float32(1) + np.float32(0.35 * (u[1] - 0.5) / w) * dx - np.float32(0.16 / body) * low
+    patch += torso[:, :, None] * (cloth * light[:, :, None] - patch)
+    head = _ellipse(dx, dy, 0.5 * w, 0.6 * w)
+    _blend(patch, head, hair)
+    if u[2] < 0.72:  # seen from the front or the side: a face below the hair
+        side = np.float32((u[3] - 0.5) * 0.5 * w)
+        face = _ellipse(dx - side, dy - np.float32(0.16 * w), 0.38 * w, 0.42 * w) * head
+        _blend(patch, face, skin)
+    whose[torso > 0.5] = 0
+    whose[head > 0.5] = number
+
+
+def _draw_clutter(canvas: Array, owner: NDArray[np.int32], dice: _Dice, view: _View, y: float) -> None:
+    """Something that is not a person, standing at row y."""
+    x, what, scale = dice.between(0, view.width), dice.integer(0, 5), dice.between(0.6, 1.5)
+    w = view.head_width(y) * scale
+    if what == 0:  # a ball or a balloon: round, one colour, a highlight
+        rows, cols, dx, dy = _window(canvas, x, y, w, w, w)
+        ball = _ellipse(dx, dy, 0.55 * w, 0.55 * w)
+        _blend(canvas[rows, cols], ball, dice.colour(_SKIN + _HAIR, 0.5))
+        _blend(canvas[rows, cols], 0.6 * _ellipse(dx + 0.2 * w, dy + 0.2 * w, 0.2 * w, 0.2 * w), np.ones(3, np.float32))
+        owner[rows, cols][ball > 0.5] = 0
+    elif what == 1:  # a bush: dark round leaves side by side, as heads in a crowd are
+        for _ in range(dice.integer(8, 26)):
+            bx, by = x + dice.between(-3, 3) * w, y - dice.between(0, 2.5) * w
+            r = 0.3 * w + dice.between(0.5, 1.5)
+            rows, cols, dx, dy = _window(canvas, bx, by, r + 1, r + 1, r + 1)
+            leaf = _ellipse(dx, dy, r, r)
+            _blend(canvas[rows, cols], leaf, dice.colour(_LEAF, 0.12))
+            owner[rows, cols][leaf > 0.5] = 0
+    elif what == 2:  # a post with a lamp on it
+        rows, cols, dx, dy = _window(canvas, x, y, 0.2 * w, 6 * w, 0)
+        if rows.stop > rows.start and cols.stop > cols.start:
+            canvas[rows, cols] = dice.colour(_GROUND, 0.3) * np.float32(0.5)
+            owner[rows, cols] = 0
+        rows, cols, dx, dy = _window(canvas, x, y - 6 * w, w, w, w)
+        lamp = _ellipse(dx, dy, 0.5 * w, 0.6 * w)
+        _blend(canvas[rows, cols], lamp, dice.colour(_SKIN, 0.3))
+        owner[rows, cols][lamp > 0.5] = 0
+    elif what == 3:  # an umbrella or a stall's roof
+        rows, cols, dx, dy = _window(canvas, x, y - 2 * w, 2.2 * w, 1.2 * w, 0)
+        roof = _ellipse(dx, dy, 2.0 * w, 1.1 * w) * (dy < 0)
+        stripes = np.floor(dx / np.float32(0.6 * w)) % 2
+        _blend(canvas[rows, cols], roof * stripes, dice.colour(_SKIN + _GROUND, 0.6))
+        _blend(canvas[rows, cols], roof * (1 - stripes), dice.colour(_GROUND, 0.6))
+        owner[rows, cols][roof > 0.5] = 0
+    elif what == 4:  # a bag, a bin, a bollard: a body without a head
+        rows, cols, dx, dy = _window(canvas, x, y, 1.0 * w, w, w)
+        bin_ = _ellipse(dx, dy, 0.8 * w, dice.between(0.6, 1.0) * w)
+        _blend(canvas[rows, cols], bin_, dice.colour(_GROUND + _HAIR, 0.5))
+        owner[rows, cols][bin_ > 0.5] = 0
+    else:  # a sign: a rectangle with dark marks in rows, like faces in a stand
+        rows, cols, dx, dy = _window(canvas, x, y - 2 * w, 2.5 * w, 1.5 * w, 1.5 * w)
+        marks = (np.floor(dx / np.float32(0.5 * w)) % 2) * (np.floor(dy / np.float32(0.6 * w)) % 2)
+        canvas[rows, cols] = dice.colour(_SKIN + _GROUND, 0.4)
+        _blend(canvas[rows, cols], np.float32(0.8) * marks, dice.colour(_HAIR, 0.3))
+        owner[rows, cols] = 0
+
+
+def _draw_scene(canvas: Array, dice: _Dice, view: _View, places: NDArray[np.float64]) -> Heads:
+    """Draw people and clutter from far to near; the heads (n, 2) that can be seen."""
+    owner = np.zeros(canvas.shape[:2], np.int32)
+    whole = np.zeros(len(places) + 1, np.int64)
+    ground = view.height - view.skyline
+    clutter = sorted(view.skyline + u * u * ground for u in dice.units(dice.integer(6, 26)).tolist())
+    looks = dice.units(4 * len(places)).reshape(-1, 4).tolist()
+    uniform = dice.units(3).astype(np.float32) if dice.between(0, 1) < 0.2 else None  # a crowd in one colour
+    for number, (x, y, w) in enumerate(places.tolist(), start=1):
+        while clutter and clutter[0] <= y:
+            _draw_clutter(canvas, owner, dice, view, clutter.pop(0))
+        hair, skin = dice.colour(_HAIR, 0.08), dice.colour(_SKIN, 0.12)
+        cloth = (dice.units(3) * 0.85 + 0.08).astype(np.float32)
+        if uniform is not None:
+            cloth = np.float32(0.8) * uniform + np.float32(0.2) * cloth
+        _draw_person(canvas, owner, number, x, y, w, looks[number - 1], hair, skin, cloth)
+        whole[number] = np.count_nonzero(owner == number)
+    for y in clutter:
+        _draw_clutter(canvas, owner, dice, view, y)
+    shown = np.bincount(owner.reshape(-1), minlength=len(whole))[1:]
+    return np.ascontiguousarray(places[(whole[1:] > 0) & (shown >= _VISIBLE * whole[1:]), :2])
+
+
+def _cloud(dice: _Dice, height: int, width: int, cell: int) -> Array:
+    """(height, width) smooth noise in [0, 1): random values every `cell` px, bilinear between."""
+    rows, cols = height // cell + 2, width // cell + 2
+    grid = dice.units(rows * cols).reshape(rows, cols).astype(np.float32)
+    y, x = np.arange(height), np.arange(width)
+    fy = ((y % cell) / np.float32(cell)).astype(np.float32)[:, None]
+    fx = ((x % cell) / np.float32(cell)).astype(np.float32)[None, :]
+    lines = grid[y // cell] * (1 - fy) + grid[y // cell + 1] * fy
+    return np.asarray(lines[:, x // cell] * (1 - fx) + lines[:, x // cell + 1] * fx, dtype=np.float32)
+
+
+def _background(dice: _Dice, view: _View) -> Array:
+    """(H, W, 3) float32: sky or a facade with windows, and a paved, striped or grown ground."""
+    height, width = view.height, view.width
+    sky_rows = int(view.skyline)
+    canvas = np.empty((height, width, 3), np.float32)
+    y = np.arange(height, dtype=np.float32)[:, None]
+    x = np.arange(width, dtype=np.float32)[None, :]
+    canvas[:] = dice.colour(_GROUND, 0.2)
+    texture = np.float32(dice.between(0.05, 0.3)) * (_cloud(dice, height, width, 3) - np.float32(0.5))
+    texture += np.float32(dice.between(0.05, 0.25)) * (_cloud(dice, height, width, 17) - np.float32(0.5))
+    if dice.between(0, 1) < 0.6:  # paving: lines that run together at the vanishing point
+        depth = np.float32(height) / (y - np.float32(view.skyline) + np.float32(0.35 * height))
+        tiles = dice.between(5, 14)
+        across = (x - np.float32(width * dice.between(0.2, 0.8))) * depth * np.float32(tiles / width)
+        along = depth * np.float32(tiles * 1.3)
+        lines = (across - np.floor(across) < 0.12) | (along - np.floor(along) < 0.15)
+        texture -= np.float32(dice.between(0.05, 0.25)) * lines
+    canvas += texture[:, :, None]
+    wall = dice.colour(_GROUND, 0.4) + np.float32(0.1)
+    canvas[:sky_rows] = wall + np.float32(0.3) * texture[:sky_rows, :, None]
+    if dice.between(0, 1) < 0.7:  # a facade
+        pitch_x, pitch_y = dice.integer(5, 12), dice.integer(6, 11)
+        windows = (x % pitch_x < 0.55 * pitch_x) & (y[:sky_rows] % pitch_y < 0.6 * pitch_y)
+        shade = np.float32(dice.between(0.3, 0.8))
+        canvas[:sky_rows] = np.where(windows[:, :, None], canvas[:sky_rows] * shade, canvas[:sky_rows])
+    return canvas
+
+
+def _expose(canvas: Array, dice: _Dice) -> Pixels:
+    """Light, lens and sensor: (H, W, 3) uint8."""
+    height, width = canvas.shape[:2]
+    y = (np.arange(height, dtype=np.float32) / np.float32(height))[:, None]
+    x = (np.arange(width, dtype=np.float32) / np.float32(width))[None, :]
+    light = np.float32(dice.between(0.65, 1.15)) + np.float32(dice.between(-0.45, 0.45)) * (x - np.float32(0.5))
+    light = light + np.float32(dice.between(-0.3, 0.3)) * (y - np.float32(0.5))
+    for _ in range(dice.integer(0, 3)):  # shadows, and patches of sun
+        u = (x - np.float32(dice.between(0, 1))) * np.float32(1 / dice.between(0.08, 0.35))
+        v = (y - np.float32(dice.between(0, 1))) * np.float32(1 / dice.between(0.08, 0.35))
+        near = u * u + v * v
+        light = light * (1 + np.float32(dice.between(-0.6, 0.4)) / (1 + near * near))
+    cast = np.array([dice.between(0.88, 1.12) for _ in range(3)], np.float32)
+    seen = canvas * light[:, :, None] * cast
+    padded = np.pad(seen, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = padded[:-2] + padded[1:-1] + padded[1:-1] + padded[2:]
+    soft = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 1:-1] + rows[:, 2:]) * np.float32(1 / 16)
+    blur = np.float32(dice.between(0.0, 0.8))
+    seen = seen + blur * (soft - seen)
+    noise = dice.units(2 * seen.size).astype(np.float32).reshape(2, *seen.shape)
+    seen = seen + np.float32(dice.between(0.01, 0.06)) * (noise[0] - noise[1])
+    return np.asarray(np.clip(seen, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # rounds half up
+
+
+# ------------------------------------------------------------------ as a data set
+
+
+def _pixels(split: Split, index: int) -> Pixels:
+    return generate(split, index)[0].copy()
+
+
+def _heads(split: Split, index: int) -> Heads:
+    return generate(split, index)[1].copy()
+
+
+def survey(root: Path | None) -> Survey:
+    """The three splits of the toy crowd; nothing is drawn before it is asked for. `root` is not used."""
+    found: dict[Split, tuple[Found, ...]] = {}
+    for split in SPLITS:
+        each = []
+        for index in range(SIZES[split]):
+            digest = hashlib.sha256(f"toy {VERSION} {split} {index}".encode()).hexdigest()
+            item = Item(
+                id=f"{split}/{index:03d}",
+                scene=f"{split}/{index:03d}",
+                load_pixels=partial(_pixels, split, index),
+                load_heads=partial(_heads, split, index),
+                digest=digest,
+            )
+            each.append(Found(item, digest))
+        found[split] = tuple(each)
+    return Survey(found)
+
+
+READER = Reader("Toy crowd", survey, needs_root=False, layout="nothing: it is generated")
