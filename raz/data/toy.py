@@ -34,35 +34,53 @@ _KINDS: tuple[Kind, ...] = (
 _VISIBLE = 0.45  # a head of which less than this part shows is not annotated
 
 Array = NDArray[np.float32]
+Colour = tuple[float, float, float]
 
 _HAIR = ((0.10, 0.08, 0.07), (0.16, 0.11, 0.08), (0.28, 0.19, 0.11), (0.50, 0.38, 0.22), (0.42, 0.41, 0.40))
 _SKIN = ((0.88, 0.69, 0.57), (0.78, 0.57, 0.44), (0.60, 0.42, 0.30), (0.40, 0.27, 0.19))
 _GROUND = ((0.55, 0.53, 0.50), (0.42, 0.42, 0.43), (0.62, 0.55, 0.45), (0.36, 0.44, 0.27), (0.70, 0.69, 0.66))
+_CLOTH = (
+    (0.12, 0.12, 0.15), (0.20, 0.21, 0.27), (0.38, 0.38, 0.40), (0.82, 0.81, 0.78), (0.16, 0.22, 0.42),
+    (0.30, 0.42, 0.60), (0.62, 0.16, 0.16), (0.50, 0.44, 0.34), (0.78, 0.66, 0.36), (0.24, 0.40, 0.28),
+    (0.72, 0.50, 0.55), (0.45, 0.30, 0.42),
+)  # fmt: skip
 _LEAF = ((0.13, 0.19, 0.08), (0.20, 0.27, 0.10), (0.10, 0.13, 0.07), (0.27, 0.25, 0.11))
 
 
 class _Dice:
-    """Numbers from PCG64's raw stream."""
+    """Numbers from PCG64's raw stream, which numpy keeps the same for ever (its distributions may change)."""
 
     def __init__(self, seed: str) -> None:
         key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "little")
         self._bits = np.random.PCG64(key)
+        self._ahead: list[float] = []
 
     def units(self, n: int) -> NDArray[np.float64]:
         """(n,) uniform in [0, 1)."""
         return np.asarray((self._bits.random_raw(n) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
+    def grains(self, n: int) -> NDArray[np.uint8]:
+        """(n,) uniform bytes."""
+        return self._bits.random_raw(-(-n // 8)).astype("<u8").view(np.uint8)[:n]
+
+    def unit(self) -> float:
+        if not self._ahead:  # single numbers are drawn by the hundred: a call costs as much as a block
+            self._ahead = self.units(256).tolist()
+        return self._ahead.pop()
+
     def between(self, low: float, high: float) -> float:
-        return low + (high - low) * float(self.units(1)[0])
+        return low + (high - low) * self.unit()
 
     def integer(self, low: int, high: int) -> int:
         """`low` to `high`, both included."""
-        return low + int(self.units(1)[0] * (high - low + 1))
+        return low + int(self.unit() * (high - low + 1))
 
-    def colour(self, palette: tuple[tuple[float, float, float], ...], spread: float) -> Array:
+    def colour(self, palette: tuple[Colour, ...], spread: float) -> Array:
         """A colour of the palette, a little off."""
-        base = palette[self.integer(0, len(palette) - 1)]
-        return np.array([c + spread * (u - 0.5) for c, u in zip(base, self.units(3).tolist(), strict=True)], np.float32)
+        r, g, b = palette[self.integer(0, len(palette) - 1)]
+        off = self.between(-0.5, 0.5)  # brighter or darker rather than of another hue
+        half = 0.35 * spread
+        return np.array([c + spread * off + self.between(-half, half) for c in (r, g, b)], np.float32)
 
 
 @dataclass(frozen=True)
@@ -169,9 +187,10 @@ def _window(canvas: Array, x: float, y: float, rx: float, up: float, down: float
 
 def _ellipse(dx: Array, dy: Array, rx: float, ry: float) -> Array:
     """How much of each pixel an ellipse covers, 0 to 1, with an edge about one pixel wide."""
-    u, v = dx * np.float32(1 / rx), dy * np.float32(1 / ry)
-    cover = (1 - (u * u + v * v)) * np.float32(0.5 * min(rx, ry)) + np.float32(0.5)
-    return np.asarray(np.minimum(np.maximum(cover, np.float32(0)), np.float32(1)), dtype=np.float32)
+    edge = 0.5 * min(rx, ry)
+    cover = np.float32(edge + 0.5) - dy * dy * np.float32(edge / (ry * ry)) - dx * dx * np.float32(edge / (rx * rx))
+    np.maximum(cover, np.float32(0), out=cover)
+    return np.minimum(cover, np.float32(1), out=cover)
 
 
 def _blend(patch: Array, alpha: Array, colour: Array) -> None:
@@ -179,38 +198,52 @@ def _blend(patch: Array, alpha: Array, colour: Array) -> None:
 
 
 def _draw_person(
-    canvas: Array, owner: NDArray[np.int32], number: int, x: float, y: float, w: float, u: list[float],
-    hair: Array, skin: Array, cloth: Array,
-) -> None:  # fmt: skip
-    """One person with the head's centre at (x, y); `owner` keeps whose head each pixel shows."""
-    body = w * (2.0 + 1.4 * u[0])
-    rows, cols, dx, dy = _window(canvas, x, y, 1.3 * w, w, body + w)
-    if rows.stop <= rows.start or cols.stop <= cols.start:
-        return
-    patch, whose = canvas[rows, cols], owner[rows, cols]
-    low = dy - np.float32(0.45 * w + 0.5 * body)
-    torso = _ellipse(dx, low, 0.95 * w, 0.55 * body)
+    canvas: Array, owner: NDArray[np.int32], number: int, x: float, y: float, w: float,
+    dice: _Dice, uniform: Array | None,
+) -> int:  # fmt: skip
+    """One person with the head's centre at (x, y); `owner` keeps whose head each pixel shows.
+
+    Returns the number of pixels of the head, none hidden yet.
+    """
+    hair, skin, cloth = dice.colour(_HAIR, 0.08), dice.colour(_SKIN, 0.12), dice.colour(_CLOTH, 0.14)
+    if uniform is not None:
+        cloth = np.float32(0.75) * uniform + np.float32(0.25) * cloth
+    body, lit, facing, turn = (
+        w * dice.between(1.8, 3.0),
+        dice.between(-0.2, 0.2),
+        dice.unit(),
+        dice.between(-0.25, 0.25),
+    )
+
+    rows, cols, dx, dy = _window(canvas, x, y, 1.2 * w, 0.0, body + 0.8 * w)
+    low = dy - np.float32(0.5 * w + 0.5 * body)
+    torso = _ellipse(dx, low, 0.92 * w, 0.55 * body)
     # lit from one side, darker towards the feet
-    light = np.float32(1) + np.float32(0.35 * (u[1] - 0.5) / w) * dx - np.float32(0.16 / body) * low
-    patch += torso[:, :, None] * (cloth * light[:, :, None] - patch)
+    shade = (np.float32(1) + np.float32(lit / w) * dx) - np.float32(0.3 / body) * low
+    _blend(canvas[rows, cols], torso, cloth * shade[:, :, None])
+    owner[rows, cols][torso > 0.5] = 0
+
+    rows, cols, dx, dy = _window(canvas, x, y, 0.5 * w + 1, 0.6 * w + 1, 0.6 * w + 1)
     head = _ellipse(dx, dy, 0.5 * w, 0.6 * w)
-    _blend(patch, head, hair)
-    if u[2] < 0.72:  # seen from the front or the side: a face below the hair
-        side = np.float32((u[3] - 0.5) * 0.5 * w)
-        face = _ellipse(dx - side, dy - np.float32(0.16 * w), 0.38 * w, 0.42 * w) * head
-        _blend(patch, face, skin)
-    whose[torso > 0.5] = 0
-    whose[head > 0.5] = number
+    colour = hair
+    if facing < 0.7:  # seen from the front or the side: a face below the hair
+        face = _ellipse(dx - np.float32(turn * w), dy - np.float32(0.16 * w), 0.38 * w, 0.42 * w)
+        colour = hair + face[:, :, None] * (skin - hair)
+    _blend(canvas[rows, cols], head, colour)
+    mask = head > 0.5
+    owner[rows, cols][mask] = number
+    return int(np.count_nonzero(mask))
 
 
 def _draw_clutter(canvas: Array, owner: NDArray[np.int32], dice: _Dice, view: _View, y: float) -> None:
     """Something that is not a person, standing at row y."""
-    x, what, scale = dice.between(0, view.width), dice.integer(0, 5), dice.between(0.6, 1.5)
+    x, scale = dice.between(0, view.width), dice.between(0.6, 1.5)
+    what = (0, 0, 1, 1, 1, 2, 3, 4, 4, 5)[dice.integer(0, 9)]
     w = view.head_width(y) * scale
     if what == 0:  # a ball or a balloon: round, one colour, a highlight
         rows, cols, dx, dy = _window(canvas, x, y, w, w, w)
         ball = _ellipse(dx, dy, 0.55 * w, 0.55 * w)
-        _blend(canvas[rows, cols], ball, dice.colour(_SKIN + _HAIR, 0.5))
+        _blend(canvas[rows, cols], ball, dice.colour(_SKIN + _HAIR + _CLOTH, 0.3))
         _blend(canvas[rows, cols], 0.6 * _ellipse(dx + 0.2 * w, dy + 0.2 * w, 0.2 * w, 0.2 * w), np.ones(3, np.float32))
         owner[rows, cols][ball > 0.5] = 0
     elif what == 1:  # a bush: dark round leaves side by side, as heads in a crowd are
@@ -234,8 +267,8 @@ def _draw_clutter(canvas: Array, owner: NDArray[np.int32], dice: _Dice, view: _V
         rows, cols, dx, dy = _window(canvas, x, y - 2 * w, 2.2 * w, 1.2 * w, 0)
         roof = _ellipse(dx, dy, 2.0 * w, 1.1 * w) * (dy < 0)
         stripes = np.floor(dx / np.float32(0.6 * w)) % 2
-        _blend(canvas[rows, cols], roof * stripes, dice.colour(_SKIN + _GROUND, 0.6))
-        _blend(canvas[rows, cols], roof * (1 - stripes), dice.colour(_GROUND, 0.6))
+        _blend(canvas[rows, cols], roof * stripes, dice.colour(_CLOTH, 0.3))
+        _blend(canvas[rows, cols], roof * (1 - stripes), dice.colour(_CLOTH + _GROUND, 0.3))
         owner[rows, cols][roof > 0.5] = 0
     elif what == 4:  # a bag, a bin, a bollard: a body without a head
         rows, cols, dx, dy = _window(canvas, x, y, 1.0 * w, w, w)
@@ -243,7 +276,7 @@ def _draw_clutter(canvas: Array, owner: NDArray[np.int32], dice: _Dice, view: _V
         _blend(canvas[rows, cols], bin_, dice.colour(_GROUND + _HAIR, 0.5))
         owner[rows, cols][bin_ > 0.5] = 0
     else:  # a sign: a rectangle with dark marks in rows, like faces in a stand
-        rows, cols, dx, dy = _window(canvas, x, y - 2 * w, 2.5 * w, 1.5 * w, 1.5 * w)
+        rows, cols, dx, dy = _window(canvas, x, y - w, 1.8 * w, 1.1 * w, 1.1 * w)
         marks = (np.floor(dx / np.float32(0.5 * w)) % 2) * (np.floor(dy / np.float32(0.6 * w)) % 2)
         canvas[rows, cols] = dice.colour(_SKIN + _GROUND, 0.4)
         _blend(canvas[rows, cols], np.float32(0.8) * marks, dice.colour(_HAIR, 0.3))
@@ -256,17 +289,12 @@ def _draw_scene(canvas: Array, dice: _Dice, view: _View, places: NDArray[np.floa
     whole = np.zeros(len(places) + 1, np.int64)
     ground = view.height - view.skyline
     clutter = sorted(view.skyline + u * u * ground for u in dice.units(dice.integer(6, 26)).tolist())
-    looks = dice.units(4 * len(places)).reshape(-1, 4).tolist()
-    uniform = dice.units(3).astype(np.float32) if dice.between(0, 1) < 0.2 else None  # a crowd in one colour
+    # now and then a crowd dressed alike
+    uniform = dice.colour(_CLOTH, 0.3) if dice.between(0, 1) < 0.2 else None
     for number, (x, y, w) in enumerate(places.tolist(), start=1):
         while clutter and clutter[0] <= y:
             _draw_clutter(canvas, owner, dice, view, clutter.pop(0))
-        hair, skin = dice.colour(_HAIR, 0.08), dice.colour(_SKIN, 0.12)
-        cloth = (dice.units(3) * 0.85 + 0.08).astype(np.float32)
-        if uniform is not None:
-            cloth = np.float32(0.8) * uniform + np.float32(0.2) * cloth
-        _draw_person(canvas, owner, number, x, y, w, looks[number - 1], hair, skin, cloth)
-        whole[number] = np.count_nonzero(owner == number)
+        whole[number] = _draw_person(canvas, owner, number, x, y, w, dice, uniform)
     for y in clutter:
         _draw_clutter(canvas, owner, dice, view, y)
     shown = np.bincount(owner.reshape(-1), minlength=len(whole))[1:]
@@ -331,8 +359,8 @@ def _expose(canvas: Array, dice: _Dice) -> Pixels:
     soft = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 1:-1] + rows[:, 2:]) * np.float32(1 / 16)
     blur = np.float32(dice.between(0.0, 0.8))
     seen = seen + blur * (soft - seen)
-    noise = dice.units(2 * seen.size).astype(np.float32).reshape(2, *seen.shape)
-    seen = seen + np.float32(dice.between(0.01, 0.06)) * (noise[0] - noise[1])
+    grains = dice.grains(2 * seen.size).reshape(2, *seen.shape).astype(np.float32)
+    seen = seen + np.float32(dice.between(0.01, 0.06) / 256) * (grains[0] - grains[1])
     return np.asarray(np.clip(seen, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # rounds half up
 
 
