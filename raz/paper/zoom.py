@@ -233,34 +233,58 @@ def merge_points(
         np.concatenate([group.depth for group in groups]),
     )
     source = np.repeat(np.arange(-1, len(inside)), [len(group) for group in groups])
-    owned = np.flatnonzero(_owners(xy, regions, height, width, border / zoom) == source)
+    cores = _cores(regions, height, width, border / zoom)
+    owned = np.flatnonzero(_owners(xy, cores) == source)
     pool, source = pool.take(owned), source[owned]
     order = np.lexsort((pool.depth, pool.network, pool.xy[:, 0], pool.xy[:, 1], -pool.score))
     pool, source = pool.take(order), source[order]
-    return pool.take(_apart(pool.xy, source, seam / zoom))
+    if seam == 0:
+        return pool
+    seam = seam / zoom
+    beside = np.flatnonzero(_beside(pool.xy, cores, seam))
+    keep = np.ones(len(pool), dtype=bool)
+    keep[beside] = _apart(pool.xy[beside], source[beside], seam)
+    return pool.take(keep)
 
 
-def _owners(
-    xy: NDArray[np.float64], regions: NDArray[np.float64], height: int, width: int, border: float
-) -> NDArray[np.int64]:
-    """Rank of the region that owns each point, -1 where none does."""
+def _cores(regions: NDArray[np.float64], height: int, width: int, border: float) -> NDArray[np.float64]:
+    """The regions without their inner border; along the image's own edge they are open."""
     core = regions.copy()
     core[:, 0] = np.where(regions[:, 0] > 0, regions[:, 0] + border, -np.inf)
     core[:, 1] = np.where(regions[:, 1] > 0, regions[:, 1] + border, -np.inf)
     core[:, 2] = np.where(regions[:, 2] < width, regions[:, 2] - border, np.inf)
     core[:, 3] = np.where(regions[:, 3] < height, regions[:, 3] - border, np.inf)
+    return core
+
+
+def _held(x: NDArray[np.float64], y: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.bool_]:
+    held: NDArray[np.bool_] = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
+    return held
+
+
+def _owners(xy: NDArray[np.float64], cores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rank of the core that owns each point, -1 where none does."""
     owner = np.full(len(xy), -1, dtype=np.int64)
-    x, y = xy[:, 0], xy[:, 1]
-    for rank in range(len(core) - 1, -1, -1):  # the best region comes last and takes what it holds
-        x0, y0, x1, y1 = core[rank]
-        owner[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)] = rank
+    x, y = np.ascontiguousarray(xy.T)
+    for rank in range(len(cores) - 1, -1, -1):  # the best region comes last and takes what it holds
+        owner[_held(x, y, cores[rank])] = rank
     return owner
+
+
+def _beside(xy: NDArray[np.float64], cores: NDArray[np.float64], reach: float) -> NDArray[np.bool_]:
+    """Which points lie within `reach` of an edge of a core: only they can have a neighbour of another owner."""
+    beside = np.zeros(len(xy), dtype=bool)
+    x, y = np.ascontiguousarray(xy.T)
+    wider = np.array([-reach, -reach, reach, reach])
+    for core in cores:
+        beside |= _held(x, y, core + wider) & ~_held(x, y, core - wider)
+    return beside
 
 
 def _apart(xy: NDArray[np.float64], owner: NDArray[np.int64], least: float) -> NDArray[np.bool_]:
     """Which points stay when, in their order, each removes the later ones of other owners nearer than `least`."""
     keep = np.ones(len(xy), dtype=bool)
-    if least <= 0 or len(xy) < 2 or (owner == owner[0]).all():
+    if len(xy) < 2:
         return keep
     pairs = cKDTree(xy).query_pairs(least, output_type="ndarray")
     first, second = pairs[:, 0], pairs[:, 1]
