@@ -234,9 +234,16 @@ def _ranked(matches: Sequence[Matches]) -> tuple[Floats, Floats]:
         tied[1:] |= same
         tied[:-1] |= same
         rows = order[tied]
-        # Equal scores: by position, as within an image. Points of two images may share that too; then the worse
-        # first, so that no order of the images flatters.
-        keys = (best_before[rows], -distance[rows], points[rows, 0], points[rows, 1], -score[rows])
+        # Equal scores: by position, as within an image. Points that share that too keep their order within their
+        # image (`copy` counts them); those of different images are ranked the worse first, so that no order of the
+        # images flatters.
+        first = np.ones(len(order), dtype=np.bool_)
+        first[1:] = (score[1:] != score[:-1]) | (points[1:] != points[:-1]).any(axis=1)
+        sizes = np.array([len(image.score) for image in matches])
+        first[(np.cumsum(sizes) - sizes)[sizes > 0]] = True
+        at = np.arange(len(order))
+        copy = (at - np.maximum.accumulate(np.where(first, at, 0)))[rows]
+        keys = (best_before[rows], -distance[rows], copy, points[rows, 0], points[rows, 1], -score[rows])
         order[tied] = rows[np.lexsort(keys)]
     return distance[order], best_before[order]
 
