@@ -38,7 +38,7 @@ def run_file(
     Raises RazError for what the user can put right, OSError when the store cannot be written.
     """
     path = find(file)
-    source = read(path, file if Path(file).expanduser().is_file() else str(path))
+    source = read(path, file if Path(file).expanduser().is_file() else str(path), strict=False)
     if "table" in source.data:
         from raz.engine.tables import run_table_file
 

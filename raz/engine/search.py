@@ -23,7 +23,7 @@ from raz.study.ledger import Ledger, Outcome
 STEP, VALUE, OUTCOME, HOPELESS = "step", "value", "outcome", "hopeless"  # keys of what a trial reports
 
 
-class StudySearch(Searcher):
+class StudySearch(Searcher):  # type: ignore[misc]
     """Gives Tune the ledger's next trial, and the ledger how each one ended."""
 
     def __init__(self, ledger: Ledger, events: Events, constants: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ class StudySearch(Searcher):
         return {"study": self.ledger.space.study}
 
 
-class OptunaPruner(FIFOScheduler):
+class OptunaPruner(FIFOScheduler):  # type: ignore[misc]
     """Asks the study at every step whether the trial is worth going on."""
 
     _supports_buffered_results = False  # each step must reach the pruner before the next one is trained

@@ -54,8 +54,8 @@ def session(cpus: int) -> Iterator[Path]:
     # A worker that died is an outcome of its trial, and told as such.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
-        with tempfile.TemporaryDirectory(prefix="raz-", dir=_short()) as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="raz-", dir=_short()) as name:
+            yield Path(name)
         return
     folder = Path(tempfile.mkdtemp(prefix="raz-", dir=_short()))
     paths = os.environ.get("PYTHONPATH")

@@ -22,13 +22,18 @@ MOST_RESTARTS = 2  # of a trial whose process died, within one run
 def coordinate(given: dict[str, Any]) -> None:
     """A trial's process: walks the stages through the store's cache and reports each step.
 
-    When Tune stops it, `tune.report` raises SystemExit, which no handler of Exceptions holds up, so the
-    stages' own `finally` release what they hold.
+    When Tune stops it, `tune.report` raises SystemExit. The trial hears it as the word to stop, so that what
+    it trained is kept and its locks are released; then the exit goes on its way.
     """
+    stopped: SystemExit | None = None
 
     def progress(step: int, value: float) -> bool:
-        tune.report({STEP: step, VALUE: value})
-        return False  # the scheduler stops a trial; it does not ask it to stop
+        nonlocal stopped
+        try:
+            tune.report({STEP: step, VALUE: value})
+        except SystemExit as stop:
+            stopped = stop
+        return stopped is not None
 
     try:
         outcome = attempt(
@@ -36,9 +41,11 @@ def coordinate(given: dict[str, Any]) -> None:
             data_root=Path(given["data_root"]) if given["data_root"] else None, progress=progress,
         )  # fmt: skip
     except OSError as error:
-        tune.report({HOPELESS: json.dumps([error.errno, error.strerror, _text(error.filename)])})
-        return
-    last = {OUTCOME: json.dumps(asdict(outcome))}
+        last = {HOPELESS: json.dumps([error.errno, error.strerror, _text(error.filename)])}
+    else:
+        last = {OUTCOME: json.dumps(asdict(outcome))}
+    if stopped is not None:
+        raise stopped
     tune.report(last)
 
 

@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import nearest, parameters
 from raz.errors import RazError
+from raz.study.pruning import StepPruner
 from raz.study.space import SearchSpace
 
 MOST_ATTEMPTS = 3  # of one trial whose process or machine went away
@@ -79,7 +80,7 @@ class TrialRecord:
         return last, self.steps[last]
 
 
-class _Held(JournalFileOpenLock):
+class _Held(JournalFileOpenLock):  # type: ignore[misc]
     """The journal's own lock, which the ledger's lock makes needless: it would outlive a killed driver."""
 
     def __init__(self) -> None:
@@ -179,7 +180,7 @@ class Ledger:
             return False
         if step not in self.study._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(value, step)
-        return trial.should_prune()
+        return bool(trial.should_prune())
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
         """Writes down how a trial ended; telling a finished trial again changes nothing."""
@@ -226,7 +227,7 @@ class Ledger:
         return min(done, key=lambda r: (sign * (r.value or 0.0), r.number), default=None)
 
     def _trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        return list(self.study.get_trials(deepcopy=False))
 
     def _attributes(self, number: int, **values: Any) -> None:
         trial_id = self._trials()[number]._trial_id
@@ -351,17 +352,8 @@ def sampler_of(space: SearchSpace, drawn: int = 0) -> optuna.samplers.BaseSample
 
 def pruner_of(space: SearchSpace) -> optuna.pruners.BasePruner:
     """The pruner, by its name in raz.study.space.PRUNERS."""
-    warmup = space.warmup_steps
-    match space.pruner:
-        case "median":
-            return optuna.pruners.MedianPruner(n_warmup_steps=warmup)
-        case "percentile":
-            return optuna.pruners.PercentilePruner(25.0, n_warmup_steps=warmup)
-        case "halving":
-            return optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, warmup))
-        case "hyperband":
-            return optuna.pruners.HyperbandPruner(min_resource=max(1, warmup))
-    return optuna.pruners.NopPruner()
+    keep = {"median": 0.5, "percentile": 0.25}.get(space.pruner)
+    return optuna.pruners.NopPruner() if keep is None else StepPruner(keep, space.warmup_steps)
 
 
 # ------------------------------------------------------------------ reading

@@ -22,7 +22,7 @@ from raz.errors import RazError, RazErrors
 from raz.study.yamlfile import Document, Faults, Place, kind, read
 
 SAMPLERS = ("tpe", "random", "grid")
-PRUNERS = ("none", "median", "percentile", "halving", "hyperband")
+PRUNERS = ("none", "median", "percentile")  # median keeps the better half at each step, percentile a quarter
 DIRECTIONS = ("minimize", "maximize")
 KINDS = ("choice", "int", "float")
 STUDY_NAME = re.compile(r"[a-z0-9_-]{1,64}")
@@ -196,7 +196,9 @@ def check_words(values: Mapping[str, Any], where: str = "settings") -> list[RazE
     """Faults of values that should be a name in one of the code's tables."""
     tables = table_names()
     return [
-        RazError(where, f"{name} is {value!r}, expected a name in its table", nearest(str(value), tables[name]))
+        RazError(
+            where, f"{name} is {value!r}, expected one of {', '.join(tables[name])}", nearest(str(value), tables[name])
+        )
         for name, value in values.items()
         if name in tables and value not in tables[name]
     ]
@@ -210,7 +212,7 @@ def load_space(path: Path, name: str = "", settings: Mapping[str, Any] | None = 
 
     Raises RazError(s) with `file:line`, all faults at once.
     """
-    return parse_space(read(path, name), settings)
+    return parse_space(read(path, name, strict=False), settings)
 
 
 def parse_space(document: Document, settings: Mapping[str, Any] | None = None) -> SearchSpace:
@@ -378,7 +380,7 @@ def _parameter(name: str, body: Any, faults: Faults, sampler: str) -> Parameter 
             legal = (*KINDS, "log", "step", "when")
             faults.add((*place, key), f"unknown key {key!r} of {name}", nearest(key, legal))
     if len(kinds) != 1:
-        got = " and ".join(kinds) if kinds else "none of them"
+        got = " and ".join(kinds) if kinds else "no range"
         faults.add(place, f"{name} has {got}, expected one of choice, int and float", f"{name}: {{choice: [1, 2]}}")
         return None
     (chosen,) = kinds
@@ -471,7 +473,8 @@ def _condition(
 ) -> None:
     place: Place = ("parameters", name, "when", other)
     if other not in raw:
-        faults.add(place, f"{name} depends on {other!r}, which is no parameter of this file", nearest(other, raw))
+        hint = f"add {other} to parameters" if other in known_names() else nearest(other, known_names())
+        faults.add(place, f"{name} depends on {other!r}, which is no parameter of this file", hint)
         return
     if other not in found:
         return  # it has a fault of its own

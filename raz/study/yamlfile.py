@@ -33,6 +33,7 @@ class Document:
     data: dict[str, Any]
     lines: Mapping[Place, int]
     comment: str = ""  # the comment that opens the file, without the hashes
+    faults: tuple[RazError, ...] = ()  # of a document that was not read strictly
 
     def where(self, *place: Key) -> str:
         """`file:line` of a key or item, or of the nearest part above it that the file has."""
@@ -47,6 +48,9 @@ class Faults:
 
     document: Document
     found: list[RazError] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.found += self.document.faults
 
     def add(self, place: Place, what: str, hint: str = "") -> None:
         self.found.append(RazError(self.document.where(*place), what, hint))
@@ -67,8 +71,12 @@ class Faults:
         raise_all(sorted(self.found, key=lambda fault: int(fault.where.rpartition(":")[2])))
 
 
-def read(path: Path, name: str = "") -> Document:
-    """The document in the file. Raises RazError(s) with `file:line`; OSError goes through."""
+def read(path: Path, name: str = "", *, strict: bool = True) -> Document:
+    """The document in the file. Raises RazError(s) with `file:line`; OSError goes through.
+
+    Without `strict`, values that YAML reads otherwise than they are meant are kept in `faults` instead,
+    to be told together with what else is wrong (`Faults` begins with them).
+    """
     shown = name or str(path)
     with path.open("rb") as file:
         raw = file.read(LARGEST + 1)
@@ -81,11 +89,11 @@ def read(path: Path, name: str = "") -> Document:
         raise RazError(
             f"{shown}:{line}", f"byte {raw[error.start]:#04x} is not UTF-8", "save the file as UTF-8"
         ) from None
-    return parse(text, shown)
+    return parse(text, shown, strict=strict)
 
 
-def parse(text: str, name: str) -> Document:
-    """The document in the text; `name` stands in the complaints."""
+def parse(text: str, name: str, *, strict: bool = True) -> Document:
+    """The document in the text; `name` stands in the complaints. See `read`."""
     faults: list[RazError] = []
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -104,10 +112,11 @@ def parse(text: str, name: str) -> Document:
     if node is None:
         raise RazError(f"{name}:1", "the file is empty")
     data = _build(node, (), name, lines, faults)
-    if not faults and not isinstance(data, dict):
+    if not isinstance(data, dict):
         faults.append(RazError(f"{name}:1", f"the file holds {kind(data)}, expected keys with values"))
-    raise_all(faults)
-    return Document(name, data, lines, _opening_comment(text))
+    if strict or not isinstance(data, dict):
+        raise_all(faults)
+    return Document(name, data, lines, _opening_comment(text), tuple(faults))
 
 
 def scalar(text: str, where: str) -> Any:
@@ -179,34 +188,30 @@ def _build(node: Any, place: Place, name: str, lines: dict[Place, int], faults: 
 def _scalar(node: Any, name: str, faults: list[RazError]) -> Any:
     text, tag = node.value, node.tag.rpartition(":")[2]
 
-    def trap(what: str, hint: str) -> None:
+    def trap(what: str, hint: str, meant: Any) -> Any:
         faults.append(_fault(name, node.start_mark, what, hint))
+        return meant  # so that the same value is not complained of twice
 
     if node.style is None:  # a plain scalar, so its kind was guessed
         bare = text.lstrip("+-")
         if tag == "bool" and text.lower() not in ("true", "false"):
             value = "true" if text.lower() in ("yes", "on", "y") else "false"
-            trap(f"YAML reads {text} as {value}", f'write {value}, or "{text}" for the text')
-            return None
+            return trap(f"YAML reads {text} as {value}", f'write {value}, or "{text}" for the text', value == "true")
         if tag in ("int", "float") and ":" in text:
-            trap(f"YAML reads {text} in base 60", f'write "{text}" for the text')
-            return None
+            return trap(f"YAML reads {text} in base 60", f'write "{text}" for the text', text)
         if tag == "int" and len(bare) > 1 and bare[0] == "0" and bare[1] not in "bx":
-            trap(f"YAML reads {text} in base 8", f"write {bare.lstrip('0') or '0'}")
-            return None
+            plain = bare.lstrip("0") or "0"
+            return trap(f"YAML reads {text} in base 8", f"write {plain}", int(plain) if plain.isdigit() else text)
         if tag == "timestamp":
-            trap(f"YAML reads {text} as a date", f'write "{text}" for the text')
-            return None
+            return trap(f"YAML reads {text} as a date", f'write "{text}" for the text', text)
         if tag == "str" and _is_number(text):
-            trap(f"YAML reads {text} as text, not as a number", f"write {_plain_number(text)}")
-            return None
+            return trap(f"YAML reads {text} as text, not as a number", f"write {_plain_number(text)}", float(text))
     if tag in ("merge", "value"):
         return text
     try:
         return yaml.SafeLoader("").construct_object(yaml.ScalarNode(node.tag, text, node.start_mark, node.end_mark))
     except (yaml.YAMLError, ValueError, KeyError):  # an explicit tag the text does not fit: `!!int pear`
-        trap(f"{text!r} is no {tag}", "leave the tag out")
-        return None
+        return trap(f"{text!r} is no {tag}", "leave the tag out", None)
 
 
 def _is_number(text: str) -> bool:
