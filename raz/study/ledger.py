@@ -383,7 +383,10 @@ def read_records(store: Path, name: str) -> tuple[TrialRecord, ...]:
 
 def is_running(store: Path, name: str) -> bool:
     """Whether a driver holds the study now."""
-    lock = filelock.FileLock(_lock_path(journal_path(store, name)))
+    path = journal_path(store, name)
+    if not path.exists():
+        return False
+    lock = filelock.FileLock(_lock_path(path))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

@@ -1,0 +1,475 @@
+"""Searches, inline and under Ray: what the study says afterwards, whatever happened on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import optuna
+import pytest
+from fakes_engine import STEPS
+
+from raz.engine.session import prepare
+from raz.engine.summary import summary
+from raz.engine.sweep import SweepResult, jobs_for, median_count, run_study
+from raz.engine.trial import attempt
+from raz.errors import RazError
+from raz.study.ledger import TrialRecord, is_running, journal_path, open_ledger, read_records, study_names
+from raz.study.pruning import StepPruner
+from raz.study.space import SearchSpace, parse_space
+from raz.study.yamlfile import parse
+
+HERE = Path(__file__).resolve().parent
+FAKE = "fakes_engine:run_trial"
+
+GRID = """\
+study: grid
+base: {preset: tiny, dataset: toy}
+design: {sampler: grid}
+parameters:
+  seed: {choice: [0, 1]}
+  depth: {choice: [1, 2, 3]}
+"""
+TPE = """\
+study: tpe
+base: {preset: tiny, dataset: toy}
+design: {sampler: tpe, trials: 12}
+pruner: {name: median, warmup_steps: 1}
+parameters:
+  depth: {choice: [1, 2, 3, 4]}
+  localization.gamma: {float: [1, 1000], log: true}
+"""
+
+
+def space_of(text: str) -> SearchSpace:
+    return parse_space(parse(text, "f.yaml"))
+
+
+def run(text: str, store: Path, **options: Any) -> SweepResult:
+    return run_study(space_of(text), store, run_trial=FAKE, **{"inline": True, **options})
+
+
+def states(records: tuple[TrialRecord, ...]) -> Counter[str]:
+    return Counter(record.state for record in records)
+
+
+def lines(store: Path, name: str = "count") -> list[str]:
+    return (store / name).read_text().splitlines()
+
+
+# ------------------------------------------------------------------ inline
+
+
+def test_a_grid_runs_every_point_once_and_names_the_best(tmp_path: Path) -> None:
+    result = run(GRID, tmp_path)
+    records = read_records(tmp_path, "grid")
+    assert [(r.values["seed"], r.values["depth"]) for r in records] == [(s, d) for s in (0, 1) for d in (1, 2, 3)]
+    assert [r.value for r in records] == [10 * abs(d - 3) + s for s in (0, 1) for d in (1, 2, 3)]
+    assert result.best is not None
+    assert (result.best.number, result.best.value) == (2, 0.0)
+    assert dict(result.changed) == {"depth": (2, 3)}
+    assert result.counts == {"complete": 6, "pruned": 0, "failed": 0}
+    assert result.ran == 6
+
+
+def test_a_record_holds_the_whole_trial(tmp_path: Path) -> None:
+    run(GRID, tmp_path)
+    record = read_records(tmp_path, "grid")[4]
+    assert record.config["depth"] == 2
+    assert record.config["seed"] == 1
+    assert record.config["counting.channels"] == [32, 32, 32]
+    assert record.metrics == {"val.mae": 11.0, "val.rmse": 16.5}
+    assert record.stages == ({"stage": "localization", "key": "ab12", "hit": True, "seconds": 0.0},)
+    assert record.steps == {step: 11 * (1 + 4 / (step + 1)) for step in range(STEPS)}
+    assert record.versions["optuna"] == optuna.__version__
+    assert record.started is not None
+    assert record.finished is not None
+    assert record.started <= record.finished
+
+
+def test_the_test_split_is_predicted_once_after_the_search(tmp_path: Path) -> None:
+    result = run(GRID, tmp_path)
+    splits = [line.split()[3] for line in lines(tmp_path)]
+    assert splits == ["val"] * 6 + ["val+test"]
+    assert result.held_out["test.mae"] == 0.0
+    again = run(GRID, tmp_path)
+    assert again.held_out == result.held_out
+    assert len(lines(tmp_path)) == 7  # nothing ran again
+
+
+def test_running_again_does_nothing_and_more_trials_extend(tmp_path: Path) -> None:
+    assert run(TPE, tmp_path, trials=5).ran == 5
+    assert run(TPE, tmp_path, trials=5).ran == 0
+    assert run(TPE, tmp_path).ran == 7
+    records = read_records(tmp_path, "tpe")
+    assert len(records) == 12
+    drawn = [(r.values["depth"], r.values["localization.gamma"]) for r in records]
+    assert len(set(drawn)) == 12  # a resumed sampler does not repeat itself
+
+
+def test_the_same_seed_draws_the_same_trials(tmp_path: Path) -> None:
+    run(TPE, tmp_path / "a")
+    run(TPE, tmp_path / "b")
+    a, b = (read_records(tmp_path / side, "tpe") for side in "ab")
+    assert [(r.values, r.state, r.value, r.steps) for r in a] == [(r.values, r.state, r.value, r.steps) for r in b]
+
+
+def test_tpe_finds_the_known_optimum(tmp_path: Path) -> None:
+    result = run(TPE, tmp_path, trials=40)
+    assert result.best is not None
+    assert result.best.values["depth"] == 3
+    assert abs(math.log10(result.best.values["localization.gamma"]) - 2) < 0.3
+
+
+def test_pruned_trials_are_pruned_where_they_were_worse_than_half(tmp_path: Path) -> None:
+    run(TPE, tmp_path, trials=25)
+    records = read_records(tmp_path, "tpe")
+    pruned = [r for r in records if r.state == "pruned"]
+    assert pruned
+    for record in records:
+        if record.state == "complete":
+            assert len(record.steps) == STEPS
+    for record in pruned:
+        assert record.pruned_at is not None
+        step, value = record.pruned_at
+        assert step >= 1
+        assert step + 1 == len(record.steps)
+        earlier = sorted(r.steps[step] for r in records[: record.number] if step in r.steps)
+        below = sum(other < value for other in earlier)
+        assert below >= len(earlier) / 2
+        assert record.value is None
+
+
+@pytest.mark.parametrize(("seed", "reason", "message"), [
+    (13, "nan", "localization: the loss is not a number at epoch 2\n  try: a lower rate"),
+    (14, "error", "ZeroDivisionError: nobody thought of this"),
+])  # fmt: skip
+def test_a_failing_trial_has_its_reason_and_the_search_goes_on(
+    tmp_path: Path, seed: int, reason: str, message: str
+) -> None:
+    result = run(GRID.replace("[0, 1]", f"[{seed}, 1]"), tmp_path)
+    records = read_records(tmp_path, "grid")
+    assert [r.state for r in records] == ["failed"] * 3 + ["complete"] * 3
+    assert {(r.reason, r.message) for r in records[:3]} == {(reason, message)}
+    assert (result.failed, dict(result.reasons)) == (3, {reason: 3})
+    assert run(GRID.replace("[0, 1]", f"[{seed}, 1]"), tmp_path).ran == 0  # what failed for good stays failed
+    again = run(GRID.replace("[0, 1]", f"[{seed}, 1]"), tmp_path, retry=True)
+    assert again.ran == 3
+    assert again.counts == {"complete": 3, "pruned": 0, "failed": 3}
+
+
+def test_values_that_cannot_go_together_are_invalid(tmp_path: Path) -> None:
+    text = GRID[: GRID.index("parameters:")] + (
+        "parameters:\n  localization.train.crop: {choice: [0, 128]}\n  localization.train.batch: {choice: [1, 2]}\n"
+    )
+    text = text.replace("dataset: toy", "dataset: toy, set: {localization.train.batch: 1}")
+    run(text, tmp_path)
+    records = read_records(tmp_path, "grid")
+    assert [r.state for r in records] == ["complete", "failed", "complete", "complete"]
+    assert records[1].reason == "invalid"
+    assert "localization.train.batch is 2, expected 1 with whole images" in records[1].message
+
+
+def test_a_metric_that_the_trial_does_not_give(tmp_path: Path) -> None:
+    run(GRID.replace("parameters:", "objective: {metric: val.maee}\nparameters:"), tmp_path)
+    record = read_records(tmp_path, "grid")[0]
+    assert (record.state, record.reason) == ("failed", "error")
+    assert record.message == "the trial gave no val.maee; did you mean val.mae or val.rmse?"
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        run(GRID.replace("[0, 1]", "[1, 16]"), tmp_path)
+    records = read_records(tmp_path, "grid")
+    assert [r.state for r in records] == ["complete"] * 3 + ["lost"] + ["waiting"] * 2
+
+
+def test_a_changed_question_under_an_old_name_is_refused(tmp_path: Path) -> None:
+    run(GRID, tmp_path)
+    with pytest.raises(RazError) as told:
+        run(GRID.replace("[1, 2, 3]", "[1, 2]").replace("dataset: toy", "dataset: toy, set: {threads: 2}"), tmp_path)
+    assert str(told.value) == (
+        "study grid: the study of this name asked something else:\n"
+        "  base.threads: 1 -> 2\n"
+        '  parameters.depth: {"choice": [1, 2, 3]} -> {"choice": [1, 2]}\n'
+        "  try: give the new question a new name"
+    )
+
+
+def test_one_driver_at_a_time(tmp_path: Path) -> None:
+    assert not is_running(tmp_path / "none", "grid")
+    with open_ledger(tmp_path, space_of(GRID)):
+        assert is_running(tmp_path, "grid")
+        with pytest.raises(RazError, match="another process is running this study"):
+            run(GRID, tmp_path)
+    assert not is_running(tmp_path, "grid")
+    assert study_names(tmp_path) == ("grid",)
+
+
+def test_a_line_that_was_cut_short_is_mended(tmp_path: Path) -> None:
+    run(TPE, tmp_path, trials=3)
+    journal = journal_path(tmp_path, "tpe")
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 5, "trial_')
+    assert len(read_records(tmp_path, "tpe")) == 3  # a reader does not mind
+    assert run(TPE, tmp_path, trials=4).ran == 1
+    assert journal.read_bytes().startswith(whole)
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_a_trial_that_is_lost_again_and_again_is_given_up(tmp_path: Path) -> None:
+    space = space_of(GRID)
+    for attempts in (1, 2, 3):
+        with open_ledger(tmp_path, space) as ledger:
+            assert ledger.adopt(1) == 1
+            assert ledger.ask() is not None  # and the driver is gone
+        assert len([r for r in read_records(tmp_path, "grid") if r.state == "lost"]) == 1
+        assert len(read_records(tmp_path, "grid")) == attempts
+    with open_ledger(tmp_path, space) as ledger:
+        assert ledger.adopt(1) == 0
+    records = read_records(tmp_path, "grid")
+    assert [(r.state, r.reason, r.retry_of) for r in records] == [
+        ("failed", "lost", None), ("failed", "lost", 0), ("failed", "lost", 1),
+    ]  # fmt: skip
+    assert all(r.values == {"seed": 0, "depth": 1} for r in records)
+
+
+def test_an_outcome_for_each_kind_of_error(tmp_path: Path) -> None:
+    def raising(error: Exception) -> Any:
+        def run_trial(*args: Any, **options: Any) -> Any:
+            raise error
+
+        return run_trial
+
+    for error, reason in [
+        (MemoryError(), "oom"), (RuntimeError("CUDA out of memory. Tried to"), "oom"),
+        (RazError("data", "is not there"), "invalid"), (OSError(5, "Input/output error"), "error"),
+        (KeyError("x"), "error"),
+    ]:  # fmt: skip
+        outcome = attempt(raising(error), {"dataset": "toy"}, tmp_path)
+        assert (outcome.state, outcome.reason) == ("failed", reason)
+        assert outcome.message
+    with pytest.raises(PermissionError):
+        attempt(raising(PermissionError(13, "Permission denied")), {}, tmp_path)
+    assert attempt(raising(KeyError("x")), {"dpeth": 2}, tmp_path).reason == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "pruned"),
+    [(2.5, 3, False), (2.6, 3, True), (math.nan, 3, True), (9.0, 1, False), (9.0, 7, False)],
+)
+def test_a_step_is_compared_with_the_same_step_only(value: float, step: int, pruned: bool) -> None:
+    study = optuna.create_study(direction="maximize")  # a curve is an error whatever the objective
+    curve = {1: 0.0, 2: 0.001}
+    floats = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    for i in range(4):  # values 1, 2, 3, 4 at step 3: their median is 2.5; another stage's at step 2
+        study.add_trial(
+            optuna.create_trial(
+                value=1.0,
+                params={"x": 0.1 * i},
+                distributions=floats,
+                intermediate_values={**curve, 3: i + 1.0},
+            )
+        )
+    trial = study.ask()
+    trial.report(100.0, 0)
+    trial.report(value, step)
+    frozen = study.get_trials()[trial.number]
+    assert StepPruner(0.5, warmup_steps=2).prune(study, frozen) is pruned
+
+
+def test_jobs_leave_each_trial_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raz.engine.sweep.cores", lambda: 8)
+    assert jobs_for(space_of(GRID)) == 8
+    assert jobs_for(space_of(GRID.replace("dataset: toy", "dataset: toy, set: {threads: 3}"))) == 2
+    assert jobs_for(space_of(GRID.replace("seed: {choice: [0, 1]}", "threads: {choice: [1, 16]}"))) == 1
+    assert jobs_for(space_of(GRID), 5) == 5
+
+
+def test_guessing_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training counts 1, 2, 9 have the median 2; test counts 2, 5 then miss by 0 and 3."""
+    import numpy as np
+
+    class Item:
+        def __init__(self, n: int) -> None:
+            self.load_heads = lambda: np.zeros((n, 2))
+
+    class Data:
+        items: ClassVar = {"train": [Item(1), Item(9), Item(2)], "test": [Item(2), Item(5)]}
+
+    monkeypatch.setattr("raz.data.open_dataset", lambda name, root: Data)
+    errors = median_count(space_of(GRID).base, None)
+    assert errors == pytest.approx({"test.mae": 1.5, "test.rmse": math.sqrt(4.5)})
+
+
+def test_the_summary_says_what_to_set_and_where_to_look(tmp_path: Path) -> None:
+    text = "\n".join(summary(run(GRID, tmp_path)))
+    assert "study grid: 6 complete, 0 pruned, 0 failed" in text
+    assert "best: trial 2, val.mae 0" in text
+    assert "  depth: 3  (base 2)" in text
+    assert "(guessing the training median: " in text
+    assert f"raz-sweep report --study grid --store {tmp_path}" in text
+
+
+# ------------------------------------------------------------------ a driver that is stopped
+
+DRIVER = """
+import sys
+from pathlib import Path
+from raz.engine.sweep import run_study
+from raz.study.space import parse_space
+from raz.study.yamlfile import parse
+try:
+    result = run_study(parse_space(parse(sys.argv[2], "f.yaml")), Path(sys.argv[1]), run_trial="fakes_engine:run_trial",
+                       inline=sys.argv[3] == "inline", jobs=2)
+except KeyboardInterrupt as stop:
+    sys.exit(stop.code)
+"""
+
+
+def driver(store: Path, text: str, engine: str) -> subprocess.Popen[bytes]:
+    paths = os.pathsep.join([str(HERE.parent), str(HERE)])
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(store), text, engine], env={**os.environ, "PYTHONPATH": paths}
+    )
+
+
+def until(met: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.05)
+
+
+def started(store: Path, n: int) -> bool:
+    return (store / "count").exists() and len(lines(store)) >= n
+
+
+SLOW = GRID.replace("seed: {choice: [0, 1]}", "seed: {choice: [0, 1, 2]}")
+
+
+def check_resumed(store: Path, lost: int) -> None:
+    (store / "sleep").unlink()
+    result = run(SLOW, store)
+    records = read_records(store, "grid")
+    final = [r for r in records if r.state == "complete"]
+    assert sorted((r.values["seed"], r.values["depth"]) for r in final) == [
+        (s, d) for s in (0, 1, 2) for d in (1, 2, 3)
+    ]
+    failed = [r for r in records if r.state == "failed"]
+    assert {r.reason for r in failed} == {"lost"}
+    assert len(failed) == lost
+    assert {r.retry_of for r in records} - {None} == {r.number for r in failed}
+    assert states(records) == {"complete": 9, "failed": lost}
+    assert result.counts == {"complete": 9, "pruned": 0, "failed": 0}
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_inline_driver_is_resumed_exactly(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    (tmp_path / "sleep").write_text("0.1")
+    process = driver(tmp_path, SLOW, "inline")
+    until(lambda: started(tmp_path, 3))
+    process.send_signal(sent)
+    assert process.wait(30) == code
+    assert states(read_records(tmp_path, "grid")) == {"complete": 2, "lost": 1, "waiting": 6}
+    check_resumed(tmp_path, lost=1)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+@pytest.mark.slow
+def test_a_stopped_ray_driver_is_resumed_exactly(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    (tmp_path / "sleep").write_text("0.3")
+    process = driver(tmp_path, SLOW, "ray")
+    until(lambda: started(tmp_path, 4))
+    process.send_signal(sent)
+    assert process.wait(60) == code
+    left = states(read_records(tmp_path, "grid"))
+    assert "running" not in left
+    assert left["lost"] in (1, 2)
+    check_resumed(tmp_path, lost=left["lost"])
+
+
+# ------------------------------------------------------------------ under Ray
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    prepare()
+    import ray
+
+    folder = tempfile.mkdtemp(dir="/tmp")
+    paths = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
+        object_store_memory=100 * 2**20,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+    if paths is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = paths
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_and_inline_give_the_same_records(tmp_path: Path) -> None:
+    text = GRID.replace("[0, 1]", "[0, 13, 14]")
+    run(text, tmp_path / "inline")
+    run(text, tmp_path / "ray", inline=False, jobs=2)
+
+    def seen(engine: str) -> list[Any]:
+        return [
+            (r.number, r.state, r.values, r.config, r.value, r.metrics, r.stages, r.steps, r.reason, r.message)
+            for r in read_records(tmp_path / engine, "grid")
+        ]
+
+    assert seen("ray") == seen("inline")
+    assert len(seen("ray")) == 9
+    workers = {line.split()[4] for line in lines(tmp_path / "ray") if line.split()[3] == "val"}
+    assert str(os.getpid()) not in workers
+    assert len(workers) <= 2  # processes are reused
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_prunes_what_the_study_says(tmp_path: Path) -> None:
+    (tmp_path / "sleep").write_text("0.01")
+    result = run(TPE, tmp_path, trials=20, inline=False, jobs=2)
+    records = read_records(tmp_path, "tpe")
+    assert set(states(records)) == {"complete", "pruned"}
+    assert len(records) == result.ran == 20
+    for record in records:
+        assert (len(record.steps) == STEPS) if record.state == "complete" else record.pruned_at is not None
+        assert sorted(record.steps) == list(range(len(record.steps)))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_full_disk_under_ray(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        run(GRID.replace("[0, 1]", "[16, 1]"), tmp_path, inline=False, jobs=1)
+    left = states(read_records(tmp_path, "grid"))
+    assert left == {"lost": 1, "waiting": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_whose_process_dies_is_lost_and_the_search_goes_on(tmp_path: Path) -> None:
+    text = GRID.replace("[0, 1]", "[15, 1]").replace("[1, 2, 3]", "[2]")
+    result = run(text, tmp_path, inline=False, jobs=1)
+    records = read_records(tmp_path, "grid")
+    assert [(r.state, r.reason) for r in records] == [("failed", "lost"), ("complete", "")]
+    assert result.failed == 1
+    ran = [line.split()[2] for line in lines(tmp_path)]
+    assert ran.count("15") == 3  # begun again twice
