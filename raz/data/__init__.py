@@ -17,7 +17,7 @@ from raz.data.frames import Frames
 from raz.data.splits import find_leaks, split_validation
 from raz.errors import RazError, raise_all
 
-__all__ = ["DATASETS", "Dataset", "Frames", "Item", "Reader", "Split", "open_dataset", "survey"]
+__all__ = ["DATASETS", "Dataset", "Frames", "Item", "Reader", "Split", "locate", "open_dataset", "survey"]
 
 DATASETS: dict[str, Reader] = {
     "toy": toy.READER,
@@ -26,8 +26,8 @@ DATASETS: dict[str, Reader] = {
 }
 
 
-def survey(name: str, root: Path | None = None) -> tuple[Reader, Survey]:
-    """The data set's reader and what it finds, faults included.
+def locate(name: str, root: Path | None = None) -> Path | None:
+    """The data set's own folder; None for one that is generated.
 
     `root` None means the environment's RAZ_DATA_ROOT. Raises RazError for an unknown name, and for a data set
     on disk without a root or whose folder is not there.
@@ -35,17 +35,25 @@ def survey(name: str, root: Path | None = None) -> tuple[Reader, Survey]:
     if name not in DATASETS:
         raise RazError("data set", f"unknown name {name!r}", nearest(name, DATASETS))
     reader = DATASETS[name]
-    if reader.needs_root:
-        if root is None and os.environ.get("RAZ_DATA_ROOT"):
-            root = Path(os.environ["RAZ_DATA_ROOT"])
-        if root is None:
-            raise RazError(
-                name, "no folder given to read it from",
-                f"--data-root DIR, or set RAZ_DATA_ROOT; the folder holds {reader.layout}",
-            )  # fmt: skip
-        if not root.is_dir():
-            raise RazError(str(root), f"no such folder (data root of {name})", "check --data-root and RAZ_DATA_ROOT")
-    return reader, reader.survey(root)
+    if reader.find is None:
+        return None
+    if root is None and os.environ.get("RAZ_DATA_ROOT"):
+        root = Path(os.environ["RAZ_DATA_ROOT"])
+    if root is None:
+        raise RazError(
+            name, "no folder given to read it from",
+            f"--data-root DIR, or set RAZ_DATA_ROOT; the folder holds {reader.layout}",
+        )  # fmt: skip
+    root = root.expanduser()
+    if not root.is_dir():
+        raise RazError(str(root), f"no such folder (data root of {name})", "check --data-root and RAZ_DATA_ROOT")
+    return reader.find(root)
+
+
+def survey(name: str, root: Path | None = None) -> tuple[Reader, Survey]:
+    """The data set's reader and what it finds, faults included. Raises RazError as `locate` does."""
+    folder = locate(name, root)
+    return DATASETS[name], DATASETS[name].survey(folder)
 
 
 def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", "keep"] = "drop") -> Dataset:
@@ -60,9 +68,7 @@ def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", 
     warnings = list(seen.warnings)
     found: dict[Split, tuple[Found, ...]] = dict(seen.found)
     if leaks == "drop":
-        dropped = {}
-        for leak in find_leaks(found):
-            dropped[leak.image] = leak.twin
+        dropped = {leak.image: leak.twin for leak in find_leaks(found)}
         for image, twin in dropped.items():
             warnings.append(f"{image} is byte-identical to {twin}: left out of {image.split('/')[0]}")
         found = {split: tuple(f for f in items if f.item.id not in dropped) for split, items in found.items()}

@@ -85,6 +85,6 @@ class Reader:
     """How one data set is found and read."""
 
     title: str
-    survey: Callable[[Path | None], Survey]  # raises RazError when the folder itself is missing
-    needs_root: bool = True
-    layout: str = ""  # one line on what the folder must hold
+    survey: Callable[[Path | None], Survey]  # of the folder that `find` gave; never raises for what is in it
+    layout: str  # what the data root must hold
+    find: Callable[[Path], Path] | None = None  # data root -> the data set's own folder, or RazError; None: generated

@@ -114,13 +114,9 @@ def _stated_number(record: Any) -> int | None:
     return int(number.item()) if number.size == 1 and number.dtype.kind in "fiu" else None
 
 
-def survey(part: Part, root: Path | None) -> Survey:
-    """Read every annotation and hash every file of a part; no image is decoded.
-
-    Raises RazError when the part's folder is not to be found. All other faults are in the survey.
-    """
-    assert root is not None  # Reader.needs_root
-    folder = find_part(root, part)
+def survey(part: Part, folder: Path | None) -> Survey:
+    """Read every annotation and hash every file of a part's folder; no image is decoded."""
+    assert folder is not None  # the readers below have a `find`
     faults: list[RazError] = []
     found: dict[Split, tuple[Found, ...]] = {}
     missing: list[str] = []
@@ -259,5 +255,10 @@ def _layout(part: Part) -> str:
     return f"part_{part.letter}/{{train_data,test_data}}/{{images,ground-truth}}"
 
 
-READER_A = Reader("ShanghaiTech Part A", partial(survey, PART_A), layout=_layout(PART_A))
-READER_B = Reader("ShanghaiTech Part B", partial(survey, PART_B), layout=_layout(PART_B))
+def _reader(part: Part) -> Reader:
+    return Reader(
+        f"ShanghaiTech Part {part.letter}", partial(survey, part), _layout(part), partial(find_part, part=part)
+    )
+
+
+READER_A, READER_B = _reader(PART_A), _reader(PART_B)

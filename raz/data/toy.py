@@ -394,4 +394,4 @@ def survey(root: Path | None) -> Survey:
     return Survey(found)
 
 
-READER = Reader("Toy crowd", survey, needs_root=False, layout="nothing: it is generated")
+READER = Reader("Toy crowd", survey, layout="nothing: it is generated")

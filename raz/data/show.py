@@ -1,0 +1,161 @@
+"""One image and what its annotation means to the method: heads, density, attention, zoomed regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from raz.config import TrialConfig
+from raz.data import open_dataset
+from raz.data.contract import Heads, Item, Pixels, Split
+from raz.errors import RazError
+
+# Dark to bright in even steps of lightness, readable in grey and by the colour-blind.
+_COLOURS = np.array([(8, 8, 24), (62, 18, 98), (150, 38, 104), (226, 86, 52), (250, 172, 40), (252, 250, 200)])
+_LONG_SIDE = (560, 900)  # a panel's longer side, px: small images are enlarged, large ones shrunk
+_BAND = 24  # px, a panel's caption
+_GAP = 8
+
+
+@dataclass(frozen=True)
+class Panels:
+    """What is drawn, computed first. Arrays in pixels of the original image."""
+
+    title: str
+    pixels: Pixels  # (H, W, 3)
+    heads: Heads  # (n, 2)
+    density: NDArray[np.float32]  # (H, W), sums to n
+    attention: NDArray[np.float32]  # (H, W), 0 to 1
+    regions: NDArray[np.int64]  # (r, 4) x0, y0, x1, y1, best first
+    means: NDArray[np.float64]  # (r,) mean attention of each
+
+
+def compute(item: Item, config: TrialConfig, title: str = "") -> Panels:
+    """The ground truth of one image, and the regions that its *true* attention map proposes (7, 11, 15, 16)."""
+    from raz.paper.groundtruth import attention_map, density_map
+    from raz.paper.zoom import candidate_regions, generator_for, select_regions
+
+    pixels, heads = item.load_pixels(), item.load_heads()
+    height, width = pixels.shape[:2]
+    counting, zoom = config.counting, config.zooming
+    density = density_map(
+        heads, height, width, stride=1, beta=counting.beta, k=counting.k, kernel=counting.kernel
+    )  # fmt: skip
+    attention = attention_map(heads, height, width, config.attention.sigma_z)
+    boxes, means = candidate_regions(
+        attention, generator_for(config.seed, item.id, 2),
+        anchors=zoom.anchors, samples=zoom.samples, sampling=zoom.sampling,
+    )  # fmt: skip
+    chosen = select_regions(boxes, means, theta_z=zoom.theta_z, iou=zoom.iou, k_z=zoom.k_z)
+    return Panels(title or item.id, pixels, heads, density, attention, boxes[chosen], means[chosen])
+
+
+def colour(values: NDArray[np.float32]) -> Pixels:
+    """(H, W) of 0 to 1 -> (H, W, 3), dark to bright."""
+    place = np.clip(values, 0, 1).astype(np.float64) * (len(_COLOURS) - 1)
+    low = np.minimum(place.astype(np.int64), len(_COLOURS) - 2)
+    part = (place - low)[:, :, None]
+    return np.asarray(np.rint(_COLOURS[low] * (1 - part) + _COLOURS[low + 1] * part), dtype=np.uint8)
+
+
+def draw(panels: Panels) -> Image.Image:
+    """Four panels, two by two, each under its caption."""
+    height, width = panels.pixels.shape[:2]
+    factor = float(np.clip(1.0, _LONG_SIDE[0] / max(height, width), _LONG_SIDE[1] / max(height, width)))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    photo = Image.fromarray(panels.pixels).resize(size, Image.Resampling.BICUBIC)
+    faint = Image.blend(photo, Image.new("RGB", size, (16, 16, 20)), 0.35)
+    n, r = len(panels.heads), len(panels.regions)
+    # A density's peaks are far above all else: the square root shows both ends.
+    density = _gathered(panels.density, size)
+    peak = float(density.max())
+    density = np.sqrt(density / peak) if peak > 0 else density
+    attention = Image.fromarray(colour(panels.attention)).resize(size, Image.Resampling.BILINEAR)
+    return _sheet(
+        size,
+        [
+            (
+                f"{panels.title}: {n} head{'s' * (n != 1)}, {width} x {height} px",
+                _with_heads(photo, panels.heads, factor),
+            ),
+            (f"density, sums to {panels.density.sum(dtype=np.float64):.1f}", Image.fromarray(colour(density))),
+            (f"attention, mean {panels.attention.mean(dtype=np.float64):.4f}", attention),
+            (
+                f"{r} region{'s' * (r != 1)} to zoom"
+                + (f", mean attention {panels.means[-1]:.3f} to {panels.means[0]:.3f}" if r else ""),
+                _with_regions(faint, panels.regions, factor),
+            ),
+        ],
+    )
+
+
+def show(
+    name: str, root: Path | None, out: Path, *, split: Split = "test", index: int = 0, config: TrialConfig | None = None
+) -> Panels:
+    """Draw image `index` of a split to the PNG file `out`.
+
+    Raises RazError when the data set cannot be opened, has no such image, or `out` cannot be written.
+    """
+    dataset = open_dataset(name, root)
+    if split not in dataset.items:
+        raise RazError("--split", f"{split!r}, expected one of {', '.join(dataset.items)}")
+    items = dataset.items[split]
+    if not 0 <= index < len(items):
+        raise RazError("--index", f"{index}, but {name} has {len(items)} {split} images", f"0 to {len(items) - 1}")
+    panels = compute(items[index], config or TrialConfig(), f"{dataset.title}, {items[index].id}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw(panels).save(out, format="PNG")
+    except OSError as error:
+        raise RazError(str(out), f"cannot be written ({error.strerror or error})", "choose another --out") from error
+    return panels
+
+
+def _gathered(density: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """(H, W) at a panel's size, shrunk by averaging so that no head falls between two pixels."""
+    image = Image.fromarray(density)
+    shrinks = size[0] < image.width
+    return np.asarray(
+        image.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR), dtype=np.float32
+    )
+
+
+def _with_heads(photo: Image.Image, heads: Heads, factor: float) -> Image.Image:
+    picture = photo.copy()
+    pen = ImageDraw.Draw(picture)
+    for x, y in (heads * factor).tolist():
+        pen.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill=(255, 230, 40), outline=(0, 0, 0))
+    return picture
+
+
+def _with_regions(photo: Image.Image, regions: NDArray[np.int64], factor: float) -> Image.Image:
+    picture = photo.copy()
+    pen = ImageDraw.Draw(picture)
+    for rank in reversed(range(len(regions))):  # the best on top
+        x0, y0, x1, y1 = (regions[rank] * factor).tolist()
+        shade = tuple(int(c) for c in _COLOURS[-1 - min(3, rank // 3)])
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=shade, width=2)
+        pen.text((x0 + 4, y0 + 2), str(rank + 1), fill=shade, font=_font())
+    return picture
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=14)
+
+
+def _sheet(size: tuple[int, int], parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """The pictures two by two, each under its caption."""
+    width, height = size
+    rows = -(-len(parts) // 2)
+    sheet = Image.new("RGB", (2 * width + 3 * _GAP, rows * (height + _BAND + _GAP) + _GAP), (250, 250, 248))
+    pen = ImageDraw.Draw(sheet)
+    for i, (caption, picture) in enumerate(parts):
+        x, y = _GAP + (i % 2) * (width + _GAP), _GAP + (i // 2) * (height + _BAND + _GAP)
+        pen.text((x, y + 2), caption, fill=(20, 20, 24), font=_font())
+        sheet.paste(picture, (x, y + _BAND))
+    return sheet
