@@ -80,8 +80,8 @@ def top(
     """Sweeps, ablations and tables for RAZ-Net: crowd counting and localization by recurrent attentive zooming.
 
     \b
-    raz-sweep run fusion --trials 5      a search on a generated crowd; needs no data
-    raz-sweep run recurrence             the rows of a table
+    raz-sweep run search_spaces/fusion   a search on a generated crowd; needs no data
+    raz-sweep run ablations/recurrence   the rows of a table
     raz-sweep report --table recurrence  what there is, beside the paper's numbers
     raz-sweep data check shanghaitech_a  is my copy of a data set right?
     """
@@ -109,10 +109,10 @@ def run(
     """Run a search, or train what a table is missing. The same command again resumes or extends it.
 
     \b
-    raz-sweep run fusion                              the shipped search, on the generated crowd
+    raz-sweep run search_spaces/fusion                the shipped search, on the generated crowd
     raz-sweep run my.yaml --trials 100                extend a search of 40 trials to 100
     raz-sweep run losses --set seed=1 --store other   the same question with another seed
-    raz-sweep run recurrence --profile paper --data-root ~/data
+    raz-sweep run ablations/recurrence --profile paper --data-root ~/data
     """
     from raz.engine.command import run_file
 

@@ -49,8 +49,8 @@ def find(name: str, folders: tuple[str, ...] = ("search_spaces", "ablations")) -
         for stem, path in shipped(folder).items():
             names[f"{folder}/{stem}.yaml"] = path
             bare.setdefault(stem, []).append(f"{folder}/{stem}.yaml")
-    if name in names:
-        return names[name]
+    if f"{name.removesuffix('.yaml')}.yaml" in names:
+        return names[f"{name.removesuffix('.yaml')}.yaml"]
     meant = bare.get(name.removesuffix(".yaml"), [])
     if len(meant) == 1:
         return names[meant[0]]

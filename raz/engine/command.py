@@ -42,9 +42,13 @@ def run_file(
     if "table" in source.data:
         from raz.engine.tables import run_table_file
 
+        if trials is not None or retry:
+            what = "--retry" if trials is None else "--trials"
+            raise RazError(what, f"{source.name} is a table, whose rows and seeds are fixed", "--set and --profile")
+
         return run_table_file(
-            source, store, settings=settings_of(settings), data_root=data_root, profile=profile, as_json=as_json,
-            run_trial=run_trial,
+            source, store, settings=settings_of(settings), data_root=data_root, profile=profile, jobs=jobs,
+            inline=inline, as_json=as_json, run_trial=run_trial,
         )  # fmt: skip
     if profile is not None:
         raise RazError("--profile", f"{source.name} is a search space, which has no profiles", "--set key=value")

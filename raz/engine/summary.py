@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from raz.engine.events import duration
@@ -58,5 +60,13 @@ def _held_out(result: SweepResult) -> list[str]:
 
 
 def document(value: Any) -> str:
-    """One JSON document."""
-    return json.dumps(value, indent=2, sort_keys=False, allow_nan=False)
+    """One JSON document; a number that is none (a score without any head) is null."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -40,8 +40,9 @@ def attempt(
     data_root: Path | None = None,
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
+    splits: tuple[str, ...] = ("val",),
 ) -> Outcome:
-    """Runs one trial (validation split only) and says how it ended.
+    """Runs one trial and says how it ended. A search scores the validation split only; a table names the test split.
 
     `config` are the flat parameters of a TrialConfig. A TrialFailure keeps its reason, memory that ran
     out is `oom`, a configuration that cannot be run is `invalid`, anything else is `error` with its
@@ -62,7 +63,7 @@ def attempt(
 
     try:
         trial: TrialConfig = from_parameters(config)
-        result = run_trial(trial, store, data_root=data_root, splits=("val",), progress=watched, log=log)
+        result = run_trial(trial, store, data_root=data_root, splits=splits, progress=watched, log=log)
     except Exception as error:
         if stopped:  # however the trial took the word to stop, stopping is what it did
             return Outcome("pruned", time.monotonic() - began)

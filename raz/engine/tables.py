@@ -1,0 +1,214 @@
+"""Fills a table: rows x data sets x seeds, a fixed design without a search. The store keeps what was found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raz.config import parameters
+from raz.engine.events import Events, Silent, Watch, duration
+from raz.engine.stop import signals
+from raz.engine.summary import document
+from raz.engine.sweep import check_data, cores
+from raz.engine.trial import PIPELINE, attempt, resolve
+from raz.errors import RazError
+from raz.study.ablation import AblationTable, Trial, parse_table
+from raz.study.ledger import Outcome
+from raz.study.yamlfile import Document
+
+SPLITS = ("val", "test")
+MOST_RESTARTS = 2  # of a trial whose process died
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One seed of one cell, and how its trial ended."""
+
+    row: str
+    dataset: str
+    seed: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """What a run of a table did."""
+
+    table: str
+    profile: str
+    cells: tuple[Cell, ...]
+    left_out: Mapping[str, str]  # data set -> why it could not be opened
+
+    @property
+    def failed(self) -> tuple[Cell, ...]:
+        return tuple(cell for cell in self.cells if cell.outcome.state != "complete")
+
+
+def run_table(
+    table: AblationTable,
+    store: Path,
+    *,
+    profile: str | None = None,
+    data_root: Path | None = None,
+    jobs: int | None = None,
+    inline: bool = False,
+    run_trial: str = PIPELINE,
+    watch: AbstractContextManager[Events] | None = None,
+) -> TableResult:
+    """Runs every trial of the table's profile; what the store holds is served from there.
+
+    A data set that cannot be opened is left out and named. Raises RazError when none can be, and for an
+    unknown profile; Interrupted on SIGINT and SIGTERM; OSError when the store cannot be written.
+    """
+    chosen = table.profile(profile)
+    left_out: dict[str, str] = {}
+    troubles: list[RazError] = []
+    trials = list(table.trials(chosen))
+    for dataset in chosen.datasets:
+        try:
+            check_data(next(t.config for t in trials if t.dataset == dataset), data_root)
+        except RazError as error:
+            left_out[dataset] = str(error)
+            troubles.append(error)
+    if troubles and len(left_out) == len(chosen.datasets):
+        raise troubles[0]
+    trials = [trial for trial in trials if trial.dataset not in left_out]
+    threads = max(trial.config.threads for trial in trials)
+    jobs = min(len(trials), jobs if jobs is not None else max(1, cores() // threads))
+    with signals(), watch or _silent() as events:
+        for dataset, why in left_out.items():
+            events.note(f"{dataset} is left out: {why}")
+        if inline or jobs == 1:
+            cells = _one_by_one(trials, store, data_root, run_trial, events)
+        else:
+            cells = _together(trials, store, data_root, run_trial, events, jobs, threads)
+    return TableResult(table.table, chosen.name, cells, left_out)
+
+
+def _one_by_one(
+    trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events
+) -> tuple[Cell, ...]:
+    function = resolve(run_trial)
+    cells = []
+    for i, trial in enumerate(trials):
+        events.started(i, _about(trial))
+        outcome = attempt(function, parameters(trial.config), store, data_root=data_root, splits=SPLITS)
+        cells.append(_over(i, trial, outcome, events))
+    return tuple(cells)
+
+
+def _together(
+    trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events, jobs: int, threads: int
+) -> tuple[Cell, ...]:
+    """As Ray tasks, `jobs` at a time. Seeds and data sets go side by side, since rows share their stages."""
+    from raz.engine.session import prepare, session
+
+    prepare()
+    import ray
+
+    order = sorted(range(len(trials)), key=lambda i: [t.row for t in trials].index(trials[i].row))
+    root = str(data_root.expanduser().resolve()) if data_root else None
+    cells: dict[int, Cell] = {}
+    with session(jobs * threads), signals():
+        task = ray.remote(num_cpus=threads, max_retries=MOST_RESTARTS)(_remote)
+        running: dict[Any, int] = {}
+        while order or running:
+            while order and len(running) < jobs:
+                i = order.pop(0)
+                events.started(i, _about(trials[i]))
+                config = parameters(trials[i].config)
+                running[task.remote(run_trial, config, str(store.resolve()), root)] = i
+            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            i = running.pop(done)
+            try:
+                outcome = Outcome(**ray.get(done))
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, OSError):
+                    raise error.cause from None
+                raise
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+                outcome = Outcome("failed", reason="lost", message="its process died, again after each restart")
+            cells[i] = _over(i, trials[i], outcome, events)
+    return tuple(cells[i] for i in sorted(cells))
+
+
+def _remote(run_trial: str, config: dict[str, Any], store: str, data_root: str | None) -> dict[str, Any]:
+    root = Path(data_root) if data_root else None
+    return asdict(attempt(resolve(run_trial), config, Path(store), data_root=root, splits=SPLITS))
+
+
+def _about(trial: Trial) -> dict[str, Any]:
+    return {"row": trial.row, "dataset": trial.dataset, "seed": trial.seed}
+
+
+def _over(i: int, trial: Trial, outcome: Outcome, events: Events) -> Cell:
+    where = f"{trial.row}, {trial.dataset}, seed {trial.seed}"
+    if outcome.state == "complete":
+        shown = {name: (outcome.metrics or {}).get(name) for name in ("test.mae", "test.rmse")}
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
+        events.done(i, f"{where}: {numbers} ({duration(outcome.seconds)})")
+    else:
+        first = outcome.message.splitlines()[0] if outcome.message else ""
+        events.done(i, f"{where}: failed ({outcome.reason}) {first}")
+    return Cell(trial.row, trial.dataset, trial.seed, outcome)
+
+
+@contextmanager
+def _silent() -> Iterator[Events]:
+    yield Silent()
+
+
+def run_table_file(
+    source: Document,
+    store: Path,
+    *,
+    settings: Mapping[str, Any],
+    data_root: Path | None = None,
+    profile: str | None = None,
+    jobs: int | None = None,
+    inline: bool = False,
+    as_json: bool = False,
+    run_trial: str = PIPELINE,
+) -> int:
+    """Runs the table of a document and prints what was done. Returns 0, or 1 when a trial failed."""
+    table = parse_table(source, settings)
+    total = sum(1 for _ in table.trials(table.profile(profile)))
+    with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
+        result = run_table(
+            table, store, profile=profile, data_root=data_root, jobs=jobs, inline=inline, run_trial=run_trial,
+            watch=Watch(Console(file=sys.stderr), total, "test.mae"),
+        )  # fmt: skip
+    print(document(_as_json(result)) if as_json else "\n".join(_lines(result, store)))
+    return 1 if result.failed else 0
+
+
+def _as_json(result: TableResult) -> dict[str, Any]:
+    cells = [
+        {
+            "row": cell.row, "dataset": cell.dataset, "seed": cell.seed, "state": cell.outcome.state,
+            "metrics": dict(cell.outcome.metrics or {}), "reason": cell.outcome.reason,
+            "message": cell.outcome.message, "seconds": round(cell.outcome.seconds, 3),
+        }
+        for cell in result.cells
+    ]  # fmt: skip
+    return {"table": result.table, "profile": result.profile, "cells": cells, "left_out": dict(result.left_out)}
+
+
+def _lines(result: TableResult, store: Path) -> list[str]:
+    failed = result.failed
+    out = [
+        f"table {result.table}, profile {result.profile}: {len(result.cells) - len(failed)} trials done,"
+        f" {len(failed)} failed"
+    ]
+    out += [
+        f"  {cell.row}, {cell.dataset}, seed {cell.seed}: {cell.outcome.reason}: {cell.outcome.message}"
+        for cell in failed
+    ]
+    where = f" --store {store}" if str(store) != "raz-store" else ""
+    return [*out, f"next: raz-sweep report --table {result.table} --profile {result.profile}{where}"]
