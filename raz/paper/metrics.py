@@ -91,6 +91,27 @@ def _points_of(where: str, name: str, xy: ArrayLike) -> tuple[Floats, list[RazEr
     return points, []
 
 
+def _by_rank(score: Floats, xy: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """The order by falling score, then y, then x, stable; and (n - 1,) which neighbours in it share all three."""
+    order = np.argsort(-score, kind="stable")
+    ranked = score[order]
+    same = ranked[1:] == ranked[:-1]
+    if not same.any():
+        return order, same
+    tied = _members(same)
+    rows = order[tied]
+    rows = rows[np.lexsort((xy[rows, 0], xy[rows, 1], -score[rows]))]
+    order[tied] = rows
+    at = np.flatnonzero(same)
+    same[at] = (xy[order[at]] == xy[order[at + 1]]).all(axis=1)
+    return order, same
+
+
+def _members(same: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Who of n is like a neighbour, given (n - 1,) which neighbours are alike."""
+    return np.flatnonzero(np.append(same, False) | np.append(False, same))
+
+
 def _distances(a: Floats, b: Floats) -> Floats:
     step = a - b
     return np.sqrt(step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1])
@@ -114,8 +135,9 @@ def match(points: ArrayLike, scores: ArrayLike, heads: ArrayLike) -> Matches:
     elif not np.isfinite(score).all():
         faults.append(RazError("match", "scores hold numbers that are not finite", "a diverged network?"))
     raise_all(faults)
-    order = np.lexsort((xy[:, 0], xy[:, 1], -score.ravel()))
-    xy, score = xy[order], score.ravel()[order]
+    score = score.ravel()
+    order, _ = _by_rank(score, xy)
+    xy, score = xy[order], score[order]
     distance, best_before = np.full(len(xy), np.inf), np.full(len(xy), np.inf)
     if len(xy) and len(true):
         distance, best_before = _claim(xy, true)
@@ -130,7 +152,7 @@ def _claim(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
     fresh[1:] = (heads[by_place[1:]] != heads[by_place[:-1]]).any(axis=1)
     starts = np.flatnonzero(fresh)
     places = heads[by_place[starts]]
-    twins = np.split(by_place, starts[1:]) if len(starts) < len(heads) else None
+    ends = np.append(starts[1:], len(heads))
 
     tree = cKDTree(places, compact_nodes=False, balanced_tree=False)
     found = tree.query(xy, k=[1, 2])  # a missing second place has distance inf
@@ -139,7 +161,7 @@ def _claim(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
     distance = _distances(xy, places[nearest])
 
     # Points (nearly) halfway between places: settle exactly which of them are equally near.
-    several: dict[int, NDArray[np.intp]] = {}
+    several: dict[int, list[int]] = {}
     doubtful = np.flatnonzero(near[:, 1] <= near[:, 0] * (1 + _NEARLY))
     if len(doubtful):
         balls = tree.query_ball_point(xy[doubtful], near[doubtful, 0] * (1 + 2 * _NEARLY))
@@ -149,32 +171,26 @@ def _claim(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
         least = np.minimum.reduceat(exact, np.cumsum(sizes) - sizes)
         equal = exact == np.repeat(least, sizes)
         distance[doubtful] = least
-        for point, among in zip(
-            doubtful.tolist(), np.split(np.where(equal, around, -1), np.cumsum(sizes)[:-1]), strict=True
-        ):
-            among = among[among >= 0]
-            nearest[point] = among[0]
-            if len(among) > 1:
-                several[point] = among
+        tied_sets = np.split(np.where(equal, around, -1), np.cumsum(sizes)[:-1])
+        for point, ball in zip(doubtful.tolist(), tied_sets, strict=True):
+            tied = ball[ball >= 0].tolist()
+            nearest[point] = tied[0]
+            if len(tied) > 1:
+                several[point] = tied
 
     best_before = _running_least(nearest, distance)
 
     # Rooms for several, and places tied to another by a point halfway, are settled in order of rank, one point
     # after another. All points of such a place take part, also those that have no choice.
     special = np.zeros(len(places), dtype=np.bool_)
-    if twins is not None:
-        special[[place for place, group in enumerate(twins) if len(group) > 1]] = True
-    for among in several.values():
-        special[among] = True
+    special[ends - starts > 1] = True
+    for tied in several.values():
+        special[tied] = True
     if special.any():
         claims = {}
         for point in np.flatnonzero(special[nearest]).tolist():
-            among = several.get(point, nearest[point : point + 1])
-            if twins is None:
-                candidates = by_place[starts[among]]
-            else:
-                candidates = np.concatenate([twins[place] for place in among])
-            claims[point] = np.sort(candidates).tolist()
+            among = several[point] if point in several else [int(nearest[point])]
+            claims[point] = sorted(head for place in among for head in by_place[starts[place] : ends[place]].tolist())
         _settle(claims, distance, best_before)
     return distance, best_before
 
@@ -225,26 +241,19 @@ def _ranked(matches: Sequence[Matches]) -> tuple[Floats, Floats]:
     score = np.concatenate([image.score for image in matches])
     distance = np.concatenate([image.distance for image in matches])
     best_before = np.concatenate([image.best_before for image in matches])
-    order = np.argsort(-score, kind="stable")
-    ranked = score[order]
-    same = ranked[1:] == ranked[:-1]
-    if len(matches) > 1 and same.any():
-        points = np.concatenate([image.points for image in matches])
-        tied = np.zeros(len(order), dtype=np.bool_)
-        tied[1:] |= same
-        tied[:-1] |= same
-        rows = order[tied]
-        # Equal scores: by position, as within an image. Points that share that too keep their order within their
-        # image (`copy` counts them); those of different images are ranked the worse first, so that no order of the
-        # images flatters.
-        first = np.ones(len(order), dtype=np.bool_)
-        first[1:] = (score[1:] != score[:-1]) | (points[1:] != points[:-1]).any(axis=1)
-        sizes = np.array([len(image.score) for image in matches])
-        first[(np.cumsum(sizes) - sizes)[sizes > 0]] = True
+    points = np.concatenate([image.points for image in matches])
+    order, same = _by_rank(score, points)
+    if same.any():
+        # Points that share score and position keep their order within their image (`copy` counts them); those of
+        # different images are ranked the worse first, so that no order of the images flatters.
+        owner = np.repeat(np.arange(len(matches)), [len(image.score) for image in matches])[order]
         at = np.arange(len(order))
-        copy = (at - np.maximum.accumulate(np.where(first, at, 0)))[rows]
-        keys = (best_before[rows], -distance[rows], copy, points[rows, 0], points[rows, 1], -score[rows])
-        order[tied] = rows[np.lexsort(keys)]
+        group = np.cumsum(np.append(True, ~same))  # of one score and position; stable, so one image after another
+        first = np.append(True, ~same | (owner[1:] != owner[:-1]))
+        copy = at - np.maximum.accumulate(np.where(first, at, 0))
+        tied = _members(same)
+        rows = order[tied]
+        order[tied] = rows[np.lexsort((best_before[rows], -distance[rows], copy[tied], group[tied]))]
     return distance[order], best_before[order]
 
 
