@@ -91,7 +91,7 @@ def _candidates(
     source = np.zeros((min(BLOCK, height) + 4, width + 2), dtype=np.float32)
     sums = np.empty((len(source) - 2, width + 2), dtype=np.float32)
     across = np.empty((len(source), width), dtype=np.float32)
-    largest = np.empty((len(source) - 2, width), dtype=np.float32)
+    steps = [dy * (width + 2) + dx for dy, dx in ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))]
     least = np.float32(max(8.9999 * floor, 0.0))  # a little below the floor; scores decide
     for top in range(0, height, BLOCK):
         rows = min(BLOCK, height - top)
@@ -101,7 +101,7 @@ def _candidates(
             raise RazError("find_peaks", f"the response holds {peak}, expected finite numbers")
         if peak * 1.000001 < floor or peak <= 0:  # a mean exceeds the largest response by rounding only
             continue
-        src, smooth, wide, most = source[: rows + 4], sums[: rows + 2], across[: rows + 4], largest[: rows + 2]
+        src, smooth, wide = source[: rows + 4], sums[: rows + 2], across[: rows + 4]
         before = low - (top - 2)  # rows of the frame above the image
         src[:before] = 0.0
         src[before : before + high - low, 1:-1] = image[low:high]
@@ -128,17 +128,15 @@ def _candidates(
             smooth[0] = -np.inf
         if top + rows == height:
             smooth[rows + 1] = -np.inf
-        np.maximum(smooth[:, :-2], smooth[:, 1:-1], out=most)
-        np.maximum(most, smooth[:, 2:], out=most)
-        around = wide[:rows]  # its sums are used up
-        np.maximum(most[:-2], most[1:-1], out=around)
-        np.maximum(around, most[2:], out=around)
-        centre = inner[1:-1]
-        highest = centre == around
-        highest &= centre > least  # before anything is collected: flat regions are full of equals
-        flat = np.flatnonzero(highest)
-        row, column = flat // width, flat % width
-        score = centre[row, column] / np.float32(9.0)
+        # Only what reaches the floor is compared, one neighbour after the other: half drops out at each.
+        flat = smooth.reshape(-1)
+        at = np.flatnonzero(smooth[1:-1] > least) + width + 2
+        value = flat[at]
+        for step in steps:
+            best = np.flatnonzero(value >= flat[at + step])
+            at, value = at[best], value[best]
+        row, column = at // (width + 2) - 1, at % (width + 2) - 1
+        score = value / np.float32(9.0)
         keep = (score >= np.float32(floor)) & (score > 0)
         found.append((row[keep] + top, column[keep], score[keep]))
     if not found:
@@ -150,21 +148,31 @@ def _candidates(
 def _plateau_members(rows: NDArray[np.int64], columns: NDArray[np.int64], width: int) -> NDArray[np.int64]:
     """One candidate of each group of touching ones, as indices into the candidates (which are in reading order)."""
     n = len(rows)
-    flat = rows * (width + 1) + columns  # one column more, so that the right edge does not touch the left one
-    starts, ends = [], []
-    for step in (1, width, width + 1, width + 2):  # east, south-west, south, south-east
-        at = np.searchsorted(flat, flat + step)
-        hit = np.flatnonzero((at < n) & (flat[np.minimum(at, n - 1)] == flat + step))
-        starts.append(hit)
-        ends.append(at[hit])
-    start, end = np.concatenate(starts), np.concatenate(ends)
-    if not len(start):
+    if n == 0:
+        return np.arange(0)
+    # Runs within a row are joined first: a flat map is as many nodes as it has rows, not as it has pixels.
+    pitch = width + 2  # two columns more, so that the right edge never touches the left one
+    flat = rows * pitch + columns
+    begin = np.flatnonzero(np.append(True, np.diff(flat) != 1))
+    length = np.diff(np.append(begin, n))
+    start, end = flat[begin], flat[begin] + length - 1
+    # The runs of the next row that reach from one column before this run to one column after it.
+    low = np.searchsorted(end, start + pitch - 1)
+    count = np.maximum(np.searchsorted(start, end + pitch + 1, side="right") - low, 0)
+    runs, links = len(begin), int(count.sum())
+    if runs == n and links == 0:
         return np.arange(n)
-    number, group = connected_components(coo_array((np.ones(len(start), bool), (start, end)), shape=(n, n)))
+    upper = np.repeat(np.arange(runs), count)
+    lower = np.arange(links) + np.repeat(low - np.cumsum(count) + count, count)
+    graph = coo_array((np.ones(links, bool), (upper, lower)), shape=(runs, runs))
+    number, group_of_run = connected_components(graph, directed=False)
+    group = np.repeat(group_of_run, length)
     size = np.bincount(group, minlength=number)
     middle_row = np.bincount(group, rows, number) / size
     middle_column = np.bincount(group, columns, number) / size
     away = (rows - middle_row[group]) ** 2 + (columns - middle_column[group]) ** 2
-    order = np.lexsort((np.arange(n), away, group))
-    first = np.append(True, group[order][1:] != group[order][:-1])
-    return np.sort(order[first])
+    least = np.full(number, np.inf)
+    np.minimum.at(least, group, away)
+    nearest = np.flatnonzero(away == least[group])
+    _, first = np.unique(group[nearest], return_index=True)
+    return np.sort(nearest[first])
