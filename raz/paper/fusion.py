@@ -138,8 +138,8 @@ def _counts(where: str, need_images: bool, **arrays: ArrayLike) -> tuple[Floats,
 class Replay:
     """What Eq. 4 needs of n images, prepared once, so that scoring another theta costs one pass over the cells.
 
-    mean: (n, g) mean of both counts; gain: (n, g) what choosing density adds to it; base: (n,) signed error of each
-    image if no cell chose density. All in persons.
+    mean: (g, n) mean of both counts; gain: (g, n) what choosing density adds to it; base: (n,) signed error of each
+    image if no cell chose density. All in persons. Cells come first: sums over them then run along whole rows.
     """
 
     mean: Floats
@@ -148,8 +148,9 @@ class Replay:
 
     def errors(self, theta: ArrayLike) -> Floats:
         """(n,) signed count error of each image under Eq. 4 with theta, (g,) or one number."""
-        chosen: Floats = np.einsum("ij,ij->i", self.gain, self.mean >= np.asarray(theta, dtype=np.float64))
-        return self.base + chosen
+        chosen = self.mean >= np.asarray(theta, dtype=np.float64).reshape(-1, 1)
+        errors: Floats = self.base + (self.gain * chosen).sum(axis=0)
+        return errors
 
     def mae(self, theta: ArrayLike) -> float:
         """Mean absolute count error of the images under Eq. 4 with theta, (g,) or one number."""
@@ -164,7 +165,7 @@ def prepare(den: ArrayLike, loc: ArrayLike, truth: ArrayLike) -> Replay:
 
 def _prepare(den: Floats, loc: Floats, truth: Floats) -> Replay:
     mean = (den + loc) / 2
-    return Replay(mean, den - mean, (mean - truth).sum(axis=1))
+    return Replay(mean.T.copy(), (den - mean).T.copy(), (mean - truth).sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -223,34 +224,35 @@ def _fit_cell(den: Floats, loc: Floats, truth: Floats) -> Floats:
 def _fit_shared(replay: Replay) -> Floats:
     # Each image's own cells by descending mean: its error after each of them chose density. The order among all
     # images then only says when each change of the loss takes place, so two sorts and two running sums do it.
-    own = np.argsort(-replay.mean, axis=1, kind="stable")
-    running = np.cumsum(np.take_along_axis(replay.gain, own, axis=1), axis=1)
+    mean, gain = replay.mean.T, replay.gain.T
+    own = np.argsort(-mean, axis=1, kind="stable")
+    running = np.cumsum(np.take_along_axis(gain, own, axis=1), axis=1)
     after = np.abs(replay.base[:, None] + running)
     start = np.abs(replay.base)
     changes = np.diff(after, axis=1, prepend=start[:, None])
-    steps = _Steps.of(np.take_along_axis(replay.mean, own, axis=1).ravel())
+    steps = _Steps.of(np.take_along_axis(mean, own, axis=1).ravel())
     theta = steps.theta(_last_least(*steps.losses(float(start.sum()), changes.ravel())))
-    return np.full(replay.mean.shape[1], theta)
+    return np.full(len(replay.mean), theta)
 
 
 def _descend(replay: Replay, steps: Sequence[_Steps], theta: Floats) -> Floats:
     """Coordinate descent from theta: cells in turn, each to its exact best, until none of them gets better."""
     mean, gain = replay.mean, replay.gain
-    chosen = [int(np.count_nonzero(mean[:, cell] >= theta[cell])) for cell in range(len(steps))]
+    chosen = [int(np.count_nonzero(mean[cell] >= theta[cell])) for cell in range(len(steps))]
     errors = replay.errors(theta)
     settled, cell = 0, 0
     while settled < len(steps):
-        takes = np.zeros(len(mean), dtype=np.bool_)
+        takes = np.zeros(len(errors), dtype=np.bool_)
         takes[steps[cell].order[: chosen[cell]]] = True
-        rest = errors - np.where(takes, gain[:, cell], 0.0)
+        rest = errors - np.where(takes, gain[cell], 0.0)
         before = np.abs(rest)
-        losses, tie = steps[cell].losses(float(before.sum()), np.abs(rest + gain[:, cell]) - before)
+        losses, tie = steps[cell].losses(float(before.sum()), np.abs(rest + gain[cell]) - before)
         best = _last_least(losses, tie)
         if losses[best] < losses[chosen[cell]] - 2 * tie:  # strictly, or ties could be exchanged for ever
             chosen[cell], settled = best, 0
             takes[:] = False
             takes[steps[cell].order[:best]] = True
-            errors = rest + np.where(takes, gain[:, cell], 0.0)
+            errors = rest + np.where(takes, gain[cell], 0.0)
         settled += 1
         cell = (cell + 1) % len(steps)
     return np.array([step.theta(m) for step, m in zip(steps, chosen, strict=True)])
@@ -258,7 +260,7 @@ def _descend(replay: Replay, steps: Sequence[_Steps], theta: Floats) -> Floats:
 
 def _fit_image(den: Floats, loc: Floats, truth: Floats) -> Floats:
     replay = _prepare(den, loc, truth)
-    steps = [_Steps.of(replay.mean[:, cell]) for cell in range(den.shape[1])]
+    steps = [_Steps.of(means) for means in replay.mean]
     ends = [_descend(replay, steps, start) for start in (_fit_shared(replay), _fit_cell(den, loc, truth))]
     losses = [replay.mae(end) for end in ends]
     return ends[1] if losses[1] < losses[0] - _TIE * (1.0 + losses[0]) else ends[0]
