@@ -1,0 +1,111 @@
+"""One contract, every reader."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Part
+
+from raz.data import DATASETS, Dataset, open_dataset
+from raz.data.contract import SPLITS, Item
+from raz.errors import RazError
+
+WritePart = Callable[..., Part]
+
+# How each data set comes about here. A reader without a line fails `test_every_reader_is_tested`.
+FIXTURES: dict[str, Callable[[WritePart], Path | None]] = {
+    "toy": lambda write_part: None,
+    "shanghaitech_a": lambda write_part: write_part("part_A").folder.parent,
+    "shanghaitech_b": lambda write_part: write_part("part_B_final", labels="ground_truth").folder.parent,
+}
+
+
+def test_every_reader_is_tested() -> None:
+    assert set(FIXTURES) == set(DATASETS)
+
+
+@pytest.fixture(params=sorted(FIXTURES))
+def opened(request: pytest.FixtureRequest, write_part: WritePart) -> tuple[Dataset, Path | None]:
+    root = FIXTURES[request.param](write_part)
+    return open_dataset(request.param, root), root
+
+
+def some(dataset: Dataset) -> list[Item]:
+    return [item for split in SPLITS for item in dataset.items[split][:4]]
+
+
+def test_splits_are_three_disjoint_and_not_empty(opened: tuple[Dataset, Path | None]) -> None:
+    dataset, _ = opened
+    assert tuple(dataset.items) == SPLITS
+    assert all(dataset.items[split] for split in SPLITS)
+    ids = [item.id for split in SPLITS for item in dataset.items[split]]
+    assert len(set(ids)) == len(ids)
+    scenes = [{item.scene for item in dataset.items[split]} for split in ("train", "val")]
+    assert not scenes[0] & scenes[1]
+
+
+def test_pixels_and_heads_keep_their_word(opened: tuple[Dataset, Path | None]) -> None:
+    for item in some(opened[0]):
+        pixels, heads = item.load_pixels(), item.load_heads()
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 3
+        assert pixels.shape[2] == 3
+        assert heads.dtype == np.float64
+        assert heads.shape == (len(heads), 2)
+        assert ((heads >= 0) & (heads < (pixels.shape[1], pixels.shape[0]))).all()
+
+
+def test_what_a_loader_returns_is_the_callers_own(opened: tuple[Dataset, Path | None]) -> None:
+    item = max(some(opened[0]), key=lambda item: len(item.load_heads()))
+    pixels, heads = item.load_pixels(), item.load_heads()
+    kept = pixels.copy(), heads.copy()
+    pixels[:] = 0
+    heads[:] = -1
+    assert np.array_equal(item.load_pixels(), kept[0])
+    assert np.array_equal(item.load_heads(), kept[1])
+
+
+def test_items_travel_to_another_process(opened: tuple[Dataset, Path | None]) -> None:
+    for item in some(opened[0]):
+        there = pickle.loads(pickle.dumps(item))
+        assert (there.id, there.scene, there.digest) == (item.id, item.scene, item.digest)
+        assert np.array_equal(there.load_pixels(), item.load_pixels())
+        assert np.array_equal(there.load_heads(), item.load_heads())
+
+
+def test_fingerprints_are_of_content(opened: tuple[Dataset, Path | None]) -> None:
+    dataset, root = opened
+    again = open_dataset(dataset.name, root)
+    prints = [dataset.fingerprint(split) for split in SPLITS]
+    assert prints == [again.fingerprint(split) for split in SPLITS]
+    assert len(set(prints)) == 3
+    assert all(re.fullmatch("[0-9a-f]{64}", item.digest) for item in some(dataset))
+    shorter = Dataset(dataset.name, dataset.title, {**dataset.items, "train": dataset.items["train"][1:]})
+    assert shorter.fingerprint("train") != dataset.fingerprint("train")
+
+
+@pytest.mark.parametrize("name", sorted(n for n, reader in DATASETS.items() if reader.find is not None))
+def test_a_data_set_on_disk_says_what_it_needs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAZ_DATA_ROOT", raising=False)
+    with pytest.raises(RazError, match=r"no folder given(.|\n)*--data-root DIR, or set RAZ_DATA_ROOT"):
+        open_dataset(name)
+    with pytest.raises(RazError, match="no such folder"):
+        open_dataset(name, tmp_path / "nowhere")
+    with pytest.raises(RazError, match=r"no folder part_[AB] or part_[AB]_final here"):
+        open_dataset(name, tmp_path)
+
+
+def test_the_environment_names_the_root(write_part: WritePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = write_part("part_A")
+    monkeypatch.setenv("RAZ_DATA_ROOT", str(part.folder.parent))
+    assert len(open_dataset("shanghaitech_a").items["test"]) == 3
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(RazError, match=r"unknown name 'shanghai_a'(.|\n)*shanghaitech_a"):
+        open_dataset("shanghai_a")
