@@ -163,7 +163,8 @@ def score(
     out["threshold_main"], out["threshold_raz"] = last.main, last.raz
     if fusion.rule == "grid":
         out |= {f"theta_f_{g}": float(t) for g, t in enumerate(last.theta_f) if np.isfinite(t)}
-    return {name: float(value) for name, value in out.items()}
+    # What is not defined (the recall of a split without heads) is left out.
+    return {name: float(value) for name, value in out.items() if np.isfinite(value)}
 
 
 def score_split(

@@ -1,0 +1,144 @@
+"""Networks and losses against closed forms, torchvision and finite differences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import vgg16
+
+from raz.paper.losses import attention_loss, counting_loss, localization_loss
+from raz.paper.networks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    AttentionBranch,
+    Backbone,
+    CountingBranch,
+    LocalizationBranch,
+    initialise,
+    network_input,
+    radius,
+)
+from raz.paper.peaks import find_peaks
+from raz.pipeline.infer import Network
+
+
+def test_backbone_is_torchvisions_vgg16_through_relu4_3() -> None:
+    reference = vgg16(weights=None).features[:23]
+    ours = Backbone()
+    ours.features.load_state_dict(reference.state_dict())
+    x = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), reference(x), rtol=0, atol=0)
+    assert ours(x).shape == (1, 512, 5, 7)
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in ours.modules()) == 10
+
+
+@pytest.mark.parametrize(("stride", "side"), [(8, 5), (4, 10), (2, 20)])
+def test_counting_output_has_the_stride_asked_for(stride: int, side: int) -> None:
+    density, rich = CountingBranch(16, (12, 8), stride)(torch.zeros(1, 16, 5, 5))
+    assert density.shape == (1, 1, side, side)
+    assert rich.shape == (1, 8, side, side)
+
+
+def test_localization_output_is_as_large_as_the_input() -> None:
+    logits, rich = LocalizationBranch(16, (8,), (8, 6, 4))(torch.zeros(1, 16, 5, 7))
+    assert logits.shape == (1, 1, 40, 56)
+    assert rich.shape == (1, 4, 40, 56)
+
+
+def test_network_input_pads_with_the_mean_colour_and_normalises_as_torchvision() -> None:
+    pixels = np.full((9, 17, 3), 255, np.uint8)
+    x = network_input(pixels)
+    assert x.shape == (1, 3, 16, 24)
+    for c in range(3):
+        assert x[0, c, 0, 0].item() == pytest.approx((1 - IMAGENET_MEAN[c]) / IMAGENET_STD[c], rel=1e-6)
+    assert float(x[:, :, 9:].abs().sum() + x[:, :, :, 17:].abs().sum()) == 0.0
+
+
+def test_counting_loss_is_equation_1() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 1, 3, 4)), rng.normal(size=(2, 1, 3, 4))
+    m, n = 3 * 8, 4 * 8
+    literal = np.mean([8 * math.sqrt(((a[i] - b[i]) ** 2).sum() / (m * n)) for i in range(2)])
+    ours = float(counting_loss(torch.from_numpy(a), torch.from_numpy(b)))
+    assert ours == pytest.approx(literal, rel=1e-9)
+    assert float(counting_loss(torch.from_numpy(a), torch.from_numpy(b), "mse")) == pytest.approx(((a - b) ** 2).mean())
+
+
+def test_localization_loss_is_equation_3() -> None:
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(2, 1, 5, 6)), (rng.random((2, 1, 5, 6)) < 0.2).astype(float)
+    psi = 1 / (1 + np.exp(-logits))
+    literal = np.mean(-100 * labels * np.log(psi) - (1 - labels) * np.log(1 - psi))
+    ours = float(localization_loss(torch.from_numpy(logits), torch.from_numpy(labels), 100.0))
+    assert ours == pytest.approx(literal, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["counting", "localization", "attention-mse", "attention-bce"])
+def test_gradients_of_the_losses(kind: str) -> None:
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 1, 4, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    y = torch.rand(2, 1, 4, 4, generator=g, dtype=torch.float64)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        if kind == "counting":
+            return counting_loss(x, y)
+        if kind == "localization":
+            return localization_loss(x, (y > 0.7).double(), 100.0)
+        return attention_loss(x, y, kind.split("-")[1])
+
+    assert torch.autograd.gradcheck(loss, (x,))
+
+
+def test_counting_loss_has_a_finite_gradient_at_a_perfect_map() -> None:
+    x = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    counting_loss(x, torch.zeros(1, 1, 2, 2)).backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_normal_initialisation_is_csrnets() -> None:
+    branch = CountingBranch(64, (64,))
+    initialise(branch, "normal")
+    weight = branch.body[0].weight
+    assert float(weight.std()) == pytest.approx(0.01, rel=0.05)
+    assert float(branch.body[0].bias.abs().max()) == 0.0
+
+
+def _network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    backbone = Backbone(0.125)
+    counting = CountingBranch(backbone.channels, (8, 8))
+    localization = LocalizationBranch(backbone.channels, (8,), (8, 6, 4))
+    attention = AttentionBranch(4 + 8, 4)
+    for module in (backbone, counting, localization, attention):
+        initialise(module, "kaiming")
+        module.eval()
+    return Network("test", backbone, backbone, counting, localization, attention)
+
+
+@pytest.mark.parametrize("size", [(331, 402), (256, 520), (161, 600)])
+def test_tiles_equal_the_whole_image(size: tuple[int, int]) -> None:
+    network = _network()
+    pixels = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
+    cpu = torch.device("cpu")
+    wanted = ("density", "response", "attention")
+    whole = network.maps(pixels, wanted, cpu)
+    side = 2 * network.margin + 64  # inner tiles of 64 px
+    tiled = network.maps(pixels, wanted, cpu, tile_pixels=side * side if side * side < size[0] * size[1] else 1 << 14)
+    for name in wanted:
+        assert tiled[name].shape == whole[name].shape
+        assert np.abs(tiled[name] - whole[name]).max() < 1e-5
+    for floor in (0.3, 0.5):
+        (a, _), (b, _) = find_peaks(whole["response"], floor), find_peaks(tiled["response"], floor)
+        assert {tuple(p) for p in a} == {tuple(p) for p in b}
+
+
+def test_radius_bounds_what_an_output_pixel_sees() -> None:
+    network = _network(4)
+    x = torch.randn(1, 3, 480, 480, requires_grad=True)
+    logits, _ = network.localization(network.backbone(x))
+    (gradient,) = torch.autograd.grad(logits[0, 0, 240, 240], x)
+    ys, xs = torch.nonzero(gradient.abs().sum((0, 1)), as_tuple=True)
+    seen = max(abs(int(v) - 240) for v in (ys.min(), ys.max(), xs.min(), xs.max()))
+    assert seen <= radius(network.backbone) + 8 * radius(network.localization.body)
