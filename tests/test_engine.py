@@ -23,8 +23,10 @@ from fakes_engine import STEPS
 from raz.engine.session import prepare
 from raz.engine.summary import summary
 from raz.engine.sweep import SweepResult, jobs_for, median_count, run_study
+from raz.engine.tables import TableResult, run_table
 from raz.engine.trial import attempt
 from raz.errors import RazError
+from raz.study.ablation import parse_table
 from raz.study.ledger import TrialRecord, is_running, journal_path, open_ledger, read_records, study_names
 from raz.study.pruning import StepPruner
 from raz.study.space import SearchSpace, parse_space
@@ -319,7 +321,56 @@ def test_the_summary_says_what_to_set_and_where_to_look(tmp_path: Path) -> None:
     assert "best: trial 2, val.mae 0" in text
     assert "  depth: 3  (base 2)" in text
     assert "(guessing the training median: " in text
-    assert f"raz-sweep report --study grid --store {tmp_path}" in text
+    assert f"raz-sweep report grid --store {tmp_path}" in text
+
+
+# ------------------------------------------------------------------ tables
+
+TABLE = """\
+table: tiny
+metrics: [test.mae]
+seeds: [0, 13]
+profiles:
+  toy: {base: {preset: tiny}, datasets: [toy]}
+  paper: {base: {preset: paper}, datasets: [shanghaitech_a, ucf_qnrf]}
+  both: {base: {preset: tiny}, datasets: [ucf_qnrf, toy]}
+rows:
+  main: {set: {depth: 1}}
+  twice: {set: {depth: 2}}
+"""
+
+
+def cells(result: TableResult) -> list[tuple[Any, ...]]:
+    return [
+        (c.row, c.dataset, c.seed, c.outcome.state, c.outcome.reason, dict(c.outcome.metrics or {}).get("test.mae"))
+        for c in result.cells
+    ]
+
+
+TOY_CELLS = [
+    ("main", "toy", 0, "complete", "", 20.0),
+    ("twice", "toy", 0, "complete", "", 10.0),
+    ("main", "toy", 13, "failed", "nan", None),
+    ("twice", "toy", 13, "failed", "nan", None),
+]
+
+
+def test_a_table_runs_its_rows_and_seeds_and_nothing_else(tmp_path: Path) -> None:
+    result = run_table(parse_table(parse(TABLE, "t.yaml")), tmp_path, inline=True, run_trial=FAKE)
+    assert cells(result) == TOY_CELLS
+    assert sorted(lines(tmp_path)) == sorted(
+        f"{depth} 100.0 {seed} val+test {os.getpid()}" for depth in (1, 2) for seed in (0, 13)
+    )
+    assert len(result.failed) == 2
+
+
+def test_a_data_set_that_is_not_there_is_left_out_and_named(tmp_path: Path) -> None:
+    table = parse_table(parse(TABLE, "t.yaml"))
+    result = run_table(table, tmp_path, profile="both", inline=True, run_trial=FAKE)
+    assert cells(result) == TOY_CELLS
+    assert "ucf_qnrf" in result.left_out["ucf_qnrf"]
+    with pytest.raises(RazError):  # neither of the two is there
+        run_table(table, tmp_path, profile="paper", data_root=tmp_path, inline=True, run_trial=FAKE)
 
 
 # ------------------------------------------------------------------ a driver that is stopped
@@ -453,6 +504,16 @@ def test_ray_prunes_what_the_study_says(tmp_path: Path) -> None:
     for record in records:
         assert (len(record.steps) == STEPS) if record.state == "complete" else record.pruned_at is not None
         assert sorted(record.steps) == list(range(len(record.steps)))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_table_under_ray(tmp_path: Path) -> None:
+    table = parse_table(parse(TABLE, "t.yaml"))
+    assert cells(run_table(table, tmp_path, jobs=2, run_trial=FAKE)) == TOY_CELLS
+    assert str(os.getpid()) not in {line.split()[4] for line in lines(tmp_path)}
+    full = parse_table(parse(TABLE.replace("13", "16"), "t.yaml"))
+    with pytest.raises(OSError, match="No space left"):
+        run_table(full, tmp_path, jobs=2, run_trial=FAKE)
 
 
 @pytest.mark.usefixtures("ray_session")

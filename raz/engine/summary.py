@@ -35,9 +35,9 @@ def summary(result: SweepResult) -> list[str]:
             out += _held_out(result)
     where = f" --store {result.store}" if result.store != "raz-store" else ""
     out.append("")
-    out.append(f"next: raz-sweep report --study {result.study}{where}")
+    out.append(f"next: raz-sweep report {result.study}{where}")
     if result.failed:
-        out.append(f"      raz-sweep run FILE --retry{where}   runs the failed trials again")
+        out.append("      the same command with --retry runs the failed trials again")
     out.append(f"      optuna-dashboard {result.store}/studies/{result.study}.journal   (pip install optuna-dashboard)")
     return out
 

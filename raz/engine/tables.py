@@ -79,6 +79,7 @@ def run_table(
     if troubles and len(left_out) == len(chosen.datasets):
         raise troubles[0]
     trials = [trial for trial in trials if trial.dataset not in left_out]
+    store.mkdir(parents=True, exist_ok=True)  # a store that cannot be written is told before any training
     threads = max(trial.config.threads for trial in trials)
     jobs = min(len(trials), jobs if jobs is not None else max(1, cores() // threads))
     with signals(), watch or _silent() as events:
