@@ -1,0 +1,156 @@
+"""How a report looks: terminal, Markdown, CSV, JSON, LaTeX. Every text is escaped for where it goes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from raz.report.layout import Report, Sheet
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$", "−": r"$-$", '"': "''",
+}  # fmt: skip
+
+
+def terminal(report: Report, width: int | None = None) -> str:
+    """For a terminal `width` columns wide; None: as wide as the sheets need, nothing folded."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def text(value: str) -> Text:  # a Text, so that [brackets] are no markup
+        return Text(_one_line(value))
+
+    drawn = []
+    for sheet in report.sheets:
+        table = Table(box=box.SIMPLE_HEAD, title=text(sheet.title), title_justify="left", pad_edge=False)
+        for i, name in enumerate(sheet.header):
+            table.add_column(text(name), justify="left" if i in sheet.left else "right", no_wrap=width is None)
+        for line in sheet.lines:
+            table.add_row(*map(text, line))
+        drawn.append(table)
+    out = io.StringIO()
+    console = Console(file=out, width=width or 10_000, color_system=None, legacy_windows=False)
+    console.print(text(report.title))
+    for table in drawn:
+        console.print()
+        console.print(table)
+    notes = [*report.notes, *([f"fill them with:\n  {report.command}"] if report.command else [])]
+    body = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    return body.rstrip() + "\n\n" + "\n".join(map(_printable, notes)) + "\n"
+
+
+def markdown(report: Report) -> str:
+    """GitHub's Markdown."""
+    out = [f"## {_md(report.title)}", ""]
+    for sheet in report.sheets:
+        out += [f"### {_md(sheet.title)}", "", _md_line(sheet.header)]
+        out.append("|" + "|".join(":--" if i in sheet.left else "--:" for i in range(len(sheet.header))) + "|")
+        out += [*map(_md_line, sheet.lines), ""]
+    out += [f"- {_md(note)}" for note in report.notes]
+    if report.command:
+        out += ["", "Fill them with", "", "```", _one_line(report.command), "```"]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def latex(report: Report) -> str:
+    r"""One table a sheet; needs `\usepackage{booktabs}`."""
+    out = [r"% needs \usepackage{booktabs}"]
+    for i, sheet in enumerate(report.sheets):
+        last = i == len(report.sheets) - 1
+        out += _latex_sheet(sheet, report, last)
+    if report.command:
+        out += ["", "% fill them with: " + _one_line(report.command)]
+    return "\n".join(out) + "\n"
+
+
+def _latex_sheet(sheet: Sheet, report: Report, last: bool) -> list[str]:
+    columns = "".join("l" if i in sheet.left else "r" for i in range(len(sheet.header)))
+    out = [
+        "", r"\begin{table}", r"\centering", rf"\caption{{{_tex(f'{report.title}, {sheet.title}')}}}",
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_line(sheet.header), r"\midrule",
+        *map(_tex_line, sheet.lines), r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    if last:
+        out += [rf"\par\footnotesize {_tex(note)}" for note in report.notes]
+    return [*out, r"\end{table}"]
+
+
+def csv_text(report: Report) -> str:
+    """The records, one a line; a mapping (values by seed) as JSON, nothing for what is not there."""
+    names = list(dict.fromkeys(name for record in report.records for name in record))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for record in report.records:
+        writer.writerow([_plain(record.get(name)) for name in names])
+    return out.getvalue()
+
+
+def json_text(report: Report) -> str:
+    """One document: facts, records, notes, the command that fills what is empty."""
+    whole = {**report.facts, "records": report.records, "notes": report.notes, "fill": report.command or None}
+    return json.dumps(_finite(whole), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Report], str]] = {
+    "terminal": terminal,
+    "md": markdown,
+    "csv": csv_text,
+    "json": json_text,
+    "latex": latex,
+}
+SUFFIXES = {".md": "md", ".csv": "csv", ".json": "json", ".tex": "latex", ".txt": "terminal"}
+
+
+def _printable(value: str) -> str:
+    """Without control characters: a failure's message must not steer the terminal."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", value)
+
+
+def _one_line(value: str) -> str:
+    return " ".join(_printable(value).split("\n"))
+
+
+def _md(value: str) -> str:
+    value = _one_line(value)
+    value = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    value = re.sub(r"([\\|*`\[\]~])", r"\\\1", value)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", value)
+
+
+def _md_line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(map(_md, cells)) + " |"
+
+
+def _tex(value: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in _one_line(value))
+
+
+def _tex_line(cells: tuple[str, ...]) -> str:
+    # an opening bracket at the start of a line would be read as the argument of the \\ before it
+    return " & ".join(f"{{{text}}}" if text.startswith("[") else text for text in map(_tex, cells)) + r" \\"
+
+
+def _plain(value: Any) -> Any:
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, (dict, list, bool)) else value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,398 @@
+"""Reports against small cases worked out by hand, and every format against what would break it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from raz.config import TrialConfig
+from raz.errors import RazError
+from raz.report.cli import fill_command, report_command
+from raz.report.fill import FilledTable, fill_table
+from raz.report.layout import Report, Sheet, metric_title, study_report, table_report
+from raz.report.render import csv_text, json_text, latex, markdown, terminal
+from raz.report.statistics import Summary, difference, prediction_interval, summarize, verdict
+from raz.study.ablation import load_table, parse_table
+from raz.study.ledger import TrialRecord
+from raz.study.yamlfile import parse
+
+TABLE = """\
+table: two_rows
+title: Depth & more
+paper: Table 9
+metrics: [test.mae, test.rmse]
+seeds: [0, 1, 2]
+profiles:
+  toy: {base: {preset: tiny}, datasets: [toy]}
+  small: {base: {preset: small}, datasets: [shanghaitech_a]}
+  paper: {base: {preset: paper}, datasets: [shanghaitech_a, ucf_qnrf]}
+rows:
+  loc_1: {set: {depth: 1}, paper: [[70.0, 133.0], [135, 246]]}
+  loc_2: {set: {depth: 2}, paper: [[71.6, 120.1], [118, 198]]}
+misprints:
+  - {row: loc_2, dataset: shanghaitech_a, metric: test.rmse, note: a slip of the pen}
+"""
+
+
+class Known:
+    """A store that holds depth 1 for every seed and depth 2 for none; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[TrialConfig] = []
+
+    def __call__(
+        self, config: TrialConfig, store: Path, *, data_root: Path | None, splits: tuple[str, ...]
+    ) -> dict[str, float] | None:
+        assert splits == ("test",)
+        self.asked.append(config)
+        if config.depth > 1:
+            return None
+        return {"test.mae": [68.0, 70.0, 72.0][config.seed], "test.rmse": [110.0, 110.0, math.nan][config.seed]}
+
+
+def filled(profile: str = "small", stored: object = None) -> FilledTable:
+    table = parse_table(parse(TABLE, "t.yaml"))
+    return fill_table(table, table.profile(profile), Path("nowhere"), stored=stored or Known())  # type: ignore[arg-type]
+
+
+def zoomed(
+    config: TrialConfig, store: Path, *, data_root: Path | None, splits: tuple[str, ...]
+) -> dict[str, float] | None:
+    return {
+        "test.mae": 1.0 + config.seed, "test.rmse": 2.0, "test.regions_per_image": 4.0 * (config.depth - 1),
+        "test.images_zoomed": 0.5,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ statistics
+
+
+def test_mean_and_deviation_by_hand() -> None:
+    assert summarize([68.0, 70.0, 72.0]) == Summary(3, 70.0, 2.0)  # ((-2)² + 0 + 2²) / (3 - 1) = 4
+    assert summarize([5.0]) == Summary(1, 5.0, None)
+    assert summarize([]) == Summary(0, None, None)
+    with pytest.raises(ValueError, match="expected finite"):
+        summarize([1.0, math.inf])
+
+
+def test_the_difference_needs_both_numbers() -> None:
+    assert difference(Summary(2, 70.0, 1.0), 67.5) == 2.5
+    assert difference(Summary(0, None, None), 67.5) is None
+    assert difference(Summary(2, 70.0, 1.0), None) is None
+
+
+def test_a_further_run_is_expected_in_the_prediction_interval() -> None:
+    """t(0.975, 2) = 4.302653 from tables; half = 4.302653 * 2 * sqrt(4/3) = 9.936550."""
+    interval = prediction_interval(summarize([68.0, 70.0, 72.0]))
+    assert interval == pytest.approx((70 - 9.936550, 70 + 9.936550), abs=1e-4)
+    assert verdict(summarize([68.0, 70.0, 72.0]), 79.9) == "agrees"
+    assert verdict(summarize([68.0, 70.0, 72.0]), 80.0) == "differs"
+    assert verdict(summarize([68.0]), 68.0) == ""  # one run says nothing of the next
+    assert verdict(summarize([68.0, 70.0]), None) == ""
+
+
+# ------------------------------------------------------------------------------------ filling
+
+
+def test_every_trial_of_the_table_is_looked_up_as_a_run_would_make_it() -> None:
+    known = Known()
+    result = filled(stored=known)
+    assert sorted((c.depth, c.seed, c.dataset) for c in known.asked) == [
+        (depth, seed, "shanghaitech_a") for depth in (1, 2) for seed in (0, 1, 2)
+    ]
+    assert result.cells["loc_1", "shanghaitech_a"].values("test.mae") == {0: 68.0, 1: 70.0, 2: 72.0}
+    assert result.cells["loc_1", "shanghaitech_a"].values("test.rmse") == {0: 110.0, 1: 110.0}  # not a number: out
+    assert (result.wanted, result.missing) == (6, 3)
+
+
+def test_a_data_set_that_cannot_be_opened_leaves_the_others_alone() -> None:
+    def stored(
+        config: TrialConfig, store: Path, *, data_root: Path | None, splits: tuple[str, ...]
+    ) -> dict[str, float] | None:
+        raise RazError(config.dataset, "no folder given", "--data-root DIR")
+
+    result = filled("paper", stored)
+    assert result.troubles["shanghaitech_a"] == "shanghaitech_a: no folder given\n  try: --data-root DIR"
+    assert "has no reader" in result.troubles["ucf_qnrf"]
+    assert (result.wanted, result.missing) == (6, 6)  # what no reader can give is not asked of a run
+    text = terminal(table_report(result, "raz-sweep run x"))
+    assert "no folder given" in text
+    assert text.endswith("raz-sweep run x\n")
+
+
+def test_an_empty_store_opens_no_data_set(tmp_path: Path) -> None:
+    table = parse_table(parse(TABLE, "t.yaml"))
+    result = fill_table(table, table.profile("small"), tmp_path)
+    assert (dict(result.troubles), result.missing) == ({}, 6)
+
+
+def test_scores_are_found_where_the_pipeline_puts_them(tmp_path: Path) -> None:
+    from raz.pipeline.cache import StageCache, write_json
+    from raz.pipeline.stages import stage_keys
+    from raz.pipeline.tree import Node
+
+    table = parse_table(parse(TABLE.replace("[0, 1, 2]", "[0]"), "t.yaml"))
+    profile = table.profile("toy")
+    config = table.config(profile, table.row("loc_2"), "toy", 0)
+    key = stage_keys(config, splits=("test",))[Node("score", "test")]
+    StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 3.5}), {"seconds": 0.0})
+    result = fill_table(table, profile, tmp_path)
+    assert dict(result.cells["loc_2", "toy"].found) == {0: {"test.mae": 3.5}}
+    assert dict(result.cells["loc_1", "toy"].found) == {}
+
+
+# ------------------------------------------------------------------------------------ what a table says
+
+
+def test_markdown_of_a_hand_made_table() -> None:
+    text = markdown(table_report(filled(), "raz-sweep run t.yaml --profile small"))
+    lines = text.splitlines()
+    assert lines[0] == "## two_rows: Depth &amp; more"
+    assert lines[2] == "### ShanghaiTech_A"
+    assert lines[4:8] == [
+        "| row | MAE | paper | diff | RMSE | paper | diff | n | regions per image | images zoomed |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| loc_1 | 70.0 ± 2.0 | 70.0 | 0.0 | 110.0 ± 0.0 (n 2) | 133.0 | −23.0 | 3/3 |  |  |",
+        r"| loc_2 | - | 71.6 | - | - | 120.1 \[1\] | - | 0/3 | - | - |",
+    ]
+    assert r"- \[1\] a slip of the pen; shown as printed." in lines
+    assert "- 3 of 6 trials (row x data set x seed) are not in the store." in lines
+    assert lines[-2] == "raz-sweep run t.yaml --profile small"
+
+
+def test_rmse_is_explained_once_and_verdicts_are_for_the_paper_profile_alone() -> None:
+    small, paper = markdown(table_report(filled())), markdown(table_report(filled("paper")))
+    assert small.count('"MSE"') == paper.count('"MSE"') == 1
+    assert "agrees" not in small
+    assert "| loc_1 | 70.0 ± 2.0 | 70.0 | 0.0 | agrees |" in paper
+    assert "| loc_1 | - | 135 | - |  | - | 246 | - |  | 0/3 |  |  |" in paper  # 135 is printed without a decimal
+
+
+def test_a_marked_misprint_is_not_compared_with() -> None:
+    report = table_report(filled("small", zoomed))
+    assert "| 2.0 ± 0.0 | 120.1 \\[1\\] | - | 3/3 | 4.0 ± 0.0 | 50 % |" in markdown(report)
+    (record,) = [r for r in report.records if r["row"] == "loc_2" and r["metric"] == "test.rmse"]
+    assert (record["printed"], record["difference"], record["misprint"]) == (120.1, None, "a slip of the pen")
+
+
+def test_on_another_data_set_the_papers_numbers_stand_without_a_difference() -> None:
+    report = table_report(filled("toy", zoomed))
+    assert report.sheets[0].header[:3] == ("row", "MAE", "paper (ShanghaiTech_A)")
+    assert "diff" not in report.sheets[0].header
+    assert any("another data set" in note for note in report.notes)
+    assert {r["printed"] for r in report.records} == {None}
+
+
+def test_a_full_table_asks_for_nothing() -> None:
+    report = table_report(filled("small", zoomed), "raz-sweep run t.yaml")
+    assert report.command == ""
+    assert "raz-sweep run" not in terminal(report)
+
+
+def test_many_metrics_stand_one_to_a_line(tmp_path: Path) -> None:
+    from raz.resources import shipped
+
+    table = load_table(shipped("ablations")["localization"])
+    report = table_report(fill_table(table, table.profile("small"), tmp_path), "fill")
+    (sheet,) = report.sheets
+    assert sheet.header == ("metric", "row", "mean", "paper", "diff", "n")
+    assert ("AR.50 (sigma 5)", "main+raz", "-", "0.409 [1]", "-", "0/3") in sheet.lines
+    assert ("AP.75 (sigma 5)", "main", "-", "0.120", "-", "0/3") in sheet.lines  # with the printed zero
+    assert all(len(line) == len(sheet.header) for line in sheet.lines)
+
+
+@pytest.mark.parametrize(
+    ("metric", "title"),
+    [
+        ("test.mae", "MAE"),
+        ("val.rmse", "RMSE (validation)"),
+        ("test.ap50@40", "AP.50 (sigma 40)"),
+        ("val.mar@5", "mAR (sigma 5, validation)"),
+        ("test.mae_density", "MAE density"),
+        ("test.images_zoomed", "images zoomed"),
+    ],
+)
+def test_metrics_have_the_papers_names(metric: str, title: str) -> None:
+    assert metric_title(metric) == title
+
+
+# ------------------------------------------------------------------------------------ formats
+
+HOSTILE = "a_b & 50% #1 $x$ {y} ~z^ \\cmd <b>|*[c]*| \x1b[31m\nnext"
+NASTY = Report(
+    "t", (Sheet(HOSTILE, ("row", "[x]"), ((HOSTILE, "[1]"),)),), (HOSTILE,), ({"a": HOSTILE, "b": math.nan},)
+)
+
+
+def test_latex_leaves_no_special_letter_alone() -> None:
+    text = latex(NASTY)
+    escaped = (
+        r"a\_b \& 50\% \#1 \$x\$ \{y\} \textasciitilde{}z\textasciicircum{} \textbackslash{}cmd "
+        r"\textless{}b\textgreater{}|*[c]*|  [31m next"
+    )
+    assert text.count(escaped) == 3  # caption, cell, note
+    assert rf"{escaped} & {{[1]}} \\" in text
+    assert "± " not in latex(table_report(filled()))
+    assert r"70.0 $\pm$ 2.0" in latex(table_report(filled()))
+
+
+def test_markdown_and_terminal_escape_too() -> None:
+    text = markdown(NASTY)
+    assert r"| a_b &amp; 50% #1 $x$ {y} \~z^ \\cmd &lt;b&gt;\|\*\[c\]\*\|  \[31m next | \[1\] |" in text
+    assert "\x1b" not in text
+    shown = terminal(NASTY)
+    assert "\x1b" not in shown
+    assert "<b>|*[c]*|" in shown  # brackets are no markup
+
+
+def test_csv_and_json_are_the_same_records() -> None:
+    report = table_report(filled(), "fill me")
+    rows = list(csv.DictReader(io.StringIO(csv_text(report))))
+    document = json.loads(json_text(report))
+    assert document["fill"] == "fill me"
+    assert (document["missing"], document["seeds"]) == (3, [0, 1, 2])
+    assert len(rows) == len(document["records"]) == 2 * 2 + 2  # two rows of two metrics, two columns of regions
+    for row, record in zip(rows, document["records"], strict=True):
+        assert (row["row"], row["metric"], int(row["n"])) == (record["row"], record["metric"], record["n"])
+        assert row["mean"] == ("" if record["mean"] is None else str(record["mean"]))
+    assert document["records"][0]["values"] == {"0": 68.0, "1": 70.0, "2": 72.0}
+    assert document["records"][0]["sd"] == 2.0
+
+
+def test_json_holds_no_nan() -> None:
+    assert json.loads(json_text(NASTY))["records"] == [{"a": HOSTILE, "b": None}]
+
+
+def test_a_terminal_folds_cells_and_a_file_does_not() -> None:
+    report = table_report(filled())
+    table = [line for line in terminal(report, 60).splitlines() if line.startswith((" row", " loc"))]
+    assert table
+    assert max(map(len, table)) <= 60
+    unfolded = [line.split() for line in terminal(report).splitlines() if line.startswith(" loc")]
+    assert unfolded[1] == ["loc_2", "-", "71.6", "-", "-", "120.1", "[1]", "-", "0/3", "-", "-"]
+
+
+# ------------------------------------------------------------------------------------ a study
+
+
+def record(number: int, state: str, value: float | None = None, **more: object) -> TrialRecord:
+    given: dict[str, object] = {
+        "study": "s", "number": number, "state": state, "values": {"depth": number}, "config": {}, "value": value,
+        "metrics": {} if value is None else {"val.mae": value}, "stages": (), "steps": {}, "reason": "", "message": "",
+        "seconds": 2.0, "versions": {}, "retry_of": None, "started": None, "finished": None,
+    }  # fmt: skip
+    return TrialRecord(**{**given, **more})  # type: ignore[arg-type]
+
+
+RECORDS = [
+    record(0, "complete", 9.0),
+    record(1, "complete", 7.5),
+    record(2, "failed", reason="nan", message="val.mae is nan\nsecond line"),
+    record(3, "failed", reason="nan", message="other"),
+    record(4, "pruned"),
+    record(5, "lost", reason="lost"),
+    record(6, "complete", 7.5),
+]
+
+
+@pytest.mark.parametrize(("direction", "order"), [("minimize", "160"), ("maximize", "016")])
+def test_the_best_trials_come_first_and_equals_by_number(direction: str, order: str) -> None:
+    best, states, failures = study_report("s", RECORDS, "val.mae", direction).sheets
+    assert "".join(line[0] for line in best.lines) == order
+    assert dict(states.lines) == {"complete": "3", "pruned": "1", "failed": "2", "lost": "1"}
+    assert failures.lines == (("lost", "1", "5", ""), ("nan", "2", "2", "val.mae is nan"))
+
+
+def test_a_studys_csv_holds_every_trial() -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(study_report("s", RECORDS, "val.mae", "minimize")))))
+    assert [row["state"] for row in rows] == [r.state for r in RECORDS]
+    assert rows[1]["set.depth"] == "1"
+    assert rows[1]["val.mae"] == "7.5"
+    assert rows[4]["value"] == ""
+
+
+def test_a_study_without_complete_trials_says_so() -> None:
+    assert study_report("s", [record(0, "pruned")], "val.mae", "minimize").notes == ("No trial is complete.",)
+
+
+# ------------------------------------------------------------------------------------ the command
+
+app = typer.Typer()
+app.command("report")(report_command)
+
+
+def told(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    if isinstance(result.exception, RazError):
+        return str(result.exception)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_an_empty_table_ends_with_the_command_that_fills_it(tmp_path: Path) -> None:
+    text = told("--table", "recurrence", "--profile", "small", "--store", str(tmp_path / "a b"))
+    command = f"raz-sweep run ablations/recurrence.yaml --profile small --store '{tmp_path}/a b' --data-root DIR"
+    assert text.splitlines()[-1].strip() == command
+    row = next(line.split() for line in text.splitlines() if line.startswith(" loc_2"))
+    assert row == ["loc_2", "-", "71.6", "-", "-", "120.1", "-", "0/3", "-", "-"]
+
+
+def test_the_command_carries_what_was_given() -> None:
+    command = fill_command("t.yaml", "toy", ("toy",), Path("s"), Path("d"), ["threads=2"])
+    assert command == "raz-sweep run t.yaml --profile toy --store s --data-root d --set threads=2"
+    assert "--data-root" not in fill_command("t.yaml", "toy", ("toy",), Path("s"), None, [])
+
+
+def test_the_format_follows_the_files_name(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "table.tex"
+    told("--table", "recurrence", "--store", str(tmp_path), "--out", str(out))
+    assert out.read_text(encoding="utf-8").startswith("% needs \\usepackage{booktabs}")
+    assert [path.name for path in out.parent.iterdir()] == ["table.tex"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--table", "recurence"], "recurence: no such file\n  try: did you mean "),
+        (["--table", "recurrence", "--profile", "toi"], "--profile: table recurrence has no profile 'toi'"),
+        (["--table", "recurrence", "--format", "html"], "--format: 'html', expected one of terminal, md, csv, json"),
+        (["fusion", "--table", "recurrence"], "report: both a study (fusion) and a table (recurrence)"),
+        (["fusion", "--list"], "report: --list beside a study or a table"),
+        (["fusion", "--profile", "toy"], "report: --profile and --set belong to a table"),
+        (["fusion"], "study fusion: raz-store-of-a-test has no such study"),
+    ],
+)
+def test_what_cannot_be_reported_is_told(words: list[str], message: str) -> None:
+    assert told(*words, "--store", "raz-store-of-a-test").startswith(message)
+
+
+def test_the_list_names_tables_and_studies(tmp_path: Path) -> None:
+    from raz.study.ledger import open_ledger
+    from raz.study.space import parse_space
+
+    space = parse_space(parse("study: mine\ndesign: {trials: 1}\nparameters: {depth: {choice: [1, 2]}}\n", "s.yaml"))
+    with open_ledger(tmp_path, space):
+        pass
+    text = told("--list", "--store", str(tmp_path))
+    assert "recurrence" in text
+    assert "Table 4 of Liu, Weng, Mu, CVPR 2019" in text
+    assert next(line.split() for line in text.splitlines() if line.startswith(" mine")) == ["mine", "0", "0"]
+    assert "No trial is complete." in told("mine", "--store", str(tmp_path))
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = (
+        "import sys, raz.report.cli; "
+        "print(sorted({'torch', 'pandas', 'scipy', 'optuna', 'ray', 'numpy', 'rich.table'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
