@@ -1,0 +1,267 @@
+"""Tables as files: what one says, what it is told when it is wrong, and that the shipped ones are the paper's."""
+
+from __future__ import annotations
+
+import pytest
+
+from raz.config import PRESETS, differences
+from raz.errors import RazError
+from raz.resources import shipped
+from raz.study.ablation import AblationTable, load_table, parse_table
+from raz.study.yamlfile import parse
+
+GOOD = """\
+table: small_one
+metrics: [test.mae, test.rmse]
+seeds: [0, 3]
+profiles:
+  toy: {base: {preset: tiny, set: {zooming.k_z: 3}}, datasets: [toy]}
+  paper: {base: {preset: paper}, datasets: [shanghaitech_a, ucf_qnrf]}
+rows:
+  one: {set: {depth: 1}, paper: [[75.2, 133.0], [135, 246]]}
+  two: {set: {depth: 2, fusion.rule: average}, paper: {ucf_qnrf: [118, null]}}
+  bare: {}
+"""
+
+
+def table_of(text: str, **settings: object) -> AblationTable:
+    return parse_table(parse(text, "t.yaml", strict=False), settings)
+
+
+def complaint(text: str, **settings: object) -> str:
+    with pytest.raises(RazError) as caught:
+        table_of(text, **settings)
+    return str(caught.value)
+
+
+def test_a_table_says_what_its_file_says() -> None:
+    table = table_of(GOOD)
+    assert (table.table, table.metrics, table.seeds) == ("small_one", ("test.mae", "test.rmse"), (0, 3))
+    assert table.splits == ("test",)
+    assert table.row("one").paper == {
+        "shanghaitech_a": {"test.mae": 75.2, "test.rmse": 133.0},
+        "ucf_qnrf": {"test.mae": 135, "test.rmse": 246},
+    }
+    assert table.row("two").paper == {"ucf_qnrf": {"test.mae": 118}}
+    assert table.printed_datasets == ("shanghaitech_a", "ucf_qnrf")
+    assert table.profile().name == "toy"
+
+
+def test_a_trial_differs_from_its_base_by_its_row_alone() -> None:
+    table = table_of(GOOD)
+    profile = table.profile("toy")
+    trials = {(t.row, t.seed): t for t in table.trials(profile)}
+    assert set(trials) == {(row, seed) for row in ("one", "two", "bare") for seed in (0, 3)}
+    changed = differences(PRESETS["tiny"], trials["two", 3].config)
+    assert {name: new for name, (_, new) in changed.items()} == {
+        "zooming.k_z": 3, "seed": 3, "fusion.rule": "average",
+    }  # fmt: skip
+    assert changed.keys() | {"depth"} == {"zooming.k_z", "seed", "fusion.rule", "depth"}  # tiny has depth 2 already
+    assert trials["one", 0].config.depth == 1
+    assert [t.dataset for t in table.trials(table.profile("paper"))] == ["shanghaitech_a"] * 6 + ["ucf_qnrf"] * 6
+
+
+def test_settings_go_on_every_base() -> None:
+    table = table_of(GOOD, **{"attention.sigma_z": 5})
+    assert {p.base.attention.sigma_z for p in table.profiles.values()} == {5.0}
+
+
+BAD = [
+    (
+        "table: t\n",
+        "t.yaml:1: metrics is missing\nt.yaml:1: profiles is missing\nt.yaml:1: rows is missing",
+    ),
+    (
+        GOOD.replace("seeds:", "seds:"),
+        "t.yaml:3: unknown key 'seds'\n  try: did you mean seeds?",
+    ),
+    (
+        GOOD.replace("small_one", "Small One"),
+        "t.yaml:1: table is 'Small One', expected a name of a-z, 0-9, _ and -\n  try: recurrence",
+    ),
+    (
+        GOOD.replace("test.rmse", "test.rmes"),
+        "t.yaml:2: unknown metric 'test.rmes'\n  try: did you mean test.rmse",
+    ),
+    (
+        GOOD.replace("[test.mae, test.rmse]", "[test.mae, test.map@7]"),
+        "t.yaml:2: test.map@7: profile toy scores sigma 40, 20, 5 only\n"
+        "  try: metrics.sigmas: [40, 20, 5, 7] under profiles.toy.base.set",
+    ),
+    (
+        GOOD.replace("[0, 3]", "[0, -1, 0, true]"),
+        "t.yaml:3: seeds has 0 twice\n  try: leave one out\n"
+        "t.yaml:3: seeds has true, expected a whole number\n"
+        "t.yaml:3: seeds has -1, expected 0 or more",
+    ),
+    (
+        GOOD.replace("[toy]", "[toi]"),
+        "t.yaml:5: unknown data set 'toi'\n  try: did you mean toy?",
+    ),
+    (
+        GOOD.replace("preset: tiny", "preset: tyny"),
+        "t.yaml:5: profiles.toy.base.preset is 'tyny', expected one of paper, small, tiny\n  try: did you mean tiny?",
+    ),
+    (
+        GOOD.replace("{zooming.k_z: 3}", "{seed: 3}"),
+        "t.yaml:5: profiles.toy.base sets seed\n  try: use seeds",
+    ),
+    (
+        GOOD.replace("depth: 1}", "dept: 1, seed: 2}"),
+        "t.yaml:8: unknown parameter 'dept'\n  try: did you mean depth",
+    ),
+    (
+        GOOD.replace("depth: 1}", "depth: many}"),
+        "t.yaml:8: depth is 'many', expected a whole number",
+    ),
+    (
+        GOOD.replace("depth: 1}", "depth: 9}"),
+        "t.yaml:8: depth is 9, expected 1 to 8 passes (profile toy)",
+    ),
+    (
+        GOOD.replace("rule: average", "rule: averag"),
+        "t.yaml:9: fusion.rule is 'averag', expected one of grid, average, density, localization\n"
+        "  try: did you mean average?",
+    ),
+    (
+        GOOD.replace("[[75.2, 133.0], [135, 246]]", "[[75.2, 133.0]]"),
+        "t.yaml:8: rows.one.paper has 1 lists, expected 2: shanghaitech_a, ucf_qnrf\n"
+        "  try: write null for a data set without printed numbers",
+    ),
+    (
+        GOOD.replace("[135, 246]", "[135]"),
+        "t.yaml:8: rows.one.paper has 1 numbers for ucf_qnrf, expected 2: test.mae, test.rmse\n"
+        "  try: write null for a number that is not printed",
+    ),
+    (
+        GOOD.replace("[135, 246]", "[135, high]"),
+        "t.yaml:8: rows.one.paper has 'high' for ucf_qnrf, expected a number",
+    ),
+    (
+        GOOD.replace("{ucf_qnrf: [118, null]}", "{ucf_qnr: [118, null]}"),
+        "t.yaml:9: rows.two.paper: unknown data set 'ucf_qnr'\n  try: did you mean ucf_qnrf?",
+    ),
+    (
+        GOOD + "misprints:\n  - {row: one, dataset: shanghaitech_b, metric: test.mae, note: odd}\n",
+        "t.yaml:12: misprints: row one has no printed test.mae of shanghaitech_b",
+    ),
+    (
+        GOOD + "misprints:\n  - {row: won, dataset: ucf_qnrf, metric: test.mae, note: odd}\n",
+        "t.yaml:12: misprints: no row 'won'\n  try: did you mean two or one?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), BAD)
+def test_what_is_wrong_is_told_with_its_line(text: str, told: str) -> None:
+    assert complaint(text).startswith(told)
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_lines() -> None:
+    text = GOOD.replace("test.rmse]", "test.rmes]").replace("depth: 1}", "depth: many}").replace("[toy]", "[toi]")
+    places = [line.partition(": ")[0] for line in complaint(text).splitlines() if line.startswith("t.yaml")]
+    assert places == ["t.yaml:2", "t.yaml:5", "t.yaml:8"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("dataset", "toy"), ("seed", 4), ("depth", 3)])
+def test_a_setting_that_rows_would_overwrite_is_refused(name: str, value: object) -> None:
+    assert complaint(GOOD, **{name: value}).startswith(f"--set {name}: ")
+
+
+def test_an_unknown_profile_names_the_nearest() -> None:
+    with pytest.raises(RazError, match=r"no profile 'papper', expected one of toy, paper\n  try: did you mean paper"):
+        table_of(GOOD).profile("papper")
+
+
+# ------------------------------------------------------------------------------------ the shipped ones
+
+TABLE_4 = """\
+density   | 67.5 | 109.5 | 9.6  | 15.4 | 126 | 208
+loc_1     | 75.2 | 133.0 | 13.5 | 25.4 | 135 | 246
+loc_2     | 71.6 | 120.1 | 9.9  | 15.6 | 118 | 198
+loc_3     | 70.5 | 120.8 | 9.4  | 13.3 | 120 | 200
+loc_4     | 71.4 | 124.2 | 9.6  | 14.6 | 120 | 201
+average_2 | 66.5 | 111.5 | 8.6  | 14.2 | 117 | 195
+average_3 | 65.8 | 111.5 | 8.5  | 13.5 | 118 | 196
+average_4 | 66.4 | 113.4 | 8.6  | 13.7 | 119 | 197
+fusion_1  | 66.1 | 108.4 | 9.5  | 15.2 | 123 | 203
+fusion_2  | 65.1 | 106.7 | 8.4  | 14.1 | 116 | 195
+fusion_3  | 64.7 | 106.6 | 8.5  | 13.5 | 118 | 195
+fusion_4  | 65.3 | 108.8 | 8.5  | 13.4 | 119 | 198"""
+
+
+def shipped_table(name: str) -> AblationTable:
+    return load_table(shipped("ablations")[name], f"ablations/{name}.yaml")
+
+
+def test_recurrence_prints_table_4_of_the_paper() -> None:
+    table = shipped_table("recurrence")
+    datasets = ("shanghaitech_a", "shanghaitech_b", "ucf_qnrf")
+    rows = {}
+    for row in table.rows:
+        rows[row.name] = [row.paper[dataset][metric] for dataset in datasets for metric in table.metrics]
+    truth = {
+        cells[0].strip(): [float(cell) for cell in cells[1:]]
+        for cells in (line.split("|") for line in TABLE_4.splitlines())
+    }
+    assert rows == truth
+    assert list(rows) == list(truth)
+
+
+def test_the_name_of_a_recurrence_row_is_its_rule_and_depth() -> None:
+    table = shipped_table("recurrence")
+    rules = {"density": "density", "loc": "localization", "average": "average", "fusion": "grid"}
+    for row in table.rows:
+        stem, _, depth = row.name.partition("_")
+        assert dict(row.set) == {"fusion.rule": rules[stem], "depth": int(depth or 1)}
+
+
+def test_depths_one_and_two_agree_with_table_2() -> None:
+    """(19): the suffix counts passes, since these rows are printed twice in the paper."""
+    table = shipped_table("recurrence")
+    table_2 = {
+        "density": (67.5, 109.5, 126, 208), "loc_1": (75.2, 133.0, 135, 246), "loc_2": (71.6, 120.1, 118, 198),
+        "average_2": (66.5, 111.5, 117, 195), "fusion_2": (65.1, 106.7, 116, 195),
+    }  # fmt: skip
+    for name, numbers in table_2.items():
+        paper = table.row(name).paper
+        assert (*paper["shanghaitech_a"].values(), *paper["ucf_qnrf"].values()) == numbers
+
+
+def test_localization_marks_the_one_impossible_number() -> None:
+    """AP and AR cannot rise with a stricter threshold; the only printed one that does is marked."""
+    table = shipped_table("localization")
+    assert len(table.metrics) == 18
+    impossible = []
+    for row in table.rows:
+        for dataset, numbers in row.paper.items():
+            assert len(numbers) == 18
+            for sigma in (40, 20, 5):
+                impossible += [
+                    (row.name, dataset, f"test.{kind}50@{sigma}")
+                    for kind in ("ap", "ar")
+                    if numbers[f"test.{kind}50@{sigma}"] < numbers[f"test.{kind}75@{sigma}"]
+                ]
+    assert impossible == [(m.row, m.dataset, m.metric) for m in table.misprints]
+    assert impossible == [("main+raz", "shanghaitech_a", "test.ar50@5")]
+
+
+def test_localization_runs_nothing_that_recurrence_does_not() -> None:
+    recurrence, localization = shipped_table("recurrence"), shipped_table("localization")
+    for profile in ("toy", "small"):
+        there = [trial.config for trial in recurrence.trials(recurrence.profile(profile))]
+        assert all(trial.config in there for trial in localization.trials(localization.profile(profile)))
+
+
+@pytest.mark.parametrize("name", sorted(shipped("ablations")))
+def test_shipped_tables_open_with_question_cost_and_expectation_and_run_anywhere(name: str) -> None:
+    table = shipped_table(name)
+    assert table.table == name
+    assert "?" in table.comment.splitlines()[0]
+    assert "Cost:" in table.comment
+    assert "Expect" in table.comment
+    assert table.paper.startswith("Table ")
+    assert table.profile().name == "toy"
+    assert table.profile().datasets == ("toy",)
+    for profile, preset in (("toy", "tiny"), ("small", "small"), ("paper", "paper")):
+        assert table.profile(profile).base == PRESETS[preset]
