@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,7 +216,7 @@ def _flip(path: Path, offset: int) -> None:
         file.write(bytes([byte[0] ^ 0x10]))
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "a pixel": lambda path: _flip(path, 7000),
     "the index": lambda path: _flip(path, -80),
     "the magic": lambda path: _flip(path, -1),

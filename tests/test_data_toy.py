@@ -76,9 +76,9 @@ def test_crowds_thicken_with_distance() -> None:
     packed = [i for i in range(TEST_IMAGES) if len(toy.generate("test", i)[1]) >= 90]
     for i in packed:
         heads = toy.generate("test", i)[1]
-        spacing = cKDTree(heads).query(heads, k=2)[0][:, 1]
+        spacing = np.asarray(cKDTree(heads).query(heads, k=[2])[0])[:, 0]
         far = heads[:, 1] <= np.median(heads[:, 1])
-        nearer += np.median(spacing[far]) < np.median(spacing[~far])
+        nearer += int(np.median(spacing[far]) < np.median(spacing[~far]))
     assert nearer >= 0.9 * len(packed)
 
 
