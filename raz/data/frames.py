@@ -254,5 +254,4 @@ def _read(path: Path, images: int) -> tuple[NDArray[np.uint8], tuple[_Entry, ...
     entries = tuple(_Entry(**fields) for fields in json.loads(index))
     if len(entries) != images or sum(entry.nbytes for entry in entries) != size - _TAIL - length:
         return None
-    buffer = np.memmap(path, np.uint8, "r") if size > _TAIL + length else np.zeros(0, np.uint8)
-    return buffer, entries
+    return np.asarray(np.memmap(path, np.uint8, "r")), entries

@@ -31,7 +31,7 @@ def decode(data: bytes, where: str) -> NDArray[np.uint8]:
                 return np.repeat(grey[:, :, None], 3, axis=2)
             return np.array(upright.convert("RGB"), dtype=np.uint8)
     except _BROKEN as error:
-        raise damaged(where, error) from error
+        raise _damaged(where, error) from error
 
 
 def size_of(data: bytes, where: str) -> tuple[int, int]:
@@ -44,13 +44,13 @@ def size_of(data: bytes, where: str) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) in _TURNED
     except _BROKEN as error:
-        raise damaged(where, error) from error
+        raise _damaged(where, error) from error
     if b"\xff\xd9" not in data[-64:] and b"IEND" not in data[-64:]:  # no end of JPEG, no end of PNG:
         decode(data, where)  # a longer tail is legal, so decoding decides
     return (width, height) if turned else (height, width)
 
 
-def damaged(where: str, error: Exception) -> RazError:
+def _damaged(where: str, error: Exception) -> RazError:
     if isinstance(error, UnidentifiedImageError):
         return RazError(where, "is no image that can be read", "copy the file again")
     return RazError(where, f"damaged image ({error})", "copy the file again")

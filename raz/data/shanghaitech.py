@@ -12,7 +12,7 @@ import hashlib
 import io
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,69 +114,84 @@ def _stated_number(record: Any) -> int | None:
     return int(number.item()) if number.size == 1 and number.dtype.kind in "fiu" else None
 
 
+@dataclass
+class _Findings:
+    """What is noted while a part is read."""
+
+    faults: list[RazError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    orphaned: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
 def survey(part: Part, folder: Path | None) -> Survey:
     """Read every annotation and hash every file of a part's folder; no image is decoded."""
     assert folder is not None  # the readers below have a `find`
-    faults: list[RazError] = []
+    notes = _Findings()
     found: dict[Split, tuple[Found, ...]] = {}
-    missing: list[str] = []
-    orphaned: list[str] = []
-    unreadable: list[str] = []
-    warnings: list[str] = []
-    for split, name in _FOLDERS.items():
-        images, labels = _folders(folder / name, faults)
-        if images is None or labels is None:
-            found[split] = ()
-            continue
-        pictures = sorted(
-            (p for p in images.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")), key=_natural
-        )
-        annotations = {
-            p.name.lower(): p for p in labels.iterdir() if p.suffix.lower() == ".mat" and not p.name.startswith(".")
-        }
-        if not pictures:
-            faults.append(RazError(str(images), "holds no image", "expected IMG_1.jpg, IMG_2.jpg, …"))
-        for stem, times in Counter(p.stem for p in pictures).items():
-            if times > 1:
-                faults.append(RazError(str(images / stem), f"{times} images share one annotation", "keep one of them"))
-        here: list[Found] = []
-        first: dict[str, str] = {}  # image digest -> id: copies of one picture are one scene
-        for picture in pictures:
-            label = annotations.pop(f"gt_{picture.stem}.mat".lower(), None)
-            if label is None:
-                missing.append(str(picture))
-                expected = labels / f"GT_{picture.stem}.mat"
-                faults.append(
-                    RazError(str(picture), f"no annotation, expected {expected}", "copy it, or remove the image")
-                )
-                continue
-            try:
-                found_one, notes = _read_one(f"{split}/{picture.stem}", picture, label, first)
-            except RazError as error:
-                each = error.faults if isinstance(error, RazErrors) else (error,)
-                faults += each
-                unreadable += [fault.where for fault in each]
-                continue
-            here.append(found_one)
-            warnings += notes
-        orphaned += [str(p) for _, p in sorted(annotations.items())]
-        found[split] = tuple(here)
-    seen = {f.item.id for each in found.values() for f in each}
-    outside = [(f.item.id, f.outside) for each in found.values() for f in each if f.outside]
-    if outside:
-        worst = max(outside, key=lambda pair: pair[1])
-        warnings.append(
-            f"{sum(n for _, n in outside)} head(s) of {len(outside)} image(s) lie outside and are left out "
-            f"(most in {worst[0]}: {worst[1]})"
-        )
-    if orphaned:
-        warnings.append(f"{len(orphaned)} annotation(s) without an image, the first is {orphaned[0]}")
     for split, published in part.images:
-        have = len(found[split]) + sum(1 for p in (*missing, *unreadable) if f"{_FOLDERS[split]}/images" in p)
-        if have != published:
-            warnings.append(f"{have} {split} images, {published} were published: scores do not compare")
-    warnings += [f"{item_id}: {what}" for item_id, what in part.known_faults if item_id in seen]
-    return Survey(found, tuple(faults), tuple(warnings), tuple(missing), tuple(orphaned), tuple(unreadable))
+        pictures, found[split] = _survey_split(split, folder / _FOLDERS[split], notes)
+        if pictures != published:
+            notes.warnings.append(f"{pictures} {split} images, {published} were published: scores do not compare")
+    everything = [f for each in found.values() for f in each]
+    outside = [f for f in everything if f.outside]
+    if outside:
+        worst = max(outside, key=lambda f: f.outside)
+        notes.warnings.append(
+            f"{sum(f.outside for f in outside)} head(s) of {len(outside)} image(s) lie outside and are left out "
+            f"(most in {worst.item.id}: {worst.outside})"
+        )
+    if notes.orphaned:
+        notes.warnings.append(f"{len(notes.orphaned)} annotation(s) without an image, the first is {notes.orphaned[0]}")
+    ids = {f.item.id for f in everything}
+    notes.warnings += [f"{item_id}: {what}" for item_id, what in part.known_faults if item_id in ids]
+    return Survey(
+        found,
+        tuple(notes.faults),
+        tuple(notes.warnings),
+        tuple(notes.missing),
+        tuple(notes.orphaned),
+        tuple(notes.unreadable),
+    )
+
+
+def _survey_split(split: Split, folder: Path, notes: _Findings) -> tuple[int, tuple[Found, ...]]:
+    """The number of image files of a split, and the images that can be read."""
+    images, labels = _folders(folder, notes.faults)
+    if images is None or labels is None:
+        return 0, ()
+    pictures = sorted((p for p in images.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "."), key=_natural)
+    annotations = {p.name.lower(): p for p in labels.iterdir() if p.suffix.lower() == ".mat" and p.name[0] != "."}
+    if not pictures:
+        notes.faults.append(RazError(str(images), "holds no image", "expected IMG_1.jpg, IMG_2.jpg, …"))
+    for stem, times in Counter(p.stem for p in pictures).items():
+        if times > 1:
+            fault = RazError(str(images / stem), f"{times} images share one annotation", "keep one of them")
+            notes.faults.append(fault)
+    found: list[Found] = []
+    first: dict[str, str] = {}  # image digest -> id: copies of one picture are one scene
+    used: set[str] = set()
+    for picture in pictures:
+        name = f"GT_{picture.stem}.mat"
+        label = annotations.get(name.lower())
+        if label is None:
+            hint = "copy it, or remove the image"
+            notes.missing.append(str(picture))
+            notes.faults.append(RazError(str(picture), f"no annotation, expected {labels / name}", hint))
+            continue
+        used.add(name.lower())
+        try:
+            one, warnings = _read_one(f"{split}/{picture.stem}", picture, label, first)
+        except RazError as error:
+            each = error.faults if isinstance(error, RazErrors) else (error,)
+            notes.faults += each
+            notes.unreadable += [fault.where for fault in each]
+            continue
+        found.append(one)
+        notes.warnings += warnings
+    notes.orphaned += [str(p) for name, p in sorted(annotations.items()) if name not in used]
+    return len(pictures), tuple(found)
 
 
 def _folders(folder: Path, faults: list[RazError]) -> tuple[Path | None, Path | None]:
