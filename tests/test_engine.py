@@ -14,12 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import optuna
 import pytest
 from fakes_engine import STEPS
 
+from raz.engine.events import Silent
 from raz.engine.session import prepare
 from raz.engine.summary import summary
 from raz.engine.sweep import SweepResult, jobs_for, median_count, run_study
@@ -504,6 +506,27 @@ def test_ray_prunes_what_the_study_says(tmp_path: Path) -> None:
     for record in records:
         assert (len(record.steps) == STEPS) if record.state == "complete" else record.pruned_at is not None
         assert sorted(record.steps) == list(range(len(record.steps)))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.", "oom"),
+     ("ray.exceptions.ActorDiedError: The actor died unexpectedly", "lost")],
+)  # fmt: skip
+def test_a_process_that_was_killed_for_memory_says_so(tmp_path: Path, error: str, reason: str) -> None:
+    prepare()
+    from raz.engine.search import OptunaPruner, StudySearch
+
+    with open_ledger(tmp_path, space_of(GRID)) as ledger:
+        ledger.adopt(1)
+        search = StudySearch(ledger, Silent(), {})
+        assert search.suggest("a") != "FINISHED"
+        assert search.suggest("b") == "FINISHED"
+        trial = SimpleNamespace(trial_id="a", get_error=lambda: error)
+        wrapped = SimpleNamespace(searcher=SimpleNamespace(searcher=search))
+        OptunaPruner().on_trial_error(SimpleNamespace(search_alg=wrapped), trial)
+        search.on_trial_complete("a", None, error=True)
+        assert [(r.state, r.reason) for r in ledger.records()[:1]] == [("failed", reason)]
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -37,6 +37,8 @@ def run_file(
 
     Raises RazError for what the user can put right, OSError when the store cannot be written.
     """
+    store = store.expanduser()
+    data_root = data_root and data_root.expanduser()
     path = find(file)
     source = read(path, file if Path(file).expanduser().is_file() else str(path), strict=False)
     if "table" in source.data:

@@ -31,6 +31,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self.ledger, self.events, self.constants = ledger, events, dict(constants)
         self.numbers: dict[str, int] = {}  # Tune's trial -> the study's
         self.pruned: set[str] = set()
+        self.starved: set[str] = set()  # killed for their machine's memory
         self.hopeless: OSError | None = None  # what would meet every trial
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
@@ -76,8 +77,10 @@ class StudySearch(Searcher):  # type: ignore[misc]
         elif OUTCOME in result:
             outcome = Outcome(**json.loads(result[OUTCOME]))
         else:
+            reason = "oom" if trial_id in self.starved else "lost"
             how = "its process died" if error else "its process ended without a word"
-            outcome = Outcome("failed", seconds, reason="lost", message=f"{how}, again after each restart")
+            what = " because the machine ran out of memory" if reason == "oom" else ""
+            outcome = Outcome("failed", seconds, reason=reason, message=f"{how}{what}, again after each restart")
         with self._kept():
             self.events.finished(self.ledger.tell(number, outcome))
 
@@ -107,13 +110,23 @@ class OptunaPruner(FIFOScheduler):  # type: ignore[misc]
     _supports_buffered_results = False  # each step must reach the pruner before the next one is trained
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        search = controller.search_alg
-        while hasattr(search, "searcher"):  # Tune wraps it to limit how many run at a time
-            search = search.searcher
+        search = _search_of(controller)
         if search.report(trial.trial_id, result):
             search.pruned.add(trial.trial_id)
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 
+    def on_trial_error(self, controller: Any, trial: Any) -> None:
+        if any(word in str(trial.get_error()) for word in ("OutOfMemory", "low on memory")):
+            _search_of(controller).starved.add(trial.trial_id)
+
     def debug_string(self) -> str:
         return "OptunaPruner"
+
+
+def _search_of(controller: Any) -> StudySearch:
+    search = controller.search_alg
+    while hasattr(search, "searcher"):  # Tune wraps it to limit how many run at a time
+        search = search.searcher
+    found: StudySearch = search
+    return found

@@ -144,7 +144,7 @@ def _conclude(
         changed = differences(space.base, config)
         try:
             held_out = _held_out(ledger, best, config, store, data_root, run_trial)
-            median = median_count(config, data_root)
+            median = _median(ledger, config, data_root)
         except TrialFailure as error:
             trouble = str(error)
     return SweepResult(
@@ -168,6 +168,15 @@ def _held_out(
     metrics = {name: float(value) for name, value in result.metrics.items()}
     ledger.study.set_user_attr("held_out", {"trial": best.number, "metrics": metrics})
     return metrics
+
+
+def _median(ledger: Ledger, config: TrialConfig, data_root: Path | None) -> Mapping[str, float]:
+    """`median_count`, kept in the study: it reads every annotation of the data set."""
+    kept: dict[str, dict[str, float]] = ledger.study.user_attrs.get("median_count", {})
+    if config.dataset not in kept:
+        kept = {**kept, config.dataset: median_count(config, data_root)}
+        ledger.study.set_user_attr("median_count", kept)
+    return kept[config.dataset]
 
 
 def median_count(config: TrialConfig, data_root: Path | None) -> dict[str, float]:
