@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import Part
 
+import raz.data
 from raz.data import DATASETS, Dataset, open_dataset
 from raz.data.contract import SPLITS, Item
 from raz.errors import RazError
@@ -80,6 +81,7 @@ def test_items_travel_to_another_process(opened: tuple[Dataset, Path | None]) ->
 
 def test_fingerprints_are_of_content(opened: tuple[Dataset, Path | None]) -> None:
     dataset, root = opened
+    raz.data._OPENED.clear()  # as another process
     again = open_dataset(dataset.name, root)
     prints = [dataset.fingerprint(split) for split in SPLITS]
     assert prints == [again.fingerprint(split) for split in SPLITS]
@@ -109,3 +111,44 @@ def test_the_environment_names_the_root(write_part: WritePart, monkeypatch: pyte
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(RazError, match=r"unknown name 'shanghai_a'(.|\n)*shanghaitech_a"):
         open_dataset("shanghai_a")
+
+
+def test_a_process_reads_a_data_set_once(write_part: WritePart, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = write_part()
+    first = open_dataset("shanghaitech_a", part.folder)
+    read: list[Path] = []
+    original = Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    assert open_dataset("shanghaitech_a", part.folder) is first
+    assert read == []
+    part.image("test/IMG_2").write_bytes(part.image("test/IMG_3").read_bytes())  # a file changes
+    again = open_dataset("shanghaitech_a", part.folder)
+    assert len(read) > 30
+    assert again.fingerprint("test") != first.fingerprint("test")
+    assert again.fingerprint("train") == first.fingerprint("train")
+    part.label("test/IMG_1").unlink()  # one goes
+    with pytest.raises(RazError, match="no annotation"):
+        open_dataset("shanghaitech_a", part.folder)
+
+
+def test_a_relative_root_is_read_from_anywhere(
+    write_part: WritePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = write_part()
+    monkeypatch.chdir(part.folder.parent)
+    item = open_dataset("shanghaitech_a", Path(".")).items["test"][0]
+    monkeypatch.chdir(tmp_path)
+    assert item.load_pixels().shape == (21, 32, 3)
+
+
+def test_a_dangling_link_is_a_fault_with_a_name(write_part: WritePart) -> None:
+    part = write_part()
+    part.image("test/IMG_2").unlink()
+    part.image("test/IMG_2").symlink_to(part.folder / "nowhere.jpg")
+    with pytest.raises(RazError, match=r"IMG_2.jpg: cannot be read \(No such file"):
+        open_dataset("shanghaitech_a", part.folder)

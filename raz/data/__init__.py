@@ -5,14 +5,14 @@ A new data set is a module with a `Reader` and a line in `DATASETS`.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from raz.config import nearest
 from raz.data import shanghaitech, toy
-from raz.data.contract import Dataset, Found, Item, Reader, Split, Survey
+from raz.data.contract import SPLITS, Dataset, Found, Item, Reader, Split, Survey
 from raz.data.frames import Frames
 from raz.data.splits import find_leaks, split_validation
 from raz.errors import RazError, raise_all
@@ -44,7 +44,7 @@ def locate(name: str, root: Path | None = None) -> Path | None:
             name, "no folder given to read it from",
             f"--data-root DIR, or set RAZ_DATA_ROOT; the folder holds {reader.layout}",
         )  # fmt: skip
-    root = root.expanduser()
+    root = root.expanduser().absolute()  # items are read in other processes, too, from other folders
     if not root.is_dir():
         raise RazError(str(root), f"no such folder (data root of {name})", "check --data-root and RAZ_DATA_ROOT")
     return reader.find(root)
@@ -60,10 +60,36 @@ def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", 
     """Open a data set by name: its files are hashed and its annotations read, its images decoded later.
 
     A training (or validation) image that is byte-identical to a test image is left out with a warning, unless
-    `leaks` is "keep". Where the data set ships no validation split, one is made of its training images (24).
+    `leaks` is "keep". Where the data set ships no validation split, one is made of its training images (24). What
+    this process has opened before is served again while the names, sizes and times of its files stay as they were.
     Raises RazError naming every fault of the data set at once.
     """
-    reader, seen = survey(name, root)
+    folder = locate(name, root)
+    stamp = _stamp(folder)
+    opened = _OPENED.get((name, folder, leaks))
+    if opened is None or opened[0] != stamp:
+        opened = _OPENED[name, folder, leaks] = (stamp, _open(name, folder, leaks))
+    return opened[1]
+
+
+_OPENED: dict[tuple[str, Path | None, str], tuple[str, Dataset]] = {}
+
+
+def _stamp(folder: Path | None) -> str:
+    """Changes when a file comes, goes or is written: a hundredth of the time that reading them takes."""
+    total = hashlib.sha256()
+    for place, folders, files in os.walk(folder, followlinks=True) if folder is not None else ():
+        folders.sort()
+        for file in sorted(files):
+            path = os.path.join(place, file)
+            status = os.stat(path, follow_symlinks=os.path.exists(path))
+            total.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return total.hexdigest()
+
+
+def _open(name: str, folder: Path | None, leaks: Literal["drop", "keep"]) -> Dataset:
+    reader = DATASETS[name]
+    seen = reader.survey(folder)
     raise_all(seen.faults)
     warnings = list(seen.warnings)
     found: dict[Split, tuple[Found, ...]] = dict(seen.found)
@@ -71,13 +97,8 @@ def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", 
         dropped = {leak.image: leak.twin for leak in find_leaks(found)}
         for image, twin in dropped.items():
             warnings.append(f"{image} is byte-identical to {twin}: left out of {image.split('/')[0]}")
-        found = {split: tuple(f for f in items if f.item.id not in dropped) for split, items in found.items()}
+        found = {split: tuple(f for f in each if f.item.id not in dropped) for split, each in found.items()}
     items: dict[Split, tuple[Item, ...]] = {split: tuple(f.item for f in each) for split, each in found.items()}
     if "val" not in items:
         items["train"], items["val"] = split_validation(items["train"], where=name)
-    return Dataset(name, reader.title, _ordered(items), tuple(warnings))
-
-
-def _ordered(items: Mapping[Split, tuple[Item, ...]]) -> Mapping[Split, tuple[Item, ...]]:
-    order: tuple[Split, ...] = ("train", "val", "test")
-    return {split: items[split] for split in order}
+    return Dataset(name, reader.title, {split: items[split] for split in SPLITS}, tuple(warnings))
