@@ -6,12 +6,17 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raz.engine.stop import Interrupted
+
+PREFIX = "raz-ray-"  # then the driver's process id
 OBJECT_STORE = 100 * 2**20  # bytes; arrays and weights travel by path, not through Ray
 
 QUIET = {
@@ -57,7 +62,8 @@ def session(cpus: int) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="raz-", dir=_short()) as name:
             yield Path(name)
         return
-    folder = Path(tempfile.mkdtemp(prefix="raz-", dir=_short()))
+    _sweep_up()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_short()))
     paths = os.environ.get("PYTHONPATH")
     try:
         if "RAY_ADDRESS" in os.environ:
@@ -70,13 +76,37 @@ def session(cpus: int) -> Iterator[Path]:
                 object_store_memory=OBJECT_STORE, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
             )  # fmt: skip
         yield folder
+    except SystemExit:  # while it starts, Ray answers SIGTERM itself
+        raise Interrupted(signal.SIGTERM) from None
     finally:
         ray.shutdown()
         if paths is None:
             os.environ.pop("PYTHONPATH", None)
         else:
             os.environ["PYTHONPATH"] = paths
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Processes that are just ending may still write their last line into it."""
+    for _ in range(10):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.2)
+
+
+def _sweep_up() -> None:
+    """Removes what drivers that were killed have left: folders of ours whose process is gone."""
+    for folder in Path(_short() or tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        try:
+            if pid.isdigit() and folder.stat().st_uid == os.getuid():
+                os.kill(int(pid), 0)
+        except ProcessLookupError:
+            _remove(folder)
+        except OSError:  # gone meanwhile, or its process is another user's
+            continue
 
 
 def _short() -> str | None:
