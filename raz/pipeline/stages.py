@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from raz.config import TrialConfig, from_parameters, parameters
@@ -28,7 +28,7 @@ from raz.data.frames import Frames
 from raz.errors import TrialFailure
 from raz.paper.zoom import Points
 from raz.pipeline import nets
-from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_json
+from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_json, writing
 from raz.pipeline.infer import FeatureMemo, Network
 from raz.pipeline.regions import RegionImages, points_of, propose, propose_inside, region_images, zoom_image
 from raz.pipeline.samples import FeatureCache, Images, Window
@@ -172,7 +172,8 @@ class _Trial:
                 hit = found is not None
                 if found is None:
                     self.log(f"{node} starts")
-                    found = self._make_trained(node, key) if trained else self._make(node, key)
+                    with writing(self.cache.store):
+                        found = self._make_trained(node, key) if trained else self._make(node, key)
                     self.log(f"{node} done in {found.seconds:.0f} s")
         self.artifacts[node] = found
         if hit and STAGES[node.stage].kind == "trained":
@@ -234,7 +235,7 @@ class _Trial:
 
         def write(folder: Path) -> None:
             weights = {name: value.detach().cpu().contiguous() for name, value in outcome.weights.items()}
-            save_file(weights, folder / "weights.safetensors")
+            (folder / "weights.safetensors").write_bytes(save(weights))
             write_json(folder / "curve.json", outcome.curve)
 
         seconds = sum(point["seconds"] for point in outcome.curve)

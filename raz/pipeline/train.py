@@ -6,6 +6,7 @@ epochs and then ten more are twenty at once, whatever died in between.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
@@ -220,7 +221,10 @@ def _save(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{uuid.uuid4().hex}.pt")
     try:
-        torch.save(state, aside)
+        # Through memory: torch's own writer turns a full disk into a RuntimeError without its reason.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        aside.write_bytes(buffer.getbuffer())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

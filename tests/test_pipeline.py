@@ -1,0 +1,409 @@
+"""The stage tree on real training runs: same bits twice, after a kill, in pieces; nothing retrained without need."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raz.config import PRESETS, TrialConfig, configure
+from raz.errors import RazError, TrialFailure
+from raz.pipeline import stages
+from raz.pipeline.cache import StageCache, StageKey
+from raz.pipeline.stages import Pruned, run_trial, stage_keys, stored_metrics
+from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, keys_of
+from tests.crowds import write_crowd, write_heads
+
+MICRO = {
+    "dataset": "shanghaitech_a", "backbone.width": 0.0625, "counting.channels": [8, 8], "localization.channels": [8],
+    "localization.upsample": [8, 6, 4], "attention.channels": 4, "attention.sigma_z": 6.0, "depth": 3,
+    **{f"{name}.epochs": 2 for name in ("counting.train", "localization.train", "attention.train", "raz.train")},
+    "raz.attention_train.epochs": 2, "counting.train.crop": 64, "localization.train.crop": 64,
+    "attention.train.crop": 64, "raz.train.crop": 64, "raz.attention_train.crop": 64,
+}  # fmt: skip
+
+
+def micro(**settings: Any) -> TrialConfig:
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    return configure(PRESETS["tiny"], MICRO | given)
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_crowd(tmp_path_factory.mktemp("crowd"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(crowd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which the micro trial ran once, whole."""
+    store = tmp_path_factory.mktemp("undisturbed")
+    run_trial(micro(), store, data_root=crowd, splits=("val", "test"))
+    return store
+
+
+def artifacts(store: Path) -> dict[str, dict[str, str]]:
+    """(stage/key) -> digests of its files, without the curve, which holds seconds."""
+    out = {}
+    for manifest in sorted((store / "stages").glob("*/*/manifest.json")):
+        files = json.loads(manifest.read_text())["files"]
+        out["/".join(manifest.parts[-3:-1])] = {n: d for n, d in files.items() if n != "curve.json"}
+    return out
+
+
+def curve(store: Path, stage: str) -> list[float]:
+    (path,) = (store / "stages" / stage).glob("*/curve.json")
+    return [point["value"] for point in json.loads(path.read_text())]
+
+
+def test_a_trial_gives_every_metric(crowd: Path, undisturbed: Path) -> None:
+    metrics = stored_metrics(micro(), undisturbed, data_root=crowd)
+    assert metrics is not None
+    for split, images in (("val", 2), ("test", 4)):
+        for name in ("mae", "rmse", "mae_density", "mae_localization", "ap50@40", "mar@5", "regions_per_image"):
+            assert np.isfinite(metrics[f"{split}.{name}"])
+        assert metrics[f"{split}.images"] == images
+        assert metrics[f"{split}.mae"] <= metrics[f"{split}.rmse"] + 1e-9
+    assert metrics["test.images_zoomed_2"] > 0
+    heads = sum(len(Path(p).read_bytes()) > 0 for p in (crowd / "part_A/test_data/images").iterdir())
+    assert heads == 4
+
+
+def test_same_config_gives_the_same_bits(crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run_trial(micro(), tmp_path, data_root=crowd, splits=("val", "test"))
+    assert artifacts(tmp_path) == artifacts(undisturbed)
+
+
+def test_a_second_run_makes_nothing(crowd: Path, undisturbed: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file() and "locks" not in p.parts}
+    result = run_trial(micro(), undisturbed, data_root=crowd, splits=("val", "test"))
+    assert all(use.hit for use in result.stages)
+    after = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file() and "locks" not in p.parts}
+    assert after == before
+
+
+@pytest.mark.parametrize("stage", ["counting", "localization", "raz"])
+def test_killed_in_mid_stage_ends_with_the_same_bits(stage: str, crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.test_pipeline import micro; "
+        "from raz.pipeline.stages import run_trial; "
+        "run_trial(micro(), Path(sys.argv[1]), data_root=Path(sys.argv[2]), splits=('val', 'test'), "
+        "log=lambda line: print(line, flush=True))"
+    )
+    here = Path(__file__).parents[1]
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), str(crowd)], cwd=here, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(here)},
+    )  # fmt: skip
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith(f"{stage} epoch 1/2"):
+            child.send_signal(signal.SIGKILL)
+            break
+    assert child.wait() == -signal.SIGKILL
+    assert stored_metrics(micro(), tmp_path, data_root=crowd) is None
+    run_trial(micro(), tmp_path, data_root=crowd, splits=("val", "test"))
+    assert artifacts(tmp_path) == artifacts(undisturbed)
+
+
+def test_two_epochs_and_then_four_are_four_at_once(crowd: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"depth": 1, "fusion__rule": "density", "localization__train__epochs": 1}
+    short = micro(counting__train__epochs=2, **settings)
+    long = micro(counting__train__epochs=4, **settings)
+    once, pieces = tmp_path / "once", tmp_path / "pieces"
+    lines: list[str] = []
+    run_trial(long, once, data_root=crowd)
+    run_trial(short, pieces, data_root=crowd)
+    run_trial(long, pieces, data_root=crowd, log=lines.append)
+    wanted, got = artifacts(once), artifacts(pieces)
+    assert wanted.items() <= got.items()
+    assert not any(line.startswith(("counting epoch 1/", "counting epoch 2/")) for line in lines)
+    # and a shorter run after a longer one is what it would have been alone
+    alone, after = tmp_path / "alone", tmp_path / "after"
+    run_trial(short, alone, data_root=crowd)
+    run_trial(long, after, data_root=crowd)
+    run_trial(short, after, data_root=crowd)
+    assert artifacts(alone).items() <= artifacts(after).items()
+
+
+def test_only_what_a_parameter_reaches_is_made_again(crowd: Path, undisturbed: Path) -> None:
+    def missed(**settings: Any) -> set[str]:
+        old = {str(n): k.key for n, k in stage_keys(micro(), data_root=crowd, splits=("val",)).items()}
+        new = {str(n): k.key for n, k in stage_keys(micro(**settings), data_root=crowd, splits=("val",)).items()}
+        return {name for name in new if old.get(name) != new[name]}
+
+    assert missed(fusion__rule="average") == {"score@val"}
+    assert missed(depth=2) == {"score@val"}
+    assert missed(peaks__threshold=0.5) == {"score@val"}
+    assert missed(zooming__k_z=3) == {"zoom2@val", "zoom3@val", "score@val"}
+    assert "counting" not in missed(localization__gamma=50.0)
+    assert {"localization", "attention", "raz", "points@val"} <= missed(localization__gamma=50.0)
+    assert "localization" not in missed(attention__sigma_z=5.0)
+    assert "raz" not in missed(raz__attention_train__lr=0.01)
+    assert missed(counting__beta=0.2) >= {*TRAINED, "density@val"}
+    assert "raz" in missed(zooming__k_z=3, raz__regions="same")
+
+
+def test_a_stage_cannot_read_what_it_does_not_declare() -> None:
+    given = declared(micro(), "counting")
+    assert given.counting.beta == 0.1
+    for name in ("localization", "zooming", "fusion", "depth", "peaks"):
+        with pytest.raises(AttributeError):
+            getattr(given, name)
+    raz = declared(micro(), "raz")
+    assert raz.localization.gamma == 100.0
+    with pytest.raises(AttributeError):
+        _ = raz.raz.attention_train
+
+
+def test_every_parameter_reaches_some_key() -> None:
+    """A hyperparameter that no key holds would silently do nothing, or worse, share artifacts it changes."""
+    from raz.config import parameters
+
+    reached = set()
+    for key in keys_of(micro(), ("val", "test"), lambda s: s, lambda w: w).values():
+        reached |= set(key.inputs)
+    assert reached - {"pass"} == set(parameters(micro()))
+
+
+def test_keys_are_what_they_were() -> None:
+    """Golden: a changed key means every store is lost to its users. Raise a stage's `version` on purpose only."""
+    keys = keys_of(PRESETS["paper"], ("test",), lambda split: f"fingerprint of {split}", lambda w: w)
+    golden = json.loads((Path(__file__).parent / "golden" / "keys.json").read_text())
+    assert {str(node): key.key for node, key in keys.items()} == golden
+
+
+def test_outputs_are_what_they_were(undisturbed: Path) -> None:
+    """Golden: a stage whose output changes must raise its version. Sums with a tolerance, since kinds of CPUs
+    differ in the last bits and training amplifies them."""
+    golden = json.loads((Path(__file__).parent / "golden" / "outputs.json").read_text())
+    assert {name: entry["version"] for name, entry in golden.items()} == {n: s.version for n, s in STAGES.items()}
+    for name, entry in golden.items():
+        assert summary(undisturbed, name) == pytest.approx(entry["values"], rel=2e-2, abs=1e-6), name
+
+
+def summary(store: Path, stage: str) -> list[float]:
+    """A few numbers that change when the output of a stage does."""
+    folders = sorted(
+        (store / "stages" / stage).iterdir(),
+        key=lambda f: json.loads((f / "manifest.json").read_text())["stage"],
+    )
+    out: list[float] = []
+    for folder in folders:
+        if (folder / "weights.safetensors").exists():
+            state = stages.nets.read_state(folder / "weights.safetensors")
+            out.append(float(sum(v.double().square().sum() for v in state.values())))
+        elif (folder / "metrics.json").exists():
+            metrics = json.loads((folder / "metrics.json").read_text())
+            out += [metrics["mae"], metrics["mae_density"], metrics["heads"]]
+        else:
+            with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+                names = ("score",) if "score" in arrays else arrays.files
+                out.append(float(sum(np.abs(arrays[n].astype(np.float64)).sum() for n in names)))
+    return out
+
+
+def test_damage_is_a_miss_and_is_made_good(crowd: Path, tmp_path: Path) -> None:
+    config = micro(depth=1, localization__train__epochs=1)
+    run_trial(config, tmp_path, data_root=crowd)
+    wanted = artifacts(tmp_path)
+    for path in (tmp_path / "stages").glob("*/*/*"):
+        if path.suffix in (".safetensors", ".npz"):
+            path.write_bytes(path.read_bytes()[:-7])
+    (next((tmp_path / "stages" / "score").glob("*/manifest.json"))).write_text("{")
+    for path in (tmp_path / "chains").glob("*/*/checkpoint.pt"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result = run_trial(config, tmp_path, data_root=crowd)
+    assert not any(use.hit for use in result.stages)
+    assert artifacts(tmp_path) == wanted
+
+
+def test_a_poisoned_test_split_changes_nothing_fitted(crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """I9: with the test annotations replaced by noise, validation results and every fitted number stay bit-equal."""
+    poisoned = write_crowd(tmp_path / "poisoned")
+    rng = np.random.default_rng(9)
+    for path in sorted((poisoned / "part_A" / "test_data" / "ground-truth").iterdir()):
+        write_heads(path, rng.uniform(1, 60, size=(int(rng.integers(1, 200)), 2)))
+    store = tmp_path / "store"
+    got = run_trial(micro(), store, data_root=poisoned, splits=("val", "test")).metrics
+    clean = stored_metrics(micro(), undisturbed, data_root=crowd)
+    assert clean is not None
+    fitted = [n for n in clean if n.startswith("val.") or "theta_f" in n or "threshold" in n]
+    assert len(fitted) > 30
+    assert {n: got[n] for n in fitted} == {n: clean[n] for n in fitted}
+    assert got["test.mae"] != clean["test.mae"]
+    untouched = {k: v for k, v in artifacts(undisturbed).items() if not k.startswith("score/")}
+    test_keys = {k.key for n, k in stage_keys(micro(), data_root=crowd, splits=("test",)).items() if n.split == "test"}
+    untouched = {k: v for k, v in untouched.items() if k.split("/")[1] not in test_keys}
+    assert untouched.items() <= artifacts(store).items()
+
+
+def test_progress_is_replayed_from_the_store_and_can_stop(crowd: Path, undisturbed: Path) -> None:
+    heard: list[tuple[int, float]] = []
+    run_trial(micro(), undisturbed, data_root=crowd, progress=lambda s, v: heard.append((s, v)) or False)
+    assert [step for step, _ in heard] == list(range(1, 11))  # five stages of two epochs
+    assert [v for _, v in heard[:2]] == curve(undisturbed, "counting")
+    with pytest.raises(Pruned) as stop:
+        run_trial(micro(), undisturbed, data_root=crowd, progress=lambda s, v: s >= 5)
+    assert stop.value.step == 5
+
+
+def test_a_diverging_trial_fails_with_its_reason(crowd: Path, tmp_path: Path) -> None:
+    config = micro(counting__train__optimizer="sgd", counting__train__lr=1e30, counting__train__clip=0.0)
+    with pytest.raises(TrialFailure) as failure:
+        run_trial(config, tmp_path, data_root=crowd)
+    assert failure.value.reason == "nan"
+    assert "counting" in str(failure.value)
+    assert not (tmp_path / "stages").exists()
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(
+    crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import raz.pipeline.cache as cache
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "_sync", full)
+    with pytest.raises(RazError, match="No space left on device") as refusal:
+        run_trial(micro(), tmp_path, data_root=crowd)
+    assert "--store" in refusal.value.hint
+    assert not list((tmp_path / "stages").glob("*/*"))
+
+
+def test_a_store_below_a_file_is_refused(crowd: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RazError, match="store"):
+        run_trial(micro(), tmp_path / "file" / "store", data_root=crowd)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is no file, expected imagenet, none or a state dict's path"),
+        (b"this is no checkpoint", "is no checkpoint"),
+        ({"features.0.weight": torch.zeros(2, 3, 3, 3)}, "expected (64, 3, 3, 3)"),
+        ({"features.0.weight": "text"}, "of tensors only"),
+    ],
+)
+def test_bad_weights(content: Any, message: str, crowd: Path, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    config = micro(backbone__width=1.0, backbone__weights=str(path))
+    with pytest.raises(RazError) as refusal:
+        run_trial(config, tmp_path / "store", data_root=crowd)
+    assert message in str(refusal.value)
+
+
+def test_frozen_pretrained_weights_are_named_by_content(crowd: Path, tmp_path: Path) -> None:
+    from raz.paper.networks import Backbone
+
+    torch.manual_seed(0)
+    for name in ("a.pt", "b.pt"):
+        torch.save({f"{k}": v for k, v in Backbone().state_dict().items()}, tmp_path / name)
+    a, b = (
+        stage_keys(micro(backbone__width=1.0, backbone__weights=str(tmp_path / n)), data_root=crowd)[Node("counting")]
+        for n in ("a.pt", "b.pt")
+    )
+    assert a.key != b.key  # other weights
+    torch.save(torch.load(tmp_path / "a.pt", weights_only=True), tmp_path / "c.pt")
+    c = stage_keys(micro(backbone__width=1.0, backbone__weights=str(tmp_path / "c.pt")), data_root=crowd)
+    same = (tmp_path / "a.pt").read_bytes() == (tmp_path / "c.pt").read_bytes()
+    assert (c[Node("counting")].key == a.key) == same
+
+
+def test_other_branches_of_the_tree_train(crowd: Path, tmp_path: Path) -> None:
+    """Options off the presets' path: unfrozen localization, frozen RAZ-Net backbone, other strides and losses."""
+    config = micro(
+        localization__unfreeze="backbone", raz__unfreeze="none", counting__output_stride=2, counting__kernel="csrnet",
+        counting__loss="mse", attention__loss="bce", zooming__sampling="uniform", zooming__anchors="square",
+        metrics__points="all", metrics__pool="image", fusion__theta_f="image", fusion__fit_on="train",
+        counting__train__crop=0, counting__train__batch=1, raz__regions="same", counting__train__average=0.0,
+    )  # fmt: skip
+    metrics = run_trial(config, tmp_path, data_root=crowd).metrics
+    assert np.isfinite(metrics["val.mae"])
+    chains = list((tmp_path / "chains").glob("*/*"))
+    assert len(chains) == 5
+
+
+def test_no_region_leaves_raz_net_a_copy_of_main_net(crowd: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = micro(raz__regions__theta_z=0.999, zooming__theta_z=0.999)
+    metrics = run_trial(config, tmp_path, data_root=crowd, log=lines.append).metrics
+    assert metrics["val.regions_per_image"] == 0.0
+    assert any("RAZ-Net stays a copy" in line for line in lines)
+    one = run_trial(micro(raz__regions__theta_z=0.999, depth=1), tmp_path, data_root=crowd).metrics
+    assert metrics["val.mae"] == one["val.mae"]
+
+
+def test_a_waiting_process_takes_the_others_artifact(crowd: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.test_pipeline import micro; "
+        "from raz.pipeline.stages import run_trial; "
+        "run_trial(micro(depth=1), Path(sys.argv[1]), data_root=Path(sys.argv[2]), "
+        "log=lambda line: print(line, flush=True))"
+    )
+    here = Path(__file__).parents[1]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), str(crowd)], cwd=here, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(here)},
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    outputs = [child.communicate(timeout=240)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0, 0]
+    for stage in ("counting", "localization", "density@val", "points@val", "score@val"):
+        assert sum(f"{stage} starts" in out for out in outputs) == 1
+
+
+def test_publishing_twice_keeps_the_first(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    key = StageKey("counting", 1, {"a": 1}, {}, {})
+    first = cache.publish(key, lambda f: (f / "x").write_text("first") and None, {"seconds": 1.0})
+    second = cache.publish(key, lambda f: (f / "x").write_text("second") and None, {"seconds": 2.0})
+    assert (second.folder / "x").read_text() == "first"
+    assert first.seconds == second.seconds == 1.0
+    assert sorted(p.name for p in first.folder.parent.iterdir()) == [key.key]
+
+
+def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    key = StageKey("counting", 1, {}, {}, {})
+
+    def fails(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"):
+        cache.publish(key, fails, {"seconds": 0.0})
+    assert cache.find(key) is None
+    assert list((tmp_path / "stages" / "counting").iterdir()) == []
+
+
+def test_a_chain_leaves_out_its_epochs_only() -> None:
+    a = keys_of(micro(), ("val",), lambda s: s, lambda w: w)[Node("counting")]
+    longer = micro(counting__train__epochs=9)
+    b = keys_of(longer, ("val",), lambda s: s, lambda w: w)[Node("counting")]
+    other = keys_of(micro(counting__train__lr=0.5), ("val",), lambda s: s, lambda w: w)[Node("counting")]
+    assert a.key != b.key
+    assert chain_key(a) == chain_key(b) != chain_key(other)
+
+
+def test_seconds_are_of_the_making(undisturbed: Path) -> None:
+    now = time.time()
+    for path in (undisturbed / "stages").glob("*/*/manifest.json"):
+        assert 0 <= json.loads(path.read_text())["seconds"] < now
