@@ -41,7 +41,7 @@ rows:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of one's own, with two files, where trials are the stand-in's."""
-    monkeypatch.setitem(run_file.__kwdefaults__, "run_trial", "fakes_engine:run_trial")
+    monkeypatch.setitem(run_file.__kwdefaults__, "run_trial", "tests.fakes_engine:run_trial")
     monkeypatch.chdir(tmp_path)
     for name in ("RAZ_STORE", "RAZ_DATA_ROOT"):
         monkeypatch.delenv(name, raising=False)
@@ -184,10 +184,11 @@ def test_a_stop_leaves_a_study_that_goes_on(here: Path, sent: signal.Signals, co
     store.mkdir()
     (store / "sleep").write_text("0.2")
     script = (
-        "from raz.engine.command import run_file\nrun_file.__kwdefaults__['run_trial'] = 'fakes_engine:run_trial'\n"
+        "from raz.engine.command import run_file\n"
+        "run_file.__kwdefaults__['run_trial'] = 'tests.fakes_engine:run_trial'\n"
         "import sys\nsys.argv = ['raz-sweep', 'run', 'depths.yaml', '--inline']\nfrom raz.cli import main\nmain()"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=environment)
     end = time.monotonic() + 60
     while not (store / "count").exists():

@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 import optuna
 import pytest
-from fakes_engine import STEPS
 
 from raz.engine.events import Silent
 from raz.engine.session import prepare
@@ -33,9 +32,10 @@ from raz.study.ledger import TrialRecord, is_running, journal_path, open_ledger,
 from raz.study.pruning import StepPruner
 from raz.study.space import SearchSpace, parse_space
 from raz.study.yamlfile import parse
+from tests.fakes_engine import STEPS
 
 HERE = Path(__file__).resolve().parent
-FAKE = "fakes_engine:run_trial"
+FAKE = "tests.fakes_engine:run_trial"
 
 GRID = """\
 study: grid
@@ -384,15 +384,15 @@ from raz.engine.sweep import run_study
 from raz.study.space import parse_space
 from raz.study.yamlfile import parse
 try:
-    result = run_study(parse_space(parse(sys.argv[2], "f.yaml")), Path(sys.argv[1]), run_trial="fakes_engine:run_trial",
-                       inline=sys.argv[3] == "inline", jobs=2)
+    space = parse_space(parse(sys.argv[2], "f.yaml"))
+    run_study(space, Path(sys.argv[1]), run_trial="tests.fakes_engine:run_trial", inline=sys.argv[3] == "inline", jobs=2)
 except KeyboardInterrupt as stop:
     sys.exit(stop.code)
 """
 
 
 def driver(store: Path, text: str, engine: str) -> subprocess.Popen[bytes]:
-    paths = os.pathsep.join([str(HERE.parent), str(HERE)])
+    paths = str(HERE.parent)
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(store), text, engine], env={**os.environ, "PYTHONPATH": paths}
     )
@@ -463,7 +463,7 @@ def ray_session() -> Iterator[None]:
 
     folder = tempfile.mkdtemp(dir="/tmp")
     paths = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
+    os.environ["PYTHONPATH"] = str(HERE.parent)
     ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
         object_store_memory=100 * 2**20,
