@@ -385,7 +385,8 @@ from raz.study.space import parse_space
 from raz.study.yamlfile import parse
 try:
     space = parse_space(parse(sys.argv[2], "f.yaml"))
-    run_study(space, Path(sys.argv[1]), run_trial="tests.fakes_engine:run_trial", inline=sys.argv[3] == "inline", jobs=2)
+    options = {"inline": sys.argv[3] == "inline", "jobs": 2}
+    run_study(space, Path(sys.argv[1]), run_trial="tests.fakes_engine:run_trial", **options)
 except KeyboardInterrupt as stop:
     sys.exit(stop.code)
 """
