@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,8 +75,6 @@ def test_a_trial_gives_every_metric(crowd: Path, undisturbed: Path) -> None:
         assert metrics[f"{split}.images"] == images
         assert metrics[f"{split}.mae"] <= metrics[f"{split}.rmse"] + 1e-9
     assert metrics["test.images_zoomed_2"] > 0
-    heads = sum(len(Path(p).read_bytes()) > 0 for p in (crowd / "part_A/test_data/images").iterdir())
-    assert heads == 4
 
 
 def test_same_config_gives_the_same_bits(crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -92,7 +91,9 @@ def test_a_second_run_makes_nothing(crowd: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["counting", "localization", "raz"])
-def test_killed_in_mid_stage_ends_with_the_same_bits(stage: str, crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_in_mid_stage_ends_with_the_same_bits(
+    stage: str, crowd: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.test_pipeline import micro; "
         "from raz.pipeline.stages import run_trial; "
@@ -229,7 +230,8 @@ def test_damage_is_a_miss_and_is_made_good(crowd: Path, tmp_path: Path) -> None:
 
 def test_a_poisoned_test_split_changes_nothing_fitted(crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
     """I9: with the test annotations replaced by noise, validation results and every fitted number stay bit-equal."""
-    poisoned = write_crowd(tmp_path / "poisoned")
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(crowd, poisoned)
     rng = np.random.default_rng(9)
     for path in sorted((poisoned / "part_A" / "test_data" / "ground-truth").iterdir()):
         write_heads(path, rng.uniform(1, 60, size=(int(rng.integers(1, 200)), 2)))

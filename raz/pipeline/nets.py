@@ -155,7 +155,7 @@ def narrow_layout(width: float, *modules: nn.Module) -> None:
     """channels_last for narrow networks."""
     if width <= NARROW:
         for module in modules:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
 
 
 def freeze(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class Truth:
             heads = mirrored_heads(heads, width)
         return heads, distances, height, width, min(w.height, height - w.y0), min(w.width, width - w.x0)
 
-    def density(self, w: Window, stride: int, beta: float, kernel: str) -> NDArray[np.float32]:
+    def density(self, w: Window, stride: int, beta: float, kernel: Literal["raz", "csrnet"]) -> NDArray[np.float32]:
         """(h/stride, w/stride) persons a cell; zero where the window lies beyond the image."""
         heads, distances, height, width, h, wd = self._place(w)
         rows, cols = -(-h // stride), -(-wd // stride)

@@ -68,7 +68,7 @@ def _opened(name: str, root: Path | None) -> Dataset:
 
 @lru_cache(maxsize=8)
 def _frames(name: str, root: Path | None, split: str, scale: float, max_side: int, pack: Path) -> Frames:
-    return Frames(_opened(name, root).items[split], scale=scale, max_side=max_side, pack=pack)  # type: ignore[index]
+    return Frames(_opened(name, root).items[split], scale=scale, max_side=max_side, pack=pack)
 
 
 _MEMO = FeatureMemo()
@@ -254,7 +254,7 @@ class _Trial:
             arrays = {"density": self._density, "points": self._points, "zoom": self._zoom}[node.stage](node, given)
 
             def write(folder: Path) -> None:
-                np.savez(folder / "arrays.npz", **arrays)
+                np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
 
         return self.cache.publish(key, write, self._about(node, time.monotonic() - began))
 
@@ -492,7 +492,7 @@ class _Trial:
         network, frames = self._main(through="counting"), self.frames(node.split)
         out = {}
         for i in self._each(node, frames):
-            maps = network.maps(frames.pixels(i), ("density",), self.device, _MEMO, f"{node.split}/{frames.ids[i]}")
+            maps = network.maps(frames.pixels(i), ("density",), self.device, _MEMO, frames.ids[i])
             out[f"d{i}"] = maps["density"]
         return out
 
@@ -500,7 +500,7 @@ class _Trial:
         network, frames = self._main(through="localization"), self.frames(node.split)
         points = []
         for i in self._each(node, frames):
-            maps = network.maps(frames.pixels(i), ("response",), self.device, _MEMO, f"{node.split}/{frames.ids[i]}")
+            maps = network.maps(frames.pixels(i), ("response",), self.device, _MEMO, frames.ids[i])
             points.append(points_of(maps["response"], 0, 1))
         return _pack_points(points)
 
@@ -511,19 +511,23 @@ class _Trial:
         previous = Node("points", node.split) if number == 2 else Node("zoom", node.split, number - 1)
         before, regions_before = self._read_pass(previous)
 
-        def raz_map(kind: str) -> Callable[[NDArray[np.uint8], str], NDArray[np.float32]]:
-            return lambda pixels, name: raz.maps(pixels, (kind,), self.device)[kind]
+        def raz_map(kind: str, of: Node) -> Callable[[NDArray[np.uint8], str], NDArray[np.float32]]:
+            # The next pass looks at the same crops for its proposals: their features are remembered.
+            key = self.keys[of].key
+            return lambda pixels, name: raz.maps(pixels, (kind,), self.device, _MEMO, f"{key}/{name}")[kind]
 
         points, regions = [], []
         for i in self._each(node, frames):
             if main is not None:
-                name = f"{node.split}/{frames.ids[i]}"
+                name = frames.ids[i]
                 attention = main.maps(frames.pixels(i), ("attention",), self.device, _MEMO, name)["attention"]
                 chosen, _ = propose(attention, config, given.seed, frames.ids[i], number)
             else:
-                chosen = propose_inside(frames, i, regions_before[i], config, given.seed, number, raz_map("attention"))
+                chosen = propose_inside(
+                    frames, i, regions_before[i], config, given.seed, number, raz_map("attention", previous)
+                )
             regions.append(chosen)
-            points.append(zoom_image(frames, i, before[i], chosen, config, number, raz_map("response")))
+            points.append(zoom_image(frames, i, before[i], chosen, config, number, raz_map("response", node)))
         ends = np.cumsum([len(r) for r in regions], dtype=np.int64)
         packed: dict[str, NDArray[Any]] = dict(_pack_points(points))
         return packed | {"regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}

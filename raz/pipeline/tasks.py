@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raz.config import TrainConfig
+from raz.paper.groundtruth import neighbours
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
 from raz.pipeline.samples import FeatureCache, Images, Truth, Window, crop_pixels, draw_windows, whole
@@ -48,7 +50,7 @@ def features_from(backbone: Backbone, images: Images, device: torch.device, froz
     """Features of a window: out of the cache of a frozen backbone, or computed with its gradient."""
     if frozen is not None:
         return frozen.crop
-    return lambda w: backbone(crop_pixels(images, w, device))  # type: ignore[no-any-return]
+    return lambda w: backbone(crop_pixels(images, w, device))
 
 
 def _stack(parts: list[np.ndarray], device: torch.device) -> Tensor:
@@ -68,11 +70,11 @@ def counting_task(
     config: TrainConfig,
     *,
     beta: float,
-    kernel: str,
+    kernel: Literal["raz", "csrnet"],
     kind: str,
 ) -> Task:
     """Eq. 1; validated by the mean absolute error of whole validation images' counts."""
-    truth = Truth(m.train, 3 if kernel == "csrnet" else m.k)
+    truth = Truth(m.train, neighbours(kernel, m.k))
 
     def loss(batch: Batch) -> Tensor:
         density, _ = branch(torch.cat([features(w) for w in batch]))

@@ -1,0 +1,130 @@
+"""keep_freed_memory: what the kernel counts in processes with it and without, not how long they take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raz.pipeline import memory
+
+ROOT = Path(__file__).parents[1]
+PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
+SIZE, TIMES = 64 << 20, 8
+GLIBC = sys.platform.startswith("linux") and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+
+# Prints what the call returned (twice; - where it was not made), and the page faults of TIMES tensors of SIZE bytes,
+# each written and freed before the next, after one of them has been written and freed.
+CHILD = f"""
+import resource, sys
+import torch
+from raz.pipeline.memory import keep_freed_memory
+torch.set_num_threads(1)
+told = [keep_freed_memory(), keep_freed_memory()] if sys.argv[1] == "keep" else ["-"]
+torch.empty({SIZE}, dtype=torch.uint8).fill_(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for value in range({TIMES}):
+    tensor = torch.empty({SIZE}, dtype=torch.uint8).fill_(value)
+    assert int(tensor[::4096].sum(dtype=torch.int64)) == value * tensor[::4096].numel()
+    del tensor
+print(*told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+UNSET = (*memory._OWN_SETTINGS, "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
+
+
+def child(word: str, **settings: str) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET} | settings
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD, word], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+def thp_always() -> bool:
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return path.is_file() and "[always]" in path.read_text()
+
+
+@pytest.mark.skipif(not GLIBC, reason="only glibc has the settings")
+def test_freed_tensors_are_not_faulted_in_again() -> None:
+    *told, kept = child("keep")
+    assert told == ["True", "True"]  # and a second call says the same
+    _, plain = child("plain")
+    # A page or a huge page at a time, the plain process faults in every tensor anew; 1/8 is room for the interpreter.
+    touched = TIMES * SIZE // ((2 << 20) if thp_always() else PAGE)
+    if not thp_always():
+        assert int(plain) >= touched // 20  # kernels with large folios take up to 16 pages a fault
+    assert int(kept) * 8 < int(plain)
+
+
+@pytest.mark.skipif(not GLIBC, reason="only glibc has the settings")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"MALLOC_MMAP_THRESHOLD_": "65536"},
+        {"MALLOC_TRIM_THRESHOLD_": "65536"},
+        {"GLIBC_TUNABLES": "glibc.malloc.check=0:glibc.malloc.mmap_threshold=65536"},
+    ],
+)
+def test_settings_of_the_environment_stay(settings: dict[str, str]) -> None:
+    *told, faults = child("keep", **settings)
+    assert told == ["False", "False"]
+    assert int(faults) > TIMES * 16  # memory is still given back
+
+
+class Recorder:
+    """A C library that accepts what it is told to and writes down what it is asked."""
+
+    def __init__(self, limit: int) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+        def mallopt(parameter: int, value: int) -> int:
+            self.asked.append((parameter, value))
+            return int(parameter != -3 or value <= limit)
+
+        self.mallopt = mallopt
+        self.gnu_get_libc_version = object()
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in UNSET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("limit", "thresholds", "result"),
+    [(2**31 - 1, [2**30], True), (2**25, [2**30, 2**25], True), (0, [2**30, 2**25], False)],
+)
+def test_an_older_glibc_gets_the_most_it_accepts(
+    unset: pytest.MonkeyPatch, limit: int, thresholds: list[int], result: bool
+) -> None:
+    library = Recorder(limit)
+    unset.setattr(memory.ctypes, "CDLL", lambda _: library)
+    assert memory.keep_freed_memory() is result
+    assert library.asked == [*((-3, size) for size in thresholds), (-1, 2**30)]
+
+
+@pytest.mark.parametrize("missing", ["mallopt", "gnu_get_libc_version"])
+def test_another_c_library_is_left_alone(unset: pytest.MonkeyPatch, missing: str) -> None:
+    library = Recorder(2**31 - 1)
+    delattr(library, missing)
+    unset.setattr(memory.ctypes, "CDLL", lambda _: library)
+    assert memory.keep_freed_memory() is False
+    assert library.asked == []
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_are_left_alone(unset: pytest.MonkeyPatch, platform: str) -> None:
+    def refuse(_: object) -> object:
+        raise AssertionError("the C library was opened")
+
+    unset.setattr(sys, "platform", platform)
+    unset.setattr(memory.ctypes, "CDLL", refuse)
+    assert memory.keep_freed_memory() is False
