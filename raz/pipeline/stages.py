@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from raz.config import TrialConfig, from_parameters, parameters
 from raz.data import open_dataset
-from raz.data.contract import Dataset
+from raz.data.contract import Dataset, Split
 from raz.data.frames import Frames
 from raz.errors import TrialFailure
 from raz.paper.zoom import Points
@@ -67,7 +67,7 @@ def _opened(name: str, root: Path | None) -> Dataset:
 
 
 @lru_cache(maxsize=8)
-def _frames(name: str, root: Path | None, split: str, scale: float, max_side: int, pack: Path) -> Frames:
+def _frames(name: str, root: Path | None, split: Split, scale: float, max_side: int, pack: Path) -> Frames:
     return Frames(_opened(name, root).items[split], scale=scale, max_side=max_side, pack=pack)
 
 
@@ -79,7 +79,7 @@ def stage_keys(
 ) -> dict[Node, StageKey]:
     """Every stage of a trial with its key, in order of need; opens the data set, trains nothing."""
     dataset = _opened(config.dataset, data_root)
-    return keys_of(config, splits, lru_cache(dataset.fingerprint), nets.weights_identity)  # type: ignore[arg-type]
+    return keys_of(config, splits, lru_cache(dataset.fingerprint), nets.weights_identity)
 
 
 def stored_metrics(
@@ -156,7 +156,7 @@ class _Trial:
     def frames(self, split: str) -> Frames:
         given = self.config.input
         pack = self.cache.store / "packs"
-        return _frames(self.config.dataset, self.data_root, split, given.scale, given.max_side, pack)
+        return _frames(self.config.dataset, self.data_root, cast(Split, split), given.scale, given.max_side, pack)
 
     # -------------------------------------------------------------- finding or making a stage
 
