@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Part, write_mat
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -22,6 +21,7 @@ from raz.data.cli import data_app
 from raz.data.show import colour, compute, draw, show
 from raz.data.splits import Leak
 from raz.errors import RazError
+from tests.conftest import Part, write_mat
 
 WritePart = Callable[..., Part]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Part
 
 import raz.data
 from raz.data import DATASETS, Dataset, open_dataset
 from raz.data.contract import SPLITS, Item
 from raz.errors import RazError
+from tests.conftest import Part
 
 WritePart = Callable[..., Part]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import noise
 from numpy.typing import NDArray
 from PIL import Image
 
 from raz.data.contract import Item, Pixels
 from raz.data.frames import Frames, input_size
 from raz.errors import RazError, RazErrors
+from tests.conftest import noise
 
 SIZES = ((40, 60), (57, 33), (21, 90))
 

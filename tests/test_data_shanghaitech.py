@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Part, noise, write_mat
 from PIL import Image
 from scipy.io import savemat
 
@@ -17,6 +16,7 @@ from raz.data import open_dataset
 from raz.data.contract import Item
 from raz.data.splits import split_validation
 from raz.errors import RazError, RazErrors
+from tests.conftest import Part, noise, write_mat
 
 WritePart = Callable[..., Part]
 

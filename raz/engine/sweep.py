@@ -201,3 +201,7 @@ def check_data(config: TrialConfig, data_root: Path | None) -> None:
     from raz.data import open_dataset
 
     open_dataset(config.dataset, data_root)
+    if config.backbone.weights != "none":  # weights that are missing or of another network would meet every trial
+        from raz.pipeline.nets import build_backbone
+
+        build_backbone(config.backbone, config.seed)

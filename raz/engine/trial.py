@@ -69,6 +69,9 @@ def attempt(
             return Outcome("pruned", time.monotonic() - began)
         if isinstance(error, TrialFailure):
             return failed(error.reason, error)
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in HOPELESS:  # a store that cannot be written meets every trial
+            raise cause from None
         if isinstance(error, RazError):
             return failed("invalid", error)
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -93,8 +90,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except OSError as error:
+        raise RazError(
+            str(path), f"cannot be read ({error.strerror or error})", "check the path and its permissions"
+        ) from error
+    except Exception as error:  # damaged pickles make torch's reader raise whatever it stumbles over
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise RazError(str(path), f"is no checkpoint ({reason}), {expected}", "check that the file is whole") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise RazError(

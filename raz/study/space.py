@@ -279,7 +279,8 @@ def read_base(
         base = {}
     prefix = "".join(f"{part}." for part in place)
     faults.keys(place, base, ("preset", "dataset", "set"))
-    name = base.get("preset", preset)
+    settings = dict(settings)
+    name = settings.pop("preset", base.get("preset", preset))  # --set preset=small
     if name not in PRESETS:
         faults.add(
             (*place, "preset"), f"{prefix}preset is {kind(name)}, expected one of {', '.join(PRESETS)}",
