@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy.io import savemat
+
+from tests.conftest import write_mat
 
 
 def write_crowd(root: Path, train: int = 24, test: int = 4, side: int = 72, seed: int = 0) -> Path:
@@ -23,14 +24,5 @@ def write_crowd(root: Path, train: int = 24, test: int = 4, side: int = 72, seed
             for x, y in heads:
                 draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(230, 220, 200))
             image.save(root / "part_A" / split / "images" / f"IMG_{n}.jpg", quality=95)
-            write_heads(root / "part_A" / split / "ground-truth" / f"GT_IMG_{n}.mat", heads)
+            write_mat(root / "part_A" / split / "ground-truth" / f"GT_IMG_{n}.mat", heads)
     return root
-
-
-def write_heads(path: Path, heads: np.ndarray) -> None:
-    """An annotation as ShanghaiTech has it: image_info[0,0]['location'][0,0] is (n, 2) x, y px."""
-    inner = np.empty((1, 1), dtype=[("location", "O"), ("number", "O")])
-    inner[0, 0] = (np.asarray(heads, float), np.array([[len(heads)]], float))
-    outer = np.empty((1, 1), dtype=object)
-    outer[0, 0] = inner
-    savemat(path, {"image_info": outer})

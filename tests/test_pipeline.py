@@ -23,7 +23,8 @@ from raz.pipeline import stages
 from raz.pipeline.cache import StageCache, StageKey
 from raz.pipeline.stages import Pruned, run_trial, stage_keys, stored_metrics
 from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, keys_of
-from tests.crowds import write_crowd, write_heads
+from tests.conftest import write_mat
+from tests.crowds import write_crowd
 
 MICRO = {
     "dataset": "shanghaitech_a", "backbone.width": 0.0625, "counting.channels": [8, 8], "localization.channels": [8],
@@ -234,7 +235,7 @@ def test_a_poisoned_test_split_changes_nothing_fitted(crowd: Path, undisturbed: 
     shutil.copytree(crowd, poisoned)
     rng = np.random.default_rng(9)
     for path in sorted((poisoned / "part_A" / "test_data" / "ground-truth").iterdir()):
-        write_heads(path, rng.uniform(1, 60, size=(int(rng.integers(1, 200)), 2)))
+        write_mat(path, rng.uniform(1, 60, size=(int(rng.integers(1, 200)), 2)))
     store = tmp_path / "store"
     got = run_trial(micro(), store, data_root=poisoned, splits=("val", "test")).metrics
     clean = stored_metrics(micro(), undisturbed, data_root=crowd)

@@ -30,6 +30,7 @@ from raz.paper.zoom import Points
 from raz.pipeline import nets
 from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_json, writing
 from raz.pipeline.infer import FeatureMemo, Network
+from raz.pipeline.memory import keep_freed_memory
 from raz.pipeline.regions import RegionImages, points_of, propose, propose_inside, region_images, zoom_image
 from raz.pipeline.samples import FeatureCache, Images, Window
 from raz.pipeline.score import Predicted, score_split
@@ -113,6 +114,7 @@ def run_trial(
     its reason when the trial cannot give a number, RazError for what the user can put right.
     """
     began = time.monotonic()
+    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
