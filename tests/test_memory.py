@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from raz.pipeline import memory
 
 ROOT = Path(__file__).parents[1]
 SIZE, TIMES = 64 << 20, 8
-GLIBC = sys.platform.startswith("linux") and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+GLIBC = platform.libc_ver()[0] == "glibc"
 
 # Prints what two calls returned (- where none was made), and the page faults of TIMES tensors of SIZE bytes, each
 # written, read and freed before the next, after as many that are not counted: the heap first finds its size.
@@ -49,7 +50,7 @@ def test_freed_tensors_are_not_faulted_in_again() -> None:
     *told, kept = child("keep")
     assert told == ["True", "True"]  # and a second call says the same
     _, plain = child("plain")
-    assert int(plain) > TIMES * 16  # at the least one a huge page
+    assert int(plain) > TIMES * 16  # half of what huge pages of 2 MiB would take
     assert int(kept) * 8 < int(plain)
 
 
@@ -112,11 +113,11 @@ def test_another_c_library_is_left_alone(unset: pytest.MonkeyPatch, missing: str
     assert library.asked == []
 
 
-@pytest.mark.parametrize("platform", ["darwin", "win32"])
-def test_other_systems_are_left_alone(unset: pytest.MonkeyPatch, platform: str) -> None:
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_are_left_alone(unset: pytest.MonkeyPatch, system: str) -> None:
     def refuse(_: object) -> object:
         raise AssertionError("the C library was opened")
 
-    unset.setattr(sys, "platform", platform)
+    unset.setattr(sys, "platform", system)
     unset.setattr(ctypes, "CDLL", refuse)
     assert memory.keep_freed_memory() is False
