@@ -77,15 +77,20 @@ class Network:
         image: str = "",
         tile_pixels: int = TILE_PIXELS,
     ) -> Maps:
-        """The wanted of `density` (ceil8(H)/s, ceil8(W)/s), `response` and `attention` (both (H, W))."""
+        """The wanted of `density` (ceil(H/s), ceil(W/s)), `response` and `attention` (both (H, W))."""
         height, width = pixels.shape[:2]
         if up8(height) * up8(width) > tile_pixels:
             return self._tiled(pixels, wanted, device, tile_pixels)
         out = self._forward(network_input(pixels, device), wanted, memo, image)
-        return {
-            name: np.ascontiguousarray(value if name == "density" else value[:height, :width])
-            for name, value in out.items()
-        }
+        for name, value in out.items():
+            rows, cols = self._shape(name, height, width)
+            out[name] = np.ascontiguousarray(value[:rows, :cols])
+        return out
+
+    def _shape(self, name: str, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of a map of an image; what the padding adds beyond is cut off."""
+        step = self.counting.output_stride if self.counting is not None and name == "density" else 1
+        return -(-height // step), -(-width // step)
 
     def _forward(self, x: Tensor, wanted: tuple[str, ...], memo: FeatureMemo | None, image: str) -> Maps:
         def features(backbone: Backbone, kind: str) -> Tensor:
@@ -121,8 +126,7 @@ class Network:
         margin = self.margin
         side = max(STRIDE * 8, (int(limit**0.5) - 2 * margin) // STRIDE * STRIDE)
         stride = self.counting.output_stride if self.counting is not None else STRIDE
-        shapes = {"density": (up8(height) // stride, up8(width) // stride)}
-        out = {name: np.zeros(shapes.get(name, (height, width)), np.float32) for name in wanted}
+        out = {name: np.zeros(self._shape(name, height, width), np.float32) for name in wanted}
         for y0 in range(0, height, side):
             for x0 in range(0, width, side):
                 y1, x1 = min(y0 + side, height), min(x0 + side, width)
@@ -131,11 +135,8 @@ class Network:
                 for name, value in self._forward(network_input(part, device), wanted, None, "").items():
                     step = stride if name == "density" else 1
                     rows, cols = out[name].shape
-                    ys = slice(y0 // step, min(rows, -(-y1 // step) if y1 == height else y1 // step))
-                    xs = slice(x0 // step, min(cols, -(-x1 // step) if x1 == width else x1 // step))
-                    if name == "density":  # it covers the padding up to the stride of 8
-                        ys = slice(ys.start, rows if y1 == height else ys.stop)
-                        xs = slice(xs.start, cols if x1 == width else xs.stop)
+                    ys = slice(y0 // step, rows if y1 == height else y1 // step)
+                    xs = slice(x0 // step, cols if x1 == width else x1 // step)
                     oy, ox = top // step, left // step
                     out[name][ys, xs] = value[ys.start - oy : ys.stop - oy, xs.start - ox : xs.stop - ox]
         return out

@@ -107,12 +107,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], where: str, extra: bool = False) -> None:
     """Load as float32, refusing missing names and other shapes, all named. `extra` entries may be ignored."""
     wanted = module.state_dict()
-    faults = [f"{name} is missing" for name in wanted if name not in state]
-    faults += [
+    faults = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
         for name in wanted
         if name in state and state[name].shape != wanted[name].shape
     ]
+    faults += [f"{name} is missing" for name in wanted if name not in state]
     if not extra:
         faults += [f"{name} is unknown" for name in state if name not in wanted]
     if faults:

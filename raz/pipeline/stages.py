@@ -32,9 +32,9 @@ from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_jso
 from raz.pipeline.infer import FeatureMemo, Network
 from raz.pipeline.memory import keep_freed_memory
 from raz.pipeline.regions import RegionImages, points_of, propose, propose_inside, region_images, zoom_image
-from raz.pipeline.samples import FeatureCache, Images, Window
+from raz.pipeline.samples import FeatureCache, Images
 from raz.pipeline.score import Predicted, score_split
-from raz.pipeline.tasks import FeaturesOf, Material, attention_task, counting_task, features_from, localization_task
+from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
 from raz.pipeline.train import Outcome, Progress, Pruned, Task, train
 from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, fits_on_train, keys_of, ordered
 
@@ -408,10 +408,12 @@ class _Trial:
         den = self._frozen_features(base, "counting")
         loc = den if shared else self._frozen_features(base, "localization")
 
-        def rich(den: FeatureCache, loc: FeatureCache) -> Callable[[Window], tuple[Tensor, Tensor | None]]:
-            def of(w: Window) -> tuple[Tensor, Tensor | None]:
-                own = loc.crop(w)
-                return localization(own)[1], counting(own if den is loc else den.crop(w))[1]
+        def rich(den: FeatureCache, loc: FeatureCache) -> RichOf:
+            den_of, loc_of = (features_from(c.backbone, c.images, self.device, c) for c in (den, loc))
+
+            def of(windows: Batch) -> tuple[Tensor, Tensor | None]:
+                own = loc_of(windows)
+                return localization(own)[1], counting(own if den is loc else den_of(windows))[1]
 
             return of
 
@@ -479,11 +481,12 @@ class _Trial:
         weights = f"{network.name}/regions"
         caches = [self._features(network.backbone, weights, getattr(m, s), names[s]) for s in ("train", "val")]
 
-        def rich(of: FeaturesOf) -> Callable[[Window], tuple[Tensor, Tensor | None]]:
-            return lambda w: (localization(of(w))[1], None)
+        def rich(cache: FeatureCache) -> RichOf:
+            of = features_from(cache.backbone, cache.images, self.device, cache)
+            return lambda windows: (localization(of(windows))[1], None)
 
         task = attention_task(
-            m, "raz_attention", modules, branch, rich(caches[0].crop), rich(caches[1].crop),
+            m, "raz_attention", modules, branch, rich(caches[0]), rich(caches[1]),
             given.raz.attention_train, sigma_z=given.attention.sigma_z, kind=given.attention.loss,
         )  # fmt: skip
         return task, given.raz.attention_train

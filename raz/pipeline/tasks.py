@@ -19,7 +19,8 @@ from raz.pipeline.samples import FeatureCache, Images, Truth, Window, crop_pixel
 from raz.pipeline.train import Task
 
 Batch = list[Window]
-FeaturesOf = Callable[[Window], Tensor]  # (1, C, h/8, w/8)
+FeaturesOf = Callable[[Batch], Tensor]  # windows of one size -> (B, C, h/8, w/8)
+RichOf = Callable[[Batch], tuple[Tensor, Tensor | None]]  # the localization branch's last map, the counting branch's
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Material:
 
 
 def features_from(backbone: Backbone, images: Images, device: torch.device, frozen: FeatureCache | None) -> FeaturesOf:
-    """Features of a window: out of the cache of a frozen backbone, or computed with its gradient."""
+    """Features of windows: out of the cache of a frozen backbone, or computed with its gradient."""
     if frozen is not None:
-        return frozen.crop
-    return lambda w: backbone(crop_pixels(images, w, device))
+        return lambda windows: torch.cat([frozen.crop(w) for w in windows])
+    return lambda windows: backbone(torch.cat([crop_pixels(images, w, device) for w in windows]))
 
 
 def _stack(parts: list[np.ndarray], device: torch.device) -> Tensor:
@@ -77,14 +78,16 @@ def counting_task(
     truth = Truth(m.train, neighbours(kernel, m.k))
 
     def loss(batch: Batch) -> Tensor:
-        density, _ = branch(torch.cat([features(w) for w in batch]))
+        density, _ = branch(features(batch))
         maps = [truth.density(w, branch.output_stride, beta, kernel) for w in batch]
         return counting_loss(density.float(), _stack(maps, m.device), kind)
 
     def validate() -> float:
         errors = []
         for i, w in enumerate(_whole_windows(m.val)):
-            density, _ = branch(val_features(w))
+            density, _ = branch(val_features([w]))
+            height, width = m.val.pixels(i).shape[:2]
+            density = density[..., : -(-height // branch.output_stride), : -(-width // branch.output_stride)]
             errors.append(abs(float(density.double().sum()) - len(m.val.heads(i))))
         return float(np.mean(errors))
 
@@ -106,7 +109,7 @@ def localization_task(
     train_truth, val_truth = Truth(m.train), Truth(m.val)
 
     def one(windows: Batch, of: FeaturesOf, truth: Truth) -> Tensor:
-        logits, _ = branch(torch.cat([of(w) for w in windows]))
+        logits, _ = branch(of(windows))
         return localization_loss(logits.float(), _stack([truth.labels(w) for w in windows], m.device), gamma)
 
     def validate() -> float:
@@ -121,8 +124,8 @@ def attention_task(
     name: str,
     modules: nn.ModuleDict,
     branch: AttentionBranch,
-    rich: Callable[[Window], tuple[Tensor, Tensor | None]],
-    val_rich: Callable[[Window], tuple[Tensor, Tensor | None]],
+    rich: RichOf,
+    val_rich: RichOf,
     config: TrainConfig,
     *,
     sigma_z: float,
@@ -130,16 +133,14 @@ def attention_task(
 ) -> Task:
     """Section 3.1's attention; everything before the branch is frozen. Validated by the same loss on whole images.
 
-    `rich(window)` gives the localization branch's last map and, in Main-Net, the counting branch's.
+    `rich(windows)` gives the localization branch's last map and, in Main-Net, the counting branch's.
     """
     train_truth, val_truth = Truth(m.train), Truth(m.val)
 
-    def one(windows: Batch, of: Callable[[Window], tuple[Tensor, Tensor | None]], truth: Truth) -> Tensor:
+    def one(windows: Batch, of: RichOf, truth: Truth) -> Tensor:
         with torch.no_grad():
-            maps = [of(w) for w in windows]
-        localization = torch.cat([loc for loc, _ in maps])
-        counting = [den for _, den in maps if den is not None]
-        logits = branch(localization, torch.cat(counting) if counting else None)
+            localization, counting = of(windows)
+        logits = branch(localization, counting)
         target = _stack([truth.attention(w, sigma_z) for w in windows], m.device)
         return attention_loss(logits.float(), target, kind)
 
