@@ -37,7 +37,15 @@ from raz.paper.networks import STRIDE, network_input, radius
 from raz.pipeline import nets
 from raz.pipeline.memory import keep_freed_memory
 from raz.pipeline.samples import FeatureCache, Truth, Window, crop_pixels, draw_windows, generator
-from raz.pipeline.tasks import FeaturesOf, Material, attention_task, counting_task, features_from, localization_task
+from raz.pipeline.tasks import (
+    FeaturesOf,
+    Material,
+    RichOf,
+    attention_task,
+    counting_task,
+    features_from,
+    localization_task,
+)
 from raz.pipeline.train import Task
 
 BATCH, CROP = 8, 128
@@ -92,24 +100,17 @@ class Computed:
 
     def __init__(self, images: Pictures, of: Callable[[Tensor], Any]) -> None:
         self.images, self.of = images, of
-        self.parts: dict[Window, Any] = {}
 
-    def ahead(self, batch: list[Window]) -> None:
+    def __call__(self, batch: list[Window]) -> Any:
         with torch.no_grad():
-            out = self.of(torch.cat([crop_pixels(self.images, w, CPU) for w in batch]))
-        maps = out if isinstance(out, tuple) else (out,)
-        rows = [tuple(m[i : i + 1] for m in maps) for i in range(len(batch))]
-        self.parts = {w: row if isinstance(out, tuple) else row[0] for w, row in zip(batch, rows, strict=True)}
-
-    def __call__(self, w: Window) -> Any:
-        return self.parts[w]
+            return self.of(torch.cat([crop_pixels(self.images, w, CPU) for w in batch]))
 
 
 class Step:
     """One training step a call, over the batches of an epoch in turn."""
 
-    def __init__(self, task: Task, batches: list[list[Window]], ahead: Callable[[list[Window]], None] | None = None):
-        self.task, self.ahead = task, ahead
+    def __init__(self, task: Task, batches: list[list[Window]]) -> None:
+        self.task = task
         self.parameters = [p for p in task.modules.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=TRAIN.weight_decay)
         self.batches = self._endless(batches)
@@ -121,8 +122,6 @@ class Step:
 
     def __call__(self) -> None:
         batch = next(self.batches)
-        if self.ahead is not None:
-            self.ahead(batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.task.loss(batch).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, TRAIN.clip)
@@ -183,17 +182,15 @@ def localization_step(
     modules = nn.ModuleDict({"localization": branch} | ({"backbone": main.backbone} if backbone else {}))
     gamma = TINY.localization.gamma
     task = localization_task(m, "localization", modules, branch, features, features, TRAIN, gamma=gamma)
-    return Step(task, batches, features.ahead if isinstance(features, Computed) else None)
+    return Step(task, batches)
 
 
-def attention_step(
-    m: Material, main: Main, batches: list[list[Window]], rich: Callable[[Window], tuple[Tensor, Tensor | None]]
-) -> Step:
+def attention_step(m: Material, main: Main, batches: list[list[Window]], rich: RichOf) -> Step:
     branch = copy.deepcopy(main.attention)
     c = TINY.attention
     modules = nn.ModuleDict({"attention": branch})
     task = attention_task(m, "attention", modules, branch, rich, rich, TRAIN, sigma_z=c.sigma_z, kind=c.loss)
-    return Step(task, batches, rich.ahead if isinstance(rich, Computed) else None)
+    return Step(task, batches)
 
 
 # ------------------------------------------------------------------ proofs
@@ -474,13 +471,13 @@ def main() -> int:
         prove_cache(bench, main, images, cache)
         bench.compare(
             "localization step, cached features",
-            localization_step(m, main, batches, cache.crop),
+            localization_step(m, main, batches, features_from(main.backbone, images, CPU, cache)),
             localization_step(m, main, batches, Computed(images, main.backbone)),
             against="the backbone at every step", target=1.4,
         )  # fmt: skip
 
-        def rich(w: Window) -> tuple[Tensor, Tensor | None]:
-            features = cache.crop(w)
+        def rich(windows: list[Window]) -> tuple[Tensor, Tensor | None]:
+            features = torch.cat([cache.crop(w) for w in windows])
             return main.localization(features)[1], main.counting(features)[1]
 
         def rich_of(x: Tensor) -> tuple[Tensor, Tensor]:
