@@ -25,10 +25,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def seeded(*parts: object) -> torch.Generator:
-    """A torch seed that depends on the parts alone; returned for symmetry, and set globally."""
+def seeded(*parts: object) -> None:
+    """Seed torch from the parts alone."""
     number = int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:7], "big")
-    return torch.manual_seed(number)
+    torch.manual_seed(number)
 
 
 @lru_cache(maxsize=64)

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from raz.config import TrialConfig, from_parameters, parameters
+from raz.config import BackboneConfig, TrialConfig, from_parameters, parameters
 from raz.data import open_dataset
 from raz.data.contract import Dataset, Split
 from raz.data.frames import Frames
 from raz.errors import TrialFailure
+from raz.paper.networks import Backbone
 from raz.paper.zoom import Points
 from raz.pipeline import nets
 from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_json, writing
@@ -269,17 +270,19 @@ class _Trial:
         """The configuration with only what went into `stage`; how networks are shaped."""
         return from_parameters(self.artifacts[Node(stage)].manifest["config"])
 
-    @cached_property
-    def main(self) -> Network:
-        """Main-Net as far as its stages are there: backbone, counting, localization, attention."""
-        return self._main(through="attention")
+    def _ready(self, width: float, *parts: nn.Module) -> None:
+        """Move finished parts to the device, frozen, in the layout that suits their width."""
+        for part in parts:
+            part.to(self.device)
+            nets.freeze(part)
+        nets.narrow_layout(width, *parts)
 
     def _main(self, through: str) -> Network:
+        """Main-Net up to and with the branch `through` (counting, localization or attention)."""
         c = self._stage_config("counting")
-        backbone = nets.build_backbone(c.backbone, c.seed) if c.counting.unfreeze == "none" else None
-        if backbone is None:
-            from raz.paper.networks import Backbone
-
+        if c.counting.unfreeze == "none":
+            backbone = nets.build_backbone(c.backbone, c.seed)
+        else:
             backbone = Backbone(c.backbone.width)
             nets.load_part(backbone, self._folder("counting"), "backbone")
         counting = nets.build_counting(c.counting, backbone, c.seed)
@@ -289,7 +292,7 @@ class _Trial:
         if through in ("localization", "attention"):
             c = self._stage_config("localization")
             if c.localization.unfreeze == "backbone":
-                own = type(backbone)(c.backbone.width)
+                own = Backbone(c.backbone.width)
                 nets.load_part(own, self._folder("localization"), "backbone")
                 parts.append(own)
             localization = nets.build_localization(c.localization, backbone, c.seed)
@@ -300,10 +303,7 @@ class _Trial:
             attention = nets.build_attention(c.attention, localization.channels + counting.channels, c.seed)
             nets.load_part(attention, self._folder("attention"), "attention")
             parts.append(attention)
-        for part in parts:
-            part.to(self.device)
-            nets.freeze(part)
-        nets.narrow_layout(c.backbone.width, *parts)
+        self._ready(c.backbone.width, *parts)
         name = self.keys[Node("localization")].key if own is not backbone else self.keys[Node("counting")].key
         return Network(name, backbone, own, counting, localization, attention)
 
@@ -314,7 +314,7 @@ class _Trial:
         assert base.localization is not None
         backbone, name = base.localization_backbone, base.name
         if nets.has_part(self._folder("raz"), "backbone"):
-            backbone, name = type(backbone)(c.backbone.width), self.keys[Node("raz")].key
+            backbone, name = Backbone(c.backbone.width), self.keys[Node("raz")].key
             nets.load_part(backbone, self._folder("raz"), "backbone")
         nets.load_part(base.localization, self._folder("raz"), "localization")
         parts: list[nn.Module] = [backbone, base.localization]
@@ -323,31 +323,28 @@ class _Trial:
             attention = nets.build_attention(c.attention, base.localization.channels, c.seed)
             nets.load_part(attention, self._folder("raz_attention"), "attention")
             parts.append(attention)
-        for part in parts:
-            part.to(self.device)
-            nets.freeze(part)
-        nets.narrow_layout(c.backbone.width, *parts)
+        self._ready(c.backbone.width, *parts)
         return Network(name, backbone, backbone, None, base.localization, attention)
 
     # -------------------------------------------------------------- what trained stages learn
 
-    def _features(self, backbone: nn.Module, weights: str, images: Images, data: str) -> FeatureCache:
+    def _features(self, backbone: Backbone, weights: str, images: Images, data: str) -> FeatureCache:
         """The cache of a frozen backbone's features on these images."""
         name = digest([weights, data, asdict(self.config.input), self.config.threads, self.device.type])
-        return FeatureCache(self.cache.store / "features" / name, backbone, images, self.device)  # type: ignore[arg-type]
+        return FeatureCache(self.cache.store / "features" / name, backbone, images, self.device)
 
     def _frozen_features(self, network: Network, kind: str = "counting") -> tuple[FeatureCache, FeatureCache]:
         backbone = network.backbone if kind == "counting" else network.localization_backbone
         c = self._stage_config("counting")
         if backbone is network.backbone and c.counting.unfreeze == "none":
-            weights = digest([nets.weights_identity(c.backbone.weights), c.backbone.width, c.seed])
-        else:
-            weights = f"{network.name}/{kind}"
-        keys = self.keys[Node("counting")].data
-        return (
-            self._features(backbone, weights, self.frames("train"), keys["train"]),
-            self._features(backbone, weights, self.frames("val"), keys["val"]),
-        )
+            return self._image_features(backbone, _untrained(c.backbone, c.seed))
+        return self._image_features(backbone, f"{network.name}/{kind}")
+
+    def _image_features(self, backbone: Backbone, weights: str) -> tuple[FeatureCache, FeatureCache]:
+        """The caches of the training and the validation images."""
+        data = self.keys[Node("counting")].data
+        train, val = (self._features(backbone, weights, self.frames(s), data[s]) for s in ("train", "val"))
+        return train, val
 
     def _counting(self, given: Any) -> tuple[Task, Any]:
         c = given.counting
@@ -356,19 +353,16 @@ class _Trial:
         branch = nets.build_counting(c, backbone, given.seed).to(self.device)
         nets.narrow_layout(given.backbone.width, backbone, branch)
         modules = nn.ModuleDict({"counting": branch})
-        train_frozen = val_frozen = None
+        frozen: tuple[FeatureCache | None, FeatureCache | None] = (None, None)
         if c.unfreeze == "backbone":
             modules["backbone"] = backbone
         else:
             nets.freeze(backbone)
-            weights = digest([nets.weights_identity(given.backbone.weights), given.backbone.width, given.seed])
-            data = self.keys[Node("counting")].data
-            train_frozen = self._features(backbone, weights, m.train, data["train"])
-            val_frozen = self._features(backbone, weights, m.val, data["val"])
+            frozen = self._image_features(backbone, _untrained(given.backbone, given.seed))
         task = counting_task(
             m, modules, branch,
-            features_from(backbone, m.train, self.device, train_frozen),
-            features_from(backbone, m.val, self.device, val_frozen),
+            features_from(backbone, m.train, self.device, frozen[0]),
+            features_from(backbone, m.val, self.device, frozen[1]),
             c.train, beta=c.beta, kernel=c.kernel, kind=c.loss,
         )  # fmt: skip
         return task, c.train
@@ -591,6 +585,11 @@ _TASKS: Mapping[str, Callable[[_Trial, Any], tuple[Task | None, Any]]] = {
     "raz": _Trial._raz_net,
     "raz_attention": _Trial._raz_attention,
 }
+
+
+def _untrained(config: BackboneConfig, seed: int) -> str:
+    """What names the weights of a backbone that no stage trained."""
+    return digest([nets.weights_identity(config.weights), config.width, seed])
 
 
 def _state(modules: nn.Module) -> dict[str, Tensor]:
