@@ -109,6 +109,10 @@ class Frames:
         # a head at the far edge may round up onto the border, which is outside (27)
         return np.asarray(np.minimum(scaled, np.nextafter([entry.width, entry.height], 0.0)), dtype=np.float64)
 
+    def size(self, i: int) -> tuple[int, int]:
+        """(H, W) of the input."""
+        return self._entries[i].height, self._entries[i].width
+
     def original_size(self, i: int) -> tuple[int, int]:
         """(H0, W0) of the original image."""
         return self._entries[i].original_height, self._entries[i].original_width

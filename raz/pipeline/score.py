@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from raz.config import FusionConfig, MetricsConfig, PeaksConfig
 from raz.errors import TrialFailure
 from raz.paper import fusion as fuse
-from raz.paper.metrics import localization_scores, mae, match, rmse
-from raz.paper.peaks import fit_threshold
+from raz.paper.groundtruth import head_labels
+from raz.paper.metrics import Matches, localization_scores, mae, match, rmse
+from raz.paper.peaks import find_peaks, fit_threshold
 from raz.paper.zoom import Points
 
 FloatArray = NDArray[np.float64]
+ISOLATED = 0.5  # a lone plus of true labels averages 5/9 at its centre and 4/9 at its arms (13)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Predicted:
     output_stride: int
     passes: list[list[Points]]  # [pass - 1][image], input px
     regions: list[list[FloatArray]]  # [pass - 2][image] (r, 4) input px
+    ceiling: NDArray[np.int64]  # (images,): see `ceiling_counts`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,6 +63,32 @@ class Counts:
     density: FloatArray
     localization: FloatArray
     truth: FloatArray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the score of a split holds: its metrics, and the same image by image for pairing and figures.
+
+    `per_image`: `ids`, `truth`, `fused`, `density`, `localization`, `ceiling` (images,) persons; `regions`
+    (images, passes - 1); `cells_truth`, `cells_density`, `cells_localization` (images, cells²) persons; and every
+    ranked point of image i at `match_ends[i - 1]:match_ends[i]` of `match_score`, `match_distance` and `match_before`
+    (see `raz.paper.metrics.Matches`; original px).
+    """
+
+    metrics: dict[str, float]
+    per_image: dict[str, NDArray[Any]]
+
+
+def ceiling_counts(heads: Sequence[FloatArray], sizes: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """How many heads the *true* label map of each image gives back, (images,): what the encoding allows (14).
+
+    heads: (n, 2) x, y in input px; sizes: (H, W) of the input. Heads nearer than 4 px become one peak.
+    """
+    counts = [
+        len(find_peaks(head_labels(h, height, width).astype(np.float32), ISOLATED)[0])
+        for h, (height, width) in zip(heads, sizes, strict=True)
+    ]
+    return np.array(counts, dtype=np.int64)
 
 
 def thresholds(split: Predicted, which: Sequence[int], peaks: PeaksConfig) -> tuple[float, float]:
@@ -125,13 +155,15 @@ def score(
     depth: int,
     fusion: FusionConfig,
     metrics: MetricsConfig,
-) -> dict[str, float]:
-    """The metrics of a split whose images are divided among `fits` (one for test, the folds for validation).
+) -> Scores:
+    """The scores of a split whose images are divided among `fits` (one for test, the folds for validation).
 
-    `mae` and `rmse` are of the fused count; the paper's "MSE" is the root (20).
+    `mae` and `rmse` are of the fused count; the paper's "MSE" is the root (20). `*_ceiling` is of the counts that the
+    true label maps of pass 1 give back.
     """
     fused, den, loc, truth = (np.zeros(len(split)) for _ in range(4))
-    matches = {}
+    cells = {name: np.zeros((len(split), fusion.cells**2)) for name in ("density", "localization", "truth")}
+    matches: dict[int, Matches] = {}
     for which, fitted in fits:
         if not which:
             continue
@@ -140,6 +172,8 @@ def score(
         fused[list(which)] = rule(counts.density, counts.localization, fitted.theta_f).sum(axis=1)
         den[list(which)] = counts.density.sum(axis=1)
         loc[list(which)] = counts.localization.sum(axis=1)
+        for name, values in cells.items():
+            values[list(which)] = getattr(counts, name)
         for i in which:
             truth[i] = len(split.heads[i])
             points = split.passes[depth - 1][i]
@@ -150,6 +184,7 @@ def score(
         "mae": mae(fused, truth), "rmse": rmse(fused, truth),
         "mae_density": mae(den, truth), "rmse_density": rmse(den, truth),
         "mae_localization": mae(loc, truth), "rmse_localization": rmse(loc, truth),
+        "mae_ceiling": mae(split.ceiling, truth), "rmse_ceiling": rmse(split.ceiling, truth),
         "bias": float((fused - truth).mean()), "images": float(len(split)), "heads": float(truth.sum()),
     }  # fmt: skip
     out |= localization_scores([matches[i] for i in range(len(split))], sigmas=metrics.sigmas, pool=metrics.pool)
@@ -163,8 +198,24 @@ def score(
     out["threshold_main"], out["threshold_raz"] = last.main, last.raz
     if fusion.rule == "grid":
         out |= {f"theta_f_{g}": float(t) for g, t in enumerate(last.theta_f) if np.isfinite(t)}
+    per_image: dict[str, NDArray[Any]] = {
+        "ids": np.array(split.ids), "truth": truth, "fused": fused, "density": den, "localization": loc,
+        "ceiling": split.ceiling, "regions": zoomed.T, **{f"cells_{name}": values for name, values in cells.items()},
+        **_packed([matches[i] for i in range(len(split))]),
+    }  # fmt: skip
     # What is not defined (the recall of a split without heads) is left out.
-    return {name: float(value) for name, value in out.items() if np.isfinite(value)}
+    return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image)
+
+
+def _packed(matches: Sequence[Matches]) -> dict[str, NDArray[Any]]:
+    """The ranked points of all images, one after the other; single precision suffices to draw and to resample them."""
+    none = np.zeros(0)
+    return {
+        "match_ends": np.cumsum([len(m.score) for m in matches], dtype=np.int64),
+        "match_score": np.concatenate([none, *[m.score for m in matches]]).astype(np.float32),
+        "match_distance": np.concatenate([none, *[m.distance for m in matches]]).astype(np.float32),
+        "match_before": np.concatenate([none, *[m.best_before for m in matches]]).astype(np.float32),
+    }
 
 
 def score_split(
@@ -176,8 +227,8 @@ def score_split(
     peaks: PeaksConfig,
     fusion: FusionConfig,
     metrics: MetricsConfig,
-) -> dict[str, float]:
-    """The metrics of `split` (`name` val, train or test). Raises TrialFailure when there is nothing to fit on."""
+) -> Scores:
+    """The scores of `split` (`name` val, train or test). Raises TrialFailure when there is nothing to fit on."""
     if not len(val):
         raise TrialFailure("stage score", "the validation split has no images", "use more training images", "invalid")
     everything = range(len(val))

@@ -7,7 +7,6 @@ the artifact when the lock is free, and a killed maker's training is continued f
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -34,10 +33,11 @@ from raz.pipeline.infer import FeatureMemo, Network
 from raz.pipeline.memory import keep_freed_memory
 from raz.pipeline.regions import RegionImages, points_of, propose, propose_inside, region_images, zoom_image
 from raz.pipeline.samples import FeatureCache, Images
-from raz.pipeline.score import Predicted, score_split
+from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split
 from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
 from raz.pipeline.train import Outcome, Progress, Pruned, Task, train
 from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, fits_on_train, keys_of, ordered
+from raz.versions import versions
 
 __all__ = ["STAGES", "Pruned", "StageUse", "TrialResult", "run_trial", "stage_keys", "stored_metrics"]
 
@@ -71,6 +71,13 @@ def _opened(name: str, root: Path | None) -> Dataset:
 @lru_cache(maxsize=8)
 def _frames(name: str, root: Path | None, split: Split, scale: float, max_side: int, pack: Path) -> Frames:
     return Frames(_opened(name, root).items[split], scale=scale, max_side=max_side, pack=pack)
+
+
+@lru_cache(maxsize=8)
+def _ceiling(name: str, root: Path | None, split: Split, scale: float, max_side: int, pack: Path) -> NDArray[np.int64]:
+    """`ceiling_counts` of a split, once a process: every score of it prints them."""
+    frames = _frames(name, root, split, scale, max_side, pack)
+    return ceiling_counts([frames.heads(i) for i in range(len(frames))], [frames.size(i) for i in range(len(frames))])
 
 
 _MEMO = FeatureMemo()
@@ -212,7 +219,7 @@ class _Trial:
             "stage": str(node),
             "seconds": seconds,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
-            "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+            "versions": versions(),
             "config": parameters(self.config),
         }
 
@@ -249,10 +256,11 @@ class _Trial:
         began = time.monotonic()
         given = declared(self.config, node.stage)
         if node.stage == "score":
-            values = self._score(node, given)
+            scores = self._score(node, given)
 
             def write(folder: Path) -> None:
-                write_json(folder / "metrics.json", values)
+                write_json(folder / "metrics.json", scores.metrics)
+                np.savez_compressed(folder / "per_image.npz", allow_pickle=False, **scores.per_image)
         else:
             arrays = {"density": self._density, "points": self._points, "zoom": self._zoom}[node.stage](node, given)
 
@@ -560,16 +568,20 @@ class _Trial:
             points, chosen = self._read_pass(Node("zoom", split, number))
             passes.append(points)
             regions.append(chosen)
-        shapes = [frames.pixels(i).shape[:2] for i in range(len(frames))]
+        given = self.config.input
+        ceiling = _ceiling(
+            self.config.dataset, self.data_root, cast(Split, split), given.scale, given.max_side,
+            self.cache.store / "packs",
+        )  # fmt: skip
         scales = [frames.scale(i) for i in range(len(frames))]
         stride = self._stage_config("counting").counting.output_stride
         return Predicted(
             frames.ids, [frames.original_heads(i) for i in range(len(frames))],
-            [(int(h), int(w)) for h, w in shapes], [(1 / x, 1 / y) for x, y in scales],
-            density, stride, passes, regions,
+            [frames.size(i) for i in range(len(frames))], [(1 / x, 1 / y) for x, y in scales],
+            density, stride, passes, regions, ceiling,
         )  # fmt: skip
 
-    def _score(self, node: Node, given: Any) -> dict[str, float]:
+    def _score(self, node: Node, given: Any) -> Scores:
         split = self._predicted(node.split)
         val = split if node.split == "val" else self._predicted("val")
         learned = None

@@ -11,15 +11,11 @@ import json
 import logging
 import math
 import os
-import platform
-import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ from raz.config import nearest, parameters
 from raz.errors import RazError
 from raz.study.pruning import StepPruner
 from raz.study.space import SearchSpace
+from raz.versions import versions
 
 MOST_ATTEMPTS = 3  # of one trial whose process or machine went away
 LOCK_WAIT = 2.0  # seconds; a reader that looks whether the driver lives holds the lock for an instant
@@ -434,27 +431,3 @@ def _record(study: str, trial: FrozenTrial, alive: bool) -> TrialRecord:
         started=trial.datetime_start,
         finished=trial.datetime_complete,
     )
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """What the trials ran with: versions of the packages that matter, and the commit of a checkout."""
-    out = {"python": platform.python_version()}
-    for package in ("raz-sweep", "torch", "ray", "optuna", "numpy"):
-        try:
-            out[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            from raz import __version__
-
-            out[package] = __version__ if package == "raz-sweep" else "none"
-    here = Path(__file__).resolve().parents[2]
-    if (here / ".git").exists():
-        git = ["git", "-C", str(here)]
-        try:
-            commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-            dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):  # no git on this machine: the versions say what they can
-            return out
-        if commit.returncode == 0:
-            out["commit"] = commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
-    return out
