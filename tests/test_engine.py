@@ -29,8 +29,9 @@ from raz.engine.trial import attempt
 from raz.errors import RazError
 from raz.study.ablation import parse_table
 from raz.study.ledger import TrialRecord, is_running, journal_path, open_ledger, read_records, study_names
+from raz.study.parse import parse_space
 from raz.study.pruning import StepPruner
-from raz.study.space import SearchSpace, parse_space
+from raz.study.space import SearchSpace
 from raz.study.yamlfile import parse
 from tests.fakes_engine import STEPS
 
@@ -381,7 +382,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from raz.engine.sweep import run_study
-from raz.study.space import parse_space
+from raz.study.parse import parse_space
 from raz.study.yamlfile import parse
 try:
     space = parse_space(parse(sys.argv[2], "f.yaml"))

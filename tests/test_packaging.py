@@ -84,7 +84,7 @@ def test_the_wheel_runs_from_elsewhere(built: tuple[Path, Path], tmp_path: Path)
     assert run("import raz; print(raz.__file__)") == str(installed / "raz" / "__init__.py")
     where = run("from raz.resources import find; print(find('search_spaces/fusion.yaml'))")
     assert where == str(installed / "raz" / "search_spaces" / "fusion.yaml")
-    run("from raz.study.space import *; from raz.resources import *; load_space(find('search_spaces/fusion'))")
+    run("from raz.study.parse import *; from raz.resources import *; load_space(find('search_spaces/fusion'))")
     metadata = (installed / f"raz_sweep-{raz.__version__}.dist-info" / "entry_points.txt").read_text()
     assert "raz-sweep = raz.cli:main" in metadata
     assert "run" in run("import sys; sys.argv = ['raz-sweep', '--help']; from raz.cli import main; main()")

@@ -377,7 +377,7 @@ def test_what_cannot_be_reported_is_told(words: list[str], message: str) -> None
 
 def test_the_list_names_tables_and_studies(tmp_path: Path) -> None:
     from raz.study.ledger import open_ledger
-    from raz.study.space import parse_space
+    from raz.study.parse import parse_space
 
     space = parse_space(parse("study: mine\ndesign: {trials: 1}\nparameters: {depth: {choice: [1, 2]}}\n", "s.yaml"))
     with open_ledger(tmp_path, space):

@@ -11,7 +11,10 @@ import pytest
 from raz.config import PRESETS, configure
 from raz.errors import RazError
 from raz.resources import find, shipped
-from raz.study.space import SearchSpace, combinations, load_space, parse_space, settings_of
+from raz.study.base import settings_of
+from raz.study.parse import load_space, parse_space
+from raz.study.resources import Resources
+from raz.study.space import SearchSpace, combinations
 from raz.study.yamlfile import parse, read
 
 HEAD = "study: s\ndesign: {sampler: tpe, trials: 4}\n"
@@ -116,6 +119,33 @@ parameters: {depth: {choice: [1, 2]}}
 f.yaml:2: design.sampler is 'bayes', expected one of tpe, random, grid
   try: legal are tpe, random, grid
 f.yaml:2: design.trials is 0, expected a whole number from 1 to 1000000""",
+    ),
+    (
+        HEAD
+        + """\
+base: {set: {threads: 2}}
+resources:
+  countin: {cpus: 2}
+  counting: {cpu: 2, gpus: 1.5}
+  raz: 2
+  zoom: {cpus: 1, gpus: true}
+  all: {cpus: 0}
+parameters: {depth: {choice: [1, 2]}}
+""",
+        """\
+f.yaml:5: unknown stage 'countin' of resources
+  try: did you mean counting or attention?
+f.yaml:6: unknown key 'resources.counting.cpu'
+  try: did you mean cpus or gpus?
+f.yaml:6: resources.counting.gpus is 1.5, expected 0, a fraction up to 1 or a whole number of devices
+  try: gpus: 0.5
+f.yaml:7: resources.raz is 2, expected cpus and gpus
+  try: counting: {cpus: 2, gpus: 0.5}
+f.yaml:8: resources.zoom.cpus is 1, fewer than the 2 threads of a trial
+  try: cpus: 2, or fewer threads
+f.yaml:8: resources.zoom.gpus is true, expected 0, a fraction up to 1 or a whole number of devices
+  try: gpus: 0.5
+f.yaml:9: resources.all.cpus is 0, expected a whole number from 1 to 1024""",
     ),
     (
         HEAD
@@ -527,6 +557,15 @@ def test_what_a_file_says() -> None:
     assert space.base == configure(PRESETS["tiny"], {"dataset": "toy", "localization.gamma": 30})
     assert space.comment == "Is it so?\nCost: nothing."
     assert [p.name for p in space.parameters] == ["fusion.rule", "depth", "fusion.theta_f", "counting.channels"]
+
+
+def test_resources_of_a_stage_go_over_those_of_all() -> None:
+    space = space_of(CONDITIONAL + "resources: {all: {cpus: 4, gpus: 0}, counting: {gpus: 0.5}, raz: {cpus: 2}}\n")
+    assert space.resources_of("counting") == Resources(cpus=4, gpus=0.5)
+    assert space.resources_of("raz") == Resources(cpus=2, gpus=0)
+    assert space.resources_of("score") == Resources(cpus=4, gpus=0)
+    assert space_of(CONDITIONAL).resources_of("score") == Resources(None, None)
+    assert space.digest() == space_of(CONDITIONAL).digest()  # where it ran is no part of the question
 
 
 def test_the_grid_is_every_combination_once() -> None:

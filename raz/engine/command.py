@@ -15,7 +15,8 @@ from raz.engine.sweep import check_data, run_study
 from raz.engine.trial import PIPELINE
 from raz.errors import RazError
 from raz.resources import find
-from raz.study.space import parse_space, settings_of
+from raz.study.base import settings_of
+from raz.study.parse import parse_space
 from raz.study.yamlfile import read
 
 

@@ -101,7 +101,7 @@ def _table(name: str, profile: str | None, store: Path, data_root: Path | None, 
     from raz.report.layout import table_report
     from raz.resources import find
     from raz.study.ablation import load_table
-    from raz.study.space import settings_of
+    from raz.study.base import settings_of
 
     path = find(name, ("ablations",))
     own = Path(name).expanduser().is_file()

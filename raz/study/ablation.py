@@ -16,7 +16,7 @@ from typing import Any
 
 from raz.config import TrialConfig, coerce, configure, known_names, nearest
 from raz.errors import RazError, RazErrors
-from raz.study.space import check_words, read_base
+from raz.study.base import check_words, read_base
 from raz.study.yamlfile import Document, Faults, Place, kind, read
 
 DEFAULT_PROFILE = "toy"

@@ -8,86 +8,43 @@ next driver and queued again with the same values.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import filelock
 import optuna
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import nearest, parameters
 from raz.errors import RazError
 from raz.study.pruning import StepPruner
+from raz.study.records import (
+    Outcome,
+    TrialRecord,
+    is_running,
+    journal_path,
+    load_study,
+    lock_path,
+    read_records,
+    record_of,
+    records,
+    storage_of,
+    study_names,
+)  # fmt: skip
 from raz.study.space import SearchSpace
 from raz.versions import versions
 
 MOST_ATTEMPTS = 3  # of one trial whose process or machine went away
+__all__ = [
+    "Ledger", "Outcome", "TrialRecord", "is_running", "journal_path", "load_study", "open_ledger", "read_records",
+    "records", "study_names",
+]  # fmt: skip
 LOCK_WAIT = 2.0  # seconds; a reader that looks whether the driver lives holds the lock for an instant
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended, as it travels from the trial's process to the driver."""
-
-    state: str  # complete | pruned | failed
-    seconds: float = 0.0
-    metrics: Mapping[str, float] | None = None
-    stages: Sequence[Mapping[str, Any]] = ()
-    reason: str = ""  # of a failure: nan | oom | lost | invalid | error
-    message: str = ""
-    trace: str = ""
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial of a study, as reports read it."""
-
-    study: str
-    number: int
-    state: str  # complete | pruned | failed | running | waiting | lost (running, and its driver is gone)
-    values: Mapping[str, Any]  # what was searched: dotted name -> value, active parameters only
-    config: Mapping[str, Any]  # the whole trial: every dotted name -> value
-    value: float | None  # the objective
-    metrics: Mapping[str, float]
-    stages: Sequence[Mapping[str, Any]]  # {stage, key, hit, seconds}
-    steps: Mapping[int, float]  # what the pruner saw
-    reason: str
-    message: str
-    seconds: float
-    versions: Mapping[str, str]
-    retry_of: int | None
-    started: datetime | None
-    finished: datetime | None
-
-    @property
-    def pruned_at(self) -> tuple[int, float] | None:
-        """(step, value) at which the pruner stopped it."""
-        if self.state != "pruned" or not self.steps:
-            return None
-        last = max(self.steps)
-        return last, self.steps[last]
-
-
-class _Held(JournalFileOpenLock):  # type: ignore[misc]
-    """The journal's own lock, which the ledger's lock makes needless: it would outlive a killed driver."""
-
-    def __init__(self) -> None:
-        return None
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        return None
 
 
 class Ledger:
@@ -167,8 +124,10 @@ class Ledger:
             return trial.number, values, config
         return None
 
-    def report(self, number: int, step: int, value: float) -> bool:
+    def report(self, number: int, step: int, value: float, *, shared: bool = False) -> bool:
         """Writes down a step of a running trial and says whether to prune it.
+
+        `shared`: another living trial waits for the same stage, so nobody is pruned in it.
 
         A step told twice (a trial that was restarted replays its curve) keeps its first value.
         """
@@ -177,7 +136,7 @@ class Ledger:
             return False
         if step not in self.study._storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(value, step)
-        return bool(trial.should_prune())
+        return not shared and bool(trial.should_prune())
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
         """Writes down how a trial ended; telling a finished trial again changes nothing."""
@@ -211,7 +170,7 @@ class Ledger:
 
     def record(self, number: int) -> TrialRecord:
         """The record of one trial."""
-        return _record(self.space.study, self._trials()[number], alive=True)
+        return record_of(self.space.study, self._trials()[number], alive=True)
 
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials, in the order of their numbers."""
@@ -242,16 +201,6 @@ def _attempts(trial: FrozenTrial, by_number: Mapping[int, FrozenTrial]) -> int:
 # ------------------------------------------------------------------ opening
 
 
-def journal_path(store: Path, study: str) -> Path:
-    """STORE/studies/NAME.journal"""
-    return store / "studies" / f"{study}.journal"
-
-
-def study_names(store: Path) -> tuple[str, ...]:
-    """The studies of a store."""
-    return tuple(sorted(path.stem for path in (store / "studies").glob("*.journal")))
-
-
 @contextmanager
 def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
     """The study of the space, open for writing while the context lasts.
@@ -261,7 +210,7 @@ def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
     """
     path = journal_path(store, space.study)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(_lock_path(path), timeout=LOCK_WAIT)
+    lock = filelock.FileLock(lock_path(path), timeout=LOCK_WAIT)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -273,10 +222,6 @@ def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
         yield Ledger(space, _open(path, space), path)
     finally:
         lock.release()
-
-
-def _lock_path(journal: Path) -> str:
-    return str(journal.with_suffix(".lock"))
 
 
 def _mend(path: Path) -> None:
@@ -300,16 +245,8 @@ def _mend(path: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _storage(path: Path) -> optuna.storages.JournalStorage:
-    logging.getLogger("optuna").setLevel(logging.ERROR)  # the console tells each event, and once
-    try:
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=_Held()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RazError(str(path), f"the journal is damaged: {error}", "move the file away and run again") from None
-
-
 def _open(path: Path, space: SearchSpace) -> optuna.Study:
-    storage = _storage(path)
+    storage = storage_of(path)
     study = optuna.create_study(
         storage=storage, study_name=space.study, direction=space.direction, load_if_exists=True,
         pruner=pruner_of(space),
@@ -351,83 +288,3 @@ def pruner_of(space: SearchSpace) -> optuna.pruners.BasePruner:
     """The pruner, by its name in raz.study.space.PRUNERS."""
     keep = {"median": 0.5, "percentile": 0.25}.get(space.pruner)
     return optuna.pruners.NopPruner() if keep is None else StepPruner(keep, space.warmup_steps)
-
-
-# ------------------------------------------------------------------ reading
-
-
-def load_study(store: Path, name: str) -> optuna.Study:
-    """A study to read. Raises RazError when the store has none of this name."""
-    path = journal_path(store, name)
-    if not path.is_file():
-        raise RazError(f"study {name}", f"{store} has no such study", _known(store, name))
-    try:
-        return optuna.load_study(study_name=name, storage=_storage(path))
-    except KeyError:
-        raise RazError(str(path), f"the journal holds no study {name!r}", "move the file away and run again") from None
-
-
-def _known(store: Path, name: str) -> str:
-    names = study_names(store)
-    return nearest(name, names) if names else "raz-sweep run fusion"
-
-
-def read_records(store: Path, name: str) -> tuple[TrialRecord, ...]:
-    """The trials of a study, in the order of their numbers; reads beside a driver that writes."""
-    alive = is_running(store, name)  # asked first: a driver that ends in between leaves nothing running
-    return records(load_study(store, name), alive=alive)
-
-
-def is_running(store: Path, name: str) -> bool:
-    """Whether a driver holds the study now."""
-    path = journal_path(store, name)
-    if not path.exists():
-        return False
-    lock = filelock.FileLock(_lock_path(path))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return True
-    except OSError:  # a store that may only be read: the lock cannot be asked
-        return False
-    lock.release()
-    return False
-
-
-def records(study: optuna.Study, *, alive: bool = True) -> tuple[TrialRecord, ...]:
-    """The study's trials as records. Without a living driver, what is RUNNING was lost."""
-    return tuple(_record(study.study_name, trial, alive) for trial in study.get_trials(deepcopy=False))
-
-
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
-
-
-def _record(study: str, trial: FrozenTrial, alive: bool) -> TrialRecord:
-    attributes = trial.user_attrs
-    state = STATES[trial.state]
-    if state == "running" and not alive:
-        state = "lost"
-    return TrialRecord(
-        study=study,
-        number=trial.number,
-        state=state,
-        values=attributes.get("values", {}),
-        config=attributes.get("parameters", {}),
-        value=trial.value if state == "complete" else None,
-        metrics=attributes.get("metrics", {}),
-        stages=tuple(attributes.get("stages", ())),
-        steps=dict(trial.intermediate_values),
-        reason=attributes.get("reason", "lost" if state == "lost" else ""),
-        message=attributes.get("message", ""),
-        seconds=float(attributes.get("seconds", 0.0)),
-        versions=attributes.get("versions", {}),
-        retry_of=attributes.get("retry_of"),
-        started=trial.datetime_start,
-        finished=trial.datetime_complete,
-    )

@@ -1,0 +1,197 @@
+"""`parameters:` of a search space: every name and every value that a trial could draw is tried on the base."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from raz.config import TrialConfig, known_names, nearest
+from raz.study.base import faults_of
+from raz.study.space import KINDS, Parameter, among, label
+from raz.study.yamlfile import Document, Faults, Place, kind
+
+
+def read_parameters(document: Document, faults: Faults, base: TrialConfig, sampler: str) -> tuple[Parameter, ...]:
+    raw = document.data.get("parameters", {})
+    if not isinstance(raw, dict) or ("parameters" in document.data and not raw):
+        faults.add(
+            ("parameters",), f"parameters is {'empty' if raw == {} else kind(raw)}, expected dotted names with ranges",
+            "depth: {choice: [1, 2, 3]}",
+        )  # fmt: skip
+        return ()
+    hints = known_names()
+    found: dict[str, Parameter] = {}
+    for name, body in raw.items():
+        if name not in hints:
+            faults.add(("parameters", name), f"unknown parameter {name!r}", nearest(name, hints))
+            continue
+        parameter = _parameter(name, body, faults, sampler)
+        if parameter is not None:
+            found[name] = parameter
+    for parameter in found.values():
+        for other, legal in parameter.when:
+            _condition(parameter.name, other, legal, raw, found, faults)
+    ordered = _ordered(found, faults)
+    for parameter in ordered:
+        _try_values(parameter, found, base, faults)
+    return ordered
+
+
+def _parameter(name: str, body: Any, faults: Faults, sampler: str) -> Parameter | None:
+    place: Place = ("parameters", name)
+    before = len(faults.found)
+    if not isinstance(body, dict):
+        hint = f"{name}: {{choice: {json.dumps(body)}}}" if isinstance(body, list) else f"{name}: {{int: [1, 4]}}"
+        faults.add(place, f"{name} is {kind(body)}, expected choice, int or float", hint)
+        return None
+    kinds = [key for key in KINDS if key in body]
+    for key in body:
+        if key not in (*KINDS, "log", "step", "when"):
+            legal = (*KINDS, "log", "step", "when")
+            faults.add((*place, key), f"unknown key {key!r} of {name}", nearest(key, legal))
+    if len(kinds) != 1:
+        got = " and ".join(kinds) if kinds else "no range"
+        faults.add(place, f"{name} has {got}, expected one of choice, int and float", f"{name}: {{choice: [1, 2]}}")
+        return None
+    (chosen,) = kinds
+    when = _when(name, body.get("when", {}), faults)
+    log: Any = body.get("log", False)
+    step: Any = body.get("step")
+    if chosen == "choice":
+        values = body["choice"]
+        if not isinstance(values, list) or not values:
+            faults.add(
+                (*place, "choice"),
+                f"{name}.choice is {kind(values) if values != [] else 'empty'}, expected a list",
+                "[1, 2]",
+            )
+            return None
+        for key in ("log", "step"):
+            if key in body:
+                faults.add((*place, key), f"{name} has {key} beside choice", f"leave {key} out, or give a range")
+        seen: list[Any] = []
+        for i, value in enumerate(values):
+            if isinstance(value, dict) or value is None:
+                faults.add((*place, "choice", i), f"{name}.choice has {kind(value)}, expected values")
+            elif any(label(value) == other for other in seen):
+                faults.add((*place, "choice", i), f"{name}.choice has {value!r} twice", "leave one out")
+            seen.append(label(value))
+        return Parameter(name, "choice", tuple(values), when=when) if len(faults.found) == before else None
+    bounds = body[chosen]
+    number = int if chosen == "int" else (int, float)
+    word = "whole numbers" if chosen == "int" else "numbers"
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+
+    if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
+        shown = json.dumps(bounds) if isinstance(bounds, list) else kind(bounds)
+        faults.add(
+            (*place, chosen), f"{name}.{chosen} is {shown}, expected two {word}: the lowest and the highest", "[1, 4]"
+        )
+        return None
+    low, high = (float(b) if chosen == "float" else b for b in bounds)
+    if low > high:
+        faults.add(
+            (*place, chosen), f"{name}.{chosen} is [{low}, {high}], the lowest is above the highest", f"[{high}, {low}]"
+        )
+    if not isinstance(log, bool):
+        faults.add((*place, "log"), f"{name}.log is {kind(log)}, expected true or false")
+    elif log and low <= 0:
+        faults.add(
+            (*place, "log"), f"{name} has log: true and starts at {low}, expected more than 0", "a higher lowest value"
+        )
+    if "step" in body:
+        if not is_number(step) or step <= 0:
+            faults.add((*place, "step"), f"{name}.step is {kind(step)}, expected one of the {word} over 0")
+        elif log is True:
+            faults.add((*place, "step"), f"{name} has both step and log: true", "leave one out")
+        elif abs((high - low) / step - round((high - low) / step)) > 1e-9:
+            top = low + math.floor((high - low) / step) * step
+            faults.add((*place, "step"), f"{name}.step {step} does not lead from {low} to {high}", f"[{low}, {top:g}]")
+    elif chosen == "float" and sampler == "grid":
+        faults.add(
+            place, f"{name} is a range without steps, which a grid cannot go through", "step: 0.1, or choice: [...]"
+        )
+    if len(faults.found) > before:
+        return None
+    return Parameter(name, chosen, low=low, high=high, step=step, log=log, when=when)
+
+
+def _when(name: str, raw: Any, faults: Faults) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    place: Place = ("parameters", name, "when")
+    if not isinstance(raw, dict):
+        faults.add(place, f"{name}.when is {kind(raw)}, expected parameters with values", "when: {fusion.rule: grid}")
+        return ()
+    out = []
+    for other, legal in raw.items():
+        values = legal if isinstance(legal, list) else [legal]
+        if not values:
+            faults.add((*place, other), f"{name}.when.{other} is empty, so {name} would never be drawn")
+            continue
+        out.append((other, tuple(values)))
+    return tuple(out)
+
+
+def _condition(
+    name: str,
+    other: str,
+    legal: tuple[Any, ...],
+    raw: Mapping[str, Any],
+    found: Mapping[str, Parameter],
+    faults: Faults,
+) -> None:
+    place: Place = ("parameters", name, "when", other)
+    if other not in raw:
+        hint = f"add {other} to parameters" if other in known_names() else nearest(other, known_names())
+        faults.add(place, f"{name} depends on {other!r}, which is no parameter of this file", hint)
+        return
+    if other not in found:
+        return  # it has a fault of its own
+    parent = found[other]
+    if parent.kind == "float":
+        faults.add(place, f"{name} depends on {other}, a range of floats, expected a choice or whole numbers")
+        return
+    for value in legal:
+        if not among(value, parent.values()):
+            shown = parent.values() if len(parent.values()) <= 12 else (*parent.values()[:12], "…")
+            faults.add(place, f"{name}.when: {other} is never {value!r}", "one of " + ", ".join(map(str, shown)))
+
+
+def _ordered(found: dict[str, Parameter], faults: Faults) -> tuple[Parameter, ...]:
+    """Parents first, else the order of the file. A circle of conditions is a fault."""
+    left, out = dict(found), []
+    while left:
+        ready = [p for p in left.values() if not any(other in left for other, _ in p.when)]
+        if not ready:
+            names = " -> ".join(left)
+            faults.add(
+                ("parameters", next(iter(left)), "when"), f"the conditions go in a circle: {names}", "drop one `when`"
+            )
+            return ()
+        out.append(ready[0])
+        del left[ready[0].name]
+    return tuple(out)
+
+
+def _try_values(parameter: Parameter, found: Mapping[str, Parameter], base: TrialConfig, faults: Faults) -> None:
+    """Sets every choice, or both ends of a range, on the base, beside values that make it active."""
+    around: dict[str, Any] = {}
+    todo = [parameter]
+    while todo:
+        for other, legal in todo.pop().when:
+            if other in found and other not in around:
+                around[other] = legal[0]
+                todo.append(found[other])
+    if any(faults_of(base, {name: value}) for name, value in around.items()):
+        return  # the parent is at fault, and says so
+    ends = parameter.choices if parameter.kind == "choice" else (parameter.low, parameter.high)
+    told = set()
+    for i, value in enumerate(ends):
+        for fault in faults_of(base, {**around, parameter.name: value}):
+            if fault.what not in told:
+                told.add(fault.what)
+                place: Place = ("parameters", parameter.name, parameter.kind, i)
+                faults.add(place, fault.what, fault.hint)
