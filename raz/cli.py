@@ -17,6 +17,7 @@ from raz import __version__
 from raz.data.cli import data_app
 from raz.errors import RazError
 from raz.report.cli import report_command
+from raz.score.cli import score_command
 
 
 class _Guarded(TyperGroup):
@@ -84,6 +85,7 @@ def top(
     raz-sweep run ablations/recurrence   the rows of a table
     raz-sweep report --table recurrence  what there is, beside the paper's numbers
     raz-sweep data check shanghaitech_a  is my copy of a data set right?
+    raz-sweep score --pred P --gt G      anybody's points under four protocols
     """
 
 
@@ -125,6 +127,7 @@ def run(
 
 app.add_typer(data_app, name="data")
 app.command("report")(report_command)
+app.command("score")(score_command)
 
 
 def main() -> None:

@@ -1,0 +1,66 @@
+"""`raz-sweep score`: options in, a table out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def score_command(
+    pred: Annotated[Path, typer.Option("--pred", help="Predicted points: CSV, JSON or a benchmark's text file.")],
+    gt: Annotated[Path | None, typer.Option("--gt", help="True heads, in the same forms; boxes as w,h.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="True heads of a data set instead.")] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--root", "--data-root", envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the data set: train, val or test.")] = "test",
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="raz, nwpu, fidtm or qnrf; repeatable. Default: all that apply.")
+    ] = None,
+    sigma: Annotated[str, typer.Option(help="Of protocol raz: px, separated by commas.")] = "40,20,5",
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Round coordinates down first, as the scripts of nwpu, fidtm, qnrf do.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+) -> None:
+    """Score anybody's points (image, x, y, score) under the paper's metric and the benchmarks' ones, side by side.
+
+    \b
+    raz-sweep score --pred mine.csv --gt heads.csv
+    raz-sweep score --pred mine.json --dataset shanghaitech_a --root ~/data --json
+    raz-sweep score --pred pred.txt --gt val_gt_loc.txt --protocol nwpu
+    """
+    import json
+    import sys
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from raz.score.points import read_points
+    from raz.score.table import render, score_points, true_heads
+
+    sigmas = _numbers(sigma)
+    true = true_heads(gt, dataset, data_root, split)
+    found = read_points(pred)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("scoring", total=None)
+        scores = score_points(
+            found, true, protocol=protocol or (), sigmas=sigmas, floor=floor, where=str(pred),
+            told=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    typer.echo(json.dumps(scores.as_json(), indent=1, allow_nan=False) if as_json else render(scores))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    from raz.errors import RazError
+
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value < float("inf") for value in values):
+        raise RazError("--sigma", f"{text!r}, expected numbers over 0 separated by commas", "--sigma 40,20,5")
+    return values
