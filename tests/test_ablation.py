@@ -8,7 +8,7 @@ from raz.config import PRESETS, differences
 from raz.errors import RazError
 from raz.resources import shipped
 from raz.study.ablation import AblationTable, load_table, parse_table
-from raz.study.yamlfile import parse
+from raz.yamlfile import parse
 
 GOOD = """\
 table: small_one

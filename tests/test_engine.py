@@ -32,7 +32,7 @@ from raz.study.ledger import TrialRecord, is_running, journal_path, open_ledger,
 from raz.study.parse import parse_space
 from raz.study.pruning import StepPruner
 from raz.study.space import SearchSpace
-from raz.study.yamlfile import parse
+from raz.yamlfile import parse
 from tests.fakes_engine import STEPS
 
 HERE = Path(__file__).resolve().parent
@@ -383,7 +383,7 @@ import sys
 from pathlib import Path
 from raz.engine.sweep import run_study
 from raz.study.parse import parse_space
-from raz.study.yamlfile import parse
+from raz.yamlfile import parse
 try:
     space = parse_space(parse(sys.argv[2], "f.yaml"))
     options = {"inline": sys.argv[3] == "inline", "jobs": 2}

@@ -23,7 +23,7 @@ from raz.report.render import csv_text, json_text, latex, markdown, terminal
 from raz.report.statistics import Summary, difference, prediction_interval, summarize, verdict
 from raz.study.ablation import load_table, parse_table
 from raz.study.ledger import TrialRecord
-from raz.study.yamlfile import parse
+from raz.yamlfile import parse
 
 TABLE = """\
 table: two_rows

@@ -15,7 +15,7 @@ from raz.study.base import settings_of
 from raz.study.parse import load_space, parse_space
 from raz.study.resources import Resources
 from raz.study.space import SearchSpace, combinations
-from raz.study.yamlfile import parse, read
+from raz.yamlfile import parse, read
 
 HEAD = "study: s\ndesign: {sampler: tpe, trials: 4}\n"
 

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from raz.data.region import Polygon
 from raz.errors import RazError
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -39,7 +40,13 @@ class Item:
     scene: str  # images of one scene never lie on both sides of a train/val split
     load_pixels: Callable[[], Pixels]  # (H, W, 3) uint8 RGB
     load_heads: Callable[[], Heads]  # (n, 2) float64 original px, inside the image only
-    digest: str  # sha256 of image and annotation bytes, or of a generator's settings
+    digest: str  # sha256 of all that is read of it (image, annotation, region), or of a generator's settings
+    # The region of interest: () = the whole image. What lies outside it is painted over in the pixels and is left out
+    # of the heads, and whoever scores leaves out density and points there.
+    region: Polygon = ()
+    # A named part of its split that the data set's protocol scores by itself (`mae@scene1`); the split's errors are
+    # then the means of its parts'. "" where the protocol has none.
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Found:
 
     item: Item
     image_digest: str  # sha256 of the image's bytes alone: equal ones in two splits are a leak
-    outside: int = 0  # annotated heads beyond the image, which `item.load_heads` leaves out
+    outside: int = 0  # annotated heads beyond the image or its region, which `item.load_heads` leaves out
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,10 @@ class Frames:
         return len(self._items)
 
     @property
+    def items(self) -> tuple[Item, ...]:
+        return self._items
+
+    @property
     def ids(self) -> tuple[str, ...]:
         return tuple(item.id for item in self._items)
 

@@ -17,7 +17,7 @@ from raz.errors import RazError
 from raz.resources import find
 from raz.study.base import settings_of
 from raz.study.parse import parse_space
-from raz.study.yamlfile import read
+from raz.yamlfile import read
 
 
 def run_file(

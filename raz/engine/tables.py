@@ -20,7 +20,7 @@ from raz.engine.trial import PIPELINE, attempt, resolve
 from raz.errors import RazError
 from raz.study.ablation import AblationTable, Trial, parse_table
 from raz.study.ledger import Outcome
-from raz.study.yamlfile import Document
+from raz.yamlfile import Document
 
 SPLITS = ("val", "test")
 MOST_RESTARTS = 2  # of a trial whose process died

@@ -7,13 +7,14 @@ something fitted on validation images is cross-fitted: each fold is scored with 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raz.config import FusionConfig, MetricsConfig, PeaksConfig
+from raz.data.region import Polygon, inside, shares
 from raz.errors import TrialFailure
 from raz.paper import fusion as fuse
 from raz.paper.groundtruth import head_labels
@@ -38,9 +39,30 @@ class Predicted:
     passes: list[list[Points]]  # [pass - 1][image], input px
     regions: list[list[FloatArray]]  # [pass - 2][image] (r, 4) input px
     ceiling: NDArray[np.int64]  # (images,): see `ceiling_counts`
+    parts: tuple[str, ...] = ()  # of each image, where the data set's protocol scores parts by themselves
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def within(split: Predicted, polygons: Sequence[Polygon]) -> Predicted:
+    """The same with what lies outside each image's region of interest taken away: density, and points of all passes.
+
+    A density cell on the border keeps the share of its pixels inside. Heads outside are no item's to begin with.
+    """
+    if not any(polygons):
+        return split
+    density, passes = list(split.density), [list(found) for found in split.passes]
+    for i, polygon in enumerate(polygons):
+        if not polygon:
+            continue
+        (height, width), (x, y) = split.sizes[i], split.to_original[i]
+        density[i] = split.density[i] * shares(polygon, height, width, split.output_stride, (1 / x, 1 / y))
+        for found in passes:
+            points = found[i]
+            kept = inside(polygon, points.xy * [x, y])
+            found[i] = Points(points.xy[kept], points.score[kept], points.network[kept], points.depth[kept])
+    return replace(split, density=density, passes=passes)
 
 
 @dataclass(frozen=True)
@@ -69,10 +91,10 @@ class Counts:
 class Scores:
     """What the score of a split holds: its metrics, and the same image by image for pairing and figures.
 
-    `per_image`: `ids`, `truth`, `fused`, `density`, `localization`, `ceiling` (images,) persons; `regions`
-    (images, passes - 1); `cells_truth`, `cells_density`, `cells_localization` (images, cells²) persons; and every
-    ranked point of image i at `match_ends[i - 1]:match_ends[i]` of `match_score`, `match_distance` and `match_before`
-    (see `raz.paper.metrics.Matches`; original px).
+    `per_image`: `ids` and `parts` (text); `truth`, `fused`, `density`, `localization`, `ceiling` (images,) persons;
+    `regions` (images, passes - 1); `cells_truth`, `cells_density`, `cells_localization` (images, cells²) persons; and
+    every ranked point of image i at `match_ends[i - 1]:match_ends[i]` of `match_score`, `match_distance` and
+    `match_before` (see `raz.paper.metrics.Matches`; original px).
     """
 
     metrics: dict[str, float]
@@ -159,7 +181,8 @@ def score(
     """The scores of a split whose images are divided among `fits` (one for test, the folds for validation).
 
     `mae` and `rmse` are of the fused count; the paper's "MSE" is the root (20). `*_ceiling` is of the counts that the
-    true label maps of pass 1 give back.
+    true label maps of pass 1 give back. Where the data set's protocol scores parts (WorldExpo's five scenes), these
+    errors are the means of the parts', and `mae@scene1` … stand beside.
     """
     fused, den, loc, truth = (np.zeros(len(split)) for _ in range(4))
     cells = {name: np.zeros((len(split), fusion.cells**2)) for name in ("density", "localization", "truth")}
@@ -180,11 +203,14 @@ def score(
             kept = fitted.counted(points) if metrics.points == "counted" else points.score >= metrics.floor
             xy = points.xy[kept] * np.array(split.to_original[i])
             matches[i] = match(xy, points.score[kept].astype(np.float64), split.heads[i])
-    out = {
-        "mae": mae(fused, truth), "rmse": rmse(fused, truth),
-        "mae_density": mae(den, truth), "rmse_density": rmse(den, truth),
-        "mae_localization": mae(loc, truth), "rmse_localization": rmse(loc, truth),
-        "mae_ceiling": mae(split.ceiling, truth), "rmse_ceiling": rmse(split.ceiling, truth),
+    errors = {
+        f"{name}{suffix}": {part: error(counts[which], truth[which]) for part, which in _parts(split.parts).items()}
+        for suffix, counts in (("", fused), ("_density", den), ("_localization", loc), ("_ceiling", split.ceiling))
+        for name, error in (("mae", mae), ("rmse", rmse))
+    }
+    out = {name: float(np.mean(list(of.values()))) for name, of in errors.items()}
+    out |= {f"{name}@{part}": value for name, of in errors.items() for part, value in of.items() if part}
+    out |= {
         "bias": float((fused - truth).mean()), "images": float(len(split)), "heads": float(truth.sum()),
     }  # fmt: skip
     out |= localization_scores([matches[i] for i in range(len(split))], sigmas=metrics.sigmas, pool=metrics.pool)
@@ -199,7 +225,8 @@ def score(
     if fusion.rule == "grid":
         out |= {f"theta_f_{g}": float(t) for g, t in enumerate(last.theta_f) if np.isfinite(t)}
     per_image: dict[str, NDArray[Any]] = {
-        "ids": np.array(split.ids), "truth": truth, "fused": fused, "density": den, "localization": loc,
+        "ids": np.array(split.ids), "parts": np.array(split.parts or [""] * len(split)),
+        "truth": truth, "fused": fused, "density": den, "localization": loc,
         "ceiling": split.ceiling, "regions": zoomed.T, **{f"cells_{name}": values for name, values in cells.items()},
         **_packed([matches[i] for i in range(len(split))]),
     }  # fmt: skip
@@ -216,6 +243,13 @@ def _packed(matches: Sequence[Matches]) -> dict[str, NDArray[Any]]:
         "match_distance": np.concatenate([none, *[m.distance for m in matches]]).astype(np.float32),
         "match_before": np.concatenate([none, *[m.best_before for m in matches]]).astype(np.float32),
     }
+
+
+def _parts(parts: Sequence[str]) -> dict[str, NDArray[np.intp] | slice]:
+    """The images of each part; all of them under "" where there are none."""
+    if not any(parts):
+        return {"": slice(None)}
+    return {part: np.flatnonzero(np.array(parts) == part) for part in sorted(set(parts))}
 
 
 def score_split(

@@ -33,7 +33,7 @@ from raz.pipeline.infer import FeatureMemo, Network
 from raz.pipeline.memory import keep_freed_memory
 from raz.pipeline.regions import RegionImages, points_of, propose, propose_inside, region_images, zoom_image
 from raz.pipeline.samples import FeatureCache, Images
-from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split
+from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split, within
 from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
 from raz.pipeline.train import Outcome, Progress, Pruned, Task, train
 from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, fits_on_train, keys_of, ordered
@@ -575,11 +575,12 @@ class _Trial:
         )  # fmt: skip
         scales = [frames.scale(i) for i in range(len(frames))]
         stride = self._stage_config("counting").counting.output_stride
-        return Predicted(
+        predicted = Predicted(
             frames.ids, [frames.original_heads(i) for i in range(len(frames))],
             [frames.size(i) for i in range(len(frames))], [(1 / x, 1 / y) for x, y in scales],
-            density, stride, passes, regions, ceiling,
+            density, stride, passes, regions, ceiling, tuple(item.part for item in frames.items),
         )  # fmt: skip
+        return within(predicted, [item.region for item in frames.items])
 
     def _score(self, node: Node, given: Any) -> Scores:
         split = self._predicted(node.split)

@@ -17,7 +17,7 @@ from typing import Any
 from raz.config import TrialConfig, coerce, configure, known_names, nearest
 from raz.errors import RazError, RazErrors
 from raz.study.base import check_words, read_base
-from raz.study.yamlfile import Document, Faults, Place, kind, read
+from raz.yamlfile import Document, Faults, Place, kind, read
 
 DEFAULT_PROFILE = "toy"
 TABLE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -33,6 +33,7 @@ COUNTING = (
     "mae", "rmse", "mae_density", "rmse_density", "mae_localization", "rmse_localization", "bias",
     "regions_per_image", "images_zoomed",
 )  # fmt: skip
+BY_PART = tuple(name for name in COUNTING if name.startswith(("mae", "rmse")))  # with @part, too: mae@scene1
 LOCALIZATION = ("ap50", "ap75", "map", "ar50", "ar75", "mar")  # each with @sigma
 SPLITS = ("val", "test")
 REGIONS = ("regions_per_image", "images_zoomed")  # shown beside rows that zoom
@@ -229,6 +230,7 @@ def _metrics(data: Mapping[str, Any], faults: Faults) -> tuple[str, ...]:
         split, _, name = metric.partition(".")
         stem, at, sigma = name.partition("@")
         ok = name in COUNTING or (stem in LOCALIZATION and at and _number(sigma) is not None)
+        ok = ok or (stem in BY_PART and re.fullmatch(r"[a-z][a-z0-9_-]*", sigma))
         if split not in SPLITS or not ok:
             faults.add(("metrics", data["metrics"].index(metric)), f"unknown metric {metric!r}", nearest(metric, legal))
     return found

@@ -8,7 +8,7 @@ from typing import Any
 from raz import config as cfg
 from raz.config import PRESETS, TrialConfig, configure, known_names, nearest
 from raz.errors import RazError, RazErrors
-from raz.study.yamlfile import Document, Faults, Place, kind, scalar
+from raz.yamlfile import Document, Faults, Place, kind, scalar
 
 
 def table_names() -> dict[str, tuple[str, ...]]:

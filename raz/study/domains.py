@@ -10,7 +10,7 @@ from typing import Any
 from raz.config import TrialConfig, known_names, nearest
 from raz.study.base import faults_of
 from raz.study.space import KINDS, Parameter, among, label
-from raz.study.yamlfile import Document, Faults, Place, kind
+from raz.yamlfile import Document, Faults, Place, kind
 
 
 def read_parameters(document: Document, faults: Faults, base: TrialConfig, sampler: str) -> tuple[Parameter, ...]:

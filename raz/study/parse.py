@@ -13,7 +13,7 @@ from raz.study.base import read_base
 from raz.study.domains import read_parameters
 from raz.study.resources import read_resources
 from raz.study.space import DIRECTIONS, MOST_TRIALS, PRUNERS, SAMPLERS, STUDY_NAME, SearchSpace, threads_of
-from raz.study.yamlfile import Document, Faults, Place, kind, read
+from raz.yamlfile import Document, Faults, Place, kind, read
 
 
 def load_space(path: Path, name: str = "", settings: Mapping[str, Any] | None = None) -> SearchSpace:

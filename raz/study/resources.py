@@ -8,7 +8,7 @@ from typing import Any
 
 from raz.config import nearest
 from raz.pipeline.tree import STAGES
-from raz.study.yamlfile import Document, Faults, kind
+from raz.yamlfile import Document, Faults, kind
 
 ALL = "all"  # every stage that has no line of its own
 MOST_CPUS, MOST_GPUS = 1024, 64
