@@ -96,7 +96,7 @@ def test_json_is_the_only_thing_on_stdout(here: Path) -> None:
     assert found["best"]["changed"] == {"depth": {"base": 2, "best": 3}}
     assert found["best"]["value"] == pytest.approx(1.0)
     assert found["best"]["test"]["test.mae"] == pytest.approx(1.0)
-    assert found["best"]["median_count"]["test.mae"] > 0
+    assert found["best"]["baselines"]["median"]["test.mae"] > 0
     assert found["store"] == "raz-store"
 
 

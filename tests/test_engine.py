@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import optuna
 import pytest
@@ -23,7 +23,7 @@ import pytest
 from raz.engine.events import Silent
 from raz.engine.session import prepare
 from raz.engine.summary import summary
-from raz.engine.sweep import SweepResult, jobs_for, median_count, run_study
+from raz.engine.sweep import SweepResult, jobs_for, run_study
 from raz.engine.tables import TableResult, run_table
 from raz.engine.trial import attempt
 from raz.errors import RazError
@@ -300,22 +300,6 @@ def test_jobs_leave_each_trial_its_threads(monkeypatch: pytest.MonkeyPatch) -> N
     assert jobs_for(space_of(GRID.replace("dataset: toy", "dataset: toy, set: {threads: 3}"))) == 2
     assert jobs_for(space_of(GRID.replace("seed: {choice: [0, 1]}", "threads: {choice: [1, 16]}"))) == 1
     assert jobs_for(space_of(GRID), 5) == 5
-
-
-def test_guessing_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training counts 1, 2, 9 have the median 2; test counts 2, 5 then miss by 0 and 3."""
-    import numpy as np
-
-    class Item:
-        def __init__(self, n: int) -> None:
-            self.load_heads = lambda: np.zeros((n, 2))
-
-    class Data:
-        items: ClassVar = {"train": [Item(1), Item(9), Item(2)], "test": [Item(2), Item(5)]}
-
-    monkeypatch.setattr("raz.data.open_dataset", lambda name, root: Data)
-    errors = median_count(space_of(GRID).base, None)
-    assert errors == pytest.approx({"test.mae": 1.5, "test.rmse": math.sqrt(4.5)})
 
 
 def test_the_summary_says_what_to_set_and_where_to_look(tmp_path: Path) -> None:

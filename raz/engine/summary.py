@@ -46,8 +46,12 @@ def _held_out(result: SweepResult) -> list[str]:
     out = []
     for name in ("test.mae", "test.rmse"):
         if name in result.held_out:
-            guess = result.median_count.get(name)
-            beside = f"  (guessing the training median: {guess:.4g})" if guess is not None else ""
+            guesses = [
+                f"{what}: {result.baselines[key][name]:.4g}"
+                for key, what in (("median", "guessing the training median"), ("ridge", "ridge regression on edges"))
+                if key in result.baselines
+            ]
+            beside = f"  ({'; '.join(guesses)})" if guesses else ""
             out.append(f"held out: {name} {result.held_out[name]:.4g}{beside}")
     others = {
         name: value

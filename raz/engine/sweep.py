@@ -6,7 +6,6 @@ The study and the store are what stays; everything that Ray holds may be thrown 
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +36,7 @@ class SweepResult:
     best: TrialRecord | None
     changed: Mapping[str, tuple[Any, Any]]  # dotted name -> (base, best)
     held_out: Mapping[str, float]  # the best trial's metrics with the test split, predicted after the search
-    median_count: Mapping[str, float]  # the same errors of guessing the training images' median count
+    baselines: Mapping[str, Mapping[str, float]]  # the same errors of blind guesses: median, ridge
     trouble: str = ""  # why the test images could not be predicted
     store: str = ""
     seconds: float = 0.0
@@ -63,7 +62,7 @@ class SweepResult:
                 "changed": {name: {"base": a, "best": b} for name, (a, b) in sorted(self.changed.items())},
                 "validation": dict(best.metrics),
                 "test": {name: value for name, value in self.held_out.items() if name.startswith("test.")},
-                "median_count": dict(self.median_count),
+                "baselines": {name: dict(errors) for name, errors in self.baselines.items()},
                 "trouble": self.trouble,
             },
             "store": self.store,
@@ -136,7 +135,7 @@ def _conclude(
     again = {record.retry_of for record in records}
     final = [r for r in records if r.state in ("complete", "pruned", "failed") and r.number not in again]
     held_out: Mapping[str, float] = {}
-    median: Mapping[str, float] = {}
+    guesses: Mapping[str, Mapping[str, float]] = {}
     trouble = ""
     changed: Mapping[str, tuple[Any, Any]] = {}
     if best is not None:
@@ -144,7 +143,7 @@ def _conclude(
         changed = differences(space.base, config)
         try:
             held_out = _held_out(ledger, best, config, store, data_root, run_trial)
-            median = _median(ledger, config, data_root)
+            guesses = _baselines(ledger, config, data_root)
         except TrialFailure as error:
             trouble = str(error)
     return SweepResult(
@@ -152,7 +151,7 @@ def _conclude(
         counts={state: sum(r.state == state for r in final) for state in ("complete", "pruned", "failed")},
         reasons=Counter(r.reason for r in final if r.state == "failed"),
         ran=len([r for r in records if r.state in ("complete", "pruned", "failed")]) - before,
-        best=best, changed=changed, held_out=held_out, median_count=median, trouble=trouble, store=str(store),
+        best=best, changed=changed, held_out=held_out, baselines=guesses, trouble=trouble, store=str(store),
         seconds=time.monotonic() - began,
     )  # fmt: skip
 
@@ -170,30 +169,16 @@ def _held_out(
     return metrics
 
 
-def _median(ledger: Ledger, config: TrialConfig, data_root: Path | None) -> Mapping[str, float]:
-    """`median_count`, kept in the study: it reads every annotation of the data set."""
-    kept: dict[str, dict[str, float]] = ledger.study.user_attrs.get("median_count", {})
-    if config.dataset not in kept:
-        kept = {**kept, config.dataset: median_count(config, data_root)}
-        ledger.study.set_user_attr("median_count", kept)
-    return kept[config.dataset]
-
-
-def median_count(config: TrialConfig, data_root: Path | None) -> dict[str, float]:
-    """Errors on the test images of always guessing the training images' median count.
-
-    A model that does not beat it has learned nothing of the pictures. Raises RazError as `open_dataset`.
-    """
+def _baselines(ledger: Ledger, config: TrialConfig, data_root: Path | None) -> Mapping[str, Mapping[str, float]]:
+    """What the data set's blind guesses score, kept in the study: they read every image."""
     from raz.data import open_dataset
-    from raz.paper.metrics import mae, rmse
+    from raz.data.baseline import baselines
 
-    dataset = open_dataset(config.dataset, data_root)
-    count = {split: [len(item.load_heads()) for item in dataset.items[split]] for split in ("train", "test")}
-    if not count["train"] or not count["test"]:
-        return {}
-    guess = float(statistics.median(count["train"]))
-    guesses = [guess] * len(count["test"])
-    return {"test.mae": float(mae(guesses, count["test"])), "test.rmse": float(rmse(guesses, count["test"]))}
+    kept: dict[str, dict[str, dict[str, float]]] = ledger.study.user_attrs.get("baselines", {})
+    if config.dataset not in kept:
+        kept = {**kept, config.dataset: baselines(open_dataset(config.dataset, data_root))}
+        ledger.study.set_user_attr("baselines", kept)
+    return kept[config.dataset]
 
 
 def check_data(config: TrialConfig, data_root: Path | None) -> None:
