@@ -96,7 +96,7 @@ def test_a_further_run_is_expected_in_the_prediction_interval() -> None:
     assert interval == pytest.approx((70 - 9.936550, 70 + 9.936550), abs=1e-4)
     assert verdict(summarize([68.0, 70.0, 72.0]), 79.9) == "agrees"
     assert verdict(summarize([68.0, 70.0, 72.0]), 80.0) == "differs"
-    assert verdict(summarize([68.0]), 68.0) == ""  # one run says nothing of the next
+    assert verdict(summarize([68.0]), 68.0) == "too few runs"  # one run says nothing of the next
     assert verdict(summarize([68.0, 70.0]), None) == ""
 
 

@@ -1,0 +1,118 @@
+"""A metric of a split on resampled images, from what its score keeps of each image.
+
+Weights say how often each image is drawn: (B, images). All metrics, rows and seeds of one split are evaluated on the
+same weights, so that any difference or contrast of them is paired by image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raz.paper.metrics import THRESHOLDS
+
+RESAMPLES = 1999
+LOCALIZATION_RESAMPLES = 399  # a precision-recall curve each, so dearer
+FLIPS = 1999
+
+Floats = NDArray[np.float64]
+PerImage = Mapping[str, NDArray[Any]]  # `raz.pipeline.score.Scores.per_image`
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The weights of one split: resamples, each image left out once, and signs to swap two sides by."""
+
+    boot: Floats  # (RESAMPLES, images)
+    left_out: Floats  # (images, images)
+    signs: Floats  # (FLIPS, images) of 1 and -1
+
+
+@lru_cache(maxsize=4)
+def draws(ids: tuple[str, ...]) -> Draws:
+    """The same for the same images whoever asks, in whatever order."""
+    seed = int.from_bytes(hashlib.sha256("\n".join(ids).encode()).digest()[:8], "little")
+    rng, n = np.random.default_rng(seed), len(ids)
+    boot = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+    signs = rng.choice(np.array([-1.0, 1.0]), size=(FLIPS, n))
+    return Draws(boot, 1.0 - np.eye(n), signs)
+
+
+_COLUMNS = {"": "fused", "density": "density", "localization": "localization", "ceiling": "ceiling"}
+
+
+def per_image_error(name: str, kept: PerImage) -> Floats | None:
+    """What of each image the metric averages, (images,): |error| for `mae*`, error² for `rmse*`, error for `bias`.
+
+    None for a metric that is no mean over images. `name` is without its split, `mae_density`.
+    """
+    stem, _, branch = name.partition("_")
+    if stem in ("mae", "rmse") and branch in _COLUMNS:
+        error: Floats = kept[_COLUMNS[branch]] - kept["truth"]
+        return np.abs(error) if stem == "mae" else np.square(error)
+    if name == "bias":
+        return np.asarray(kept["fused"] - kept["truth"], dtype=np.float64)
+    zoomed: Floats = kept["regions"].sum(axis=1).astype(np.float64)
+    if name == "regions_per_image":
+        return zoomed
+    return (zoomed > 0).astype(np.float64) if name == "images_zoomed" else None
+
+
+def resampled(name: str, kept: PerImage, weights: Floats) -> Floats | None:
+    """The metric on each row of `weights`, (B,); None for one that cannot be had from single images.
+
+    A data set whose protocol scores parts by themselves (`parts`, of each image) has the mean of its parts.
+    """
+    stem, _, after = name.partition("@")
+    error = per_image_error(stem, kept)
+    if error is None:
+        return _localization(stem, after, kept, weights) if after else None
+    part = kept["parts"] if len(kept.get("parts", ())) else np.full(len(error), "")
+    wanted = [after] if after else list(dict.fromkeys(part.tolist()))
+    means = []
+    with np.errstate(invalid="ignore"):  # a resample without any image of a part
+        for one in wanted:
+            inside = part == one
+            mean = (weights[:, inside] @ error[inside]) / weights[:, inside].sum(axis=1)
+            means.append(np.sqrt(mean) if stem.startswith("rmse") else mean)
+    out: Floats = np.nanmean(np.stack(means), axis=0)
+    return out
+
+
+def _localization(stem: str, sigma: str, kept: PerImage, weights: Floats) -> Floats | None:
+    """AP or AR of all images' points pooled and ranked, as Table 3; see `raz.paper.metrics.localization_scores`."""
+    kind, shown = (stem[1:3], "") if stem in ("map", "mar") else (stem[:2], stem[2:])
+    if kind not in ("ap", "ar") or not (shown.isdigit() or stem in ("map", "mar")):
+        return None
+    thresholds = THRESHOLDS if not shown else (int(shown) / 100,)
+    heads = weights @ kept["truth"]
+    order = np.argsort(-kept["match_score"], kind="stable")
+    distance, before = kept["match_distance"][order], kept["match_before"][order]
+    owner = np.repeat(np.arange(len(kept["truth"])), np.diff(kept["match_ends"], prepend=0))[order]
+    radii = [float(sigma) * math.sqrt(-2 * math.log(t)) for t in thresholds]
+    hits = [np.flatnonzero((distance < r) & (r <= before)) for r in radii]
+    out = np.zeros((len(radii), len(weights)))
+    levels = np.arange(101) / 100
+    for b, row in enumerate(weights):
+        drawn = row[owner]
+        ranked = np.cumsum(drawn) if kind == "ap" else None
+        for k, at in enumerate(hits):
+            if not len(at) or not heads[b]:
+                continue
+            found = np.cumsum(drawn[at])
+            if ranked is None:
+                out[k, b] = found[-1] / heads[b]
+                continue
+            precision = found / np.maximum(ranked[at], 1.0)
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            first = np.searchsorted(found, np.maximum(levels * heads[b] - 1e-6, 1e-6))
+            out[k, b] = envelope[first[first < len(at)]].sum() / 101
+    mean: Floats = out.mean(axis=0)
+    return mean

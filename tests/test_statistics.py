@@ -1,0 +1,219 @@
+"""Statistics against truth: coverage on simulated studies, false alarms, scipy on known cases, cases by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from raz.paper.metrics import localization_scores, match
+from raz.report.resample import draws, per_image_error, resampled
+from raz.report.statistics import Effect, holm, image_effect, independent, seed_effect, summarize, verdict
+
+SIMULATED = 2 * np.sqrt(0.05 * 0.95 / 400)  # what 400 simulated studies of exactly 5 % may show by chance
+
+# ------------------------------------------------------------------------------------ over seeds
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_interval_over_seeds_covers_what_training_again_would_give(seeds: int) -> None:
+    """Studies whose rows share what a seed decides (data order, initialisation), and differ by 0.8 in truth."""
+    rng = np.random.default_rng(seeds)
+    studies, inside = 1000, 0
+    for _ in range(studies):
+        shared = rng.normal(0, 5, seeds)
+        base = 70 + shared + rng.normal(0, 1, seeds)
+        row = 70.8 + shared + rng.normal(0, 1, seeds)
+        effect = seed_effect((row - base).tolist())
+        assert effect.low is not None
+        assert effect.high is not None
+        inside += effect.low <= 0.8 <= effect.high
+    assert 0.93 <= inside / studies <= 0.97
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_identical_variants_are_rarely_called_different(seeds: int) -> None:
+    """Five rows of one truth: in at most 5 % of studies is any of them called different from the base."""
+    rng = np.random.default_rng(100 + seeds)
+    studies, alarms = 400, 0
+    for _ in range(studies):
+        base = rng.normal(70, 3, seeds)
+        rows = {i: seed_effect((rng.normal(70, 3, seeds) - base).tolist()) for i in range(5)}
+        alarms += any(effect.differs for effect in holm(rows).values())
+    assert alarms / studies <= 0.05 + SIMULATED
+
+
+def test_scipy_agrees_over_seeds() -> None:
+    """R's `sleep` data, a paired test in its manual: t = -4.0621, df = 9, p = 0.002833, interval -2.4599 to -0.7001."""
+    one = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    two = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    effect = seed_effect([a - b for a, b in zip(one, two, strict=True)])
+    assert (effect.over, effect.n, effect.value) == ("seeds", 10, pytest.approx(-1.58))
+    assert (effect.low, effect.high) == (pytest.approx(-2.4598858, abs=1e-6), pytest.approx(-0.7001142, abs=1e-6))
+    assert effect.p == pytest.approx(0.002832890, abs=1e-8)
+    assert effect.p == pytest.approx(stats.ttest_rel(one, two).pvalue)
+
+
+def test_intervals_from_two_seeds_and_p_from_six() -> None:
+    assert seed_effect([1.0]) == Effect("seeds", 1, 1.0)
+    two = seed_effect([1.0, 2.0])
+    assert two.low == pytest.approx(1.5 - 12.7062 * 0.5, abs=1e-3)  # t(0.975, 1) from tables, sd / sqrt 2 = 0.5
+    five, six = (holm({0: seed_effect([1.0, 1.2, 0.9, 1.1, 1.05, 0.95][:n])})[0] for n in (5, 6))
+    assert five.shown_p is None
+    assert five.differs
+    assert six.shown_p is not None
+    assert holm({0: seed_effect([1.0])})[0].shown_p is None
+
+
+def test_no_spread_is_no_division_by_zero() -> None:
+    same = seed_effect([0.0, 0.0, 0.0])
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert seed_effect([2.0, 2.0]).p == 0
+    with pytest.raises(ValueError, match="no differences"):
+        seed_effect([])
+
+
+def test_trials_of_one_trained_prefix_are_one_run() -> None:
+    values = independent([("a", 1.0), ("a", 3.0), ("b", 5.0), ("a", 2.0)])
+    assert values == [2.0, 5.0]
+    assert summarize(values).n == 2
+
+
+def test_holms_correction_by_hand() -> None:
+    """p of .01, .04, .03 times 3, 1, 2 in their order, never falling: .03, .06, .06."""
+    effects = {name: Effect("seeds", 6, 1.0, p=p) for name, p in {"a": 0.01, "b": 0.04, "c": 0.03}.items()}
+    effects["d"] = Effect("seeds", 1, 1.0)
+    adjusted = {name: effect.adjusted for name, effect in holm(effects).items()}
+    assert adjusted == {"a": pytest.approx(0.03), "b": pytest.approx(0.06), "c": pytest.approx(0.06), "d": None}
+
+
+def test_the_verdict_needs_runs() -> None:
+    assert verdict(summarize([68.0, 70.0, 72.0]), 79.9) == "agrees"  # prediction interval 60.06 to 79.94
+    assert verdict(summarize([68.0, 70.0, 72.0]), 80.0) == "differs"
+    assert verdict(summarize([68.0, 70.0]), 70.0) == "too few runs"
+    assert verdict(summarize([68.0, 70.0]), 500.0) == "differs"
+    assert verdict(summarize([68.0]), 68.0) == "too few runs"
+    assert verdict(summarize([]), 68.0) == verdict(summarize([1.0, 2.0]), None) == ""
+
+
+# ------------------------------------------------------------------------------------ over images
+
+
+def crowd(rng: np.random.Generator, images: int, noise: float) -> dict[str, NDArray[np.float64]]:
+    truth = np.round(rng.lognormal(5.5, 0.5, images))
+    return {"truth": truth, "fused": truth * rng.lognormal(0, noise, images), "regions": np.zeros((images, 0))}
+
+
+def effect_of(name: str, a: dict[str, NDArray[np.float64]], b: dict[str, NDArray[np.float64]]) -> Effect:
+    d = draws(tuple(map(str, range(len(a["truth"])))))
+    one = np.ones((1, len(a["truth"])))
+
+    def diff(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        left, right = resampled(name, a, weights), resampled(name, b, weights)
+        assert left is not None
+        assert right is not None
+        return left - right
+
+    x, y = per_image_error(name, a), per_image_error(name, b)
+    assert x is not None
+    assert y is not None
+    flips = d.signs @ (x - y) / len(x)
+    return image_effect(float(diff(one)[0]), diff(d.boot), len(x), diff(d.left_out), flips)
+
+
+@pytest.mark.parametrize("name", ["mae", "rmse"])
+def test_the_interval_over_images_covers_what_other_images_would_give(name: str) -> None:
+    """Errors skewed, 182 images as Part A's test split; truth from 300,000 images."""
+    rng = np.random.default_rng(5)
+
+    def pair(n: int) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+        a = crowd(rng, n, 0.2)
+        return a, a | {"fused": a["truth"] + 0.8 * (a["fused"] - a["truth"]) + rng.normal(0, 10, n)}
+
+    a, b = pair(300_000)
+    whole = {k: np.sqrt(np.mean((v["fused"] - v["truth"]) ** 2)) for k, v in (("a", a), ("b", b))}
+    mean = {k: np.mean(np.abs(v["fused"] - v["truth"])) for k, v in (("a", a), ("b", b))}
+    true = whole["a"] - whole["b"] if name == "rmse" else mean["a"] - mean["b"]
+    inside, studies = 0, 400
+    for _ in range(studies):
+        effect = effect_of(name, *pair(182))
+        assert effect.low is not None
+        assert effect.high is not None
+        inside += effect.low <= true <= effect.high
+    # the few largest errors decide RMSE, so its interval keeps about 90 % at this many images, and reports say so
+    assert (0.93 if name == "mae" else 0.87) <= inside / studies <= 0.97
+
+
+def test_identical_models_are_rarely_called_different_over_images() -> None:
+    rng = np.random.default_rng(11)
+    studies, alarms = 400, 0
+    for _ in range(studies):
+        a = crowd(rng, 60, 0.2)
+        b = a | {"fused": a["truth"] * rng.lognormal(0, 0.2, 60)}
+        alarms += holm({0: effect_of("mae", a, b)})[0].differs
+    assert alarms / studies <= 0.05 + SIMULATED
+    assert effect_of("mae", a, a).p == 1.0
+
+
+def test_scipy_agrees_over_images() -> None:
+    rng = np.random.default_rng(2)
+    a = crowd(rng, 80, 0.3)
+    b = a | {"fused": a["truth"] * rng.lognormal(0.1, 0.2, 80)}
+    effect = effect_of("mae", a, b)
+    d = np.abs(a["fused"] - a["truth"]) - np.abs(b["fused"] - b["truth"])
+    theirs = stats.bootstrap((d,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(0))
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert effect.value == pytest.approx(d.mean())
+    assert effect.low == pytest.approx(theirs.confidence_interval.low, abs=0.06 * width)
+    assert effect.high == pytest.approx(theirs.confidence_interval.high, abs=0.06 * width)
+    test = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1)
+    assert effect.p == pytest.approx(test.pvalue, abs=0.03)
+
+
+def test_drawing_each_image_once_gives_the_metric_itself() -> None:
+    """AP and AR from what is kept of each image equal those of the paper's metric, sigma by sigma."""
+    rng = np.random.default_rng(3)
+    matches, truth = [], []
+    for _ in range(12):
+        heads = rng.uniform(0, 200, (int(rng.integers(1, 40)), 2))
+        points = heads[: len(heads) * 2 // 3] + rng.normal(0, 6, (len(heads) * 2 // 3, 2))
+        points = np.concatenate([points, rng.uniform(0, 200, (5, 2))])
+        matches.append(match(points, rng.uniform(size=len(points)), heads))
+        truth.append(float(len(heads)))
+    kept = {
+        "truth": np.array(truth), "regions": np.zeros((12, 1)),
+        "match_ends": np.cumsum([len(m.score) for m in matches]),
+        "match_score": np.concatenate([m.score for m in matches]),
+        "match_distance": np.concatenate([m.distance for m in matches]),
+        "match_before": np.concatenate([m.best_before for m in matches]),
+    }  # fmt: skip
+    for name, value in localization_scores(matches).items():
+        got = resampled(name, kept, np.ones((1, 12)))
+        assert got is not None
+        assert got[0] == pytest.approx(value, abs=1e-9), name
+    # and an image drawn twice is that image there twice
+    twice = resampled("map@20", kept, np.array([[2.0] + [1.0] * 11]))
+    assert twice is not None
+    assert twice[0] == pytest.approx(localization_scores([matches[0], *matches])["map@20"], abs=2e-3)
+    assert resampled("heads", kept, np.ones((1, 12))) is None
+
+
+def test_parts_are_scored_by_themselves() -> None:
+    kept = {
+        "truth": np.array([10.0, 10.0, 10.0]), "fused": np.array([11.0, 13.0, 16.0]), "regions": np.zeros((3, 0)),
+        "parts": np.array(["scene1", "scene1", "scene2"]),
+    }  # fmt: skip
+    one = np.ones((1, 3))
+    values = {name: resampled(name, kept, one) for name in ("mae", "mae@scene1", "rmse@scene1", "mae@scene2")}
+    assert {name: float(v[0]) for name, v in values.items() if v is not None} == {
+        "mae": 4.0, "mae@scene1": 2.0, "rmse@scene1": pytest.approx(np.sqrt(5)), "mae@scene2": 6.0,
+    }  # fmt: skip
+
+
+def test_draws_are_the_images_and_nothing_else() -> None:
+    ids = tuple("abc")
+    assert draws(ids) is draws(ids)
+    assert (draws(ids).boot.sum(axis=1) == 3).all()
+    assert (draws(ids).left_out.sum(axis=1) == 2).all()
+    assert set(np.unique(draws(("x", "y")).signs)) == {-1.0, 1.0}
