@@ -84,10 +84,10 @@ def test_same_config_gives_the_same_bits(crowd: Path, undisturbed: Path, tmp_pat
 
 
 def test_a_second_run_makes_nothing(crowd: Path, undisturbed: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file() and "locks" not in p.parts}
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file()}
     result = run_trial(micro(), undisturbed, data_root=crowd, splits=("val", "test"))
     assert all(use.hit for use in result.stages)
-    after = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file() and "locks" not in p.parts}
+    after = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file()}
     assert after == before
 
 
@@ -270,6 +270,16 @@ def test_a_diverging_trial_fails_with_its_reason(crowd: Path, tmp_path: Path) ->
     assert failure.value.reason == "nan"
     assert "counting" in str(failure.value)
     assert not (tmp_path / "stages").exists()
+    lines: list[str] = []
+    other = configure(config, {"localization.gamma": 50.0})
+    with pytest.raises(TrialFailure) as again:  # another trial with this prefix does not pay for it again
+        run_trial(other, tmp_path, data_root=crowd, log=lines.append)
+    assert again.value.args == failure.value.args
+    assert lines == []
+    assert stages.forget_failures(other, tmp_path, data_root=crowd) == 1
+    with pytest.raises(TrialFailure):
+        run_trial(other, tmp_path, data_root=crowd, log=lines.append)
+    assert lines == ["counting starts"]
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(

@@ -1,11 +1,16 @@
-"""Content-addressed artifacts in a local folder: written aside, renamed into place, verified when read.
+"""Content-addressed artifacts in a folder: written aside, renamed into place, verified when read.
 
-    STORE/stages/<stage>/<key>/      manifest.json beside the files it names with their sha256
-    STORE/chains/<stage>/<chain>/    the training state of an unfinished or extendable chain of epochs
-    STORE/locks/                     one lock a chain or key; the operating system frees a dead owner's
+    STORE/stages/<stage>/<key>/            manifest.json beside the files it names with their sha256
+    STORE/stages/<stage>/.attempt-*        an attempt in the writing, or what a dead one left
+    STORE/chains/<stage>/<chain>/          checkpoint.pt: the training state of a chain of epochs
+    STORE/chains/<stage>/<chain>/.attempt-*  a checkpoint in the writing, or what a dead attempt left
+    STORE/failures/<stage>/<key>.json      why a stage cannot be made: what failed by its own fault fails but once
+    STORE/leases/<stage>-<key or chain>.lease  who makes it now (raz.pipeline.lease)
 
 Nothing half-written is ever read: an artifact appears by one rename, and a file whose digest is not its
-manifest's makes the artifact a miss.
+manifest's makes the artifact a miss. Whoever holds the lease of a key or chain may remove the attempts of its
+folder that bear another token; an attempt's name starts with `.attempt-` and the token of the lease it was made
+under (without a lease, 32 random hexadecimal digits).
 """
 
 from __future__ import annotations
@@ -16,17 +21,18 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from raz.errors import RazError
+from raz.errors import RazError, TrialFailure
+from raz.pipeline.lease import ATTEMPT, Lease, hold
 
 MANIFEST = "manifest.json"
+OWN_FAULTS = ("nan", "invalid", "oom")  # a lost process or a bug says nothing about the stage
 
 
 def digest(value: Any) -> str:
@@ -60,7 +66,7 @@ class StageKey:
             "data": dict(self.data),
         }
 
-    @property
+    @cached_property
     def key(self) -> str:
         return digest(self.content)
 
@@ -82,12 +88,20 @@ class Artifact:
         return float(self.manifest["seconds"])
 
 
+Stamp = tuple[tuple[int, int], ...]  # (changed, size) of the manifest and each file
+
+
+def _stamp(folder: Path, manifest: Mapping[str, Any]) -> Stamp:
+    stats = [os.stat(folder / name) for name in (MANIFEST, *manifest["files"])]
+    return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+
 class StageCache:
-    """The store's artifacts. Safe for many processes on one machine or on a shared folder with locks."""
+    """The store's artifacts. Safe for many processes, on one machine or on a shared folder."""
 
     def __init__(self, store: Path) -> None:
         self.store = Path(store)
-        self._verified: dict[Path, int] = {}
+        self._verified: dict[Path, tuple[Stamp, Artifact]] = {}
 
     def folder(self, stage: str, key: str) -> Path:
         return self.store / "stages" / stage / key
@@ -97,27 +111,36 @@ class StageCache:
 
     def find(self, key: StageKey) -> Artifact | None:
         """The artifact, if it is there and whole. Damage is a miss."""
-        folder = self.folder(key.stage, key.key)
+        return self._whole(self.folder(key.stage, key.key))
+
+    def _whole(self, folder: Path) -> Artifact | None:
+        """The artifact in a folder. Its files are read through once, and again when one was touched."""
+        known = self._verified.get(folder)
         try:
+            if known is not None and known[0] == _stamp(folder, known[1].manifest):
+                return known[1]
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            stamp = (folder / MANIFEST).stat().st_mtime_ns
-            if self._verified.get(folder) != stamp:
-                for name, expected in manifest["files"].items():
-                    if file_digest(folder / name) != expected:
-                        return None
-                self._verified[folder] = stamp
+            stamp = _stamp(folder, manifest)
+            for name, expected in manifest["files"].items():
+                if file_digest(folder / name) != expected:
+                    return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return Artifact(folder, manifest)
+        artifact = Artifact(folder, manifest)
+        self._verified[folder] = (stamp, artifact)
+        return artifact
 
-    def publish(self, key: StageKey, write: Callable[[Path], None], about: Mapping[str, Any]) -> Artifact:
+    def publish(
+        self, key: StageKey, write: Callable[[Path], None], about: Mapping[str, Any], lease: Lease | None = None
+    ) -> Artifact:
         """Write the files in a folder of this attempt alone, then rename it into place.
 
         Where another writer was first its artifact stays and is returned. Raises RazError when the
-        store cannot be written (full disk, no permission).
+        store cannot be written (full disk, no permission), LostLease when `lease` is lost.
         """
         final = self.folder(key.stage, key.key)
-        attempt = final.parent / f".attempt-{uuid.uuid4().hex}"
+        attempt = lease.aside(final.parent) if lease else final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
+        move = lease.commit if lease else os.rename
         with writing(self.store):
             try:
                 attempt.mkdir(parents=True)
@@ -127,17 +150,18 @@ class StageCache:
                 write_json(attempt / MANIFEST, manifest)
                 for path in attempt.iterdir():
                     _sync(path)
-                if final.exists():
-                    whole = self.find(key)
-                    if whole is not None:
-                        return whole
-                    shutil.rmtree(final, ignore_errors=True)  # damaged: make room
+                if final.exists() and self.find(key) is None:
+                    self._clear(key, final, move)
                 try:
-                    attempt.rename(final)
+                    move(attempt, final)
                 except OSError as error:
                     if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                         raise
                 _sync(final.parent)
+            except FileNotFoundError:
+                if lease is not None:
+                    lease.check()  # the files went away because another has taken over
+                raise
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
         found = self.find(key)
@@ -145,24 +169,57 @@ class StageCache:
             raise RazError(str(final), "the artifact cannot be read back after writing", "check the disk")
         return found
 
-    @contextmanager
-    def lock(self, name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-        """Hold the lock `name`. `waiting` is called about once a second while another process holds it."""
-        with writing(self.store):
-            folder = self.store / "locks"
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{name}.lock")
-            while True:
-                try:
-                    lock.acquire(timeout=1.0)
-                    break
-                except Timeout:
-                    if waiting is not None:
-                        waiting()
+    def _clear(self, key: StageKey, final: Path, move: Callable[[Path, Path], None]) -> None:
+        """Makes room where a damaged artifact lies; one that was made good meanwhile goes back."""
+        aside = final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
+        move(final, aside)
+        if self._whole(aside) is not None and not final.exists():
+            os.rename(aside, final)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    # ------------------------------------------------------------------ failures
+
+    def failure(self, key: StageKey, device: str) -> TrialFailure | None:
+        """Why the stage cannot be made, if that is known. Memory that ran out counts on the same device only."""
         try:
-            yield
-        finally:
-            lock.release()
+            told = json.loads(self._failure_path(key).read_text(encoding="utf-8"))
+            if told["reason"] == "oom" and told["device"] != device:
+                return None
+            return TrialFailure(told["where"], told["what"], told["hint"], reason=told["reason"])
+        except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged note: the stage is tried again
+            return None
+
+    def remember(self, key: StageKey, failure: TrialFailure, device: str) -> None:
+        """Notes a failure that is the stage's own, so that no other trial pays for it."""
+        if failure.reason not in OWN_FAULTS:
+            return
+        path = self._failure_path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"where": failure.where, "what": failure.what, "hint": failure.hint, "reason": failure.reason}
+        write_json(path, {**told, "device": device, "key": key.content})
+
+    def forget(self, key: StageKey) -> bool:
+        """Lets a stage that failed be tried again; whether there was anything to forget."""
+        try:
+            self._failure_path(key).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _failure_path(self, key: StageKey) -> Path:
+        return self.store / "failures" / key.stage / f"{key.key}.json"
+
+    # ------------------------------------------------------------------ leases
+
+    @contextmanager
+    def lease(
+        self, name: str, places: Sequence[Path] = (), waiting: Callable[[], None] | None = None
+    ) -> Iterator[Lease]:
+        """Hold the lease `name` for writing in `places`. `waiting` is called while another process holds it."""
+        with ExitStack() as stack:
+            with writing(self.store):
+                lease = stack.enter_context(hold(self.store / "leases", name, places, waiting=waiting))
+            yield lease
 
 
 @contextmanager

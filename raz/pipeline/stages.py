@@ -1,14 +1,16 @@
 """A trial: its stages found or made, each once per key, and its metrics. Runs in a plain Python shell.
 
-`run_trial(config, store)` is all that engines call. A stage is made under its lock: whoever waits for it finds
-the artifact when the lock is free, and a killed maker's training is continued from its last epoch.
+`run_trial(config, store)` is all that engines call. A stage is made under its lease: whoever waits for it finds
+the artifact when the lease is free, and a killed maker's training is continued from its last epoch. An engine
+that has other processes make the stages gives `make`, and these call `make_stages`.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -30,18 +32,23 @@ from raz.paper.zoom import Points
 from raz.pipeline import nets
 from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_json, writing
 from raz.pipeline.infer import FeatureMemo, Network
+from raz.pipeline.lease import Lease, LostLease
 from raz.pipeline.memory import keep_freed_memory
 from raz.pipeline.regions import RegionImages, points_of, propose, propose_inside, region_images, zoom_image
 from raz.pipeline.samples import FeatureCache, Images
 from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split, within
 from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
-from raz.pipeline.train import Outcome, Progress, Pruned, Task, train
-from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, fits_on_train, keys_of, ordered
+from raz.pipeline.train import Checkpoint, Outcome, Progress, Pruned, Task, train
+from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, fits_on_train, keys_of, needed_for, ordered
 from raz.versions import versions
 
-__all__ = ["STAGES", "Pruned", "StageUse", "TrialResult", "run_trial", "stage_keys", "stored_metrics"]
+__all__ = [
+    "STAGES", "Missing", "Pruned", "StageUse", "TrialResult", "forget_failures", "make_stages", "run_trial",
+    "stage_keys", "stored_metrics",
+]  # fmt: skip
 
 Log = Callable[[str], None]
+Hear = Callable[[int, float], bool]  # (epoch, validation value) of a trained stage -> stop?
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ def run_trial(
     splits: tuple[str, ...] = ("val",),
     progress: Progress | None = None,
     log: Log | None = None,
+    make: Make | None = None,
 ) -> TrialResult:
     """Make what is missing of a trial and return its metrics.
 
@@ -122,21 +130,80 @@ def run_trial(
     its reason when the trial cannot give a number, RazError for what the user can put right.
     """
     began = time.monotonic()
-    keep_freed_memory()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        trial = _Trial(config.resolved(), StageCache(Path(store)), data_root, progress, log or (lambda _: None))
-        uses = [trial.ensure(node) for node in ordered(trial.config, splits)]
+    trial = _Trial(config.resolved(), _cache(Path(store)), data_root, log or (lambda _: None), make=make)
+    if progress is not None:
+        trial.tell = lambda node, epoch, value: progress(trial.step(node) + epoch, value)
+    with _threads(config.threads):
+        trial.path = ordered(trial.config, splits)
+        uses = [trial.ensure(node) for node in trial.path]
         metrics: dict[str, float] = {}
         for split in splits:
             metrics |= _read_metrics(trial.artifacts[Node("score", split)], split)
-    except torch.OutOfMemoryError as error:
-        hint = "set a smaller batch, crop or input.scale"
-        raise TrialFailure("trial", "the device's memory is full", hint, reason="oom") from error
-    finally:
-        torch.set_num_threads(threads)
     return TrialResult(metrics, tuple(uses), time.monotonic() - began)
+
+
+def make_stages(
+    config: TrialConfig,
+    store: Path,
+    nodes: Sequence[Node],
+    *,
+    data_root: Path | None = None,
+    tell: Callable[[Node, int, float], bool] | None = None,
+    made: Callable[[Node], None] | None = None,
+    log: Log | None = None,
+) -> None:
+    """Make these stages of a trial, in order, and what is missing of their needs.
+
+    `tell(node, epoch, value) -> stop?` hears each epoch of those that are trained, `made(node)` when each is in
+    the store. Raises as `run_trial`.
+    """
+    trial = _Trial(config.resolved(), _cache(Path(store)), data_root, log or (lambda _: None))
+    with _threads(config.threads):
+        for node in needed_for(trial.config, nodes):
+            trial.tell = tell if node in nodes else None
+            trial.ensure(node)
+            if made is not None and node in nodes:
+                made(node)
+
+
+def forget_failures(
+    config: TrialConfig, store: Path, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val",)
+) -> int:
+    """Lets the stages of a trial that failed by their own fault be tried again; how many there were."""
+    cache = _cache(Path(store))
+    return sum(cache.forget(key) for key in stage_keys(config, data_root=data_root, splits=splits).values())
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    keep_freed_memory()
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=4)
+def _cache(store: Path) -> StageCache:
+    """One a process, so that an artifact is read through once, not once a trial."""
+    return StageCache(store)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a trial lacks next: a trained stage, or a run of inferred ones that may share a process."""
+
+    config: TrialConfig
+    nodes: tuple[Node, ...]  # the trial waits for the first
+    keys: tuple[StageKey, ...]
+    path: tuple[Node, ...]  # all that the trial still has before it, these first
+    data_root: Path | None
+
+
+# Has other processes make it. Says whether this trial was the first to ask; None: make it here.
+Make = Callable[[Missing, Hear], bool | None]
 
 
 def _read_metrics(artifact: Artifact, split: str) -> dict[str, float]:
@@ -151,9 +218,12 @@ class _Trial:
     config: TrialConfig
     cache: StageCache
     data_root: Path | None
-    progress: Progress | None
     log: Log
+    make: Make | None = None
+    tell: Callable[[Node, int, float], bool] | None = None
+    path: Sequence[Node] = ()
     artifacts: dict[Node, Artifact] = field(default_factory=dict)
+    heard: dict[Node, int] = field(default_factory=dict)  # the last epoch that was told of each stage
 
     @cached_property
     def keys(self) -> dict[Node, StageKey]:
@@ -162,6 +232,10 @@ class _Trial:
     @cached_property
     def device(self) -> torch.device:
         return nets.device()
+
+    @cached_property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
     def frames(self, split: str) -> Frames:
         given = self.config.input
@@ -172,23 +246,70 @@ class _Trial:
 
     def ensure(self, node: Node) -> StageUse:
         key = self.keys[node]
-        found = self.cache.find(key)
-        hit = found is not None
-        if found is None:
-            trained = STAGES[node.stage].kind == "trained"
-            name = chain_key(key) if trained else key.key
-            with self.cache.lock(f"{node.stage}-{name}", self._waiting(node)):
-                found = self.cache.find(key)
-                hit = found is not None
-                if found is None:
-                    self.log(f"{node} starts")
-                    with writing(self.cache.store):
-                        found = self._make_trained(node, key) if trained else self._make(node, key)
-                    self.log(f"{node} done in {found.seconds:.0f} s")
+        found, hit = self.cache.find(key), True
+        while found is None:
+            failure = self.cache.failure(key, self.device_name)
+            if failure is not None:
+                raise failure
+            paid = self.make(self._missing(node), self._hearing(node)) if self.make is not None else None
+            if paid is None:
+                found, hit = self._make_here(node, key)
+            else:
+                found, hit = self.cache.find(key), not paid
         self.artifacts[node] = found
-        if hit and STAGES[node.stage].kind == "trained":
+        if STAGES[node.stage].kind == "trained":
             self._replay(node, found)
         return StageUse(str(node), key.key, hit, found.seconds)
+
+    def _make_here(self, node: Node, key: StageKey) -> tuple[Artifact | None, bool]:
+        """The artifact and whether another process made it; None when another has taken over the making."""
+        trained = STAGES[node.stage].kind == "trained"
+        name = chain_key(key) if trained else key.key
+        places = [self.cache.folder(node.stage, key.key).parent]
+        if trained:
+            places.append(self.cache.chain_folder(node.stage, name))
+        with self.cache.lease(f"{node.stage}-{name}", places, self._waiting(node)) as lease:
+            found = self.cache.find(key)
+            if found is not None:
+                return found, True
+            failure = self.cache.failure(key, self.device_name)
+            if failure is not None:
+                raise failure
+            self.log(f"{node} starts")
+            try:
+                with writing(self.cache.store), _memory_of(f"stage {node}"):
+                    found = self._make_trained(node, key, lease) if trained else self._make(node, key, lease)
+            except LostLease:
+                self.log(f"{node}: another process has taken over")
+                return None, True
+            except TrialFailure as error:
+                with writing(self.cache.store):
+                    self.cache.remember(key, error, self.device_name)
+                raise
+            self.log(f"{node} done in {found.seconds:.0f} s")
+            return found, False
+
+    def _missing(self, node: Node) -> Missing:
+        rest = tuple(self.path[self.path.index(node) :])
+        nodes = [node]
+        if STAGES[node.stage].kind == "inferred":
+            for other in rest[1:]:
+                if STAGES[other.stage].kind != "inferred":
+                    break
+                if self.cache.find(self.keys[other]) is None:
+                    nodes.append(other)
+        return Missing(self.config, tuple(nodes), tuple(self.keys[n] for n in nodes), rest, self.data_root)
+
+    def _hearing(self, node: Node) -> Hear:
+        """Each epoch is told once, whether it is heard live, from a checkpoint or from the store."""
+
+        def hear(epoch: int, value: float) -> bool:
+            if self.tell is None or epoch <= self.heard.get(node, 0):
+                return False
+            self.heard[node] = epoch
+            return self.tell(node, epoch, value)
+
+        return hear
 
     def _waiting(self, node: Node) -> Callable[[], None]:
         told: list[bool] = []
@@ -200,48 +321,41 @@ class _Trial:
 
         return wait
 
-    def _step(self, node: Node) -> int:
+    def step(self, node: Node) -> int:
         """Epoch caps of the trained stages before this one, so that steps align among trials."""
         values = parameters(self.config)
         before = TRAINED[: TRAINED.index(node.stage)]
         return sum(int(values[STAGES[name].epochs]) for name in before)
 
     def _replay(self, node: Node, artifact: Artifact) -> None:
-        if self.progress is None:
+        if self.tell is None:
             return
-        offset = self._step(node)
+        hear = self._hearing(node)
         for point in json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8")):
-            if self.progress(offset + int(point["epoch"]), float(point["value"])):
-                raise Pruned(offset + int(point["epoch"]), float(point["value"]))
+            if hear(int(point["epoch"]), float(point["value"])):
+                raise Pruned(self.step(node) + int(point["epoch"]), float(point["value"]))
 
     def _about(self, node: Node, seconds: float) -> dict[str, Any]:
         return {
             "stage": str(node),
             "seconds": seconds,
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "device": self.device_name,
             "versions": versions(),
             "config": parameters(self.config),
         }
 
-    def _make_trained(self, node: Node, key: StageKey) -> Artifact:
+    def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
         chain = self.cache.chain_folder(node.stage, chain_key(key))
-        offset = self._step(node)
-        progress = None
-        if self.progress is not None:
-            outer = self.progress
-
-            def progress(epoch: int, value: float) -> bool:
-                return outer(offset + epoch, value)
-
+        checkpoint = Checkpoint(chain / "checkpoint.pt", lease)
         given = declared(self.config, node.stage)
         task, config = _TASKS[node.stage](self, given)
         if task is None:  # nothing to learn from: the copy of Main-Net stays as it is
             outcome = Outcome(_state(config), 0, 0.0, [])
         else:
             try:
-                outcome = train(task, config, chain / "checkpoint.pt", self.device, progress, self.log)
+                outcome = train(task, config, checkpoint, self.device, self._hearing(node), self.log)
             except Pruned as stop:
-                raise Pruned(offset + stop.step, stop.value) from stop
+                raise Pruned(self.step(node) + stop.step, stop.value) from stop
 
         def write(folder: Path) -> None:
             weights = {name: value.detach().cpu().contiguous() for name, value in outcome.weights.items()}
@@ -250,9 +364,9 @@ class _Trial:
 
         seconds = sum(point["seconds"] for point in outcome.curve)
         about = self._about(node, seconds) | {"best_epoch": outcome.best_epoch, "best_value": outcome.best_value}
-        return self.cache.publish(key, write, about)
+        return self.cache.publish(key, write, about, lease)
 
-    def _make(self, node: Node, key: StageKey) -> Artifact:
+    def _make(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
         began = time.monotonic()
         given = declared(self.config, node.stage)
         if node.stage == "score":
@@ -267,7 +381,7 @@ class _Trial:
             def write(folder: Path) -> None:
                 np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
 
-        return self.cache.publish(key, write, self._about(node, time.monotonic() - began))
+        return self.cache.publish(key, write, self._about(node, time.monotonic() - began), lease)
 
     # -------------------------------------------------------------- networks out of artifacts
 
@@ -598,6 +712,15 @@ _TASKS: Mapping[str, Callable[[_Trial, Any], tuple[Task | None, Any]]] = {
     "raz": _Trial._raz_net,
     "raz_attention": _Trial._raz_attention,
 }
+
+
+@contextmanager
+def _memory_of(where: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = "set a smaller batch, crop or input.scale"
+        raise TrialFailure(where, "the device's memory is full", hint, reason="oom") from error
 
 
 def _untrained(config: BackboneConfig, seed: int) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from raz.config import TrainConfig
 from raz.errors import TrialFailure
+from raz.pipeline.lease import ATTEMPT, Lease
 
 Progress = Callable[[int, float], bool]
 
@@ -54,10 +55,53 @@ class Outcome:
     curve: list[dict[str, float]]  # epoch, loss, value, rate, seconds
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a chain's state lies. With a lease, it is replaced only while that is held."""
+
+    path: Path
+    lease: Lease | None = None
+
+    def upto(self, epochs: int) -> Checkpoint:
+        """That of a shorter run beside a chain that went further."""
+        return Checkpoint(self.path.with_name(f"{self.path.stem}-upto-{epochs}{self.path.suffix}"), self.lease)
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """The state; None where there is none or it is damaged: training then starts anew."""
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises what its reader met: zip, pickle, EOF, runtime errors
+            if isinstance(error, MemoryError):
+                raise
+            self._move(self.path, self.path.with_name(f"{self.path.name}.damaged"))
+            return None
+        return state if isinstance(state, dict) and "epoch" in state else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Written aside and renamed. Raises LostLease when another process trains the chain now."""
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{ATTEMPT}{uuid.uuid4().hex}.pt"
+        aside = self.lease.aside(folder, ".pt") if self.lease else folder / name
+        try:
+            # Through memory: torch's own writer turns a full disk into a RuntimeError without its reason.
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            aside.write_bytes(buffer.getbuffer())
+            self._move(aside, self.path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _move(self, aside: Path, final: Path) -> None:
+        (self.lease.commit if self.lease else os.replace)(aside, final)
+
+
 def train(
     task: Task,
     config: TrainConfig,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     device: torch.device,
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
@@ -70,11 +114,11 @@ def train(
     optimizer = _optimizer(task.modules, config)
     amp = config.amp and device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
-    state = _load(checkpoint, device)
+    state = checkpoint.load(device)
     if state is not None and state["epoch"] > config.epochs and state["best_epoch"] > config.epochs:
         # The chain went further and forgot its best of then: an attempt of its own, the chain stays.
-        checkpoint = checkpoint.with_name(f"{checkpoint.stem}-upto-{config.epochs}{checkpoint.suffix}")
-        state = _load(checkpoint, device)
+        checkpoint = checkpoint.upto(config.epochs)
+        state = checkpoint.load(device)
     if state is None:
         average = _snapshot(task.modules) if config.average else {}
         state = {
@@ -128,14 +172,13 @@ def train(
             "rate": optimizer.param_groups[0]["lr"], "seconds": time.monotonic() - start,
         }  # fmt: skip
         state["curve"].append(point)
-        _save(
-            checkpoint,
+        checkpoint.save(
             {
                 **state,
                 "modules": task.modules.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),
-            },
+            }
         )
         if log is not None:
             log(
@@ -201,30 +244,3 @@ def _advance(
 def _diverged(stage: str, epoch: int, what: str) -> TrialFailure:
     hint = "set a lower learning rate, or a smaller clip"
     return TrialFailure(f"stage {stage}, epoch {epoch}", f"training diverged: {what}", hint, reason="nan")
-
-
-def _load(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """The checkpoint; None where there is none or it is damaged: training then starts anew."""
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises what its reader met: zip, pickle, EOF, runtime errors
-        path.replace(path.with_name(f"{path.name}.damaged"))
-        if isinstance(error, (KeyboardInterrupt, MemoryError)):
-            raise
-        return None
-    return state if isinstance(state, dict) and "epoch" in state else None
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid.uuid4().hex}.pt")
-    try:
-        # Through memory: torch's own writer turns a full disk into a RuntimeError without its reason.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        aside.write_bytes(buffer.getbuffer())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ it needs and the fingerprint of the data it reads. `declared` hands a stage func
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from raz.config import TrialConfig, parameters
 from raz.pipeline.cache import StageKey
 
 Kind = Literal["trained", "inferred", "computed"]
+KINDS = ("trained", "inferred", "computed")
 COMMON = ("dataset", "seed", "threads", "input")
 
 
@@ -90,7 +91,16 @@ def requires(config: TrialConfig, node: Node) -> list[Node]:
 
 
 def ordered(config: TrialConfig, splits: tuple[str, ...]) -> list[Node]:
-    """Every node of a trial, each after what it needs."""
+    """Every node of a trial, each after what it needs: what is trained, what is inferred, what is computed.
+
+    So a trial that is pruned has predicted nothing, and its predictions come in a row.
+    """
+    nodes = needed_for(config, [Node("score", split) for split in splits])
+    return sorted(nodes, key=lambda node: KINDS.index(STAGES[node.stage].kind))
+
+
+def needed_for(config: TrialConfig, nodes: Iterable[Node]) -> list[Node]:
+    """These nodes and all that they need, each after what it needs."""
     out: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
@@ -99,8 +109,8 @@ def ordered(config: TrialConfig, splits: tuple[str, ...]) -> list[Node]:
                 visit(needed)
             out[node] = None
 
-    for split in splits:
-        visit(Node("score", split))
+    for node in nodes:
+        visit(node)
     return list(out)
 
 

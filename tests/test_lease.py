@@ -1,0 +1,231 @@
+"""Leases: one holder at a time, whoever dies, sleeps or wakes up at the wrong moment. Processes here are real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raz.errors import TrialFailure
+from raz.pipeline import lease as leases
+from raz.pipeline.cache import StageCache, StageKey
+from raz.pipeline.lease import ATTEMPT, Lease, LostLease, hold
+
+HERE = Path(__file__).resolve().parents[1]
+KEY = StageKey("counting", 1, {"a": 1}, {}, {})
+
+
+def child(code: str, *arguments: object, seconds: float = 1.0) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(HERE), "RAZ_LEASE_SECONDS": str(seconds)},
+    )  # fmt: skip
+
+
+def heard(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == word
+
+
+def until(met: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.02)
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from raz.pipeline.lease import hold
+folder = Path(sys.argv[1])
+for _ in range(10):
+    with hold(folder, "x"):
+        n = int((folder / "n").read_text())
+        (folder / "n").write_text("half-written")
+        (folder / "n").write_text(str(n + 1))
+"""
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "n").write_text("0")
+    children = [child(COUNT, tmp_path) for _ in range(3)]
+    assert [c.wait(60) for c in children] == [0] * 3
+    assert (tmp_path / "n").read_text() == "30"
+    assert [p.name for p in tmp_path.iterdir()] == ["n"]  # and nothing is left lying
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from raz.pipeline.lease import LostLease, hold
+folder = Path(sys.argv[1])
+with hold(folder, "x", [folder]) as lease:
+    aside = lease.aside(folder, ".txt")
+    aside.write_text("of the first")
+    print("held", flush=True)
+    sys.stdin.readline()
+    try:
+        lease.commit(aside, folder / "result")
+        print("committed", flush=True)
+    except LostLease:
+        print("lost", flush=True)
+"""
+
+
+def test_a_killed_holder_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    first = child(HOLD, tmp_path, seconds=3600)
+    heard(first, "held")
+    first.kill()  # unburied: a zombie does not hold on either
+    with hold(tmp_path, "x", [tmp_path], seconds=3600):
+        assert not list(tmp_path.glob(f"{ATTEMPT}*"))
+    first.wait()
+
+
+def test_a_paused_holder_puts_nothing_into_place(tmp_path: Path) -> None:
+    first = child(HOLD, tmp_path, seconds=0.6)
+    heard(first, "held")
+    first.send_signal(signal.SIGSTOP)
+    with hold(tmp_path, "x", [tmp_path], seconds=0.6) as lease:
+        first.send_signal(signal.SIGCONT)
+        aside = lease.aside(tmp_path)
+        aside.write_text("of the second")
+        first.communicate("go on\n", timeout=30)
+        lease.commit(aside, tmp_path / "result")  # which the first one's end did not take away
+    assert first.returncode == 0
+    assert (tmp_path / "result").read_text() == "of the second"
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_holder_that_is_paused_between_the_look_and_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window that asking alone leaves open: the lease is taken over just after it was found to be held."""
+    with hold(tmp_path, "x", [tmp_path], seconds=3600) as old:
+        aside = old.aside(tmp_path)
+        aside.write_text("old")
+        monkeypatch.setattr(leases, "_gone", lambda text: True)
+
+        def held(self: Lease) -> bool:
+            with hold(tmp_path, "x", [tmp_path], seconds=3600) as new:
+                mine = new.aside(tmp_path)
+                mine.write_text("new")
+                os.replace(mine, tmp_path / "result")
+            return True
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Lease, "held", held)
+            with pytest.raises(LostLease):
+                old.commit(aside, tmp_path / "result")
+        with pytest.raises(LostLease):
+            old.check()
+    assert (tmp_path / "result").read_text() == "new"
+
+
+def test_a_busy_holder_keeps_its_lease(tmp_path: Path) -> None:
+    first = child(HOLD, tmp_path, seconds=0.6)
+    heard(first, "held")
+    looks = 0
+
+    class Enough(Exception):
+        pass
+
+    def waiting() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > 30:  # a look every tenth of a second in the end: about five times the patience
+            raise Enough
+
+    with pytest.raises(Enough), hold(tmp_path, "x", seconds=0.6, waiting=waiting):
+        pass
+    first.communicate("go on\n", timeout=30)
+    assert (tmp_path / "result").read_text() == "of the first"
+
+
+def test_a_lease_that_changed_hands_is_not_taken_from_the_new_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two see the same silent holder; the slower one's rename meets the quicker one's lease, and puts it back."""
+    with hold(tmp_path, "x") as lease:
+        found = iter(["silent", lease.token])  # as if it had looked just before
+        real = leases._token
+        monkeypatch.setattr(leases, "_token", lambda path: next(found, None) or real(path))
+        assert leases._take_away(lease.path, "silent") is None
+        assert lease.held()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError), hold(tmp_path / "file", "x"):
+        pass
+
+
+def test_threads_exclude_each_other(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work() -> None:
+        with hold(tmp_path, "x", seconds=60):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4
+
+
+# ------------------------------------------------------------------ in the store
+
+
+def test_a_fenced_owner_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = StageCache(tmp_path)
+    places = [cache.folder("counting", KEY.key).parent]
+    monkeypatch.setattr(leases, "_gone", lambda text: True)  # every holder is taken for dead
+
+    def write(folder: Path) -> None:
+        with cache.lease("counting", places) as other:
+            cache.publish(KEY, lambda f: (f / "x").write_text("new") and None, {"seconds": 1.0}, other)
+        (folder / "x").write_text("old")
+
+    with cache.lease("counting", places) as lease, pytest.raises(LostLease):
+        cache.publish(KEY, write, {"seconds": 2.0}, lease)
+    found = cache.find(KEY)
+    assert found is not None
+    assert (found.folder / "x").read_text() == "new"
+    assert [p.name for p in found.folder.parent.iterdir()] == [KEY.key]
+
+
+def test_failures_are_remembered_until_they_are_forgotten(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    assert cache.failure(KEY, "cpu") is None
+    for reason, device, known in [
+        ("lost", "cpu", False), ("error", "cpu", False), ("nan", "cpu", True), ("invalid", "gpu", True),
+        ("oom", "gpu", False), ("oom", "cpu", True),
+    ]:  # fmt: skip
+        failure = TrialFailure("stage counting", "diverged", "a lower rate", reason=reason)
+        cache.remember(KEY, failure, device)
+        told = cache.failure(KEY, "cpu")
+        assert (told is not None and told.args == failure.args) == known
+        assert cache.forget(KEY) == (reason not in ("lost", "error"))
+    assert cache.failure(KEY, "cpu") is None
+
+
+def test_a_damaged_note_of_a_failure_is_none(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    cache.remember(KEY, TrialFailure("a", "b", reason="nan"), "cpu")
+    (path,) = (tmp_path / "failures").glob("*/*.json")
+    path.write_text('{"reason": "nan"')
+    assert cache.failure(KEY, "cpu") is None
