@@ -1,3 +1,19 @@
 """RAZ-Net: joint crowd counting and localization by recurrent attentive zooming (CVPR 2019)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas
+
 __version__ = "0.1.0"
+
+
+def load_study(name: str, *, store: str | Path | None = None) -> pandas.DataFrame:
+    """The trials of a study as a table, a row each: see `raz.study.frame.load_study`."""
+    from raz.study.frame import load_study
+
+    return load_study(name, store=store)

@@ -18,6 +18,7 @@ from raz.data.cli import data_app
 from raz.errors import RazError
 from raz.report.cli import report_command
 from raz.score.cli import score_command
+from raz.study import cli as study_cli
 
 
 class _Guarded(TyperGroup):
@@ -128,6 +129,7 @@ def run(
 app.add_typer(data_app, name="data")
 app.command("report")(report_command)
 app.command("score")(score_command)
+study_cli.register(app)
 
 
 def main() -> None:

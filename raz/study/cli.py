@@ -1,0 +1,85 @@
+"""`raz-sweep studies`, `show`, `diff`, `export`, `import`, `rerun`, `dashboard`: options in, text out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Store = Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")]
+DataRoot = Annotated[Path | None, typer.Option(envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
+HERE = Path("raz-store")
+
+
+def tell(document: Any, lines: Sequence[str], as_json: bool) -> None:
+    """Prints the document or the lines."""
+    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
+
+
+def studies_command(store: Store = HERE, as_json: Json = False) -> None:
+    """List the studies of a store: trials by state, the best, when, and which is running.
+
+    \b
+    raz-sweep studies
+    raz-sweep studies --store photographs --json
+    """
+    from raz.study.describe import studies_document, studies_lines
+
+    store = store.expanduser()
+    documents = studies_document(store)
+    tell(documents, studies_lines(documents, store), as_json)
+
+
+def show_command(
+    reference: Annotated[str, typer.Argument(metavar="STUDY[#TRIAL]", help="A study, or one of its trials.")],
+    store: Store = HERE,
+    as_json: Json = False,
+) -> None:
+    """Show a study (question, states, best, trials) or a trial (configuration, stages, curves, failure, provenance).
+
+    \b
+    raz-sweep show fusion
+    raz-sweep show fusion#7
+    raz-sweep show fusion#7 --json
+    """
+    from raz.study.describe import split_reference, study_document, study_lines, trial_document, trial_lines
+    from raz.study.index import read_study
+
+    store = store.expanduser()
+    name, number = split_reference(reference)
+    study = read_study(store, name)
+    if number is None:
+        document = study_document(study)
+        tell(document, study_lines(document, store), as_json)
+    else:
+        document = trial_document(study, number)
+        tell(document, trial_lines(document), as_json)
+
+
+def diff_command(
+    a: Annotated[str, typer.Argument(metavar="A", help="A study, or a trial: fusion or fusion#3.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.")],
+    store: Store = HERE,
+    as_json: Json = False,
+) -> None:
+    """Compare two studies (what they ask, their best trials) or two trials: configurations and metrics.
+
+    \b
+    raz-sweep diff fusion#3 fusion#7
+    raz-sweep diff fusion recurrence
+    """
+    from raz.study.compare import diff_document, diff_lines
+
+    document = diff_document(store.expanduser(), a, b)
+    tell(document, diff_lines(document), as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("studies")(studies_command)
+    app.command("show")(show_command)
+    app.command("diff")(diff_command)

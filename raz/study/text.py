@@ -1,0 +1,86 @@
+"""How studies and stores are told in a terminal: aligned columns, times, sizes, small curves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def columns(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """The lines below their header, two spaces apart; the columns of `right` end together."""
+    rows = [list(header), *map(list, lines)]
+    wide = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    out = []
+    for row in rows:
+        cells = [cell.rjust(wide[i]) if i in right else cell.ljust(wide[i]) for i, cell in enumerate(row)]
+        out.append("  ".join(cells).rstrip())
+    return out
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def moment(when: datetime | None) -> str:
+    """`2026-11-23 13:22`, or `-`."""
+    return when.strftime("%Y-%m-%d %H:%M") if when else "-"
+
+
+def size(n: int) -> str:
+    """Bytes for people: `812 B`, `4.2 MB`, `1.3 GB` (powers of 1000, as disks are sold)."""
+    value, units = float(n), ("B", "kB", "MB", "GB", "TB")
+    for unit in units[:-1]:
+        if value < 999.95:
+            return f"{n} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} {units[-1]}"
+
+
+def number(value: Any) -> str:
+    """A number with four significant digits, `-` for none; other values as JSON."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def assignments(values: Mapping[str, Any]) -> str:
+    """`depth=2 fusion.rule=grid`"""
+    return " ".join(f"{name}={number(value)}" for name, value in values.items())
+
+
+def states(counts: Mapping[str, int]) -> str:
+    """`38 complete, 2 pruned`"""
+    return ", ".join(f"{n} {state}" for state, n in counts.items()) or "no trial yet"
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The values as bars, lowest to highest over their own range; long curves by the mean of neighbours.
+
+    A value that is no number is a gap.
+    """
+    values = [float(value) for value in values]
+    if len(values) > width:
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [sum(part := values[a:b]) / len(part) for a, b in itertools.pairwise(edges)]
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return " " * len(values)
+    low, high = min(known), max(known)
+    step = (high - low) / (len(BARS) - 1) or 1.0
+    return "".join(BARS[round((value - low) / step)] if math.isfinite(value) else " " for value in values)
