@@ -22,6 +22,7 @@ from raz.errors import RazError, TrialFailure
 from raz.pipeline import stages
 from raz.pipeline.cache import StageCache, StageKey
 from raz.pipeline.stages import Pruned, run_trial, stage_keys, stored_metrics
+from raz.pipeline.told import StageEvent
 from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, keys_of
 from tests.conftest import write_mat
 from tests.crowds import write_crowd
@@ -122,13 +123,13 @@ def test_two_epochs_and_then_four_are_four_at_once(crowd: Path, tmp_path: Path) 
     short = micro(counting__train__epochs=2, **settings)
     long = micro(counting__train__epochs=4, **settings)
     once, pieces = tmp_path / "once", tmp_path / "pieces"
-    lines: list[str] = []
+    lines: list[StageEvent] = []
     run_trial(long, once, data_root=crowd)
     run_trial(short, pieces, data_root=crowd)
     run_trial(long, pieces, data_root=crowd, log=lines.append)
     wanted, got = artifacts(once), artifacts(pieces)
     assert wanted.items() <= got.items()
-    assert not any(line.startswith(("counting epoch 1/", "counting epoch 2/")) for line in lines)
+    assert not any(str(line).startswith(("counting epoch 1/", "counting epoch 2/")) for line in lines)
     # and a shorter run after a longer one is what it would have been alone
     alone, after = tmp_path / "alone", tmp_path / "after"
     run_trial(short, alone, data_root=crowd)
@@ -356,11 +357,11 @@ def test_other_branches_of_the_tree_train(crowd: Path, tmp_path: Path) -> None:
 
 
 def test_no_region_leaves_raz_net_a_copy_of_main_net(crowd: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
+    lines: list[StageEvent] = []
     config = micro(raz__regions__theta_z=0.999, zooming__theta_z=0.999)
     metrics = run_trial(config, tmp_path, data_root=crowd, log=lines.append).metrics
     assert metrics["val.regions_per_image"] == 0.0
-    assert any("RAZ-Net stays a copy" in line for line in lines)
+    assert any("RAZ-Net stays a copy" in str(line) for line in lines)
     one = run_trial(micro(raz__regions__theta_z=0.999, depth=1), tmp_path, data_root=crowd).metrics
     assert metrics["val.mae"] == one["val.mae"]
 

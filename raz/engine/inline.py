@@ -5,20 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 
 from raz.engine.events import Events
+from raz.engine.stop import Stop
 from raz.engine.trial import attempt, resolve
+from raz.pipeline.told import StageEvent
 from raz.study.ledger import Ledger
 
 
-def run_inline(ledger: Ledger, store: Path, *, data_root: Path | None = None, run_trial: str, events: Events) -> None:
-    """Runs what the ledger still has to ask for."""
+def run_inline(
+    ledger: Ledger,
+    store: Path,
+    *,
+    data_root: Path | None = None,
+    run_trial: str,
+    events: Events,
+    stop: Stop | None = None,
+) -> None:
+    """Runs what the ledger still has to ask for. A trial that `stop` ends goes back into the queue."""
     function = resolve(run_trial)
-    while (asked := ledger.ask()) is not None:
+    stop = stop or Stop()
+    while not stop.asked and (asked := ledger.ask()) is not None:
         number, values, config = asked
         events.started(number, values)
+        pruned = False
 
         def progress(step: int, value: float, number: int = number) -> bool:
+            nonlocal pruned
             events.step(number, step, value)
-            return ledger.report(number, step, value)
+            pruned = ledger.report(number, step, value)
+            return pruned or stop.asked
 
-        outcome = attempt(function, config, store, data_root=data_root, progress=progress)
-        events.finished(ledger.tell(number, outcome))
+        def log(event: StageEvent, number: int = number) -> None:
+            events.stage(number, event)
+
+        outcome = attempt(function, config, store, data_root=data_root, progress=progress, log=log)
+        if outcome.state == "pruned" and not pruned:
+            ledger.postpone(number)
+            events.done(number, f"trial {number}: stopped, and queued again")
+        else:
+            events.finished(ledger.tell(number, outcome))

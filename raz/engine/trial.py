@@ -13,6 +13,7 @@ from typing import Any
 
 from raz.config import TrialConfig, from_parameters
 from raz.errors import RazError, TrialFailure
+from raz.pipeline.told import StageEvent, Tell
 from raz.study.ledger import Outcome
 
 RunTrial = Callable[..., Any]  # as raz.pipeline.stages.run_trial
@@ -39,7 +40,7 @@ def attempt(
     *,
     data_root: Path | None = None,
     progress: Progress | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Tell | None = None,
     splits: tuple[str, ...] = ("val",),
 ) -> Outcome:
     """Runs one trial and says how it ended. A search scores the validation split only; a table names the test split.
@@ -51,6 +52,14 @@ def attempt(
     """
     began = time.monotonic()
     stopped = False
+    walked: list[dict[str, Any]] = []  # the stages of a trial that does not come to its end
+
+    def heard(event: StageEvent) -> None:
+        if event.kind in ("hit", "finished", "stopped", "failed"):
+            use = {"stage": event.stage, "key": event.key, "hit": event.kind == "hit", "seconds": event.seconds}
+            walked.append({**use, "spent": event.spent})
+        if log is not None:
+            log(event)
 
     def watched(step: int, value: float) -> bool:
         nonlocal stopped
@@ -59,14 +68,15 @@ def attempt(
 
     def failed(reason: str, error: Exception, trace: str = "") -> Outcome:
         message = str(error) or type(error).__name__
-        return Outcome("failed", time.monotonic() - began, reason=reason, message=message, trace=trace)
+        seconds = time.monotonic() - began
+        return Outcome("failed", seconds, stages=tuple(walked), reason=reason, message=message, trace=trace)
 
     try:
         trial: TrialConfig = from_parameters(config)
-        result = run_trial(trial, store, data_root=data_root, splits=splits, progress=watched, log=log)
+        result = run_trial(trial, store, data_root=data_root, splits=splits, progress=watched, log=heard)
     except Exception as error:
         if stopped:  # however the trial took the word to stop, stopping is what it did
-            return Outcome("pruned", time.monotonic() - began)
+            return Outcome("pruned", time.monotonic() - began, stages=tuple(walked))
         if isinstance(error, TrialFailure):
             return failed(error.reason, error)
         cause = error.__cause__
@@ -81,6 +91,6 @@ def attempt(
         text = f"{type(error).__name__}: {error}"
         return failed("error", RuntimeError(text), "".join(traceback.format_exception(error)))
     if stopped:
-        return Outcome("pruned", time.monotonic() - began)
+        return Outcome("pruned", time.monotonic() - began, stages=tuple(walked))
     stages = tuple(asdict(s) if is_dataclass(s) and not isinstance(s, type) else dict(s) for s in result.stages)
     return Outcome("complete", time.monotonic() - began, dict(result.metrics), stages)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from raz.config import AttentionConfig, BackboneConfig, CountingConfig, LocalizationConfig
 from raz.errors import RazError
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch, initialise
-from raz.pipeline.cache import file_digest
 from raz.pipeline.infer import weights_of
+from raz.pipeline.keys import weights_file
 
 NARROW = 0.25  # at and below this width channels_last trains and infers faster, above it trains slower
 
@@ -31,30 +30,6 @@ def seeded(*parts: object) -> None:
     torch.manual_seed(number)
 
 
-@lru_cache(maxsize=64)
-def _file_identity(path: str, size: int, changed: int) -> str:
-    return f"sha256:{file_digest(Path(path))}"
-
-
-def weights_identity(weights: str) -> str:
-    """What goes into a key: the name, or the content of the file. Raises RazError for a missing file."""
-    if weights in ("imagenet", "none"):
-        return weights
-    path = _weights_file(weights)
-    stat = path.stat()
-    return _file_identity(str(path), stat.st_size, stat.st_mtime_ns)
-
-
-def _weights_file(weights: str) -> Path:
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise RazError(
-            "backbone.weights", f"{weights!r} is no file, expected imagenet, none or a state dict's path",
-            "give the path of VGG-16 weights in torchvision's layout (features.0.weight …)",
-        )  # fmt: skip
-    return path
-
-
 def build_backbone(config: BackboneConfig, seed: int) -> Backbone:
     """The backbone with its pretrained weights, or He-initialised from the seed (`none`)."""
     backbone = Backbone(config.width)
@@ -62,7 +37,7 @@ def build_backbone(config: BackboneConfig, seed: int) -> Backbone:
         seeded(seed, "backbone")
         initialise(backbone, "kaiming")
         return backbone
-    state = _imagenet() if config.weights == "imagenet" else read_state(_weights_file(config.weights))
+    state = _imagenet() if config.weights == "imagenet" else read_state(weights_file(config.weights))
     where = f"backbone weights {config.weights}"
     load_exactly(backbone, {k: v for k, v in state.items() if k.startswith("features.")}, where, extra=True)
     return backbone

@@ -23,8 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from raz.config import BackboneConfig, TrialConfig, from_parameters, parameters
-from raz.data import open_dataset
-from raz.data.contract import Dataset, Split
+from raz.data.contract import Split
 from raz.data.frames import Frames
 from raz.errors import TrialFailure
 from raz.paper.networks import Backbone
@@ -32,14 +31,16 @@ from raz.paper.zoom import Points
 from raz.pipeline import nets
 from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_json, writing
 from raz.pipeline.infer import FeatureMemo, Network
+from raz.pipeline.keys import opened, stage_keys, weights_identity
 from raz.pipeline.lease import Lease, LostLease
 from raz.pipeline.memory import keep_freed_memory
 from raz.pipeline.regions import RegionImages, points_of, propose, propose_inside, region_images, zoom_image
 from raz.pipeline.samples import FeatureCache, Images
 from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split, within
 from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
+from raz.pipeline.told import Kind, StageEvent, Tell
 from raz.pipeline.train import Checkpoint, Outcome, Progress, Pruned, Task, train
-from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, fits_on_train, keys_of, needed_for, ordered
+from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, fits_on_train, needed_for, ordered
 from raz.versions import versions
 
 __all__ = [
@@ -47,18 +48,19 @@ __all__ = [
     "stage_keys", "stored_metrics",
 ]  # fmt: skip
 
-Log = Callable[[str], None]
 Hear = Callable[[int, float], bool]  # (epoch, validation value) of a trained stage -> stop?
 
 
 @dataclass(frozen=True)
 class StageUse:
-    """One stage of a trial: its key, whether it was found (`hit`), and the seconds it took when it was made."""
+    """One stage of a trial: its key, whether it was found (`hit`), the seconds it took when it was made, and those
+    that were spent on it for this trial: 0 for a hit, fewer than `seconds` where training went on from a checkpoint."""
 
     stage: str
     key: str
     hit: bool
     seconds: float
+    spent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,9 @@ class TrialResult:
     seconds: float
 
 
-@lru_cache(maxsize=4)
-def _opened(name: str, root: Path | None) -> Dataset:
-    return open_dataset(name, root)
-
-
 @lru_cache(maxsize=8)
 def _frames(name: str, root: Path | None, split: Split, scale: float, max_side: int, pack: Path) -> Frames:
-    return Frames(_opened(name, root).items[split], scale=scale, max_side=max_side, pack=pack)
+    return Frames(opened(name, root).items[split], scale=scale, max_side=max_side, pack=pack)
 
 
 @lru_cache(maxsize=8)
@@ -88,14 +85,7 @@ def _ceiling(name: str, root: Path | None, split: Split, scale: float, max_side:
 
 
 _MEMO = FeatureMemo()
-
-
-def stage_keys(
-    config: TrialConfig, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val",)
-) -> dict[Node, StageKey]:
-    """Every stage of a trial with its key, in order of need; opens the data set, trains nothing."""
-    dataset = _opened(config.dataset, data_root)
-    return keys_of(config, splits, lru_cache(dataset.fingerprint), nets.weights_identity)
+IMAGES_TOLD = 2.0  # seconds between two words on how many images are predicted
 
 
 def stored_metrics(
@@ -120,13 +110,14 @@ def run_trial(
     data_root: Path | None = None,
     splits: tuple[str, ...] = ("val",),
     progress: Progress | None = None,
-    log: Log | None = None,
+    log: Tell | None = None,
     make: Make | None = None,
 ) -> TrialResult:
     """Make what is missing of a trial and return its metrics.
 
     `progress(step, value) -> stop?` hears each epoch of each trained stage, steps cumulated over the stages'
-    epoch caps, also those of stages found in the store. Raises Pruned when it says stop, TrialFailure with
+    epoch caps, also those of stages found in the store. `log` hears what happens to each stage; `print` will do.
+    Raises Pruned when it says stop, TrialFailure with
     its reason when the trial cannot give a number, RazError for what the user can put right.
     """
     began = time.monotonic()
@@ -150,7 +141,7 @@ def make_stages(
     data_root: Path | None = None,
     tell: Callable[[Node, int, float], bool] | None = None,
     made: Callable[[Node], None] | None = None,
-    log: Log | None = None,
+    log: Tell | None = None,
 ) -> None:
     """Make these stages of a trial, in order, and what is missing of their needs.
 
@@ -218,12 +209,13 @@ class _Trial:
     config: TrialConfig
     cache: StageCache
     data_root: Path | None
-    log: Log
+    log: Tell
     make: Make | None = None
     tell: Callable[[Node, int, float], bool] | None = None
     path: Sequence[Node] = ()
     artifacts: dict[Node, Artifact] = field(default_factory=dict)
     heard: dict[Node, int] = field(default_factory=dict)  # the last epoch that was told of each stage
+    spent: dict[Node, float] = field(default_factory=dict)  # seconds worked for this trial on what it lacked
 
     @cached_property
     def keys(self) -> dict[Node, StageKey]:
@@ -256,10 +248,14 @@ class _Trial:
                 found, hit = self._make_here(node, key)
             else:
                 found, hit = self.cache.find(key), not paid
+                if found is not None and paid:
+                    self.spent[node] = found.seconds
         self.artifacts[node] = found
+        if hit:
+            self.log(StageEvent("hit", str(node), key.key, seconds=found.seconds))
         if STAGES[node.stage].kind == "trained":
             self._replay(node, found)
-        return StageUse(str(node), key.key, hit, found.seconds)
+        return StageUse(str(node), key.key, hit, found.seconds, self.spent.get(node, 0.0))
 
     def _make_here(self, node: Node, key: StageKey) -> tuple[Artifact | None, bool]:
         """The artifact and whether another process made it; None when another has taken over the making."""
@@ -275,19 +271,42 @@ class _Trial:
             failure = self.cache.failure(key, self.device_name)
             if failure is not None:
                 raise failure
-            self.log(f"{node} starts")
             try:
-                with writing(self.cache.store), _memory_of(f"stage {node}"):
+                with self._told(node, key), writing(self.cache.store), _memory_of(f"stage {node}"):
                     found = self._make_trained(node, key, lease) if trained else self._make(node, key, lease)
             except LostLease:
-                self.log(f"{node}: another process has taken over")
                 return None, True
             except TrialFailure as error:
                 with writing(self.cache.store):
                     self.cache.remember(key, error, self.device_name)
                 raise
-            self.log(f"{node} done in {found.seconds:.0f} s")
+            spent = self.spent.get(node, 0.0)
+            self.log(StageEvent("finished", str(node), key.key, seconds=found.seconds, spent=spent))
             return found, False
+
+    @contextmanager
+    def _told(self, node: Node, key: StageKey) -> Iterator[None]:
+        """Around the making of a stage: tells that it starts and why it stops short, and adds up the seconds spent."""
+        began = time.monotonic()
+        self.log(StageEvent("started", str(node), key.key))
+        kind: Kind = "finished"
+        reason = ""
+        try:
+            yield
+        except Pruned as stop:
+            kind, reason = "stopped", f"step {stop.step}"
+            raise
+        except LostLease:
+            kind, reason = "stopped", "another process has taken over"
+            raise
+        except Exception as error:
+            kind, reason = "failed", getattr(error, "reason", "") or type(error).__name__
+            raise
+        finally:
+            spent = time.monotonic() - began
+            self.spent[node] = self.spent.get(node, 0.0) + spent
+            if kind != "finished":
+                self.log(StageEvent(kind, str(node), key.key, spent=spent, reason=reason))
 
     def _missing(self, node: Node) -> Missing:
         rest = tuple(self.path[self.path.index(node) :])
@@ -316,7 +335,7 @@ class _Trial:
 
         def wait() -> None:
             if not told:
-                self.log(f"{node} is being made by another process; waiting")
+                self.log(StageEvent("waiting", str(node), self.keys[node].key))
                 told.append(True)
 
         return wait
@@ -347,13 +366,22 @@ class _Trial:
     def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
         chain = self.cache.chain_folder(node.stage, chain_key(key))
         checkpoint = Checkpoint(chain / "checkpoint.pt", lease)
+
+        def heard(point: Mapping[str, float]) -> None:
+            self.log(
+                StageEvent(
+                    "epoch", str(node), key.key, epoch=int(point["epoch"]), epochs=config.epochs, loss=point["loss"],
+                    value=point["value"], seconds=point["seconds"],
+                )
+            )  # fmt: skip
+
         given = declared(self.config, node.stage)
         task, config = _TASKS[node.stage](self, given)
         if task is None:  # nothing to learn from: the copy of Main-Net stays as it is
             outcome = Outcome(_state(config), 0, 0.0, [])
         else:
             try:
-                outcome = train(task, config, checkpoint, self.device, self._hearing(node), self.log)
+                outcome = train(task, config, checkpoint, self.device, self._hearing(node), heard)
             except Pruned as stop:
                 raise Pruned(self.step(node) + stop.step, stop.value) from stop
 
@@ -551,7 +579,8 @@ class _Trial:
         for split in ("train", "val"):
             sets[split] = region_images(self.frames(split), config, given.seed, attention_of)
         names = {split: digest([key.key, asdict(config), key.data[split], given.seed]) for split in sets}
-        self.log(f"RAZ-Net learns from {len(sets['train'])} regions, validated on {len(sets['val'])}")
+        regions = f"RAZ-Net learns from {len(sets['train'])} regions, validated on {len(sets['val'])}"
+        self.log(StageEvent("note", "raz", self.keys[Node("raz")].key, reason=regions))
         return Material(sets["train"], sets["val"], given.seed, self.device), names
 
     def _raz_net(self, given: Any) -> tuple[Task | None, Any]:
@@ -569,9 +598,8 @@ class _Trial:
             weights = f"{network.name}/regions"
             frozen = [self._features(backbone, weights, getattr(m, s), names[s]) for s in ("train", "val")]
         if not len(m.train) or not len(m.val):
-            self.log(
-                "no region to learn from: RAZ-Net stays a copy of Main-Net (try a larger sigma_z, a lower theta_z)"
-            )
+            why = "no region to learn from: RAZ-Net stays a copy of Main-Net (try a larger sigma_z, a lower theta_z)"
+            self.log(StageEvent("note", "raz", self.keys[Node("raz")].key, reason=why))
             return None, modules
         task = localization_task(
             m, "raz", modules, branch,
@@ -654,15 +682,14 @@ class _Trial:
         return packed | {"regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}
 
     def _each(self, node: Node, frames: Frames) -> Iterator[int]:
-        """Indices of a split, with a line about every tenth of the way and when it will be done."""
-        began, told = time.monotonic(), time.monotonic()
+        """Indices of a split; tells now and then how many are done."""
+        told = time.monotonic()
         for i in range(len(frames)):
             yield i
             now = time.monotonic()
-            if now - told > 15:
+            if now - told > IMAGES_TOLD:
                 told = now
-                left = (now - began) / (i + 1) * (len(frames) - i - 1)
-                self.log(f"{node} {i + 1}/{len(frames)} images, {left:.0f} s left")
+                self.log(StageEvent("images", str(node), self.keys[node].key, epoch=i + 1, epochs=len(frames)))
 
     def _read_pass(self, node: Node) -> tuple[list[Points], list[NDArray[np.float64]]]:
         with np.load(self.artifacts[node].folder / "arrays.npz", allow_pickle=False) as arrays:
@@ -725,7 +752,7 @@ def _memory_of(where: str) -> Iterator[None]:
 
 def _untrained(config: BackboneConfig, seed: int) -> str:
     """What names the weights of a backbone that no stage trained."""
-    return digest([nets.weights_identity(config.weights), config.width, seed])
+    return digest([weights_identity(config.weights), config.width, seed])
 
 
 def _state(modules: nn.Module) -> dict[str, Tensor]:

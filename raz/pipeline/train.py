@@ -11,7 +11,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,11 @@ def train(
     checkpoint: Checkpoint,
     device: torch.device,
     progress: Progress | None = None,
-    log: Callable[[str], None] | None = None,
+    heard: Callable[[Mapping[str, float]], None] | None = None,
 ) -> Outcome:
     """Train up to `config.epochs` epochs, or go on from `checkpoint` where it holds fewer.
 
+    `heard` is told each point of the curve that is trained now: epoch, loss, value, rate, seconds.
     Raises Pruned when `progress(epoch, validation value)` says so, TrialFailure with reason `nan` when
     the loss or the validation value is not finite, `oom` when memory runs out.
     """
@@ -180,11 +181,8 @@ def train(
                 "scaler": scaler.state_dict(),
             }
         )
-        if log is not None:
-            log(
-                f"{task.name} epoch {epoch}/{config.epochs} loss {point['loss']:.4g} val {value:.4g} "
-                f"best {state['best_value']:.4g} {point['seconds']:.1f} s"
-            )
+        if heard is not None:
+            heard(point)
         if progress is not None and progress(epoch, value):
             raise Pruned(epoch, value)
     return Outcome(state["best"], state["best_epoch"], state["best_value"], state["curve"][: config.epochs])

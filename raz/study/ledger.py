@@ -168,6 +168,14 @@ class Ledger:
             self.study.tell(number, state=TrialState.FAIL)
         return self.record(number)
 
+    def postpone(self, number: int) -> None:
+        """Puts a trial back that a clean stop met: it waits again, with its values and the steps it has told, and is
+        the first to be asked for by the next run. That is no attempt lost."""
+        trial = self._live.pop(number, None)
+        if trial is not None:
+            self.study._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
+            self.left += 1
+
     def record(self, number: int) -> TrialRecord:
         """The record of one trial."""
         return record_of(self.space.study, self._trials()[number], alive=True)
