@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from raz.paper import attention as att
 from raz.paper import groundtruth as gt
 
 Floats = NDArray[np.float64]
@@ -96,7 +97,7 @@ def prove(bench: Bench, of: Crowd, *, tree: bool = True) -> None:
     labels = gt.head_labels(of.heads, of.height, of.width)
     bench.exact(f"labels {of.name}", float((labels != labels_by_convolution(of)).sum()), 0)
     if tree:
-        attention = gt.attention_map(of.heads, of.height, of.width)
+        attention = att.attention_map(of.heads, of.height, of.width)
         bench.exact(f"attention {of.name}", np.abs(attention - attention_by_tree(of)).max(), 1e-6)
 
 
@@ -150,12 +151,27 @@ def main() -> int:
     for (name, of), target in zip(crowds.items(), (12, 60, 10), strict=True):
         bench.compare(
             f"attention {name}",
-            lambda of=of: gt.attention_map(of.heads, of.height, of.width),  # type: ignore[misc]
+            lambda of=of: att.attention_map(of.heads, of.height, of.width),  # type: ignore[misc]
             lambda of=of: attention_by_tree(of),  # type: ignore[misc]
             against="tree at all pixels",
             target=target,
             reps=5 if name == "SHA" else 3,
             floor=lambda of=of: np.full((of.height, of.width), 0, np.float32),  # type: ignore[misc]
+        )
+    for name, of in crowds.items():
+        # As in a study over sigma_z: kept for the largest, wanted at another.
+        kept = att.attention_distances(of.heads, of.height, of.width, 3.0)
+        replayed = att.attention_from(kept, 2.0, 0, 0, of.height, of.width)
+        fresh = att.attention_map(of.heads, of.height, of.width, 2.0)
+        bench.exact(f"another sigma_z {name}", np.abs(replayed - fresh).max(), 0)
+        bench.compare(
+            f"another sigma_z {name}",
+            lambda of=of, kept=kept: att.attention_from(kept, 3.0, 0, 0, of.height, of.width),  # type: ignore[misc]
+            lambda of=of: att.attention_map(of.heads, of.height, of.width, 3.0),  # type: ignore[misc]
+            against="from the heads",
+            target=8,
+            floor=lambda of=of: np.full((of.height, of.width), 0, np.float32),  # type: ignore[misc]
+            work=f"{kept.nbytes / 1e6:.1f} MB kept",
         )
     of = crowds["SHA"]
     whole = (of.heads, of.height, of.width)
@@ -174,8 +190,8 @@ def main() -> int:
     )
     bench.compare(
         "attention of a 256 px crop SHA",
-        lambda: gt.attention_window(*whole, *box),
-        lambda: gt.attention_map(*whole)[160:416, 304:560],
+        lambda: att.attention_window(*whole, *box),
+        lambda: att.attention_map(*whole)[160:416, 304:560],
         against="the whole map",
     )
     return bench.done()

@@ -10,7 +10,7 @@ from _alt import Bench
 from _crowd import crowd
 from numpy.typing import NDArray
 
-from raz.paper.groundtruth import attention_map
+from raz.paper.attention import attention_map
 from raz.paper.zoom import ANCHOR_SETS, Points, candidate_regions, generator_for, merge_points, select_regions
 
 Floats = NDArray[np.float64]

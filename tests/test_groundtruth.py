@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from raz.errors import RazError, RazErrors
+from raz.paper import attention as att
 from raz.paper import groundtruth as gt
 
 Floats = NDArray[np.float64]
@@ -223,7 +224,7 @@ def test_label_window_is_the_slice(seed: int, x0: int, y0: int, h: int) -> None:
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 60, 500])
 def test_attention_equals_brute_force(n: int, size: tuple[int, int], sigma_z: float) -> None:
     heads = crowd(n, n, *size)
-    got = gt.attention_map(heads, *size, sigma_z)
+    got = att.attention_map(heads, *size, sigma_z)
     assert got.dtype == np.float32
     assert np.abs(got - brute_attention(heads, *size, sigma_z)).max() <= 1e-6
 
@@ -231,7 +232,7 @@ def test_attention_equals_brute_force(n: int, size: tuple[int, int], sigma_z: fl
 def test_attention_far_from_the_origin_is_as_exact() -> None:
     heads = crowd(11, 90, 60, 60)
     near = brute_attention(heads, 60, 60, 3.0)
-    far = gt.attention_window(heads + np.array([5008, 4000]), 4070, 5078, 5008, 4000, 60, 60, 3.0)
+    far = att.attention_window(heads + np.array([5008, 4000]), 4070, 5078, 5008, 4000, 60, 60, 3.0)
     assert np.abs(far - near).max() <= 1e-6
 
 
@@ -247,10 +248,39 @@ def test_attention_far_from_the_origin_is_as_exact() -> None:
 def test_attention_window_is_the_slice(seed: int, n: int, x0: int, y0: int, h: int, sigma_z: float) -> None:
     height, width = 203, 311
     heads = crowd(seed, n, height, width)
-    framed = np.pad(gt.attention_map(heads, height, width, sigma_z), 200)
-    got = gt.attention_window(heads, height, width, x0, y0, h, h + 5, sigma_z)
+    framed = np.pad(att.attention_map(heads, height, width, sigma_z), 200)
+    got = att.attention_window(heads, height, width, x0, y0, h, h + 5, sigma_z)
     assert np.array_equal(got, framed[y0 + 200 : y0 + 200 + h, x0 + 200 : x0 + 205 + h])
     assert got.flags.c_contiguous
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.sampled_from([0, 1, 2, 3, 10, 80]),
+    x0=st.integers(-50, 320),
+    y0=st.integers(-50, 220),
+    h=st.integers(1, 130),
+    sigma_z=st.sampled_from([0.7, 1.0, 3.0, 9.0]),
+)
+def test_attention_of_kept_distances_has_the_same_bits(
+    seed: int, n: int, x0: int, y0: int, h: int, sigma_z: float
+) -> None:
+    height, width = 203, 311
+    heads = crowd(seed, n, height, width)
+    kept = att.attention_distances(heads, height, width, 9.0)
+    got = att.attention_from(kept, sigma_z, x0, y0, h, h + 5)
+    assert np.array_equal(got, att.attention_window(heads, height, width, x0, y0, h, h + 5, sigma_z))
+    assert got.flags.c_contiguous
+
+
+def test_attention_below_the_floor_is_zero() -> None:
+    """So that no value depends on which tiles a larger sigma_z, or a window, happened to look at."""
+    got = att.attention_map(np.array([[8.0, 4.0]]), 8, 64, 3.0)
+    true = brute_attention(np.array([[8.0, 4.0]]), 8, 64, 3.0)
+    assert (got[true < 0.99e-7] == 0).all()
+    assert (got[true > 1.01e-7] > 0).all()
+    assert ((true > 0) & (true < 0.99e-7)).any()
 
 
 # ------------------------------------------------------------------------------------------------ faults
@@ -261,10 +291,11 @@ def test_bad_input_is_named() -> None:
     calls: list[tuple[Any, str]] = [
         (lambda: gt.density_map(np.array([[3.0, 10.0], [1.0, 1.0]]), 10, 20), "1 of 2 outside"),
         (lambda: gt.head_labels(np.array([[20.0, 3.0]]), 10, 20), "outside"),
-        (lambda: gt.attention_map(np.array([[-0.1, 3.0]]), 10, 20), "outside"),
-        (lambda: gt.attention_map(np.array([[np.nan, 3.0]]), 10, 20), "outside"),
+        (lambda: att.attention_map(np.array([[-0.1, 3.0]]), 10, 20), "outside"),
+        (lambda: att.attention_map(np.array([[np.nan, 3.0]]), 10, 20), "outside"),
         (lambda: gt.inside(np.zeros((3, 3)), 10, 20), r"\(n, 2\)"),
-        (lambda: gt.attention_map(good, 10, 20, 0.0), "sigma_z"),
+        (lambda: att.attention_map(good, 10, 20, 0.0), "sigma_z"),
+        (lambda: att.attention_from(att.attention_distances(good, 10, 20, 2.0), 2.5, 0, 0, 4, 4), "serve up to 2.0"),
         (lambda: gt.mean_neighbour_distance(good, 0, 10, 20), "k is 0"),
         (lambda: gt.head_labels(good, 0, 20), "0 x 20"),
         (lambda: gt.label_window(good, 10, 20, 0, 0, 0, 4), "expected at least 1 x 1"),

@@ -75,6 +75,22 @@ def test_localization_loss_is_equation_3() -> None:
     assert ours == pytest.approx(literal, rel=1e-9)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [8, 4, 2])
+def test_attention_equals_the_concatenation_it_never_makes(stride: int, layout: torch.memory_format) -> None:
+    torch.manual_seed(stride)
+    branch = AttentionBranch(3 + 5, 4).double().to(memory_format=layout)
+    rich = torch.randn(2, 3, 16, 24, dtype=torch.float64).to(memory_format=layout)
+    counting = torch.randn(2, 5, 16 // stride, 24 // stride, dtype=torch.float64).to(memory_format=layout)
+    up = torch.nn.functional.interpolate(counting, size=(16, 24), mode="nearest")
+    plain = branch.head(branch.body(torch.cat([rich, up], dim=1)))
+    wanted = torch.autograd.grad(plain.square().sum(), list(branch.parameters()))
+    got = branch(rich, counting)
+    torch.testing.assert_close(got, plain, rtol=1e-12, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(got.square().sum(), list(branch.parameters())), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["counting", "localization", "attention-mse", "attention-bce"])
 def test_gradients_of_the_losses(kind: str) -> None:
     g = torch.Generator().manual_seed(3)

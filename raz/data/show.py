@@ -37,7 +37,8 @@ class Panels:
 
 def compute(item: Item, config: TrialConfig, title: str = "") -> Panels:
     """The ground truth of one image, and the regions that its *true* attention map proposes (7, 11, 15, 16)."""
-    from raz.paper.groundtruth import attention_map, density_map
+    from raz.paper.attention import attention_map
+    from raz.paper.groundtruth import density_map
     from raz.paper.zoom import candidate_regions, generator_for, select_regions
 
     pixels, heads = item.load_pixels(), item.load_heads()

@@ -1,4 +1,4 @@
-"""Ground truth from head positions: density (7, 8), labels (9, Eq. 2) and attention (11).
+"""Ground truth from head positions: density (7, 8) and labels (9, Eq. 2). Attention is in raz.paper.attention.
 
 Heads are float64 (n, 2): x, y in pixels of an image of `height` x `width` pixels (27). Every map has a `*_window` twin
 that computes only a crop and equals the slice of the whole image's map, so training crops cost what the crop costs.
@@ -25,13 +25,6 @@ SIGMA_FLOOR = 0.3  # px; a narrower Gaussian falls between the pixel centres
 CUT = 4.0  # sigmas: the tail beyond holds exp(-16) = 1.1e-7 of the peak
 BUCKET = 1.6  # heads whose windows differ by less than this factor are computed together
 
-ATTENTION_NEIGHBOURS = 3
-ATTENTION_FLOOR = 1e-7  # attention below this is written as 0
-TILE = 16  # px; attention is computed or skipped by whole tiles
-TILE_RADIUS = (TILE / 2 - 0.5) * math.sqrt(2.0)  # from a tile's centre to its farthest pixel centre
-COARSE = 2 * TILE
-COARSE_RADIUS = (COARSE / 2 - 0.5) * math.sqrt(2.0)
-
 
 # ------------------------------------------------------------------------------------------------- heads
 
@@ -52,7 +45,7 @@ def mean_neighbour_distance(heads: NDArray[Any], k: int, height: int, width: int
     Fewer than k others: all there are. A single head: (height + width) / 4. Heads at the same place are at
     distance 0 of each other and all count. Raises RazError on k < 1 or heads outside the image.
     """
-    points = _checked(heads, height, width)
+    points = checked(heads, height, width)
     if k < 1:
         raise RazError("mean_neighbour_distance", f"k is {k}, expected 1 or more")
     n = len(points)
@@ -61,12 +54,12 @@ def mean_neighbour_distance(heads: NDArray[Any], k: int, height: int, width: int
     if n == 1:
         return np.array([(height + width) / 4.0])
     # Column 0 is the head itself, or a twin at the same place: distance 0 either way.
-    distances, _ = _nearest(cKDTree(points), points, min(k + 1, n))
+    distances, _ = nearest_of(cKDTree(points), points, min(k + 1, n))
     mean: NDArray[np.float64] = distances[:, 1:].mean(axis=1)
     return mean
 
 
-def _nearest(tree: cKDTree, at: NDArray[Any], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def nearest_of(tree: cKDTree, at: NDArray[Any], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Distances and indices of the k nearest points, (n, k) also when k is 1, nearest first."""
     distances, which = tree.query(at, k=np.arange(1, k + 1))
     return np.asarray(distances, dtype=np.float64), np.asarray(which, dtype=np.int64)
@@ -126,7 +119,7 @@ def density_window(
     image it is 0. `distances` (n,) px belong to all heads of the image. Raises RazError on bad input, among it a
     window that is not a multiple of `stride`.
     """
-    points = _checked(heads, height, width)
+    points = checked(heads, height, width)
     _check_density(points, distances, (x0, y0, h, w), stride, beta, kernel)
     # The exponent is separable, and so are the sum over a cell and the normalisation: each head is an outer product
     # of two short vectors, and the full-resolution map is never made.
@@ -234,8 +227,8 @@ def head_labels(heads: NDArray[Any], height: int, width: int) -> NDArray[np.uint
 
 def label_window(heads: NDArray[Any], height: int, width: int, x0: int, y0: int, h: int, w: int) -> NDArray[np.uint8]:
     """The part of `head_labels` that covers pixels [y0, y0 + h) x [x0, x0 + w), (h, w) uint8; 0 beyond the image."""
-    points = _checked(heads, height, width)
-    _check_window((x0, y0, h, w))
+    points = checked(heads, height, width)
+    check_window((x0, y0, h, w))
     out = np.zeros((h, w), dtype=np.uint8)
     pixel = points.astype(np.int64)  # truncation is the floor, since heads in the image are not negative
     column, row = pixel[:, 0] - x0, pixel[:, 1] - y0
@@ -247,118 +240,6 @@ def label_window(heads: NDArray[Any], height: int, width: int, x0: int, y0: int,
         keep = (y >= top) & (y < bottom) & (x >= left) & (x < right)
         flat[y[keep] * w + x[keep]] = 1
     return out
-
-
-# --------------------------------------------------------------------------------------------- attention
-
-
-def attention_map(heads: NDArray[Any], height: int, width: int, sigma_z: float = 3.0) -> Map:
-    """Where the crowd is dense, in [0, 1], (height, width) float32 (11).
-
-    exp(-m^2 / (2 sigma_z^2)), m the mean distance in px of a pixel's centre to its three nearest heads; fewer than
-    three heads: all there are; none: 0. Values below 1e-7 may be written as 0; the error is under 1e-6 everywhere.
-    Raises RazError on sigma_z <= 0 or heads outside the image.
-    """
-    return attention_window(heads, height, width, 0, 0, height, width, sigma_z)
-
-
-def attention_window(
-    heads: NDArray[Any], height: int, width: int, x0: int, y0: int, h: int, w: int, sigma_z: float = 3.0
-) -> Map:
-    """The part of `attention_map` that covers pixels [y0, y0 + h) x [x0, x0 + w), (h, w) float32; 0 beyond the image.
-
-    The mean distance m is 1-Lipschitz: a tile whose centre is farther than `reach` plus the tile's radius holds
-    nothing above ATTENTION_FLOOR and is skipped; for the others a few candidates hold every pixel's three nearest.
-    """
-    points = _checked(heads, height, width)
-    _check_window((x0, y0, h, w))
-    if not (math.isfinite(sigma_z) and sigma_z > 0):
-        raise RazError("attention_map", f"sigma_z is {sigma_z}, expected more than 0 px")
-    nearest = min(ATTENTION_NEIGHBOURS, len(points))
-    reach = sigma_z * math.sqrt(2.0 * math.log(1.0 / ATTENTION_FLOOR))
-    # Tiles lie on the image's own grid, so a window decides about a tile exactly as the whole image does.
-    left, top = max(x0, 0) // COARSE * COARSE, max(y0, 0) // COARSE * COARSE
-    right, bottom = min(x0 + w, width), min(y0 + h, height)
-    if nearest == 0 or max(x0, 0) >= right or max(y0, 0) >= bottom:
-        return np.zeros((h, w), dtype=np.float32)
-    # The third head of a kept tile's pixel may lie at three times the largest mean that is kept.
-    margin = 3 * (reach + COARSE_RADIUS) + 2 * COARSE_RADIUS
-    near = (
-        (points[:, 0] >= left - margin)
-        & (points[:, 0] <= right + COARSE + margin)
-        & (points[:, 1] >= top - margin)
-        & (points[:, 1] <= bottom + COARSE + margin)
-    )
-    points = points[near]
-    if len(points) < nearest:
-        return np.zeros((h, w), dtype=np.float32)
-    tree = cKDTree(points)
-
-    grid_x, grid_y = np.meshgrid(np.arange(left, right, COARSE), np.arange(top, bottom, COARSE))
-    tiles = np.stack([grid_x.ravel(), grid_y.ravel()], axis=1)
-    distance, _ = _nearest(tree, tiles + COARSE / 2, nearest)
-    tiles = tiles[distance.mean(axis=1) <= reach + COARSE_RADIUS]
-    tiles = (tiles[:, None, :] + np.array([[0, 0], [TILE, 0], [0, TILE], [TILE, TILE]])).reshape(-1, 2)
-    tiles = tiles[
-        (tiles[:, 0] < right) & (tiles[:, 1] < bottom) & (tiles[:, 0] + TILE > x0) & (tiles[:, 1] + TILE > y0)
-    ]
-
-    rows, columns = -(-(bottom - top) // TILE), -(-(right - left) // TILE)
-    canvas = np.zeros((rows, TILE, columns, TILE), dtype=np.float32)
-    k = 8
-    while len(tiles):
-        k = min(k, len(points))
-        distance, which = _nearest(tree, tiles + TILE / 2, k)
-        keep = distance[:, :nearest].mean(axis=1) <= reach + TILE_RADIUS
-        tiles, distance, which = tiles[keep], distance[keep], which[keep]
-        # A pixel's nearest lie within (distance of the centre's last nearest + 2 radii) of the centre.
-        enough = distance[:, nearest - 1] + 2 * TILE_RADIUS
-        done = (distance[:, -1] > enough) | (k == len(points))
-        need = np.maximum((distance <= enough[:, None]).sum(axis=1), nearest)
-        ready = np.flatnonzero(done)
-        ready = ready[np.argsort(need[ready], kind="stable")]  # tiles of like need share a block
-        for i in range(0, len(ready), 32):
-            block = ready[i : i + 32]
-            used = which[block, : int(need[block[-1]])]
-            values = _attention_tiles(points[used] - tiles[block][:, None, :], nearest, sigma_z)
-            canvas[(tiles[block, 1] - top) // TILE, :, (tiles[block, 0] - left) // TILE, :] = values
-        tiles = tiles[~done]
-        k = k * 5 // 2
-    image = canvas.reshape(rows * TILE, columns * TILE)
-    image[bottom - top :] = 0.0  # tiles reach beyond the image
-    image[:, right - left :] = 0.0
-    ahead, above = max(x0, 0) - left, max(y0, 0) - top
-    if x0 >= 0 and y0 >= 0 and image.shape[0] >= above + h and image.shape[1] >= ahead + w:
-        return np.ascontiguousarray(image[above : above + h, ahead : ahead + w])
-    out = np.zeros((h, w), dtype=np.float32)
-    out[max(-y0, 0) : bottom - y0, max(-x0, 0) : right - x0] = image[above : bottom - top, ahead : right - left]
-    return out
-
-
-def _attention_tiles(candidates: NDArray[np.float64], nearest: int, sigma_z: float) -> Map:
-    """Attention of tiles (t, TILE, TILE) from candidates (t, k, 2), px from each tile's corner."""
-    # Relative to the tile float32 is enough; absolute positions would lose 1e-5.
-    near = candidates.astype(np.float32)
-    centre = np.arange(TILE, dtype=np.float32) + np.float32(0.5)
-    dx = np.square(centre - near[:, :, 0, None])
-    dy = np.square(centre - near[:, :, 1, None])
-    shape = (len(near), TILE, TILE)
-    least = [np.full(shape, np.inf, dtype=np.float32) for _ in range(nearest)]
-    value, larger = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-    for j in range(near.shape[1]):
-        np.add(dy[:, j, :, None], dx[:, j, None, :], out=value)
-        for i in range(nearest):  # insert into the running minima, the larger one is handed on
-            if i + 1 < nearest:
-                np.maximum(least[i], value, out=larger)
-            np.minimum(least[i], value, out=least[i])
-            value, larger = larger, value
-    total = np.sqrt(least[0])
-    for other in least[1:]:
-        total += np.sqrt(other)
-    total /= np.float32(nearest)
-    np.square(total, out=total)
-    total *= np.float32(-0.5 / sigma_z**2)
-    return np.exp(total)
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -379,7 +260,7 @@ def _within(points: Heads, height: int, width: int) -> NDArray[np.bool_]:
     return within
 
 
-def _checked(heads: NDArray[Any], height: int, width: int) -> Heads:
+def checked(heads: NDArray[Any], height: int, width: int) -> Heads:
     points = _shaped(heads)
     if height < 1 or width < 1:
         raise RazError("image", f"{height} x {width} pixels, expected at least 1 x 1")
@@ -394,7 +275,7 @@ def _checked(heads: NDArray[Any], height: int, width: int) -> Heads:
     return points
 
 
-def _check_window(window: tuple[int, int, int, int]) -> None:
+def check_window(window: tuple[int, int, int, int]) -> None:
     if window[2] < 1 or window[3] < 1:
         raise RazError("window", f"{window[2]} x {window[3]} pixels, expected at least 1 x 1")
 
@@ -421,4 +302,4 @@ def _check_density(
     elif len(points) and not (np.isfinite(distances).all() and np.min(distances) >= 0):
         faults.append(RazError("density_map", "distances with a negative or infinite value, expected px >= 0"))
     raise_all(faults)
-    _check_window(window)
+    check_window(window)

@@ -49,7 +49,7 @@ class Backbone(nn.Module):
                 layers.append(nn.MaxPool2d(2))
                 continue
             out = max(1, round(wanted * width))
-            layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
             channels = out
         self.features = nn.Sequential(*layers)
         self.channels = channels
@@ -60,11 +60,11 @@ class Backbone(nn.Module):
 
 
 def _dilated(channels: int, out: int) -> list[nn.Module]:
-    return [nn.Conv2d(channels, out, 3, padding=2, dilation=2), nn.ReLU()]
+    return [nn.Conv2d(channels, out, 3, padding=2, dilation=2), nn.ReLU(inplace=True)]
 
 
 def _doubling(channels: int, out: int) -> list[nn.Module]:
-    return [nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1), nn.ReLU(), *_dilated(out, out)]
+    return [nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1), nn.ReLU(inplace=True), *_dilated(out, out)]
 
 
 class CountingBranch(nn.Module):
@@ -120,22 +120,49 @@ class LocalizationBranch(nn.Module):
 class AttentionBranch(nn.Module):
     """The zooming region proposal branch: rich maps of both branches -> logits (B, 1, H, W).
 
-    In Main-Net the counting branch's map is up-sampled to the input's size and concatenated; in
-    RAZ-Net, which has no counting branch, the localization branch's map is all there is.
+    In Main-Net the counting branch's map is up-sampled to the input's size (nearest) and concatenated; in
+    RAZ-Net, which has no counting branch, the localization branch's map is all there is. The concatenation is
+    never made: a convolution of it is the sum of two, and the second is computed before the up-sampling.
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU(inplace=True))
         self.head = nn.Conv2d(channels, 1, 1)
 
     def forward(self, localization: Tensor, counting: Tensor | None = None) -> Tensor:
-        maps = localization
+        conv, relu = self.body
+        assert isinstance(conv, nn.Conv2d)
+        weight = conv.weight
+        own = localization.shape[1]
+        hidden = functional.conv2d(localization, weight[:, :own], conv.bias, padding=1)
         if counting is not None:
-            up = functional.interpolate(counting, size=localization.shape[-2:], mode="nearest")
-            maps = torch.cat([localization, up], dim=1)
-        out: Tensor = self.head(self.body(maps))
+            hidden = hidden + convolved_upsampled(counting, weight[:, own:], localization.shape[-1])
+        out: Tensor = self.head(relu(hidden))
         return out
+
+
+def convolved_upsampled(x: Tensor, weight: Tensor, width: int) -> Tensor:
+    """conv3x3(upsample(x)) for the nearest up-sampling of x (B, C, h, w) by s = width / w >= 2: (B, O, s·h, s·w).
+
+    Within a cell of s x s equal pixels the three rows that a kernel sees are: the cell above and twice its own (first
+    row of pixels), thrice its own (inner rows), twice its own and the cell below (last row); columns alike. So nine
+    3x3 kernels on x itself, sums of the kernel's taps, give all there is: 9/s² of the work, and no up-sampled copy.
+    """
+    size, out = width // x.shape[-1], weight.shape[0]
+    # [class of row][cell above, own, below][tap of the kernel]
+    taps = torch.tensor(
+        [[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]],
+        dtype=weight.dtype, device=weight.device,
+    )  # fmt: skip
+    kernels = torch.einsum("alk,bmj,oikj->aboilm", taps, taps, weight).reshape(9 * out, -1, 3, 3)
+    cells = functional.conv2d(x, kernels, padding=1)
+    b, _, h, w = cells.shape
+    cells = cells.reshape(b, 3, 3, out, h, w).permute(0, 4, 1, 5, 2, 3)  # batch, row, its class, column, its class
+    rows = torch.cat([cells[:, :, :1], cells[:, :, 1:2].expand(-1, -1, size - 2, -1, -1, -1), cells[:, :, 2:]], 2)
+    inner = rows[..., 1:2, :].expand(-1, -1, -1, -1, size - 2, -1)
+    full = torch.cat([rows[..., :1, :], inner, rows[..., 2:, :]], 4)
+    return full.reshape(b, h * size, w * size, out).permute(0, 3, 1, 2)
 
 
 def initialise(module: nn.Module, kind: str = "normal") -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raz.paper.groundtruth import attention_window, density_window, label_window, mean_neighbour_distance
+from raz.paper.attention import Distances, attention_distances, attention_from, attention_window
+from raz.paper.groundtruth import density_window, label_window, mean_neighbour_distance
 from raz.paper.networks import STRIDE, Backbone, network_input, normalise
+
+DISTANCE_BYTES = 1 << 28  # of remembered distances to heads: about 300 photographs of ShanghaiTech A
 
 
 class Images(Protocol):
@@ -66,12 +69,46 @@ def mirrored_heads(heads: NDArray[np.float64], width: int) -> NDArray[np.float64
     return out
 
 
-class Truth:
-    """Ground truth of windows; what belongs to a whole image (heads, distances) is computed once."""
+@dataclass
+class DistanceMemo:
+    """Distances to the nearest heads of whole images, so that every window, epoch and sigma_z after the first use
+    costs one exp. Bounded: what finds no place is computed a window at a time, to the same bits."""
 
-    def __init__(self, images: Images, k: int = 4) -> None:
+    limit: int = DISTANCE_BYTES
+    _held: dict[tuple[str, int], Distances] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def get(self, images: str, index: int, sigma_z: float, compute: Callable[[], Distances]) -> Distances | None:
+        """Distances of image `index` of the images with this name that serve `sigma_z`; None without a place."""
+        held = self._held.get((images, index))
+        if held is not None and held.sigma_z >= sigma_z:
+            return held
+        if self._bytes >= self.limit:
+            # Those of other data make room; the same data's would be wanted again in the next epoch.
+            for key in [key for key in self._held if key[0] != images]:
+                self._bytes -= self._held.pop(key).nbytes
+            if self._bytes >= self.limit:
+                return None
+        value = compute()
+        self._bytes += value.nbytes - (held.nbytes if held is not None else 0)
+        self._held[images, index] = value
+        return value
+
+
+_DISTANCES = DistanceMemo()
+
+
+class Truth:
+    """Ground truth of windows; what belongs to a whole image (heads, distances) is computed once.
+
+    `name` tells images apart whose distances are remembered from one task of a process to the next.
+    """
+
+    def __init__(self, images: Images, k: int = 4, *, name: str = "", memo: DistanceMemo | None = None) -> None:
         self.images = images
         self.k = k
+        self.name = name
+        self.memo = memo or (_DISTANCES if name else DistanceMemo())
         self.of_image = lru_cache(maxsize=None)(self._of_image)
 
     def _of_image(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
@@ -101,9 +138,16 @@ class Truth:
         return _padded(part.astype(np.float32), w.height, w.width)
 
     def attention(self, w: Window, sigma_z: float) -> NDArray[np.float32]:
-        heads, _, height, width, h, wd = self._place(w)
-        part = attention_window(heads, height, width, w.x0, w.y0, h, wd, sigma_z)
-        return _padded(part, w.height, w.width)
+        """(h, w); of a mirrored window the mirrored map."""
+        heads, _, height, width = self.of_image(w.index)
+        h, wd = min(w.height, height - w.y0), min(w.width, width - w.x0)
+        x0 = width - w.x0 - wd if w.mirrored else w.x0
+        kept = self.memo.get(self.name, w.index, sigma_z, lambda: attention_distances(heads, height, width, sigma_z))
+        if kept is None:
+            part = attention_window(heads, height, width, x0, w.y0, h, wd, sigma_z)
+        else:
+            part = attention_from(kept, sigma_z, x0, w.y0, h, wd)
+        return _padded(np.ascontiguousarray(part[:, ::-1]) if w.mirrored else part, w.height, w.width)
 
 
 def _padded(part: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

@@ -541,7 +541,9 @@ class _Trial:
 
     def _attention(self, given: Any) -> tuple[Task, Any]:
         c = given.attention
-        m = Material(self.frames("train"), self.frames("val"), given.seed, self.device)
+        data = self.keys[Node("attention")].data
+        names = digest([data["train"], asdict(given.input)]), digest([data["val"], asdict(given.input)])
+        m = Material(self.frames("train"), self.frames("val"), given.seed, self.device, names=names)
         base = self._main(through="localization")
         assert base.counting is not None
         assert base.localization is not None
@@ -581,7 +583,8 @@ class _Trial:
         names = {split: digest([key.key, asdict(config), key.data[split], given.seed]) for split in sets}
         regions = f"RAZ-Net learns from {len(sets['train'])} regions, validated on {len(sets['val'])}"
         self.log(StageEvent("note", "raz", self.keys[Node("raz")].key, reason=regions))
-        return Material(sets["train"], sets["val"], given.seed, self.device), names
+        m = Material(sets["train"], sets["val"], given.seed, self.device, names=(names["train"], names["val"]))
+        return m, names
 
     def _raz_net(self, given: Any) -> tuple[Task | None, Any]:
         network = self._main(through="attention")

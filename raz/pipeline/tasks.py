@@ -32,6 +32,7 @@ class Material:
     seed: int
     device: torch.device
     k: int = 4
+    names: tuple[str, str] = ("", "")  # of the training and of the validation data, for what is remembered of them
 
     def batches(self, stage: str, config: TrainConfig) -> Callable[[int], Iterator[Batch]]:
         def of_epoch(epoch: int) -> Iterator[Batch]:
@@ -135,7 +136,7 @@ def attention_task(
 
     `rich(windows)` gives the localization branch's last map and, in Main-Net, the counting branch's.
     """
-    train_truth, val_truth = Truth(m.train), Truth(m.val)
+    train_truth, val_truth = Truth(m.train, name=m.names[0]), Truth(m.val, name=m.names[1])
 
     def one(windows: Batch, of: RichOf, truth: Truth) -> Tensor:
         with torch.no_grad():
