@@ -51,7 +51,9 @@ class FilledTable:
     @property
     def wanted(self) -> int:
         """Trials (row x data set x seed) that a run can give: those of data sets that have a reader."""
-        return len(self.table.seeds) * sum(cell.dataset in readable() for cell in self.cells.values())
+        runs = {row.name for row in self.table.run_rows}
+        there = readable()
+        return len(self.table.seeds) * sum(c.dataset in there and c.row in runs for c in self.cells.values())
 
     @property
     def missing(self) -> int:
@@ -74,7 +76,8 @@ def fill_table(
             troubles[dataset] = f"{dataset_title(dataset)} has no reader, so its cells stay empty"
         for row in table.rows:
             found: dict[int, Mapping[str, float]] = {}
-            configs = {seed: table.config(profile, row, dataset, seed) for seed in table.seeds}
+            seeds = () if row.quoted else table.seeds
+            configs = {seed: table.config(profile, row, dataset, seed) for seed in seeds}
             for seed, config in configs.items():
                 if dataset in troubles:
                     break

@@ -1,161 +1,46 @@
-"""AblationTable: a table of a paper as data: rows x data sets x metrics, the printed numbers beside, seeds repeated.
+"""An ablation's YAML -> AblationTable (`raz.study.table`).
 
-A row says only how it differs from its profile's base; a profile says at which scale the table is filled.
-Every row is set on the base of every profile once, so that no run dies of its last row. All faults of a
-file are told together (`file:line: ...`).
+Every row is set on the base of every profile once, so that no run dies of its last row. All faults of a file are told
+together (`file:line: ...`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig, coerce, configure, known_names, nearest
 from raz.errors import RazError, RazErrors
 from raz.study.base import check_words, read_base
+from raz.study.table import (
+    BY_PART,
+    COUNTING,
+    LOCALIZATION,
+    PUBLISHED,
+    REGIONS,
+    ROW_NAME,
+    SPLITS,
+    TABLE_NAME,
+    AblationTable,
+    Claim,
+    Misprint,
+    Profile,
+    Row,
+    Trial,
+    dataset_title,
+    readable,
+)  # fmt: skip
 from raz.yamlfile import Document, Faults, Place, kind, read
 
-DEFAULT_PROFILE = "toy"
-TABLE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-ROW_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]{0,63}")
-# Data sets the paper prints numbers of, as its tables head them; a name here needs no reader to stand in a table.
-PUBLISHED = {
-    "shanghaitech_a": "ShanghaiTech_A",
-    "shanghaitech_b": "ShanghaiTech_B",
-    "worldexpo": "WorldExpo",
-    "ucf_qnrf": "UCF_QNRF",
-}
-COUNTING = (
-    "mae", "rmse", "mae_density", "rmse_density", "mae_localization", "rmse_localization", "bias",
-    "regions_per_image", "images_zoomed",
-)  # fmt: skip
-BY_PART = tuple(name for name in COUNTING if name.startswith(("mae", "rmse")))  # with @part, too: mae@scene1
-LOCALIZATION = ("ap50", "ap75", "map", "ar50", "ar75", "mar")  # each with @sigma
-SPLITS = ("val", "test")
-REGIONS = ("regions_per_image", "images_zoomed")  # shown beside rows that zoom
+__all__ = [
+    "REGIONS", "AblationTable", "Claim", "Misprint", "Profile", "Row", "Trial", "dataset_title", "load_table",
+    "parse_table", "readable",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Profile:
-    """At which scale the table is filled: a base, and the data sets in the order of their columns."""
-
-    name: str
-    base: TrialConfig
-    datasets: tuple[str, ...]
-    preset: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: what it sets on the base, and what the paper prints for it."""
-
-    name: str
-    set: Mapping[str, Any]  # dotted name -> value
-    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # data set -> metric -> number
-
-
-@dataclass(frozen=True)
-class Misprint:
-    """A printed number that cannot be right: it is shown as printed, and marked."""
-
-    row: str
-    dataset: str
-    metric: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One seed of one cell: what has to run to fill it."""
-
-    row: str
-    dataset: str
-    seed: int
-    config: TrialConfig
-
-
-@dataclass(frozen=True)
-class AblationTable:
-    """A table to fill. `metrics` are dotted (`test.mae`, `test.ap50@40`), the paper's "MSE" is `rmse` (20)."""
-
-    table: str
-    metrics: tuple[str, ...]
-    seeds: tuple[int, ...]
-    profiles: Mapping[str, Profile]
-    rows: tuple[Row, ...]
-    title: str = ""
-    paper: str = ""  # where the printed numbers stand, e.g. "Table 4 of …"
-    misprints: tuple[Misprint, ...] = ()
-    notes: tuple[str, ...] = ()
-    source: str = ""
-    comment: str = field(default="", compare=False)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits whose scores fill the table."""
-        return tuple(split for split in SPLITS if any(m.startswith(f"{split}.") for m in self.metrics))
-
-    @property
-    def printed_datasets(self) -> tuple[str, ...]:
-        """The data sets with printed numbers, in the order of the file."""
-        return tuple(dict.fromkeys(dataset for row in self.rows for dataset in row.paper))
-
-    def row(self, name: str) -> Row:
-        """The row of this name; KeyError when there is none."""
-        return {row.name: row for row in self.rows}[name]
-
-    def profile(self, name: str | None = None) -> Profile:
-        """The profile, by default `toy`, or the only one. Raises RazError for an unknown name."""
-        if name is None:
-            name = DEFAULT_PROFILE if DEFAULT_PROFILE in self.profiles else next(iter(self.profiles))
-        if name not in self.profiles:
-            raise RazError(
-                "--profile", f"table {self.table} has no profile {name!r}, expected one of {', '.join(self.profiles)}",
-                nearest(name, self.profiles),
-            )  # fmt: skip
-        return self.profiles[name]
-
-    def config(self, profile: Profile, row: Row, dataset: str, seed: int) -> TrialConfig:
-        """The trial behind one seed of one cell."""
-        settings = {**row.set, "dataset": dataset, "seed": seed}
-        return configure(profile.base, settings, f"table {self.table}, row {row.name}")
-
-    def trials(self, profile: Profile) -> Iterator[Trial]:
-        """Everything that fills the table: all rows of one data set and seed together, since they share stages."""
-        for dataset in profile.datasets:
-            for seed in self.seeds:
-                for row in self.rows:
-                    yield Trial(row.name, dataset, seed, self.config(profile, row, dataset, seed))
-
-    def misprint(self, row: str, dataset: str, metric: str) -> Misprint | None:
-        """The mark on a printed number, if it has one."""
-        for found in self.misprints:
-            if (found.row, found.dataset, found.metric) == (row, dataset, metric):
-                return found
-        return None
-
-
-def readable() -> tuple[str, ...]:
-    """The data sets that have a reader."""
-    from raz.data import DATASETS
-
-    return tuple(DATASETS)
-
-
-def dataset_title(name: str) -> str:
-    """A data set as it stands in a header."""
-    from raz.data import DATASETS
-
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    return DATASETS[name].title if name in DATASETS else name
-
-
-# ------------------------------------------------------------------------------------ reading
+MetricsOf = Callable[[str], tuple[str, ...]]  # the columns of a data set
 
 
 def load_table(path: Path, name: str = "", settings: Mapping[str, Any] | None = None) -> AblationTable:
@@ -171,25 +56,31 @@ def parse_table(document: Document, settings: Mapping[str, Any] | None = None) -
     settings = settings or {}
     data, faults = document.data, Faults(document)
     faults.keys(
-        (), data, ("table", "title", "paper", "metrics", "seeds", "profiles", "rows", "misprints", "notes"),
+        (), data,
+        ("table", "title", "paper", "metrics", "dataset_metrics", "seeds", "profiles", "base_row", "rows", "misprints",
+         "claims", "notes"),
         ("table", "metrics", "profiles", "rows"),
     )  # fmt: skip
     table = data.get("table")
     if "table" in data and not (isinstance(table, str) and TABLE_NAME.fullmatch(table)):
         faults.add(("table",), f"table is {kind(table)}, expected a name of a-z, 0-9, _ and -", "recurrence")
     title, source = _text(data, "title", faults), _text(data, "paper", faults)
-    metrics = _metrics(data, faults)
+    metrics = _metrics(data.get("metrics"), ("metrics",), faults) if "metrics" in data else ()
+    by_dataset = _dataset_metrics(data, faults)
     seeds = _seeds(data, faults)
     profiles = _profiles(document, faults, settings)
-    rows = _rows(data, faults, profiles, metrics, settings)
+    rows = _rows(data, faults, profiles, lambda dataset: by_dataset.get(dataset, metrics), settings)
     misprints = _misprints(data, faults, rows)
+    base_row = _base_row(data, faults, rows)
+    claims = _claims(data, faults, rows, metrics)
     notes = _list(("notes",), data.get("notes", []), faults, str, "a text")
     for profile in profiles.values():
         _sigmas(metrics, profile, faults)
     faults.settle()
     return AblationTable(
         table=str(table), metrics=metrics, seeds=seeds, profiles=profiles, rows=rows, title=title, paper=source,
-        misprints=misprints, notes=notes, source=document.name, comment=document.comment,
+        misprints=misprints, notes=notes, base_row=base_row, claims=claims, dataset_metrics=by_dataset,
+        source=document.name, comment=document.comment,
     )  # fmt: skip
 
 
@@ -218,22 +109,39 @@ def _list(place: Place, value: Any, faults: Faults, wanted: type, word: str) -> 
     return tuple(out)
 
 
-def _metrics(data: Mapping[str, Any], faults: Faults) -> tuple[str, ...]:
-    if "metrics" not in data:
-        return ()
-    found = _list(("metrics",), data["metrics"], faults, str, "a metric's name")
-    if data["metrics"] == []:
-        faults.add(("metrics",), "metrics is empty", "[test.mae, test.rmse]")
+def _metrics(raw: Any, place: Place, faults: Faults) -> tuple[str, ...]:
+    found = _list(place, raw, faults, str, "a metric's name")
+    if raw == []:
+        faults.add(place, f"{'.'.join(map(str, place))} is empty", "[test.mae, test.rmse]")
     bases = [*COUNTING, *(f"{name}@{sigma}" for name in LOCALIZATION for sigma in (40, 20, 5))]
     legal = [f"{split}.{name}" for split in ("test", "val") for name in bases]
     for metric in found:
-        split, _, name = metric.partition(".")
-        stem, at, sigma = name.partition("@")
-        ok = name in COUNTING or (stem in LOCALIZATION and at and _number(sigma) is not None)
-        ok = ok or (stem in BY_PART and re.fullmatch(r"[a-z][a-z0-9_-]*", sigma))
-        if split not in SPLITS or not ok:
-            faults.add(("metrics", data["metrics"].index(metric)), f"unknown metric {metric!r}", nearest(metric, legal))
+        if not _is_metric(metric):
+            faults.add((*place, raw.index(metric)), f"unknown metric {metric!r}", nearest(metric, legal))
     return found
+
+
+def _is_metric(metric: str) -> bool:
+    split, _, name = metric.partition(".")
+    stem, at, after = name.partition("@")
+    ok = name in COUNTING or (stem in LOCALIZATION and bool(at) and _number(after) is not None)
+    ok = ok or (stem in BY_PART and re.fullmatch(r"[a-z][a-z0-9_-]*", after) is not None)
+    return split in SPLITS and ok
+
+
+def _dataset_metrics(data: Mapping[str, Any], faults: Faults) -> dict[str, tuple[str, ...]]:
+    raw = data.get("dataset_metrics", {})
+    if not isinstance(raw, dict):
+        faults.add(("dataset_metrics",), f"dataset_metrics is {kind(raw)}, expected metrics by data set")
+        return {}
+    legal = [*readable(), *(name for name in PUBLISHED if name not in readable())]
+    out = {}
+    for name, metrics in raw.items():
+        if name not in legal:
+            faults.add(("dataset_metrics", name), f"unknown data set {name!r}", nearest(name, legal))
+            continue
+        out[name] = _metrics(metrics, ("dataset_metrics", name), faults)
+    return out
 
 
 def _number(text: str) -> float | None:
@@ -311,7 +219,7 @@ def _rows(
     data: Mapping[str, Any],
     faults: Faults,
     profiles: Mapping[str, Profile],
-    metrics: tuple[str, ...],
+    metrics_of: MetricsOf,
     settings: Mapping[str, Any],
 ) -> tuple[Row, ...]:
     raw = data.get("rows", {})
@@ -329,7 +237,14 @@ def _rows(
         if not isinstance(body, dict):
             faults.add(place, f"rows.{name} is {kind(body)}, expected set, paper or both", "{set: {depth: 2}}")
             continue
-        faults.keys(place, body, ("set", "paper"))
+        faults.keys(place, body, ("set", "paper", "source"))
+        source = body.get("source", "")
+        if not isinstance(source, str):
+            faults.add((*place, "source"), f"rows.{name}.source is {kind(source)}, expected where it is printed")
+            source = ""
+        if source and ("set" in body or "paper" not in body):
+            what = "sets something" if "set" in body else "has no numbers"
+            faults.add(place, f"rows.{name} is quoted (source) and {what}", "{source: …, paper: …}")
         chosen = body.get("set", {})
         if not isinstance(chosen, dict):
             faults.add((*place, "set"), f"rows.{name}.set is {kind(chosen)}, expected dotted names with values")
@@ -338,9 +253,84 @@ def _rows(
             if key in chosen:
                 raise RazError(f"--set {key}", f"row {name} sets it, so the value would be lost", "edit the row")
         _check_row(name, chosen, faults, profiles)
-        printed = _printed(name, body.get("paper", {}), faults, profiles, metrics, data)
-        out.append(Row(name, dict(chosen), printed))
+        printed = _printed(name, body.get("paper", {}), faults, profiles, metrics_of)
+        out.append(Row(name, dict(chosen), printed, source))
+    if not faults.found:
+        _check_alike(out, faults, profiles)
     return tuple(out)
+
+
+def _check_alike(rows: list[Row], faults: Faults, profiles: Mapping[str, Profile]) -> None:
+    """Two rows of one meaning would be trained once and compared as if they were two."""
+    told: set[str] = set()
+    for profile in profiles.values():
+        seen: dict[TrialConfig, str] = {}
+        for row in rows:
+            if row.quoted:
+                continue
+            config = configure(profile.base, row.set).resolved()
+            if config in seen and row.name not in told:
+                told.add(row.name)
+                faults.add(
+                    ("rows", row.name), f"rows {seen[config]} and {row.name} mean the same trial in profile"
+                    f" {profile.name}", "leave one out, or set what tells them apart",
+                )  # fmt: skip
+            seen.setdefault(config, row.name)
+
+
+def _base_row(data: Mapping[str, Any], faults: Faults, rows: tuple[Row, ...]) -> str:
+    """The row that differences are taken to: named, or the first that is run."""
+    names = [row.name for row in rows if not row.quoted]
+    raw = data.get("base_row", names[0] if names else "")
+    if rows and raw not in names:
+        faults.add(("base_row",), f"base_row is {kind(raw)}, expected a row that is run", nearest(str(raw), names))
+    return str(raw)
+
+
+def _claims(
+    data: Mapping[str, Any], faults: Faults, rows: tuple[Row, ...], metrics: tuple[str, ...]
+) -> tuple[Claim, ...]:
+    raw = data.get("claims", [])
+    if not isinstance(raw, list):
+        faults.add(("claims",), f"claims is {kind(raw)}, expected a list")
+        return ()
+    names = [row.name for row in rows]
+    out = []
+    for i, body in enumerate(raw):
+        place: Place = ("claims", i)
+        if not isinstance(body, dict) or not isinstance(body.get("say"), str):
+            faults.add(place, f"claims.{i} has no `say`", "{say: …, rows: {loc_2: 1, loc_1: -1}, expect: less}")
+            continue
+        faults.keys(place, body, ("say", "rows", "expect", "metrics", "of"), ("say", "rows", "expect"))
+        weights = _weights((*place, "rows"), body.get("rows", {}), names, "row", faults)
+        of = _weights((*place, "of"), body.get("of", {}), metrics, "metric of this table", faults)
+        expect = body.get("expect")
+        if expect not in ("less", "more"):
+            faults.add((*place, "expect"), f"expect is {kind(expect)}, expected less or more")
+            continue
+        chosen = metrics if "of" not in body else ()
+        if "metrics" in body:
+            chosen = _list((*place, "metrics"), body["metrics"], faults, str, "a metric's name")
+            for metric in chosen:
+                if metric not in metrics:
+                    faults.add((*place, "metrics"), f"{metric} is no metric of this table", nearest(metric, metrics))
+        out.append(Claim(body["say"], weights, expect, chosen, of))
+    return tuple(out)
+
+
+def _weights(place: Place, raw: Any, legal: Sequence[str], word: str, faults: Faults) -> dict[str, float]:
+    if not isinstance(raw, dict):
+        faults.add(place, f"{place[-1]} is {kind(raw)}, expected weights by {word}")
+        return {}
+    out = {}
+    for name, weight in raw.items():
+        if name not in legal:
+            faults.add((*place, name), f"no {word} {name!r}", nearest(str(name), legal))
+        elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            faults.add((*place, name), f"{name} is {kind(weight)}, expected a number")
+        else:
+            out[name] = float(weight)
+    return out
 
 
 def _check_row(name: str, chosen: Mapping[str, Any], faults: Faults, profiles: Mapping[str, Profile]) -> None:
@@ -381,8 +371,7 @@ def _printed(
     raw: Any,
     faults: Faults,
     profiles: Mapping[str, Profile],
-    metrics: tuple[str, ...],
-    data: Mapping[str, Any],
+    metrics_of: MetricsOf,
 ) -> dict[str, dict[str, float]]:
     """Printed numbers: a list in the order of the `paper` profile's data sets, or by data set."""
     place: Place = ("rows", row, "paper")
@@ -411,7 +400,8 @@ def _printed(
         return {}
     out: dict[str, dict[str, float]] = {}
     for dataset, (values, where) in by_name.items():
-        if not isinstance(values, list) or ("metrics" in data and len(values) != len(metrics)):
+        metrics = metrics_of(dataset)
+        if not isinstance(values, list) or (metrics and len(values) != len(metrics)):
             shown = f"{len(values)} numbers" if isinstance(values, list) else kind(values)
             faults.add(
                 where, f"rows.{row}.paper has {shown} for {dataset}, expected {len(metrics)}: {', '.join(metrics)}",
