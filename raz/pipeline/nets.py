@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from raz.config import AttentionConfig, BackboneConfig, CountingConfig, LocalizationConfig
 from raz.errors import RazError
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch, initialise
-from raz.pipeline.infer import weights_of
 from raz.pipeline.keys import weights_file
 
 NARROW = 0.25  # at and below this width channels_last trains and infers faster, above it trains slower
@@ -137,13 +136,3 @@ def narrow_layout(width: float, *modules: nn.Module) -> None:
 def freeze(module: nn.Module) -> None:
     module.requires_grad_(False)
     module.eval()
-
-
-def load_part(module: nn.Module, artifact: Path, part: str) -> None:
-    """One part's weights out of an artifact's file."""
-    path = artifact / "weights.safetensors"
-    load_exactly(module, weights_of(read_state(path), part), f"{path} ({part})")
-
-
-def has_part(artifact: Path, part: str) -> bool:
-    return bool(weights_of(read_state(artifact / "weights.safetensors"), part))

@@ -84,6 +84,26 @@ def propose_inside(
     return every[select_regions(every, mean, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)]
 
 
+def zoom_pass(
+    frames: Frames,
+    index: int,
+    number: int,
+    before: Points,
+    regions_before: NDArray[np.float64],
+    config: ZoomingConfig,
+    seed: int,
+    attention: NDArray[np.float32] | None,  # (H, W) of Main-Net, for pass 2
+    attention_of: MapOf,
+    response_of: MapOf,
+) -> tuple[Points, NDArray[np.float64]]:
+    """One image's points and regions after pass `number`: what to look at again, and what is seen there."""
+    if attention is not None:
+        chosen, _ = propose(attention, config, seed, frames.ids[index], number)
+    else:
+        chosen = propose_inside(frames, index, regions_before, config, seed, number, attention_of)
+    return zoom_image(frames, index, before, chosen, config, number, response_of), chosen
+
+
 @dataclass(frozen=True)
 class RegionImages:
     """Zoomed regions as images with heads: what RAZ-Net learns from (section 3.1)."""

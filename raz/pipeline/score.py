@@ -6,7 +6,7 @@ something fitted on validation images is cross-fitted: each fold is scored with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,6 +77,16 @@ class Fitted:
         """Which points count: their score reaches the threshold of the network that found them."""
         return np.asarray(points.score >= np.where(points.network == 0, self.main, self.raz))
 
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; a theta_f that no count reaches, or every one, is a word."""
+        theta = [float(t) if np.isfinite(t) else str(float(t)) for t in self.theta_f]
+        return {"main": float(self.main), "raz": float(self.raz), "theta_f": theta}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Fitted:
+        """The inverse. Raises KeyError, TypeError or ValueError on anything else."""
+        return cls(float(values["main"]), float(values["raz"]), np.array([float(t) for t in values["theta_f"]]))
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -95,10 +105,13 @@ class Scores:
     `regions` (images, passes - 1); `cells_truth`, `cells_density`, `cells_localization` (images, cells²) persons; and
     every ranked point of image i at `match_ends[i - 1]:match_ends[i]` of `match_score`, `match_distance` and
     `match_before` (see `raz.paper.metrics.Matches`; original px).
+
+    `fitted` is what images of any other kind are predicted with: fitted on all validation images, not fold by fold.
     """
 
     metrics: dict[str, float]
     per_image: dict[str, NDArray[Any]]
+    fitted: Fitted
 
 
 def ceiling_counts(heads: Sequence[FloatArray], sizes: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
@@ -231,7 +244,7 @@ def score(
         **_packed([matches[i] for i in range(len(split))]),
     }  # fmt: skip
     # What is not defined (the recall of a split without heads) is left out.
-    return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image)
+    return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image, fits[-1][1])
 
 
 def _packed(matches: Sequence[Matches]) -> dict[str, NDArray[Any]]:
@@ -266,8 +279,8 @@ def score_split(
     if not len(val):
         raise TrialFailure("stage score", "the validation split has no images", "use more training images", "invalid")
     everything = range(len(val))
+    fitted = fit(val, everything, train, depth, peaks, fusion)
     if name != "val":
-        fitted = fit(val, everything, train, depth, peaks, fusion)
         return score(split, [(range(len(split)), fitted)], depth, fusion, metrics)
     fold = fuse.folds_of(val.ids, fusion.folds)
     fits = []
@@ -276,4 +289,4 @@ def score_split(
         outside = [i for i in everything if fold[i] != f]
         if inside:
             fits.append((inside, fit(val, outside or inside, train, depth, peaks, fusion)))
-    return score(split, fits, depth, fusion, metrics)
+    return replace(score(split, fits, depth, fusion, metrics), fitted=fitted)

@@ -29,12 +29,13 @@ from raz.errors import TrialFailure
 from raz.paper.networks import Backbone
 from raz.paper.zoom import Points
 from raz.pipeline import nets
+from raz.pipeline.assemble import Trained, main_net, raz_net
 from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_json, writing
 from raz.pipeline.infer import FeatureMemo, Network
 from raz.pipeline.keys import opened, stage_keys, weights_identity
 from raz.pipeline.lease import Lease, LostLease
 from raz.pipeline.memory import keep_freed_memory
-from raz.pipeline.regions import RegionImages, points_of, propose, propose_inside, region_images, zoom_image
+from raz.pipeline.regions import RegionImages, points_of, region_images, zoom_pass
 from raz.pipeline.samples import FeatureCache, Images
 from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split, within
 from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
@@ -402,6 +403,7 @@ class _Trial:
 
             def write(folder: Path) -> None:
                 write_json(folder / "metrics.json", scores.metrics)
+                write_json(folder / "fitted.json", scores.fitted.as_json())
                 np.savez_compressed(folder / "per_image.npz", allow_pickle=False, **scores.per_image)
         else:
             arrays = {"density": self._density, "points": self._points, "zoom": self._zoom}[node.stage](node, given)
@@ -420,61 +422,17 @@ class _Trial:
         """The configuration with only what went into `stage`; how networks are shaped."""
         return from_parameters(self.artifacts[Node(stage)].manifest["config"])
 
-    def _ready(self, width: float, *parts: nn.Module) -> None:
-        """Move finished parts to the device, frozen, in the layout that suits their width."""
-        for part in parts:
-            part.to(self.device)
-            nets.freeze(part)
-        nets.narrow_layout(width, *parts)
+    def _trained(self, stage: str) -> Trained:
+        weights = nets.read_state(self._folder(stage) / "weights.safetensors")
+        return Trained(self.keys[Node(stage)].key, self._stage_config(stage), weights)
 
     def _main(self, through: str) -> Network:
         """Main-Net up to and with the branch `through` (counting, localization or attention)."""
-        c = self._stage_config("counting")
-        if c.counting.unfreeze == "none":
-            backbone = nets.build_backbone(c.backbone, c.seed)
-        else:
-            backbone = Backbone(c.backbone.width)
-            nets.load_part(backbone, self._folder("counting"), "backbone")
-        counting = nets.build_counting(c.counting, backbone, c.seed)
-        nets.load_part(counting, self._folder("counting"), "counting")
-        parts: list[nn.Module] = [backbone, counting]
-        own, localization, attention = backbone, None, None
-        if through in ("localization", "attention"):
-            c = self._stage_config("localization")
-            if c.localization.unfreeze == "backbone":
-                own = Backbone(c.backbone.width)
-                nets.load_part(own, self._folder("localization"), "backbone")
-                parts.append(own)
-            localization = nets.build_localization(c.localization, backbone, c.seed)
-            nets.load_part(localization, self._folder("localization"), "localization")
-            parts.append(localization)
-        if through == "attention" and localization is not None:
-            c = self._stage_config("attention")
-            attention = nets.build_attention(c.attention, localization.channels + counting.channels, c.seed)
-            nets.load_part(attention, self._folder("attention"), "attention")
-            parts.append(attention)
-        self._ready(c.backbone.width, *parts)
-        name = self.keys[Node("localization")].key if own is not backbone else self.keys[Node("counting")].key
-        return Network(name, backbone, own, counting, localization, attention)
+        return main_net(self._trained, through, self.device)
 
     def _raz(self, with_attention: bool) -> Network:
         """RAZ-Net: its own localization branch and, if it was trained, backbone."""
-        c = self._stage_config("raz")
-        base = self._main(through="localization")
-        assert base.localization is not None
-        backbone, name = base.localization_backbone, base.name
-        if nets.has_part(self._folder("raz"), "backbone"):
-            backbone, name = Backbone(c.backbone.width), self.keys[Node("raz")].key
-            nets.load_part(backbone, self._folder("raz"), "backbone")
-        nets.load_part(base.localization, self._folder("raz"), "localization")
-        parts: list[nn.Module] = [backbone, base.localization]
-        attention = None
-        if with_attention:
-            attention = nets.build_attention(c.attention, base.localization.channels, c.seed)
-            nets.load_part(attention, self._folder("raz_attention"), "attention")
-            parts.append(attention)
-        self._ready(c.backbone.width, *parts)
-        return Network(name, backbone, backbone, None, base.localization, attention)
+        return raz_net(self._trained, with_attention, self.device)
 
     # -------------------------------------------------------------- what trained stages learn
 
@@ -670,16 +628,15 @@ class _Trial:
 
         points, regions = [], []
         for i in self._each(node, frames):
+            name, attention = frames.ids[i], None
             if main is not None:
-                name = frames.ids[i]
                 attention = main.maps(frames.pixels(i), ("attention",), self.device, _MEMO, name)["attention"]
-                chosen, _ = propose(attention, config, given.seed, frames.ids[i], number)
-            else:
-                chosen = propose_inside(
-                    frames, i, regions_before[i], config, given.seed, number, raz_map("attention", previous)
-                )
+            found, chosen = zoom_pass(
+                frames, i, number, before[i], regions_before[i], config, given.seed, attention,
+                raz_map("attention", previous), raz_map("response", node),
+            )  # fmt: skip
+            points.append(found)
             regions.append(chosen)
-            points.append(zoom_image(frames, i, before[i], chosen, config, number, raz_map("response", node)))
         ends = np.cumsum([len(r) for r in regions], dtype=np.int64)
         packed: dict[str, NDArray[Any]] = dict(_pack_points(points))
         return packed | {"regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}

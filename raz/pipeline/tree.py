@@ -45,7 +45,7 @@ STAGES: dict[str, Stage] = {
     "density": Stage("inferred", 1, (), ("counting",)),
     "points": Stage("inferred", 1, (), ("localization",)),
     "zoom": Stage("inferred", 1, ("zooming",), ("attention", "raz")),
-    "score": Stage("computed", 2, ("depth", "peaks", "fusion", "metrics"), ()),
+    "score": Stage("computed", 3, ("depth", "peaks", "fusion", "metrics"), ()),
 }  # fmt: skip
 TRAINED = tuple(name for name, stage in STAGES.items() if stage.kind == "trained")
 
