@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
     import pandas
 
+    from raz.pipeline.model import Model
+
 __version__ = "0.1.0"
 
 
@@ -17,3 +19,10 @@ def load_study(name: str, *, store: str | Path | None = None) -> pandas.DataFram
     from raz.study.frame import load_study
 
     return load_study(name, store=store)
+
+
+def load(path: str | Path) -> Model:
+    """A model that `raz-sweep export` wrote: `raz.load("model.safetensors").predict("photo.jpg").points`."""
+    from raz.pipeline.model import load_model
+
+    return load_model(path)

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from raz import __version__
 from raz.data.cli import data_app
 from raz.errors import RazError
+from raz.predict.cli import export_command, predict_command
 from raz.report.cli import report_command
 from raz.score.cli import score_command
 from raz.study import cli as study_cli
@@ -128,6 +129,8 @@ def run(
 
 app.add_typer(data_app, name="data")
 app.command("report")(report_command)
+app.command("predict")(predict_command)
+app.command("export")(export_command)
 app.command("score")(score_command)
 study_cli.register(app)
 

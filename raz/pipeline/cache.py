@@ -113,6 +113,10 @@ class StageCache:
         """The artifact, if it is there and whole. Damage is a miss."""
         return self._whole(self.folder(key.stage, key.key))
 
+    def at(self, stage: str, key: str) -> Artifact | None:
+        """The artifact of a stage whose key (hex) is known but not what went into it, if it is there and whole."""
+        return self._whole(self.folder(stage, key))
+
     def _whole(self, folder: Path) -> Artifact | None:
         """The artifact in a folder. Its files are read through once, and again when one was touched."""
         known = self._verified.get(folder)

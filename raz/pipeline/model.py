@@ -1,0 +1,306 @@
+"""A trained chain of networks as one thing that predicts: from a store's artifacts, or from one exported file.
+
+The file is safetensors: the tensors of every trained stage (`counting/backbone.…`, `raz/localization.…`), and in its
+metadata JSON texts: the configuration, the fitted thresholds and theta_f, and where it all came from. A prediction
+needs nothing else, no store, no data set, no backbone weights. Nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raz.config import TrialConfig, from_parameters, parameters
+from raz.data.contract import Item
+from raz.data.frames import Frames
+from raz.data.images import decode
+from raz.errors import RazError
+from raz.paper import fusion as fuse
+from raz.paper.zoom import Points
+from raz.pipeline import nets
+from raz.pipeline.assemble import Trained, main_net, raz_net
+from raz.pipeline.cache import StageCache
+from raz.pipeline.infer import FeatureMemo, Network
+from raz.pipeline.regions import points_of, zoom_pass
+from raz.pipeline.score import Fitted, Predicted, cell_counts
+from raz.pipeline.tree import TRAINED
+
+FORMAT = "raz-sweep model 1"
+_KEY = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image. Coordinates are px of the original image (27)."""
+
+    count: float  # by the configuration's fusion rule
+    density: float  # the density map's sum
+    localization: int  # how many points count
+    points: NDArray[np.float64]  # (n, 2) x, y of the counted points, surest first
+    scores: NDArray[np.float32]  # (n,)
+    passes: NDArray[np.int8]  # (n,) the pass that found each point, from 1
+    density_map: NDArray[np.float32]  # (ceil(h/s), ceil(w/s)) persons a cell, at the network's input size
+    regions: tuple[NDArray[np.float64], ...]  # of pass 2, 3, …: (r, 4) x0, y0, x1, y1
+    size: tuple[int, int]  # (H, W)
+    seconds: float  # of the networks and what joins them
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values: counts, points as [x, y, score], regions; without the map."""
+        points = np.column_stack([self.points, self.scores]).tolist() if len(self.points) else []
+        return {
+            "count": self.count, "density": self.density, "localization": self.localization,
+            "height": self.size[0], "width": self.size[1], "seconds": round(self.seconds, 3),
+            "regions": [r.tolist() for r in self.regions], "points": points,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """Trained stages, the configuration that shaped them, what was fitted on validation images, and provenance."""
+
+    config: TrialConfig
+    trained: Mapping[str, Trained]
+    fitted: Fitted
+    about: Mapping[str, Any]
+
+    @property
+    def deepest(self) -> int:
+        """The most passes it can make: RAZ-Net's attention is wanted from the third on."""
+        if "raz" not in self.trained:
+            return 1
+        return 8 if "raz_attention" in self.trained else 2
+
+    @cached_property
+    def device(self) -> torch.device:
+        return nets.device()
+
+    @cached_property
+    def main(self) -> Network:
+        through = "attention" if "attention" in self.trained else "localization"
+        return main_net(self.trained.__getitem__, through, self.device)
+
+    @cached_property
+    def raz(self) -> Network:
+        return raz_net(self.trained.__getitem__, "raz_attention" in self.trained, self.device)
+
+    def predict(
+        self, image: str | os.PathLike[str] | NDArray[np.uint8], *, depth: int | None = None, name: str = ""
+    ) -> Prediction:
+        """Count and localize the heads of one image.
+
+        image: a file, or (H, W, 3) uint8 RGB. depth: how many passes, by default as configured; thresholds are those
+        fitted at the configured depth. name: what seeds the sampling of regions (15); by default the image's content,
+        so that the same picture gives the same points under any file name. Uses the configured number of threads,
+        since they decide the last bits. Raises RazError for a file that is no image, a wrong array, a depth that the
+        model was not trained for.
+        """
+        pixels = _pixels(image)
+        wanted = self.config.depth if depth is None else depth
+        if not 1 <= wanted <= self.deepest:
+            raise RazError("depth", f"{wanted}, but this model can make 1 to {self.deepest} passes", "a lower --depth")
+        name = name or hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).data).hexdigest()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.config.threads)
+        try:
+            return self._predict(pixels, name, wanted)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _predict(self, pixels: NDArray[np.uint8], name: str, depth: int) -> Prediction:
+        began = time.monotonic()
+        config = self.config
+        item = Item(name, "", lambda: pixels, lambda: np.zeros((0, 2)), "")
+        frames = Frames([item], scale=config.input.scale, max_side=config.input.max_side)
+        memo = FeatureMemo()
+        wanted = ("density", "response", "attention") if depth > 1 else ("density", "response")
+        maps = self.main.maps(frames.pixels(0), wanted, self.device, memo, name)
+        passes = [points_of(maps.pop("response"), 0, 1)]
+        regions: list[NDArray[np.float64]] = []
+
+        def raz_map(kind: str) -> Any:
+            return lambda crop, part: self.raz.maps(crop, (kind,), self.device, memo, part)[kind]
+
+        for number in range(2, depth + 1):
+            attention = maps.pop("attention", None)
+            before = regions[-1] if regions else np.zeros((0, 4))
+            points, chosen = zoom_pass(
+                frames, 0, number, passes[-1], before, config.zooming, config.seed, attention,
+                raz_map("attention"), raz_map("response"),
+            )  # fmt: skip
+            passes.append(points)
+            regions.append(chosen)
+        return self._counted(frames, maps["density"], passes, regions, began)
+
+    def _counted(
+        self,
+        frames: Frames,
+        density: NDArray[np.float32],
+        passes: list[Points],
+        regions: list[NDArray[np.float64]],
+        began: float,
+    ) -> Prediction:
+        fusion, depth = self.config.fusion, len(passes)
+        per_px = 1 / np.array(frames.scale(0))
+        assert self.main.counting is not None
+        split = Predicted(
+            frames.ids, [np.zeros((0, 2))], [frames.size(0)], [(float(per_px[0]), float(per_px[1]))], [density],
+            self.main.counting.output_stride, [[p] for p in passes], [[r] for r in regions], np.zeros(1, np.int64),
+        )  # fmt: skip
+        counts = cell_counts(split, self.fitted, [0], depth, fusion.cells)
+        fused = fuse.RULES[fusion.rule](counts.density, counts.localization, self.fitted.theta_f)
+        last = passes[-1]
+        counted = last.take(np.flatnonzero(self.fitted.counted(last)))
+        order = np.lexsort((counted.xy[:, 0], counted.xy[:, 1], -counted.score))
+        counted = counted.take(order)
+        return Prediction(
+            float(fused.sum()), float(counts.density.sum()), len(counted), counted.xy * per_px, counted.score,
+            counted.depth, density, tuple(r * np.tile(per_px, 2) for r in regions), frames.original_size(0),
+            time.monotonic() - began,
+        )  # fmt: skip
+
+
+def _pixels(image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise RazError("image", f"is {image.dtype} of shape {image.shape}, expected uint8 (H, W, 3) RGB")
+        return image
+    path = Path(image)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RazError(str(path), f"cannot be read ({error.strerror or error})", "check the path") from error
+    return decode(data, str(path))
+
+
+# ------------------------------------------------------------------ out of a store
+
+
+def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None) -> Model:
+    """The model behind a score of a store, given the score's key (hex). Opens no data set.
+
+    Raises RazError when the key is not there, the score was made by a version that kept no thresholds, or a trained
+    stage behind it is missing or damaged.
+    """
+    cache = StageCache(store)
+
+    def found(stage: str, key: str) -> Any:
+        artifact = cache.at(stage, key) if _KEY.fullmatch(key) else None
+        if artifact is None:
+            hint = "run the study again: what is missing is made, the rest is served"
+            raise RazError(f"store {store}", f"stage {stage} {key[:12]} is not there, or damaged", hint)
+        return artifact
+
+    manifest = found("score", score).manifest
+    config = from_parameters(manifest["config"])
+    keys: dict[str, str] = {}  # node ("counting", "zoom3@val") -> key
+
+    def visit(needs: Mapping[str, str]) -> None:
+        for node, key in needs.items():
+            if node not in keys:
+                keys[node] = key
+                visit(found(_stage(node), key).manifest["key"]["needs"])
+
+    visit(manifest["key"]["needs"])
+    trained = {}
+    for stage in TRAINED:
+        if stage in keys:
+            artifact = found(stage, keys[stage])
+            weights = nets.read_state(artifact.folder / "weights.safetensors")
+            trained[stage] = Trained(keys[stage], from_parameters(artifact.manifest["config"]), weights)
+    try:
+        fitted = Fitted.from_json(json.loads((found("score", score).folder / "fitted.json").read_text("utf-8")))
+    except FileNotFoundError:
+        hint = "run the study again: scores are made anew, in seconds, nothing is trained"
+        raise RazError(f"store {store}", "this score keeps no thresholds: it is of an older version", hint) from None
+    stages = {stage: key.key for stage, key in trained.items()} | {"score": score}
+    source = {"stages": stages, "made": {k: manifest[k] for k in ("versions", "device")}}
+    return Model(config, trained, fitted, {**(about or {}), **source})
+
+
+def _stage(node: str) -> str:
+    """`zoom3@val` -> `zoom`."""
+    return re.split(r"[@\d]", node)[0]
+
+
+# ------------------------------------------------------------------ one file
+
+
+def save_model(model: Model, out: Path) -> None:
+    """Write a model to one safetensors file, aside and renamed. Raises RazError where it cannot be written."""
+    tensors: dict[str, Tensor] = {}
+    for stage, trained in model.trained.items():
+        tensors |= {f"{stage}/{name}": value.detach().cpu().contiguous() for name, value in trained.weights.items()}
+    if not model.trained["counting"].has("backbone"):  # frozen: the stage does not keep it, but its file is elsewhere
+        state = model.main.backbone.state_dict()
+        tensors |= {f"counting/backbone.{n}": v.detach().cpu().contiguous() for n, v in state.items()}
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(parameters(model.config), sort_keys=True),
+        "stages": json.dumps({stage: trained.key for stage, trained in model.trained.items()}),
+        "fitted": json.dumps(model.fitted.as_json()),
+        "about": json.dumps(dict(model.about), sort_keys=True),
+    }
+    aside = out.with_name(f".{out.name}.{uuid4().hex}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, aside, metadata)
+        os.replace(aside, out)
+    except (OSError, SafetensorError) as error:
+        raise RazError(str(out), f"cannot be written ({error})", "choose another --out") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """A model from an exported file. Raises RazError when it is none, or damaged."""
+    path = Path(path)
+    hint = "raz-sweep export STORE#study#trial --out model.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except OSError as error:
+        raise RazError(str(path), f"cannot be read ({error.strerror or error})", hint) from error
+    except (SafetensorError, struct.error) as error:
+        raise RazError(str(path), f"is no exported model ({error})", hint) from error
+    if metadata.get("format") != FORMAT:
+        what = "weights without a configuration" if "format" not in metadata else f"a {metadata['format']!r}"
+        raise RazError(str(path), f"holds {what}, expected a {FORMAT!r}", hint)
+    try:
+        config = from_parameters(json.loads(metadata["config"]))
+        keys = json.loads(metadata["stages"])
+        fitted, about = Fitted.from_json(json.loads(metadata["fitted"])), json.loads(metadata["about"])
+        trained = {
+            stage: Trained(str(key), config, {
+                name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(f"{stage}/")
+            })
+            for stage, key in keys.items() if stage in TRAINED
+        }  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RazError(str(path), f"its description is damaged ({type(error).__name__}: {error})", hint) from error
+    if not {"counting", "localization"} <= set(trained):
+        raise RazError(str(path), "holds no counting and localization stage", hint)
+    model = Model(config, trained, fitted, about)
+    if config.depth > model.deepest:
+        raise RazError(str(path), f"is of depth {config.depth}, but holds networks for {model.deepest}", hint)
+    _ = model.main  # tensors of another shape are told here, not in the middle of a folder of images
+    if "raz" in trained:
+        _ = model.raz
+    return model
