@@ -66,6 +66,21 @@ def test_counting_loss_is_equation_1() -> None:
     assert float(counting_loss(torch.from_numpy(a), torch.from_numpy(b), "mse")) == pytest.approx(((a - b) ** 2).mean())
 
 
+@pytest.mark.parametrize("shape", [(16, 32), (5, 21)])
+def test_the_pyramid_compares_the_counts_of_blocks(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 1, *shape)), rng.normal(size=(2, 1, *shape))
+    literal = 0.0
+    for i in range(2):
+        for k in (1, 2, 4, 8, 16):
+            for y in range(0, shape[0], k):
+                for x in range(0, shape[1], k):
+                    block = (a - b)[i, 0, y : y + k, x : x + k].sum()
+                    literal += block**2 / k**3 * k * k / (shape[0] * shape[1]) / 2
+    ours = float(counting_loss(torch.from_numpy(a), torch.from_numpy(b), "pyramid"))
+    assert ours == pytest.approx(literal, rel=1e-9)
+
+
 def test_localization_loss_is_equation_3() -> None:
     rng = np.random.default_rng(1)
     logits, labels = rng.normal(size=(2, 1, 5, 6)), (rng.random((2, 1, 5, 6)) < 0.2).astype(float)

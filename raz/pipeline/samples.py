@@ -10,7 +10,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
@@ -38,6 +38,33 @@ class Images(Protocol):
     def pixels(self, index: int) -> NDArray[np.uint8]: ...  # (H, W, 3)
 
     def heads(self, index: int) -> NDArray[np.float64]: ...  # (n, 2) x, y px
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The same n images at several sizes, one after the other: index `size · n + image`."""
+
+    images: tuple[Images, ...]  # each n long
+
+    def __len__(self) -> int:
+        return sum(map(len, self.images))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(name for images in self.images for name in images.ids)
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        images, own = self.of(index)
+        return images.pixels(own)
+
+    def heads(self, index: int) -> NDArray[np.float64]:
+        images, own = self.of(index)
+        return images.heads(own)
+
+    def of(self, index: int) -> tuple[Images, int]:
+        """The images of one size, and the index among them."""
+        size, own = divmod(index, len(self.images[0]))
+        return self.images[size], own
 
 
 @dataclass(frozen=True)
@@ -161,12 +188,18 @@ def _padded(part: NDArray[np.float32], height: int, width: int) -> NDArray[np.fl
 def draw_windows(
     images: Images, *, seed: int, stage: str, epoch: int, crop: int, crops: int, flip: bool
 ) -> list[Window]:
-    """The windows of one epoch in the order in which they are learned from. crop 0 = whole images."""
+    """The windows of one epoch in the order in which they are learned from. crop 0 = whole images.
+
+    Of images at several sizes each crop draws its own.
+    """
     windows = []
-    for index in range(len(images)):
-        height, width = images.pixels(index).shape[:2]
+    sizes = len(images.images) if isinstance(images, Sizes) else 1
+    count = len(images) // sizes
+    for image in range(count):
         for number in range(1 if crop == 0 else crops):
-            rng = generator(seed, stage, epoch, images.ids[index], number)
+            rng = generator(seed, stage, epoch, images.ids[image], number)
+            index = image + count * int(rng.integers(sizes)) if sizes > 1 else image
+            height, width = images.pixels(index).shape[:2]
             mirrored = bool(rng.random() < 0.5) and flip
             if crop == 0:
                 windows.append(Window(index, mirrored, 0, 0, up8(height), up8(width)))
@@ -241,6 +274,18 @@ class FeatureCache:
         part = np.array(features[:, y : y + h, x : x + wd], dtype=np.float32)
         out = torch.from_numpy(part).to(self.device)[None]
         return torch.nn.functional.pad(out, (0, wd - out.shape[3], 0, h - out.shape[2]))
+
+
+@dataclass(frozen=True)
+class SizedFeatures:
+    """The caches of `Sizes`, one a size."""
+
+    caches: tuple[FeatureCache, ...]
+
+    def crop(self, w: Window) -> Tensor:
+        """As `FeatureCache.crop`."""
+        size, own = divmod(w.index, len(self.caches[0].images))
+        return self.caches[size].crop(replace(w, index=own))
 
 
 def _mapped(path: Path, shape: Sequence[int]) -> NDArray[np.float16] | None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from raz.config import BackboneConfig, TrialConfig, from_parameters, parameters
+from raz.config import BackboneConfig, InputConfig, TrialConfig, from_parameters, parameters
 from raz.data.contract import Split
 from raz.data.frames import Frames
 from raz.errors import TrialFailure
@@ -36,7 +36,7 @@ from raz.pipeline.keys import opened, stage_keys, weights_identity
 from raz.pipeline.lease import Lease, LostLease
 from raz.pipeline.memory import keep_freed_memory
 from raz.pipeline.regions import RegionImages, points_of, region_images, zoom_pass
-from raz.pipeline.samples import FeatureCache, Images
+from raz.pipeline.samples import FeatureCache, Images, SizedFeatures, Sizes
 from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split, within
 from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
 from raz.pipeline.told import Kind, StageEvent, Tell
@@ -230,8 +230,9 @@ class _Trial:
     def device_name(self) -> str:
         return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
-    def frames(self, split: str) -> Frames:
-        given = self.config.input
+    def frames(self, split: str, size: float = 1.0) -> Frames:
+        """The images of a split at the network's input size, or at `size` times it."""
+        given = _resized(self.config.input, size)
         pack = self.cache.store / "packs"
         return _frames(self.config.dataset, self.data_root, cast(Split, split), given.scale, given.max_side, pack)
 
@@ -436,9 +437,9 @@ class _Trial:
 
     # -------------------------------------------------------------- what trained stages learn
 
-    def _features(self, backbone: Backbone, weights: str, images: Images, data: str) -> FeatureCache:
+    def _features(self, backbone: Backbone, weights: str, images: Images, data: str, size: float = 1.0) -> FeatureCache:
         """The cache of a frozen backbone's features on these images."""
-        name = digest([weights, data, asdict(self.config.input), self.config.threads, self.device.type])
+        name = digest([weights, data, asdict(_resized(self.config.input, size)), self.config.threads, self.device.type])
         return FeatureCache(self.cache.store / "features" / name, backbone, images, self.device)
 
     def _frozen_features(self, network: Network, kind: str = "counting") -> tuple[FeatureCache, FeatureCache]:
@@ -456,17 +457,24 @@ class _Trial:
 
     def _counting(self, given: Any) -> tuple[Task, Any]:
         c = given.counting
-        m = Material(self.frames("train"), self.frames("val"), given.seed, self.device, c.k)
+        sizes = tuple(self.frames("train", size) for size in c.sizes)
+        m = Material(Sizes(sizes), self.frames("val"), given.seed, self.device, c.k)
         backbone = nets.build_backbone(given.backbone, given.seed).to(self.device)
         branch = nets.build_counting(c, backbone, given.seed).to(self.device)
         nets.narrow_layout(given.backbone.width, backbone, branch)
         modules = nn.ModuleDict({"counting": branch})
-        frozen: tuple[FeatureCache | None, FeatureCache | None] = (None, None)
+        frozen: tuple[SizedFeatures | None, FeatureCache | None] = (None, None)
         if c.unfreeze == "backbone":
             modules["backbone"] = backbone
         else:
             nets.freeze(backbone)
-            frozen = self._image_features(backbone, _untrained(given.backbone, given.seed))
+            weights = _untrained(given.backbone, given.seed)
+            data = self.keys[Node("counting")].data
+            caches = (
+                self._features(backbone, weights, frames, data["train"], size)
+                for frames, size in zip(sizes, c.sizes, strict=True)
+            )
+            frozen = SizedFeatures(tuple(caches)), self._features(backbone, weights, m.val, data["val"])
         task = counting_task(
             m, modules, branch,
             features_from(backbone, m.train, self.device, frozen[0]),
@@ -708,6 +716,11 @@ def _memory_of(where: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         hint = "set a smaller batch, crop or input.scale"
         raise TrialFailure(where, "the device's memory is full", hint, reason="oom") from error
+
+
+def _resized(given: InputConfig, size: float) -> InputConfig:
+    """The input at `size` times its size."""
+    return InputConfig(given.scale * size, round(given.max_side * size))
 
 
 def _untrained(config: BackboneConfig, seed: int) -> str:

@@ -15,7 +15,7 @@ from raz.config import TrainConfig
 from raz.paper.groundtruth import neighbours
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
-from raz.pipeline.samples import FeatureCache, Images, Truth, Window, crop_pixels, draw_windows, whole
+from raz.pipeline.samples import FeatureCache, Images, SizedFeatures, Truth, Window, crop_pixels, draw_windows, whole
 from raz.pipeline.train import Task
 
 Batch = list[Window]
@@ -48,7 +48,9 @@ class Material:
         return of_epoch
 
 
-def features_from(backbone: Backbone, images: Images, device: torch.device, frozen: FeatureCache | None) -> FeaturesOf:
+def features_from(
+    backbone: Backbone, images: Images, device: torch.device, frozen: FeatureCache | SizedFeatures | None
+) -> FeaturesOf:
     """Features of windows: out of the cache of a frozen backbone, or computed with its gradient."""
     if frozen is not None:
         return lambda windows: torch.cat([frozen.crop(w) for w in windows])
