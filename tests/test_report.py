@@ -8,6 +8,8 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,12 @@ from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.report.cli import fill_command, report_command
 from raz.report.fill import FilledTable, fill_table
-from raz.report.layout import Report, Sheet, metric_title, study_report, table_report
+from raz.report.layout import Report, Sheet, metric_title
 from raz.report.render import csv_text, json_text, latex, markdown, terminal
 from raz.report.statistics import Summary, difference, prediction_interval, summarize, verdict
+from raz.report.stored import Found
+from raz.report.study import study_report
+from raz.report.tables import table_report
 from raz.study.ablation import load_table, parse_table
 from raz.study.ledger import TrialRecord
 from raz.yamlfile import parse
@@ -46,17 +51,30 @@ misprints:
 class Known:
     """A store that holds depth 1 for every seed and depth 2 for none; remembers what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: float = 78_862.0) -> None:
         self.asked: list[TrialConfig] = []
+        self.heads = heads
 
     def __call__(
-        self, config: TrialConfig, store: Path, *, data_root: Path | None, splits: tuple[str, ...]
-    ) -> dict[str, float] | None:
+        self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
+    ) -> dict[int, Found]:
         assert splits == ("test",)
-        self.asked.append(config)
+        self.asked += [replace(config, seed=seed) for seed in seeds]
         if config.depth > 1:
-            return None
-        return {"test.mae": [68.0, 70.0, 72.0][config.seed], "test.rmse": [110.0, 110.0, math.nan][config.seed]}
+            return {}
+        return {
+            seed: found(
+                {
+                    "test.mae": [68.0, 70.0, 72.0][seed], "test.rmse": [110.0, 110.0, math.nan][seed],
+                    "test.images": 182.0, "test.heads": self.heads,
+                }
+            )
+            for seed in seeds
+        }  # fmt: skip
+
+
+def found(metrics: dict[str, float]) -> Found:
+    return Found(metrics, {}, {}, {})
 
 
 def filled(profile: str = "small", stored: object = None) -> FilledTable:
@@ -65,11 +83,16 @@ def filled(profile: str = "small", stored: object = None) -> FilledTable:
 
 
 def zoomed(
-    config: TrialConfig, store: Path, *, data_root: Path | None, splits: tuple[str, ...]
-) -> dict[str, float] | None:
+    config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
+) -> dict[int, Found]:
     return {
-        "test.mae": 1.0 + config.seed, "test.rmse": 2.0, "test.regions_per_image": 4.0 * (config.depth - 1),
-        "test.images_zoomed": 0.5,
+        seed: found(
+            {
+                "test.mae": 1.0 + seed, "test.rmse": 2.0, "test.regions_per_image": 4.0 * (config.depth - 1),
+                "test.images_zoomed": 0.5,
+            }
+        )
+        for seed in seeds
     }  # fmt: skip
 
 
@@ -116,8 +139,8 @@ def test_every_trial_of_the_table_is_looked_up_as_a_run_would_make_it() -> None:
 
 def test_a_data_set_that_cannot_be_opened_leaves_the_others_alone() -> None:
     def stored(
-        config: TrialConfig, store: Path, *, data_root: Path | None, splits: tuple[str, ...]
-    ) -> dict[str, float] | None:
+        config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
+    ) -> dict[int, Found]:
         raise RazError(config.dataset, "no folder given", "--data-root DIR")
 
     result = filled("paper", stored)
@@ -146,7 +169,7 @@ def test_scores_are_found_where_the_pipeline_puts_them(tmp_path: Path) -> None:
     key = stage_keys(config, splits=("test",))[Node("score", "test")]
     StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 3.5}), {"seconds": 0.0})
     result = fill_table(table, profile, tmp_path)
-    assert dict(result.cells["loc_2", "toy"].found) == {0: {"test.mae": 3.5}}
+    assert result.cells["loc_2", "toy"].values("test.mae") == {0: 3.5}
     assert dict(result.cells["loc_1", "toy"].found) == {}
 
 
@@ -177,6 +200,14 @@ def test_rmse_is_explained_once_and_verdicts_are_for_the_paper_profile_alone() -
     assert "| loc_1 | - | 135 | - |  | - | 246 | - |  | 0/3 |  |  |" in paper  # 135 is printed without a decimal
 
 
+def test_a_verdict_needs_imagenet_weights_and_the_same_annotations() -> None:
+    assert "| agrees |" in markdown(table_report(filled("paper", Known(78_700.0))))  # the other circulating version
+    assert "| agrees |" not in markdown(table_report(filled("paper", Known(70_000.0))))
+    table = parse_table(parse(TABLE, "t.yaml", strict=False), {"backbone.weights": "none"})
+    other = fill_table(table, table.profile("paper"), Path("nowhere"), stored=Known())
+    assert "| agrees |" not in markdown(table_report(other))
+
+
 def test_a_marked_misprint_is_not_compared_with() -> None:
     report = table_report(filled("small", zoomed))
     assert "| 2.0 ± 0.0 | 120.1 \\[1\\] | - | 3/3 | 4.0 ± 0.0 | 50 % |" in markdown(report)
@@ -203,7 +234,7 @@ def test_many_metrics_stand_one_to_a_line(tmp_path: Path) -> None:
 
     table = load_table(shipped("ablations")["localization"])
     report = table_report(fill_table(table, table.profile("small"), tmp_path), "fill")
-    (sheet,) = report.sheets
+    sheet = report.sheets[0]
     assert sheet.header == ("metric", "row", "mean", "paper", "diff", "n")
     assert ("AR.50 (sigma 5)", "main+raz", "-", "0.409 [1]", "-", "0/3") in sheet.lines
     assert ("AP.75 (sigma 5)", "main", "-", "0.120", "-", "0/3") in sheet.lines  # with the printed zero
@@ -223,6 +254,168 @@ def test_many_metrics_stand_one_to_a_line(tmp_path: Path) -> None:
 )
 def test_metrics_have_the_papers_names(metric: str, title: str) -> None:
     assert metric_title(metric) == title
+
+
+# ------------------------------------------------------------------------------------ differences and claims
+
+CLAIMS = (
+    TABLE
+    + """\
+base_row: loc_1
+claims:
+  - {say: deeper is better, rows: {loc_2: 1, loc_1: -1}, expect: less, metrics: [test.mae]}
+"""
+)
+
+
+def both(*seeds: int, gain: float = -2.0) -> object:
+    """Depth 2 is better by 2 ± 0.1, whatever the seed is worth."""
+
+    def stored(
+        config: TrialConfig, wanted: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
+    ) -> dict[int, Found]:
+        worth = {0: 60.0, 1: 75.0, 2: 90.0}
+        step = {0: 0.1, 1: 0.0, 2: -0.1}
+        return {
+            seed: found({"test.mae": worth[seed] + (config.depth - 1) * (gain + step[seed]), "test.rmse": 9.0})
+            for seed in seeds
+        }
+
+    return stored
+
+
+def claims(*seeds: int, gain: float = -2.0) -> Report:
+    table = parse_table(parse(CLAIMS, "t.yaml"))
+    look = both(*seeds, gain=gain)
+    return table_report(fill_table(table, table.profile("small"), Path("nowhere"), stored=look))  # type: ignore[arg-type]
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Seeds differ by 30 and rows by 2: only the paired difference shows it. sd 0.1, t(0.975, 2) = 4.3027."""
+    report = claims(0, 1, 2)
+    (line,) = [
+        line for sheet in report.sheets if "differences" in sheet.title for line in sheet.lines if line[0] == "MAE"
+    ]
+    assert line == ("MAE", "loc_2", "−2.0 [−2.2, −1.8]", "3 seeds", "", "differs")
+    assert "Student t" in " ".join(report.notes)
+    (record,) = [r for r in report.records if r.get("row") == "loc_2" and r["metric"] == "test.mae"]
+    assert record["to_base"]["low"] == pytest.approx(-2 - 4.302653 * 0.1 / math.sqrt(3), abs=1e-5)
+    assert record["to_base"]["p"] is None  # three seeds: an interval, no p
+
+
+@pytest.mark.parametrize(
+    ("seeds", "gain", "ours"),
+    [
+        ((0, 1, 2), -2.0, "holds"),
+        ((0, 1, 2), 2.0, "does not"),
+        ((0, 1, 2), 0.02, "cannot tell"),
+        ((1,), -2.0, "cannot tell"),
+    ],
+)
+def test_a_claim_holds_or_not_or_cannot_be_told(seeds: tuple[int, ...], gain: float, ours: str) -> None:
+    (sheet,) = [sheet for sheet in claims(*seeds, gain=gain).sheets if "claims" in sheet.title]
+    ((_, metric, paper, _, _, said),) = sheet.lines
+    assert (metric, paper, said) == ("MAE", "+1.6 does not", ours)  # printed 71.6 against 70.0
+
+
+def test_the_best_row_is_marked_only_when_it_is_told_from_all_others() -> None:
+    assert "| loc_2 | 73.0 ± 14.9 \\* |" in markdown(claims(0, 1, 2))
+    assert "\\*" not in markdown(claims(0, 1, 2, gain=0.02)).partition("### ")[2].partition("\n- ")[0]
+    assert "\\*" not in markdown(claims(0)).partition("### ")[2].partition("\n- ")[0]
+
+
+def test_one_seed_is_paired_by_image(tmp_path: Path) -> None:
+    """Without a second seed, images tell whether these two models differ; the report says so."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(50, 500, 80)
+    noise = rng.normal(0, 30, 80)
+    folders = {}
+    for depth in (1, 2):
+        folder = folders[depth] = tmp_path / str(depth)
+        folder.mkdir()
+        fused = truth + noise * (1.0 if depth == 1 else 0.7)
+        np.savez(
+            folder / "per_image.npz", ids=np.array([f"i{k}" for k in range(80)]), truth=truth, fused=fused,
+            regions=np.zeros((80, 0)),
+        )  # fmt: skip
+
+    def stored(
+        config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
+    ) -> dict[int, Found]:
+        error = np.abs(noise) * (1.0 if config.depth == 1 else 0.7)
+        metrics = {"test.mae": float(error.mean()), "test.rmse": float(np.sqrt((error**2).mean()))}
+        return {0: Found(metrics, {}, {}, {"test": folders[config.depth]})}
+
+    table = parse_table(parse(CLAIMS, "t.yaml"))
+    report = table_report(fill_table(table, table.profile("small"), tmp_path, stored=stored))
+    (sheet,) = [sheet for sheet in report.sheets if "differences" in sheet.title]
+    assert [(line[0], line[3], line[5]) for line in sheet.lines] == [
+        ("MAE", "80 images", "differs"), ("RMSE", "80 images", "differs"),
+    ]  # fmt: skip
+    assert any("these trained models" in note for note in report.notes)
+    record = next(r for r in report.records if r.get("row") == "loc_2")
+    d = 0.3 * np.abs(noise)
+    assert -record["to_base"]["high"] < d.mean() < -record["to_base"]["low"]
+    (folders[2] / "per_image.npz").write_bytes(b"damaged")
+    report = table_report(fill_table(table, table.profile("small"), tmp_path, stored=stored))
+    (sheet,) = [sheet for sheet in report.sheets if "differences" in sheet.title]
+    assert {line[5] for line in sheet.lines} == {"one run"}
+
+
+# ------------------------------------------------------------------------------------ where numbers come from
+
+
+def score_of(tmp_path: Path, seed: int, value: float) -> Path:
+    from raz.pipeline.cache import StageCache, write_json
+    from raz.pipeline.stages import stage_keys
+    from raz.pipeline.tree import Node
+
+    table = parse_table(parse(TABLE, "t.yaml"))
+    config = table.config(table.profile("toy"), table.row("loc_2"), "toy", seed)
+    key = stage_keys(config, splits=("test",))[Node("score", "test")]
+    about = {"seconds": 1.0, "device": "cpu", "versions": {"commit": f"c{seed}", "torch": "2"}}
+    write = lambda folder: write_json(folder / "metrics.json", {"mae": value})  # noqa: E731
+    return StageCache(tmp_path).publish(key, write, about).folder
+
+
+def toy_cell(store: Path) -> FilledTable:
+    table = parse_table(parse(TABLE, "t.yaml"))
+    return fill_table(table, table.profile("toy"), store)
+
+
+def test_the_index_follows_the_store_and_can_be_lost(tmp_path: Path) -> None:
+    folders = [score_of(tmp_path, seed, 3.5 + seed) for seed in (0, 1)]
+    index = tmp_path / "reports" / "scores.parquet"
+    cell = toy_cell(tmp_path).cells["loc_2", "toy"]
+    assert cell.values("test.mae") == {0: 3.5, 1: 4.5}
+    assert cell.found[1].about["test"]["versions"]["commit"] == "c1"
+    first = index.stat().st_mtime_ns
+    toy_cell(tmp_path)
+    assert index.stat().st_mtime_ns == first  # nothing new: not written again
+    score_of(tmp_path, 2, 9.0)
+    index.write_bytes(index.read_bytes()[:100])  # damaged: made again
+    assert toy_cell(tmp_path).cells["loc_2", "toy"].values("test.mae") == {0: 3.5, 1: 4.5, 2: 9.0}
+    (folders[0] / "manifest.json").unlink()
+    again = toy_cell(tmp_path)
+    assert set(again.cells["loc_2", "toy"].found) == {1, 2}
+    assert again.damaged == (folders[0],)
+    text = terminal(table_report(again, "raz-sweep run t.yaml"))
+    assert f"{folders[0]} is damaged, so its cell stays empty" in text
+    assert "the rows were made by different code (c1: 1 rows; c2: 1 rows)" in text
+
+
+def test_keys_of_many_seeds_are_those_of_each() -> None:
+    from raz.config import PRESETS
+    from raz.pipeline.keys import score_keys, stage_keys
+    from raz.pipeline.tree import Node
+
+    config = replace(PRESETS["tiny"], depth=3)
+    got = score_keys(config, [0, 7, 123], splits=("val", "test"))
+    for seed, keys in got.items():
+        slow = stage_keys(replace(config, seed=seed), splits=("val", "test"))
+        assert keys == {split: slow[Node("score", split)].key for split in ("val", "test")}
 
 
 # ------------------------------------------------------------------------------------ formats

@@ -35,9 +35,14 @@ MANIFEST = "manifest.json"
 OWN_FAULTS = ("nan", "invalid", "oom")  # a lost process or a bug says nothing about the stage
 
 
+def canonical(value: Any) -> str:
+    """A JSON value as one text, whatever the order of its keys."""
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
 def digest(value: Any) -> str:
     """sha256 (hex) of a JSON value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -115,6 +120,10 @@ class StageCache:
 
     def at(self, stage: str, key: str) -> Artifact | None:
         """The artifact of a stage whose key (hex) is known but not what went into it, if it is there and whole."""
+        return self._whole(self.folder(stage, key))
+
+    def read(self, stage: str, key: str) -> Artifact | None:
+        """The artifact of a key that is known as text."""
         return self._whole(self.folder(stage, key))
 
     def _whole(self, folder: Path) -> Artifact | None:

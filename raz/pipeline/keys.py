@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,7 +13,7 @@ from raz.config import TrialConfig
 from raz.data import open_dataset
 from raz.data.contract import Dataset
 from raz.errors import RazError
-from raz.pipeline.cache import StageKey, file_digest
+from raz.pipeline.cache import StageKey, canonical, file_digest
 from raz.pipeline.tree import Node, keys_of
 
 
@@ -54,3 +58,27 @@ def weights_file(weights: str) -> Path:
             "give the path of VGG-16 weights in torchvision's layout (features.0.weight …)",
         )  # fmt: skip
     return path
+
+
+_MARK = 9_007_199_254_740_881  # a legal seed that no one types
+
+
+def score_keys(
+    config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None = None, splits: tuple[str, ...] = ("test",)
+) -> dict[int, dict[str, str]]:
+    """{seed: {split: key of the score}} of one trial under many seeds.
+
+    The same as `stage_keys` for each, two hundred times as fast: only the seed and the keys that hang on it change in
+    what is hashed, so the rest is written out once. A table of 10,000 trials asks for as many.
+    """
+    keys = stage_keys(replace(config, seed=_MARK), data_root=data_root, splits=splits)
+    change = re.compile("|".join([f"({_MARK}", *[key.key for key in keys.values()]]) + ")")
+    pieces = {node: change.split(canonical(key.content)) for node, key in keys.items()}
+    out = {}
+    for seed in seeds:
+        now = {str(_MARK): str(seed)}
+        for node, key in keys.items():
+            text = "".join([now.get(piece, piece) for piece in pieces[node]])
+            now[key.key] = hashlib.sha256(text.encode()).hexdigest()
+        out[seed] = {split: now[keys[Node("score", split)].key] for split in splits}
+    return out

@@ -98,7 +98,7 @@ def _write(path: Path, text: str) -> None:
 
 def _table(name: str, profile: str | None, store: Path, data_root: Path | None, settings: list[str]) -> Report:
     from raz.report.fill import fill_table
-    from raz.report.layout import table_report
+    from raz.report.tables import table_report
     from raz.resources import find
     from raz.study.ablation import load_table
     from raz.study.base import settings_of
@@ -130,7 +130,7 @@ def fill_command(
 
 
 def _study(name: str, store: Path) -> Report:
-    from raz.report.layout import study_report
+    from raz.report.study import study_report
     from raz.study.ledger import load_study, read_records
 
     study = load_study(store, name)

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from raz.config import TrialConfig
 from raz.errors import RazError
+from raz.report.stored import Found, ScoreIndex
 from raz.study.ablation import AblationTable, Profile, dataset_title, readable
 
 
 class Stored(Protocol):
-    """Looks up a trial's metrics by dotted name; None when its score is not in the store."""
+    """Looks up one trial under many seeds: {seed: what is there}."""
 
     def __call__(
-        self, config: TrialConfig, store: Path, *, data_root: Path | None, splits: tuple[str, ...]
-    ) -> dict[str, float] | None: ...
+        self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
+    ) -> Mapping[int, Found]: ...
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row on one data set: the metrics of every seed that is there."""
+    """One row on one data set: the scores of every seed that is there."""
 
     row: str
     dataset: str
     zooms: bool  # more than one pass, so that regions were zoomed
-    found: Mapping[int, Mapping[str, float]]  # seed -> dotted metric -> value
+    found: Mapping[int, Found]
+    config: TrialConfig | None = None  # of the first seed; None for a row that is quoted
 
     def values(self, metric: str) -> dict[int, float]:
         """The metric by seed, finite values only."""
         return {
-            seed: metrics[metric]
-            for seed, metrics in self.found.items()
-            if metric in metrics and math.isfinite(metrics[metric])
+            seed: found.metrics[metric]
+            for seed, found in self.found.items()
+            if metric in found.metrics and math.isfinite(found.metrics[metric])
         }
 
 
@@ -47,13 +49,14 @@ class FilledTable:
     profile: Profile
     cells: Mapping[tuple[str, str], Cell]  # (row, data set)
     troubles: Mapping[str, str]  # data set -> why it could not be looked up
+    damaged: tuple[Path, ...] = ()  # scores that are there and not whole
+    store: Path = field(default_factory=Path)
 
     @property
     def wanted(self) -> int:
         """Trials (row x data set x seed) that a run can give: those of data sets that have a reader."""
-        runs = {row.name for row in self.table.run_rows}
         there = readable()
-        return len(self.table.seeds) * sum(c.dataset in there and c.row in runs for c in self.cells.values())
+        return len(self.table.seeds) * sum(c.dataset in there and c.config is not None for c in self.cells.values())
 
     @property
     def missing(self) -> int:
@@ -69,36 +72,41 @@ def fill_table(
     A data set that cannot be opened (its keys cannot be known then) leaves its cells empty and its reason in
     `troubles`; the rest of the table is filled.
     """
-    look = stored or from_store
-    cells, troubles = {}, {}
+    index = ScoreIndex(store)
+    look = stored or FromStore(index)
+    cells: dict[tuple[str, str], Cell] = {}
+    troubles: dict[str, str] = {}
     for dataset in profile.datasets:
         if dataset not in readable():
             troubles[dataset] = f"{dataset_title(dataset)} has no reader, so its cells stay empty"
         for row in table.rows:
-            found: dict[int, Mapping[str, float]] = {}
-            seeds = () if row.quoted else table.seeds
-            configs = {seed: table.config(profile, row, dataset, seed) for seed in seeds}
-            for seed, config in configs.items():
-                if dataset in troubles:
-                    break
+            if row.quoted:
+                cells[row.name, dataset] = Cell(row.name, dataset, False, {})
+                continue
+            config = table.config(profile, row, dataset, table.seeds[0])
+            found: Mapping[int, Found] = {}
+            if dataset not in troubles:
                 try:
-                    metrics = look(config, store, data_root=data_root, splits=table.splits)
+                    found = look(config, table.seeds, data_root=data_root, splits=table.splits)
                 except RazError as error:
                     troubles[dataset] = str(error)
-                    break
-                if metrics is not None:
-                    found[seed] = metrics
-            zooms = any(config.depth > 1 for config in configs.values())
-            cells[row.name, dataset] = Cell(row.name, dataset, zooms, found)
-    return FilledTable(table, profile, cells, troubles)
+            cells[row.name, dataset] = Cell(row.name, dataset, config.depth > 1, found, config)
+    return FilledTable(table, profile, cells, troubles, tuple(index.damaged), store)
 
 
-def from_store(
-    config: TrialConfig, store: Path, *, data_root: Path | None, splits: tuple[str, ...]
-) -> dict[str, float] | None:
-    """`raz.pipeline.stages.stored_metrics`; a store without any score is answered without opening a data set."""
-    if not (store / "stages" / "score").is_dir():
-        return None
-    from raz.pipeline.stages import stored_metrics
+@dataclass(frozen=True)
+class FromStore:
+    """The scores of a store; one without any score is answered without opening a data set."""
 
-    return stored_metrics(config, store, data_root=data_root, splits=splits)
+    index: ScoreIndex
+
+    def __call__(
+        self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
+    ) -> Mapping[int, Found]:
+        if not (self.index.store / "stages" / "score").is_dir():
+            return {}
+        from raz.pipeline.keys import score_keys
+
+        keys = score_keys(replace(config, seed=0), seeds, data_root=data_root, splits=splits)
+        found = {seed: self.index.find(keys[seed]) for seed in seeds}
+        return {seed: one for seed, one in found.items() if one is not None}
