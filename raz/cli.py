@@ -15,7 +15,9 @@ from typer.core import TyperGroup
 
 from raz import __version__
 from raz.data.cli import data_app
+from raz.doctor import doctor_command
 from raz.errors import RazError
+from raz.init import init_command
 from raz.predict.cli import export_command, predict_command
 from raz.report.cli import report_command
 from raz.score.cli import score_command
@@ -131,6 +133,8 @@ app.add_typer(data_app, name="data")
 app.command("report")(report_command)
 app.command("predict")(predict_command)
 app.command("export")(export_command)
+app.command("doctor")(doctor_command)
+app.command("init")(init_command)
 app.command("score")(score_command)
 study_cli.register(app)
 

@@ -115,7 +115,7 @@ class Model:
         wanted = self.config.depth if depth is None else depth
         if not 1 <= wanted <= self.deepest:
             raise RazError("depth", f"{wanted}, but this model can make 1 to {self.deepest} passes", "a lower --depth")
-        name = name or hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).data).hexdigest()
+        name = name or _content(pixels)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.threads)
         try:
@@ -174,6 +174,13 @@ class Model:
             counted.depth, density, tuple(r * np.tile(per_px, 2) for r in regions), frames.original_size(0),
             time.monotonic() - began,
         )  # fmt: skip
+
+
+def _content(pixels: NDArray[np.uint8]) -> str:
+    """What names an image by its content."""
+    total = hashlib.sha256(repr(pixels.shape).encode())
+    total.update(np.ascontiguousarray(pixels).data)
+    return total.hexdigest()
 
 
 def _pixels(image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,0 +1,128 @@
+"""`raz-sweep init`: a commented search space for a data set of one's own, to be edited and run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raz.config import PRESETS, nearest
+from raz.errors import RazError
+
+_TEMPLATE = """\
+# Your question, in a sentence: which fusion of the two counts is best on {title}, and does zooming help?
+# Cost: the networks are trained once and every trial below shares them; {cost}
+# Expect: what you believe before you look, so that the answer can surprise you.
+#
+#   {run}
+#   raz-sweep report {study}
+#
+# The same command again resumes or extends it. `--set key=value` tries another base without editing.
+study: {study}
+
+# What every trial has in common. Presets: tiny (a narrow network from scratch), small (a frozen pretrained backbone:
+# photographs on CPUs), paper (everything as published; wants a GPU). Parameters go under `set`, by dotted name.
+base:
+  preset: {preset}
+  dataset: {dataset}
+  set:
+    seed: 0
+{weights}    # input.scale: 0.5              # input px per original px; results are scored in original px
+    # counting.train.epochs: {epochs:<10} # also localization., attention., raz.train; fewer to look around
+
+# tpe learns from the trials before; random and grid do not. `trials` counts all there will be.
+design: {{sampler: tpe, trials: 30}}
+
+# Always of the validation split: the test split is predicted once, for the best trial. val.rmse, val.map@5 … also do.
+objective: {{metric: val.mae, direction: minimize}}
+
+# Stops trials whose networks learn worse than the median of the others at the same step; `none` never stops one.
+pruner: {{name: median, warmup_steps: 3}}
+
+# What is searched. `choice: [...]`, `int: [low, high]`, `float: [low, high]` (with `log: true`), and `when` for what
+# matters only beside another choice. Cheap ones first: depth, fusion and thresholds train nothing.
+parameters:
+  depth: {{choice: [1, 2, 3]}}                    # passes; 1 = without zooming
+  fusion.rule: {{choice: [grid, average, density, localization]}}
+  fusion.theta_f: {{choice: [cell, shared, image], when: {{fusion.rule: grid}}}}
+  zooming.k_z: {{int: [2, 12], when: {{depth: [2, 3]}}}}  # regions looked at again in each pass
+  # zooming.theta_z: {{float: [1.0e-3, 1.0e-1], log: true, when: {{depth: [2, 3]}}}}  # least attention of a region
+  # These train networks anew for each value:
+  # counting.beta: {{choice: [0.1, 0.3]}}         # width of a head in the density map
+  # localization.gamma: {{choice: [10, 30, 100]}} # how much a head's pixel weighs against the background
+  # attention.sigma_z: {{choice: [3, 5]}}
+"""
+
+
+def space_text(study: str, dataset: str, preset: str, weights: str | None, file: str) -> str:
+    """The YAML text. Raises RazError for an unknown data set or preset."""
+    from raz.data import DATASETS
+
+    if dataset not in DATASETS:
+        raise RazError("--dataset", f"unknown name {dataset!r}", nearest(dataset, DATASETS))
+    if preset not in PRESETS:
+        raise RazError("--preset", f"unknown preset {preset!r}", nearest(preset, PRESETS))
+    reader = DATASETS[dataset]
+    run = f"raz-sweep run {file}" + (" --data-root DIR" if reader.find is not None else "")
+    if weights is not None:
+        line = f"    backbone.weights: {_quoted(weights)}\n"
+    elif preset == "tiny":
+        line = ""
+    else:
+        line = "    # backbone.weights: /path/to/vgg16.pt  # imagenet (the default) is fetched once\n"
+    costs = {
+        "tiny": "minutes on two CPU cores.",
+        "small": "an hour or so on two CPU cores for some hundred photographs.",
+        "paper": "days on a GPU.",
+    }
+    return _TEMPLATE.format(
+        title=reader.title, study=study, dataset=dataset, preset=preset, run=run, weights=line, cost=costs[preset],
+        epochs=PRESETS[preset].counting.train.epochs,
+    )  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    """A YAML scalar that is this text whatever it holds."""
+    return text if re.fullmatch(r"[\w./~-]*[/~.][\w./~-]*", text) and text.isascii() else json.dumps(text)
+
+
+def write_space(out: Path, dataset: str, preset: str | None, weights: str | None, force: bool) -> str:
+    """Write the file and return its study's name. What is written was parsed before.
+
+    Raises RazError for what is not known, for a file that is there already (unless `force`), and where it cannot be
+    written.
+    """
+    from raz.study.parse import parse_space
+    from raz.yamlfile import parse
+
+    study = re.sub(r"[^a-z0-9_-]+", "_", out.stem.lower()).strip("_-")[:64] or "study"
+    text = space_text(study, dataset, preset or ("tiny" if dataset == "toy" else "small"), weights, str(out))
+    parse_space(parse(text, str(out)))
+    if out.exists() and not force:
+        raise RazError(str(out), "is there already", "another --out, or --force to write over it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RazError(str(out), f"cannot be written ({error.strerror or error})", "choose another --out") from error
+    return study
+
+
+def init_command(
+    dataset: Annotated[str, typer.Option(help="A data set, as `raz-sweep data list` names it.")] = "toy",
+    out: Annotated[Path, typer.Option("--out", help="The file to write; its name names the study.")] = Path("my.yaml"),
+    preset: Annotated[str | None, typer.Option(help="tiny, small or paper. Default: tiny for toy, else small.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A file of VGG-16 weights for the backbone.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a commented search space to start from.
+
+    \b
+    raz-sweep init
+    raz-sweep init --dataset shanghaitech_b --weights vgg16.pt --out b.yaml
+    """
+    study = write_space(out, dataset, preset, weights, force)
+    typer.echo(f"{out}: study {study}; edit it, then: raz-sweep run {out}")

@@ -1,0 +1,75 @@
+"""What `raz-sweep init` writes parses, also with its comments' suggestions taken, and runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from raz.cli import app
+from raz.config import PRESETS
+from raz.data import DATASETS
+from raz.init import space_text
+from raz.study.parse import load_space, parse_space
+from raz.yamlfile import parse
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_it_parses_for_every_data_set_and_preset(dataset: str, preset: str) -> None:
+    space = parse_space(parse(space_text("mine", dataset, preset, None, "my.yaml"), "my.yaml"))
+    assert space.study == "mine"
+    assert space.base.dataset == dataset
+    assert {p.name for p in space.parameters} == {"depth", "fusion.rule", "fusion.theta_f", "zooming.k_z"}
+
+
+@pytest.mark.parametrize("weights", ["/data/vgg16.pt", "a b: [c].pt", "imagenet", "1e5", "é.pt"])
+def test_what_it_suggests_in_comments_parses_too(weights: str) -> None:
+    text = space_text("mine", "shanghaitech_a", "small", weights, "my.yaml")
+    space = parse_space(parse(text, "my.yaml"))
+    assert space.base.backbone.weights == weights
+    taken = re.sub(r"^(\s*)# ([a-z_]+\.[\w.]+:)", r"\1\2", text, flags=re.M)
+    assert taken.count("\n  counting.beta:") == 1
+    bold = parse_space(parse(taken, "my.yaml"))
+    assert {p.name for p in bold.parameters} >= {"counting.beta", "localization.gamma", "zooming.theta_z"}
+    assert bold.base.input.scale == 0.5
+
+
+def test_the_file_is_named_written_once_and_runs(tmp_path: Path) -> None:
+    out = tmp_path / "My Crowd.yaml"
+    done = CliRunner().invoke(app, ["init", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert load_space(out).study == "my_crowd"
+    again = CliRunner().invoke(app, ["init", "--out", str(out)])
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+    assert CliRunner().invoke(app, ["init", "--out", str(out), "--force"]).exit_code == 0
+    small = {
+        "backbone.width": 0.0625, "counting.train.epochs": 1, "localization.train.epochs": 1,
+        "attention.train.epochs": 1, "raz.train.epochs": 1, "raz.attention_train.epochs": 1,
+        "counting.channels": "[8]", "localization.channels": "[8]", "localization.upsample": "[8, 6, 4]",
+    }  # fmt: skip
+    words = [w for k, v in small.items() for w in ("--set", f"{k}={v}")]
+    ran = CliRunner().invoke(
+        app, ["run", str(out), "--inline", "--trials", "1", "--store", str(tmp_path / "store"), *words]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "study my_crowd: 1 complete" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--dataset", "shanghai_a"], "did you mean shanghaitech_a"),
+        (["--preset", "smal"], "did you mean small"),
+        (["--out", "/proc/no/my.yaml"], "cannot be written"),
+    ],
+)
+def test_a_wrong_command_is_told_and_writes_nothing(words: list[str], expected: str, tmp_path: Path) -> None:
+    out = [] if "--out" in words else ["--out", str(tmp_path / "x.yaml")]
+    done = CliRunner().invoke(app, ["init", *out, *words])
+    assert done.exit_code == 2
+    assert expected in done.stderr
+    assert list(tmp_path.iterdir()) == []
