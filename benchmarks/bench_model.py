@@ -35,8 +35,9 @@ from raz.config import PRESETS
 from raz.paper.losses import counting_loss
 from raz.paper.networks import STRIDE, network_input, radius
 from raz.pipeline import nets
+from raz.pipeline.frozen import FeatureCache, RichCache
 from raz.pipeline.memory import keep_freed_memory
-from raz.pipeline.samples import FeatureCache, Truth, Window, crop_pixels, draw_windows, generator
+from raz.pipeline.samples import Truth, Window, crop_pixels, draw_windows, generator
 from raz.pipeline.tasks import (
     FeaturesOf,
     Material,
@@ -246,6 +247,22 @@ def prove_cache(bench: Bench, main: Main, images: Pictures, cache: FeatureCache)
         middle_error = max(middle_error, float(inside.abs().max() / alone.abs().max()))
     bench.exact("cached features, to the image's greatest", whole_error, 2**-11)
     bench.exact("cached features away from the edge, against the crop alone", middle_error, 2**-11)
+
+
+def prove_rich(bench: Bench, main: Main, images: Pictures, maps: RichCache, cells: RichCache) -> None:
+    """Cached rich maps are those of the whole image's cached features, rounded to half."""
+    batch = batches_of(images)[0]
+    got = maps.crops(batch), cells.crops(batch)
+    error = 0.0
+    for i, w in enumerate(batch):
+        features = maps.features.whole(w.index, w.mirrored)
+        for branch, crops, stride in ((main.localization, got[0], 1), (main.counting, got[1], STRIDE)):
+            with torch.no_grad():
+                whole = branch(features)[1][0]
+            y, x, side = w.y0 // stride, w.x0 // stride, CROP // stride
+            expected = whole[:, y : y + side, x : x + side]
+            error = max(error, float((crops[i] - expected).abs().max() / whole.abs().max()))
+    bench.exact("cached rich maps, to the image's greatest", error, 2**-11)
 
 
 # ------------------------------------------------------------------ processes of their own
@@ -476,17 +493,17 @@ def main() -> int:
             against="the backbone at every step", target=1.4,
         )  # fmt: skip
 
-        def rich(windows: list[Window]) -> tuple[Tensor, Tensor | None]:
-            features = torch.cat([cache.crop(w) for w in windows])
-            return main.localization(features)[1], main.counting(features)[1]
+        maps = RichCache(Path(folder, "localization"), main.localization, main.localization.channels, 1, cache)
+        cells = RichCache(Path(folder, "counting"), main.counting, main.counting.channels, STRIDE, cache)
+        prove_rich(bench, main, images, maps, cells)
 
         def rich_of(x: Tensor) -> tuple[Tensor, Tensor]:
             features = main.backbone(x)
             return main.localization(features)[1], main.counting(features)[1]
 
         bench.compare(
-            "attention step, cached features",
-            attention_step(m, main, batches, rich),
+            "attention step, cached maps",
+            attention_step(m, main, batches, lambda windows: (maps.crops(windows), cells.crops(windows))),
             attention_step(m, main, batches, Computed(images, rich_of)),
             against="the backbone and the branches at every step", target=2,
         )  # fmt: skip

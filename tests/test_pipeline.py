@@ -156,6 +156,28 @@ def test_only_what_a_parameter_reaches_is_made_again(crowd: Path, undisturbed: P
     assert "raz" in missed(zooming__k_z=3, raz__regions="same")
 
 
+def test_main_net_proposes_once_for_every_stage_and_every_choice(
+    crowd: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAZ-Net's two stages and pass 2, whatever theta_z, k_z and IoU, choose among the same candidates."""
+    assert len(list((undisturbed / "features").glob("*/candidates.npz"))) == 3  # of the three splits
+    store = tmp_path / "store"
+    shutil.copytree(undisturbed, store)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("candidates were drawn again")
+
+    config = micro(depth=2, zooming__k_z=3, zooming__theta_z=0.002, zooming__iou=0.3)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "candidates", refuse)
+        run_trial(config, store, data_root=crowd)
+    alone = tmp_path / "alone"
+    shutil.copytree(undisturbed, alone)
+    shutil.rmtree(alone / "features")
+    run_trial(config, alone, data_root=crowd)
+    assert artifacts(alone) == artifacts(store)
+
+
 def test_a_stage_cannot_read_what_it_does_not_declare() -> None:
     given = declared(micro(), "counting")
     assert given.counting.beta == 0.1

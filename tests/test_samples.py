@@ -11,7 +11,8 @@ import torch
 from raz.data import open_dataset
 from raz.data.frames import Frames
 from raz.paper.networks import Backbone, network_input
-from raz.pipeline.samples import FeatureCache, SizedFeatures, Sizes, draw_windows, whole
+from raz.pipeline.frozen import FeatureCache, SizedFeatures
+from raz.pipeline.samples import Sizes, draw_windows, whole
 
 
 def test_crops_of_images_at_two_sizes() -> None:

@@ -38,7 +38,7 @@ from raz.pipeline import nets
 from raz.pipeline.assemble import Trained, main_net, raz_net
 from raz.pipeline.cache import StageCache
 from raz.pipeline.infer import FeatureMemo, Network
-from raz.pipeline.regions import points_of, zoom_pass
+from raz.pipeline.regions import candidates, points_of, zoom_pass
 from raz.pipeline.score import Fitted, Predicted, cell_counts
 from raz.pipeline.tree import TRAINED
 
@@ -139,9 +139,12 @@ class Model:
 
         for number in range(2, depth + 1):
             attention = maps.pop("attention", None)
+            proposed = None
+            if attention is not None:
+                proposed = candidates(attention, config.zooming, config.seed, frames.ids[0], number)
             before = regions[-1] if regions else np.zeros((0, 4))
             points, chosen = zoom_pass(
-                frames, 0, number, passes[-1], before, config.zooming, config.seed, attention,
+                frames, 0, number, passes[-1], before, config.zooming, config.seed, proposed,
                 raz_map("attention"), raz_map("response"),
             )  # fmt: skip
             passes.append(points)

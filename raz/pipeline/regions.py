@@ -12,21 +12,27 @@ from raz.config import ZoomingConfig
 from raz.data.frames import Frames
 from raz.paper.peaks import find_peaks
 from raz.paper.zoom import Points, candidate_regions, generator_for, merge_points, select_regions
+from raz.pipeline.frozen import Candidates
 
 PEAK_FLOOR = 0.05  # least score of a peak that is kept; thresholds and `points: all` choose among these
 MapOf = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, a name for the memo -> (H, W)
 
 
-def propose(
+def candidates(
     attention: NDArray[np.float32], config: ZoomingConfig, seed: int, image: str, zoom_pass: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Regions (r, 4) of one attention map, ranked, and their mean attention (15, 16)."""
-    boxes, means = candidate_regions(
+) -> Candidates:
+    """What `chosen` chooses from: it depends on the anchors, the samples and how they are drawn alone."""
+    return candidate_regions(
         attention, generator_for(seed, image, zoom_pass),
         anchors=config.anchors, samples=config.samples, sampling=config.sampling,
     )  # fmt: skip
-    chosen = select_regions(boxes, means, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)
-    return boxes[chosen].astype(np.float64), means[chosen]
+
+
+def chosen(of: Candidates, config: ZoomingConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Regions (r, 4) of one image, ranked, and their mean attention (15, 16)."""
+    boxes, means = of
+    best = select_regions(boxes, means, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)
+    return boxes[best].astype(np.float64), means[best]
 
 
 def points_of(response: NDArray[np.float32], network: int, zoom_pass: int) -> Points:
@@ -75,7 +81,8 @@ def propose_inside(
     for rank, (x0, y0, x1, y1) in enumerate(regions):
         pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
         name = f"{frames.ids[index]}#{zoom_pass - 1}.{rank}"
-        found, mean = propose(attention_of(pixels, name), config, seed, f"{frames.ids[index]}#{rank}", zoom_pass)
+        inside = candidates(attention_of(pixels, name), config, seed, f"{frames.ids[index]}#{rank}", zoom_pass)
+        found, mean = chosen(inside, config)
         per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)] * 2)
         inner = found / per_px + [x0, y0, x0, y0]
         boxes.append(np.clip(inner, [x0, y0, x0, y0], [x1, y1, x1, y1]))  # rounding must not leave the region
@@ -92,16 +99,16 @@ def zoom_pass(
     regions_before: NDArray[np.float64],
     config: ZoomingConfig,
     seed: int,
-    attention: NDArray[np.float32] | None,  # (H, W) of Main-Net, for pass 2
+    proposed: Candidates | None,  # by Main-Net, for pass 2
     attention_of: MapOf,
     response_of: MapOf,
 ) -> tuple[Points, NDArray[np.float64]]:
     """One image's points and regions after pass `number`: what to look at again, and what is seen there."""
-    if attention is not None:
-        chosen, _ = propose(attention, config, seed, frames.ids[index], number)
+    if proposed is not None:
+        regions, _ = chosen(proposed, config)
     else:
-        chosen = propose_inside(frames, index, regions_before, config, seed, number, attention_of)
-    return zoom_image(frames, index, before, chosen, config, number, response_of), chosen
+        regions = propose_inside(frames, index, regions_before, config, seed, number, attention_of)
+    return zoom_image(frames, index, before, regions, config, number, response_of), regions
 
 
 @dataclass(frozen=True)
@@ -122,13 +129,13 @@ class RegionImages:
         return self._heads[index]
 
 
-def region_images(frames: Frames, config: ZoomingConfig, seed: int, attention_of: MapOf) -> RegionImages:
-    """The regions Main-Net's attention proposes, zoomed by `config.factor` from the original pixels."""
+def region_images(frames: Frames, config: ZoomingConfig, proposed: Sequence[Candidates]) -> RegionImages:
+    """The regions chosen from what Main-Net's attention proposes, zoomed by `config.factor` from original pixels."""
     ids: list[str] = []
     crops: list[NDArray[np.uint8]] = []
     heads: list[NDArray[np.float64]] = []
     for index, image in enumerate(frames.ids):
-        regions, _ = propose(attention_of(frames.pixels(index), image), config, seed, image, 2)
+        regions, _ = chosen(proposed[index], config)
         all_heads = frames.heads(index)
         for rank, (x0, y0, x1, y1) in enumerate(regions):
             pixels = frames.zoomed(index, (x0, y0, x1, y1), float(config.factor))

@@ -7,12 +7,9 @@ the same after a crash, in another order and on another worker. Crops are aligne
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,7 +19,7 @@ from torch import Tensor
 
 from raz.paper.attention import Distances, attention_distances, attention_from, attention_window
 from raz.paper.groundtruth import density_window, label_window, mean_neighbour_distance
-from raz.paper.networks import STRIDE, Backbone, network_input, normalise
+from raz.paper.networks import STRIDE, normalise
 
 DISTANCE_BYTES = 1 << 28  # of remembered distances to heads: about 300 photographs of ShanghaiTech A
 
@@ -105,24 +102,28 @@ class DistanceMemo:
     _held: dict[tuple[str, int], Distances] = field(default_factory=dict)
     _bytes: int = 0
 
+    def make_room(self, *images: str) -> None:
+        """When there is none left, forget the distances of all but these images: a task does so once, as it begins.
+
+        Within a task nothing is thrown out, since all of it is wanted again in the next epoch."""
+        if self._bytes >= self.limit:
+            for key in [key for key in self._held if key[0] not in images]:
+                self._bytes -= self._held.pop(key).nbytes
+
     def get(self, images: str, index: int, sigma_z: float, compute: Callable[[], Distances]) -> Distances | None:
         """Distances of image `index` of the images with this name that serve `sigma_z`; None without a place."""
         held = self._held.get((images, index))
         if held is not None and held.sigma_z >= sigma_z:
             return held
         if self._bytes >= self.limit:
-            # Those of other data make room; the same data's would be wanted again in the next epoch.
-            for key in [key for key in self._held if key[0] != images]:
-                self._bytes -= self._held.pop(key).nbytes
-            if self._bytes >= self.limit:
-                return None
+            return None
         value = compute()
         self._bytes += value.nbytes - (held.nbytes if held is not None else 0)
         self._held[images, index] = value
         return value
 
 
-_DISTANCES = DistanceMemo()
+DISTANCES = DistanceMemo()
 
 
 class Truth:
@@ -135,7 +136,7 @@ class Truth:
         self.images = images
         self.k = k
         self.name = name
-        self.memo = memo or (_DISTANCES if name else DistanceMemo())
+        self.memo = memo or (DISTANCES if name else DistanceMemo())
         self.of_image = lru_cache(maxsize=None)(self._of_image)
 
     def _of_image(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
@@ -225,73 +226,3 @@ def crop_pixels(images: Images, w: Window, device: torch.device) -> Tensor:
     part = np.ascontiguousarray(pixels[w.y0 : w.y0 + w.height, w.x0 : w.x0 + w.width])
     x = normalise(torch.from_numpy(part.copy()).to(device).permute(2, 0, 1)[None])
     return torch.nn.functional.pad(x, (0, w.width - x.shape[3], 0, w.height - x.shape[2]))
-
-
-@dataclass
-class FeatureCache:
-    """A frozen backbone's features of whole images, and of their mirrors, half precision, on disk.
-
-    Computed at first use, one file an image, renamed into place, so that a killed stage finds them again.
-    Crops of these features know the context beyond the crop's edge, unlike features of a crop.
-    """
-
-    folder: Path
-    backbone: Backbone
-    images: Images
-    device: torch.device
-    _open: dict[tuple[int, bool], NDArray[np.float16]] = field(default_factory=dict)
-
-    def get(self, index: int, mirrored: bool = False) -> NDArray[np.float16]:
-        """(C, H/8, W/8)"""
-        found = self._open.get((index, mirrored))
-        if found is not None:
-            return found
-        path = self.folder / f"{index}{'m' if mirrored else ''}.npy"
-        pixels = self.images.pixels(index)
-        expected = (self.backbone.channels, up8(pixels.shape[0]) // STRIDE, up8(pixels.shape[1]) // STRIDE)
-        features = _mapped(path, expected)
-        if features is None:
-            with torch.inference_mode():
-                image = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
-                computed = self.backbone(network_input(image, self.device))[0].half().cpu().numpy()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{uuid.uuid4().hex}.npy")
-            try:
-                np.save(aside, computed)
-                os.replace(aside, path)
-            finally:
-                aside.unlink(missing_ok=True)
-            features = _mapped(path, expected)
-            if features is None:
-                raise OSError(f"{path} cannot be read back after writing")
-        self._open[index, mirrored] = features
-        return features
-
-    def crop(self, w: Window) -> Tensor:
-        """(1, C, h/8, w/8) float32; zero beyond the image."""
-        features = self.get(w.index, w.mirrored)
-        y, x, h, wd = w.y0 // STRIDE, w.x0 // STRIDE, w.height // STRIDE, w.width // STRIDE
-        part = np.array(features[:, y : y + h, x : x + wd], dtype=np.float32)
-        out = torch.from_numpy(part).to(self.device)[None]
-        return torch.nn.functional.pad(out, (0, wd - out.shape[3], 0, h - out.shape[2]))
-
-
-@dataclass(frozen=True)
-class SizedFeatures:
-    """The caches of `Sizes`, one a size."""
-
-    caches: tuple[FeatureCache, ...]
-
-    def crop(self, w: Window) -> Tensor:
-        """As `FeatureCache.crop`."""
-        size, own = divmod(w.index, len(self.caches[0].images))
-        return self.caches[size].crop(replace(w, index=own))
-
-
-def _mapped(path: Path, shape: Sequence[int]) -> NDArray[np.float16] | None:
-    """The file as a read-only map, or None where it is missing or not what it should be."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.shape == tuple(shape) and array.dtype == np.float16 else None

@@ -26,17 +26,26 @@ from raz.config import BackboneConfig, InputConfig, TrialConfig, from_parameters
 from raz.data.contract import Split
 from raz.data.frames import Frames
 from raz.errors import TrialFailure
-from raz.paper.networks import Backbone
+from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch
 from raz.paper.zoom import Points
 from raz.pipeline import nets
 from raz.pipeline.assemble import Trained, main_net, raz_net
 from raz.pipeline.cache import Artifact, StageCache, StageKey, digest, write_json, writing
+from raz.pipeline.frozen import (
+    RICH_BYTES,
+    Candidates,
+    FeatureCache,
+    RichCache,
+    SizedFeatures,
+    kept_candidates,
+    rich_bytes,
+)
 from raz.pipeline.infer import FeatureMemo, Network
 from raz.pipeline.keys import opened, stage_keys, weights_identity
 from raz.pipeline.lease import Lease, LostLease
 from raz.pipeline.memory import keep_freed_memory
-from raz.pipeline.regions import RegionImages, points_of, region_images, zoom_pass
-from raz.pipeline.samples import FeatureCache, Images, SizedFeatures, Sizes
+from raz.pipeline.regions import candidates, points_of, region_images, zoom_pass
+from raz.pipeline.samples import Images, Sizes
 from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split, within
 from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
 from raz.pipeline.told import Kind, StageEvent, Tell
@@ -439,8 +448,20 @@ class _Trial:
 
     def _features(self, backbone: Backbone, weights: str, images: Images, data: str, size: float = 1.0) -> FeatureCache:
         """The cache of a frozen backbone's features on these images."""
+        return FeatureCache(self._frozen_folder(weights, data, size), backbone, images, self.device)
+
+    def _frozen_folder(self, weights: str, data: str, size: float = 1.0) -> Path:
+        """Where what these frozen weights give of these data is kept."""
         name = digest([weights, data, asdict(_resized(self.config.input, size)), self.config.threads, self.device.type])
-        return FeatureCache(self.cache.store / "features" / name, backbone, images, self.device)
+        return self.cache.store / "features" / name
+
+    def _rich_maps(
+        self, features: FeatureCache, branch: CountingBranch | LocalizationBranch, weights: str, data: str
+    ) -> RichCache:
+        """The cache of a frozen branch's last rich map on the images of these features."""
+        stride = branch.output_stride if isinstance(branch, CountingBranch) else 1
+        folder = self._frozen_folder(f"{weights}/rich", data)
+        return RichCache(folder, branch, branch.channels, stride, features)
 
     def _frozen_features(self, network: Network, kind: str = "counting") -> tuple[FeatureCache, FeatureCache]:
         backbone = network.backbone if kind == "counting" else network.localization_backbone
@@ -520,7 +541,14 @@ class _Trial:
         den = self._frozen_features(base, "counting")
         loc = den if shared else self._frozen_features(base, "localization")
 
-        def rich(den: FeatureCache, loc: FeatureCache) -> RichOf:
+        sizes = [(localization.channels, 1), (counting.channels, counting.output_stride)]
+        weights = [self.keys[Node(stage)].key for stage in ("localization", "counting")]
+
+        def rich(den: FeatureCache, loc: FeatureCache, data: str, mirrors: bool) -> RichOf:
+            if rich_bytes(loc.images, sizes, mirrors) <= RICH_BYTES:
+                maps = self._rich_maps(loc, localization, weights[0], data)
+                cells = self._rich_maps(den, counting, weights[1], data)
+                return lambda windows: (maps.crops(windows), cells.crops(windows))
             den_of, loc_of = (features_from(c.backbone, c.images, self.device, c) for c in (den, loc))
 
             def of(windows: Batch) -> tuple[Tensor, Tensor | None]:
@@ -531,21 +559,40 @@ class _Trial:
 
         task = attention_task(
             m, "attention", nn.ModuleDict({"attention": branch}), branch,
-            rich(den[0], loc[0]), rich(den[1], loc[1]), c.train, sigma_z=c.sigma_z, kind=c.loss,
+            rich(den[0], loc[0], data["train"], c.train.flip), rich(den[1], loc[1], data["val"], False),
+            c.train, sigma_z=c.sigma_z, kind=c.loss,
         )  # fmt: skip
         return task, c.train
 
-    def _region_material(self, given: Any, network: Network) -> tuple[Material, dict[str, str]]:
+    def _candidates(
+        self, node: Node, network: Network, split: str, data: str, given: Any, config: Any
+    ) -> list[Candidates]:
+        """What Main-Net's attention proposes on each image of a split: once for every stage and every theta_z, k_z
+        and IoU that choose among it."""
+        frames = self.frames(split)
+
+        def compute() -> list[Candidates]:
+            out = []
+            for i in self._each(node, frames):
+                image = frames.ids[i]
+                maps = network.maps(frames.pixels(i), ("attention",), self.device, _MEMO, image)
+                out.append(candidates(maps["attention"], config, given.seed, image, 2))
+            return out
+
+        drawn = [given.seed, config.anchors, config.samples, config.sampling]
+        folder = self._frozen_folder(digest([self.keys[Node("attention")].key, drawn]), data)
+        return kept_candidates(folder / "candidates.npz", len(frames), compute)
+
+    def _region_material(self, node: Node, given: Any, network: Network) -> tuple[Material, dict[str, str]]:
         """Zoomed regions of the training and validation images, and names of these data."""
         config = given.raz.regions
-
-        def attention_of(pixels: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
-            return network.maps(pixels, ("attention",), self.device, _MEMO, name)["attention"]
-
         key = self.keys[Node("attention")]
-        sets: dict[str, RegionImages] = {}
-        for split in ("train", "val"):
-            sets[split] = region_images(self.frames(split), config, given.seed, attention_of)
+        sets = {
+            split: region_images(
+                self.frames(split), config, self._candidates(node, network, split, key.data[split], given, config)
+            )
+            for split in ("train", "val")
+        }
         names = {split: digest([key.key, asdict(config), key.data[split], given.seed]) for split in sets}
         regions = f"RAZ-Net learns from {len(sets['train'])} regions, validated on {len(sets['val'])}"
         self.log(StageEvent("note", "raz", self.keys[Node("raz")].key, reason=regions))
@@ -554,7 +601,7 @@ class _Trial:
 
     def _raz_net(self, given: Any) -> tuple[Task | None, Any]:
         network = self._main(through="attention")
-        m, names = self._region_material(given, network)
+        m, names = self._region_material(Node("raz"), given, network)
         assert network.localization is not None
         branch, backbone = network.localization, network.localization_backbone
         branch.requires_grad_(True)
@@ -580,7 +627,7 @@ class _Trial:
 
     def _raz_attention(self, given: Any) -> tuple[Task | None, Any]:
         main = self._main(through="attention")
-        m, names = self._region_material(given, main)
+        m, names = self._region_material(Node("raz_attention"), given, main)
         network = self._raz(with_attention=False)
         assert network.localization is not None
         assert main.attention is not None
@@ -594,15 +641,22 @@ class _Trial:
         weights = f"{network.name}/regions"
         caches = [self._features(network.backbone, weights, getattr(m, s), names[s]) for s in ("train", "val")]
 
-        def rich(cache: FeatureCache) -> RichOf:
+        sizes = [(localization.channels, 1)]
+
+        def rich(cache: FeatureCache, data: str, mirrors: bool) -> RichOf:
+            if rich_bytes(cache.images, sizes, mirrors) <= RICH_BYTES:
+                maps = self._rich_maps(cache, localization, self.keys[Node("raz")].key, data)
+                return lambda windows: (maps.crops(windows), None)
             of = features_from(cache.backbone, cache.images, self.device, cache)
             return lambda windows: (localization(of(windows))[1], None)
 
+        train = given.raz.attention_train
         task = attention_task(
-            m, "raz_attention", modules, branch, rich(caches[0]), rich(caches[1]),
-            given.raz.attention_train, sigma_z=given.attention.sigma_z, kind=given.attention.loss,
+            m, "raz_attention", modules, branch,
+            rich(caches[0], names["train"], train.flip), rich(caches[1], names["val"], False),
+            train, sigma_z=given.attention.sigma_z, kind=given.attention.loss,
         )  # fmt: skip
-        return task, given.raz.attention_train
+        return task, train
 
     # -------------------------------------------------------------- what inferred stages predict
 
@@ -624,7 +678,10 @@ class _Trial:
 
     def _zoom(self, node: Node, given: Any) -> dict[str, NDArray[Any]]:
         frames, config, number = self.frames(node.split), given.zooming, node.zoom_pass
-        main = self._main(through="attention") if number == 2 else None
+        proposed = None
+        if number == 2:
+            data = self.keys[node].data[node.split]
+            proposed = self._candidates(node, self._main(through="attention"), node.split, data, given, config)
         raz = self._raz(with_attention=number > 2)
         previous = Node("points", node.split) if number == 2 else Node("zoom", node.split, number - 1)
         before, regions_before = self._read_pass(previous)
@@ -636,11 +693,9 @@ class _Trial:
 
         points, regions = [], []
         for i in self._each(node, frames):
-            name, attention = frames.ids[i], None
-            if main is not None:
-                attention = main.maps(frames.pixels(i), ("attention",), self.device, _MEMO, name)["attention"]
             found, chosen = zoom_pass(
-                frames, i, number, before[i], regions_before[i], config, given.seed, attention,
+                frames, i, number, before[i], regions_before[i], config, given.seed,
+                proposed[i] if proposed is not None else None,
                 raz_map("attention", previous), raz_map("response", node),
             )  # fmt: skip
             points.append(found)

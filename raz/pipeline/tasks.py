@@ -15,7 +15,8 @@ from raz.config import TrainConfig
 from raz.paper.groundtruth import neighbours
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
-from raz.pipeline.samples import FeatureCache, Images, SizedFeatures, Truth, Window, crop_pixels, draw_windows, whole
+from raz.pipeline.frozen import FeatureCache, SizedFeatures
+from raz.pipeline.samples import DISTANCES, Images, Truth, Window, crop_pixels, draw_windows, whole
 from raz.pipeline.train import Task
 
 Batch = list[Window]
@@ -138,6 +139,7 @@ def attention_task(
 
     `rich(windows)` gives the localization branch's last map and, in Main-Net, the counting branch's.
     """
+    DISTANCES.make_room(*m.names)
     train_truth, val_truth = Truth(m.train, name=m.names[0]), Truth(m.val, name=m.names[1])
 
     def one(windows: Batch, of: RichOf, truth: Truth) -> Tensor:

@@ -33,13 +33,13 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "counting": Stage("trained", 1, ("backbone", "counting"), (), "counting.train.epochs"),
     "localization": Stage("trained", 1, ("localization",), ("counting",), "localization.train.epochs"),
-    "attention": Stage("trained", 2, ("attention",), ("localization",), "attention.train.epochs"),
+    "attention": Stage("trained", 3, ("attention",), ("localization",), "attention.train.epochs"),
     "raz": Stage(
         "trained", 1, ("raz.regions", "raz.unfreeze", "raz.train", "localization.gamma"), ("attention",),
         "raz.train.epochs",
     ),
     "raz_attention": Stage(
-        "trained", 2, ("raz.regions", "raz.attention_train", "attention.sigma_z", "attention.loss"), ("raz",),
+        "trained", 3, ("raz.regions", "raz.attention_train", "attention.sigma_z", "attention.loss"), ("raz",),
         "raz.attention_train.epochs",
     ),
     "density": Stage("inferred", 1, (), ("counting",)),
