@@ -111,6 +111,7 @@ def run(
     inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and run nothing.")] = False,
 ) -> None:
     """Run a search, or train what a table is missing. The same command again resumes or extends it.
 
@@ -119,7 +120,17 @@ def run(
     raz-sweep run my.yaml --trials 100                extend a search of 40 trials to 100
     raz-sweep run losses --set seed=1 --store other   the same question with another seed
     raz-sweep run ablations/recurrence --profile paper --data-root ~/data
+    raz-sweep run everything --dry-run                stages, hours and disk before they are paid
     """
+    if dry_run:
+        from raz.study.planned import plan_file, show_plan
+
+        plan = plan_file(
+            file, store, settings=settings or [], data_root=data_root, trials=trials, jobs=jobs, profile=profile,
+            inline=inline,
+        )  # fmt: skip
+        typer.echo(show_plan(plan, as_json=as_json))
+        return
     from raz.engine.command import run_file
 
     code = run_file(
@@ -127,6 +138,40 @@ def run(
         inline=inline, retry=retry, as_json=as_json,
     )  # fmt: skip
     raise typer.Exit(code)
+
+
+@app.command()
+def simulate(
+    file: Annotated[str, typer.Argument(help="A search space or an ablation: your own path, or a shipped name.")],
+    devices: Annotated[int, typer.Option(min=1, max=4096, help="GPUs, or groups of a trial's threads.")],
+    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Whose measured seconds are used.")] = Path(
+        "raz-store"
+    ),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the file's.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Of an ablation: at which scale. Default: toy.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+) -> None:
+    """Replay a run's schedule on simulated devices, from an empty store, in the order a run starts its stages.
+
+    Says how long it takes, how busy the devices are, the floor that no schedule goes below, and what training each
+    trial by itself would take. A search's trials are drawn at random here.
+
+    
+    raz-sweep simulate search_spaces/everything --devices 8
+    raz-sweep simulate everything --devices 512 --trials 1000 --json
+    """
+    from raz.study.planned import show_simulation, simulate_file
+
+    found = simulate_file(
+        file, store, devices=devices, settings=settings or [], data_root=data_root, trials=trials, profile=profile
+    )
+    typer.echo(show_simulation(found, as_json=as_json))
 
 
 app.add_typer(data_app, name="data")

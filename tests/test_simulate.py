@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
+from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from raz.cli import app
 from raz.study.schedule import Ready, longest_paths, order, remaining
+from raz.study.simulate import Step, simulate, unshared
 
 
 def test_the_longest_remaining_path_starts_first() -> None:
@@ -38,3 +45,149 @@ def test_the_longest_path_is_the_longest_of_all_paths(n: int, seed: int) -> None
 def test_a_circle_of_needs_is_refused() -> None:
     with pytest.raises(ValueError, match=r"circle: \['a', 'b'\]"):
         longest_paths({"a": 1, "b": 1, "c": 1}, {"a": ["b"], "b": ["a"]})
+
+
+# ------------------------------------------------------------------ schedules
+
+
+def tree(seed: int, trials: int = 6, depth: int = 4) -> list[list[Step]]:
+    """Trials as ways from a root to a leaf; whole seconds, each stage needing the one before it."""
+    chance = random.Random(seed)
+    seconds: dict[str, float] = {}
+    out = []
+    for _ in range(trials):
+        way: list[Step] = []
+        key = "root"
+        for _ in range(chance.randint(1, depth)):
+            key = f"{key}.{chance.randint(0, 2)}"
+            cost = seconds.setdefault(key, float(chance.randint(1, 9)))
+            way.append(Step(key, cost, needs=(way[-1].key,) if way else ()))
+        out.append(way)
+    return out
+
+
+def distinct(trials: list[list[Step]]) -> dict[str, Step]:
+    return {step.key: step for trial in trials for step in trial}
+
+
+def shortest(trials: list[list[Step]], devices: int) -> float:
+    """The best makespan of all, by trying every set of ready stages whenever a device becomes free."""
+    steps = distinct(trials)
+
+    @cache
+    def best(done: frozenset[str], running: frozenset[tuple[str, float]]) -> float:
+        busy = {key for key, _ in running}
+        ready = [k for k, s in steps.items() if k not in done and k not in busy and set(s.needs) <= done]
+        options = []
+        for count in range(min(devices - len(running), len(ready)) + 1):
+            for chosen in itertools.combinations(ready, count):
+                now = running | {(key, steps[key].seconds) for key in chosen}
+                if not now:
+                    continue
+                step = min(left for _, left in now)
+                over = frozenset(key for key, left in now if left == step)
+                rest = frozenset((key, left - step) for key, left in now if left > step)
+                options.append(step + best(done | over, rest))
+        return min(options, default=0.0)
+
+    return best(frozenset(), frozenset())
+
+
+def ticked(trials: list[list[Step]], devices: int) -> float:
+    """The makespan of the same rule, second by second, for whole seconds."""
+    steps = distinct(trials)
+    left = {key: step.seconds for key, step in steps.items()}
+    running: set[str] = set()
+    asked: dict[str, int] = {}
+    clock = 0.0
+    while any(left.values()):
+        waits: dict[str, list[float]] = {}
+        for way in trials:
+            rest = [step for step in way if left[step.key]]
+            if rest and way.index(rest[0]) == len(way) - len(rest):
+                waits.setdefault(rest[0].key, []).append(sum(step.seconds for step in rest))
+                asked.setdefault(rest[0].key, len(asked))
+        queue = [Ready(k, max(paths), len(paths), asked[k]) for k, paths in waits.items() if k not in running]
+        running |= {stage.key for stage in order(queue)[: devices - len(running)]}
+        for key in running:
+            left[key] -= 1
+        running = {key for key in running if left[key]}
+        clock += 1
+    return clock
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 8))
+def test_a_schedule_keeps_the_rules(seed: int, devices: int) -> None:
+    trials = tree(seed, trials=12)
+    steps, found = distinct(trials), simulate(trials, devices)
+    assert found.starts.keys() == steps.keys()  # each stage once, none forgotten
+    for key, (start, end) in found.starts.items():
+        assert end - start == steps[key].seconds
+        assert all(found.starts[other][1] <= start for other in steps[key].needs)
+        assert sum(a <= start < b for a, b in found.starts.values()) <= devices
+    assert found.makespan == max(end for _, end in found.starts.values())
+    assert found.busy == sum(step.seconds for step in steps.values())
+    # Graham's bounds for any schedule that leaves no device idle beside a ready stage
+    assert found.floor <= found.makespan
+    assert found.makespan <= found.busy / devices + (1 - 1 / devices) * found.critical_path + 1e-9
+    assert 0 < found.utilisation <= 1
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_event_by_event_is_second_by_second(seed: int, devices: int) -> None:
+    trials = tree(seed)
+    assert simulate(trials, devices).makespan == ticked(trials, devices)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, 3))
+def test_never_twice_as_long_as_the_best_of_all(seed: int, devices: int) -> None:
+    trials = tree(seed, trials=3, depth=3)
+    best = shortest(trials, devices)
+    assert best <= simulate(trials, devices).makespan <= (2 - 1 / devices) * best + 1e-9
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32))
+def test_closed_forms(seed: int) -> None:
+    trials = tree(seed)
+    total = sum(step.seconds for step in distinct(trials).values())
+    assert simulate(trials, 1).makespan == total  # one device: the sum
+    longest = max(sum(step.seconds for step in way) for way in trials)
+    unlimited = simulate(trials, len(distinct(trials)))
+    assert unlimited.makespan == unlimited.critical_path == longest  # enough devices: the longest way
+    alone = sum(step.seconds for way in trials for step in way)
+    assert unshared(trials, 1).makespan == alone
+    assert unshared(trials, len(trials)).makespan == longest
+    assert simulate(trials, 99, alive=1).makespan == total  # one trial at a time
+
+
+def test_what_needs_no_device_waits_for_none() -> None:
+    trials = [[Step("train", 5)], [Step("score", 2, device=False)], [Step("held", 0), Step("other", 3)]]
+    found = simulate(trials, 1)
+    assert found.starts == {"train": (0, 5), "score": (0, 2), "other": (5, 8)}
+    assert (found.busy, found.total, found.makespan, found.utilisation) == (8, 10, 8, 1.0)
+
+
+def test_nothing_to_do_takes_no_time() -> None:
+    assert simulate([[Step("a", 0)]], 2).makespan == 0.0
+    with pytest.raises(ValueError, match="0 devices"):
+        simulate([], 0)
+
+
+def test_the_longest_way_first_is_better_than_the_first_asked_first() -> None:
+    short = [[Step(f"s{i}", 1)] for i in range(4)]
+    long = [[Step("a", 2), Step("b", 2, needs=("a",))]]
+    assert simulate(short + long, 2).makespan == 4.0  # the floor; asked-first would take 2 + 4
+
+
+def test_the_command_says_what_it_found(tmp_path: Path) -> None:
+    words = ["simulate", "recurrence", "--devices", "3", "--json", "--store", str(tmp_path)]
+    found = json.loads(CliRunner().invoke(app, words).stdout)
+    assert found["devices"] == 3
+    assert found["floor_seconds"] <= found["makespan_seconds"] <= found["without_sharing"]["makespan_seconds"]
+    shown = CliRunner().invoke(app, words[:4] + words[5:]).stdout
+    assert f"{found['trials']} trials, {found['stages']} distinct stages, 3 simulated devices" in shown
+    assert not list(tmp_path.iterdir())  # nothing is run, nothing is written
