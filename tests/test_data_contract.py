@@ -15,14 +15,14 @@ from raz.data import DATASETS, Dataset, open_dataset
 from raz.data.contract import SPLITS, Item
 from raz.errors import RazError
 from tests.conftest import Part
+from tests.datasets import COPIES
 
 WritePart = Callable[..., Part]
 
 # How each data set comes about here. A reader without a line fails `test_every_reader_is_tested`.
-FIXTURES: dict[str, Callable[[WritePart], Path | None]] = {
-    "toy": lambda write_part: None,
-    "shanghaitech_a": lambda write_part: write_part("part_A").folder.parent,
-    "shanghaitech_b": lambda write_part: write_part("part_B_final", labels="ground_truth").folder.parent,
+FIXTURES: dict[str, Callable[[Path], Path | None]] = {
+    "toy": lambda root: None,
+    **{name: (lambda root, write=write: write(root).root) for name, write in COPIES.items()},
 }
 
 
@@ -31,8 +31,8 @@ def test_every_reader_is_tested() -> None:
 
 
 @pytest.fixture(params=sorted(FIXTURES))
-def opened(request: pytest.FixtureRequest, write_part: WritePart) -> tuple[Dataset, Path | None]:
-    root = FIXTURES[request.param](write_part)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Dataset, Path | None]:
+    root = FIXTURES[request.param](tmp_path)
     return open_dataset(request.param, root), root
 
 
@@ -98,7 +98,7 @@ def test_a_data_set_on_disk_says_what_it_needs(name: str, tmp_path: Path, monkey
         open_dataset(name)
     with pytest.raises(RazError, match="no such folder"):
         open_dataset(name, tmp_path / "nowhere")
-    with pytest.raises(RazError, match=r"no folder part_[AB] or part_[AB]_final here"):
+    with pytest.raises(RazError, match=r"no folder .+ here(.|\n)*try: --data-root DIR with DIR/"):
         open_dataset(name, tmp_path)
 
 

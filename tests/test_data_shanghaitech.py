@@ -267,7 +267,7 @@ BROKEN: dict[str, tuple[Callable[[Part], Path], str]] = {
     "not an image": (_no_image, "is no image that can be read"),
     "two images, one annotation": (_twice, "2 images share one annotation"),
     "not a .mat file": (_break(lambda p: p.write_bytes(b"nothing of the kind")), "is no MATLAB file that can be read"),
-    "empty .mat file": (_break(lambda p: p.write_bytes(b"")), "is no MATLAB file that can be read"),
+    "empty .mat file": (_break(lambda p: p.write_bytes(b"")), "is empty (0 bytes), expected a MATLAB file"),
     "cut .mat file": (_break(lambda p: p.write_bytes(p.read_bytes()[:-40])), "is no MATLAB file that can be read"),
     "other variable": (_break(lambda p: savemat(p, {"points": np.ones((2, 2))})), "has no variable image_info"),
     "other field": (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from raz.config import nearest
-from raz.data import shanghaitech, toy
+from raz.data import jhu, nwpu, shanghaitech, toy, ucf, worldexpo
 from raz.data.contract import SPLITS, Dataset, Found, Item, Reader, Split, Survey
 from raz.data.frames import Frames
 from raz.data.splits import find_leaks, split_validation
@@ -23,6 +23,11 @@ DATASETS: dict[str, Reader] = {
     "toy": toy.READER,
     "shanghaitech_a": shanghaitech.READER_A,
     "shanghaitech_b": shanghaitech.READER_B,
+    "ucf_qnrf": ucf.READER_QNRF,
+    **ucf.READERS_CC_50,
+    "worldexpo": worldexpo.READER,
+    "jhu_crowd": jhu.READER,
+    "nwpu_crowd": nwpu.READER,
 }
 
 
@@ -33,7 +38,9 @@ def locate(name: str, root: Path | None = None) -> Path | None:
     on disk without a root or whose folder is not there.
     """
     if name not in DATASETS:
-        raise RazError("data set", f"unknown name {name!r}", nearest(name, DATASETS))
+        folds = [known for known in DATASETS if known.startswith(f"{name}@")]
+        hint = f"{', '.join(folds)}: a fold each" if folds else nearest(name, DATASETS)
+        raise RazError("data set", f"unknown name {name!r}", hint)
     reader = DATASETS[name]
     if reader.find is None:
         return None

@@ -95,3 +95,5 @@ class Reader:
     survey: Callable[[Path | None], Survey]  # of the folder that `find` gave; never raises for what is in it
     layout: str  # what the data root must hold
     find: Callable[[Path], Path] | None = None  # data root -> the data set's own folder, or RazError; None: generated
+    splits: str = "train, val, test"  # in words: which are shipped, which are made
+    source: str = ""  # in words: where it comes from and what it may be used for

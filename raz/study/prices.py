@@ -81,7 +81,8 @@ class Sizes:
 def sizes(config: TrialConfig, data_root: Path | None) -> Sizes:
     """Opens the data set and looks at a few images of each split. Raises RazError as `open_dataset`."""
     dataset = opened(config.dataset, data_root)
-    images, megapixels = {}, {}
+    images: dict[str, int] = {}
+    megapixels: dict[str, float] = {}
     for split, items in dataset.items.items():
         images[split] = len(items)
         step = max(1, len(items) // SAMPLE)

@@ -1,0 +1,108 @@
+"""JHU-Crowd++ (Sindagi, Yasarla, Patel, 2020) in its native layout.
+
+    jhu_crowd_v2.0/{train,val,test}/{images/0001.jpg,gt/0001.txt}, image_labels.txt
+
+A line of gt/*.txt is a head: `x y w h o b` with the head's centre x, y px, its approximate width and height,
+occlusion (1 visible, 2 partly, 3 fully occluded) and blur (0, 1), as in the data set's own readme and FIDTM
+(data/fidt_generate_jhu.py, which takes column 0 for x). An empty file is an image without heads. image_labels.txt has
+a line an image: name, count, scene, weather, distractor; its count is checked against the heads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from raz.data.contract import SPLITS, Found, Reader, Split, Survey
+from raz.data.pairs import Annotation, Findings, Pair, by_name, find_folder, leftover, listing, pictures, read_pairs
+from raz.errors import RazError
+
+PUBLISHED: dict[Split, int] = {"train": 2272, "val": 500, "test": 1600}
+_AGAIN = "copy the annotation again"
+
+
+def parse(data: bytes, where: str) -> Annotation:
+    """The heads of a gt file. Raises RazError naming the first line that is wrong and how many are."""
+    try:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise RazError(where, "is no text, expected lines of `x y w h o b`", _AGAIN) from error
+    heads: list[tuple[float, float]] = []
+    wrong: list[tuple[int, str]] = []
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            values = [float(text) for text in fields]
+        except ValueError:
+            wrong.append((number, f"{line.strip()[:40]!r} is not six numbers"))
+            continue
+        if len(values) != 6:
+            wrong.append((number, f"{len(values)} numbers, expected six"))
+        elif not np.isfinite(values).all():
+            wrong.append((number, "a number that is not finite"))
+        else:
+            heads.append((values[0], values[1]))
+    if wrong:
+        number, what = wrong[0]
+        more = f" ({len(wrong)} such lines)" if len(wrong) > 1 else ""
+        raise RazError(f"{where}:{number}", f"{what}: x y w h o b{more}", _AGAIN)
+    return Annotation(np.array(heads, dtype=np.float64).reshape(-1, 2))
+
+
+def survey(folder: Path | None) -> Survey:
+    """Read every annotation and hash every file; no image is decoded."""
+    assert folder is not None
+    notes = Findings()
+    found: dict[Split, tuple[Found, ...]] = {}
+    for split in SPLITS:
+        base = folder / split
+        labels = by_name(listing(base / "gt", notes) or (), ".txt", notes)
+        pairs = []
+        for picture in pictures(base / "images", notes, "0001.jpg, …"):
+            name = f"{picture.stem}.txt"
+            pairs.append(Pair(f"{split}/{picture.stem}", picture, labels.get(name.lower()), base / "gt" / name))
+        if pairs:
+            leftover(labels, pairs, notes)
+        notes.published(split, len(pairs), PUBLISHED[split])
+        found[split] = read_pairs(pairs, parse, notes)
+        _compare(base / "image_labels.txt", split, found[split], notes)
+    return notes.survey(found)
+
+
+def _compare(path: Path, split: Split, found: tuple[Found, ...], notes: Findings) -> None:
+    """Warn of images whose number of heads is not the one that image_labels.txt states; it need not be there."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        notes.warnings.append(f"{path} cannot be read ({error}): the numbers it states were not checked")
+        return
+    stated = {}
+    for line in lines:
+        name, _, rest = line.partition(",")
+        count = rest.partition(",")[0].strip()
+        if count.isdigit():
+            stated[f"{split}/{name.strip()}"] = int(count)
+    held = {f.item.id: len(f.item.load_heads()) + f.outside for f in found}
+    differ = [image for image, count in held.items() if stated.get(image, count) != count]
+    if differ:
+        first = differ[0]
+        notes.warnings.append(
+            f"{len(differ)} {split} image(s) hold another number of heads than image_labels.txt states "
+            f"(first {first}: {held[first]}, stated {stated[first]})"
+        )
+
+
+def _find(root: Path) -> Path:
+    names = ("jhu_crowd_v2.0", "jhu_crowd_plusplus", "jhu_crowd++", "JHU-CROWD++")
+    return find_folder(root, names, ("train/gt", "val/gt", "test/gt"), "jhu_crowd_v2.0/train/images in it")
+
+
+READER = Reader(
+    "JHU-Crowd++", survey, "jhu_crowd_v2.0/{train,val,test}/{images/0001.jpg,gt/0001.txt}", _find,
+    splits="train, val, test", source="www.crowd-counting.com; for research, not commercial",
+)  # fmt: skip

@@ -1,0 +1,139 @@
+"""WorldExpo'10 (Zhang, Li, Wang, Yang, CVPR 2015) in its native layout.
+
+    {train,test}_frame/…/NAME.jpg, {train,test}_label/SCENE/{NAME.mat,roi.mat}
+
+Frames lie in {train,test}_frame or, those for testing, in a folder a scene below it. An annotation's `point_position`
+is (n, 2) x, y px; a scene's roi.mat holds its region of interest as `maskVerticesXCoordinates` and
+`maskVerticesYCoordinates`, as read by C-3-Framework (datasets/WE/preapre_WE.m). Points and polygon come from the same
+tool, so neither is shifted.
+
+Only what lies inside the region is annotated, so only that is learned from, counted and scored: outside it the pixels
+are painted over and heads left out. The five test scenes are scored one by one (`mae@scene1` … `mae@scene5`, in the
+order in which papers print them) and the split's errors are the means of the five. Scenes are taken whole into train
+or val.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from raz.data.contract import Found, Reader, Split, Survey
+from raz.data.images import SUFFIXES
+from raz.data.matlab import AGAIN, points, variables
+from raz.data.pairs import Annotation, Findings, Pair, distinct, find_folder, listing, read_pairs
+from raz.data.region import Polygon, area
+from raz.errors import RazError
+
+TEST_SCENES = ("104207", "200608", "200702", "202201", "500717")  # scene 1 to 5 of the papers' tables
+PUBLISHED: dict[Split, int] = {"train": 3380, "test": 600}
+_X, _Y = "maskVerticesXCoordinates", "maskVerticesYCoordinates"
+
+
+def _parse(data: bytes, where: str) -> Annotation:
+    content = variables(data, where, "point_position")
+    if "point_position" not in content:
+        raise RazError(where, "has no variable point_position", AGAIN)
+    return Annotation(points(content["point_position"], where, "point_position"))
+
+
+def read_region(data: bytes, where: str) -> Polygon:
+    """The polygon of a roi.mat. Raises RazError for missing or unequal lists, fewer than 3 corners, no area."""
+    content = variables(data, where, _X, _Y)
+    missing = [name for name in (_X, _Y) if name not in content]
+    if missing:
+        raise RazError(where, f"has no variable {' and '.join(missing)}", AGAIN)
+    x, y = (np.asarray(content[name]).reshape(-1) for name in (_X, _Y))
+    if len(x) != len(y) or len(x) < 3:
+        raise RazError(where, f"has {len(x)} x and {len(y)} y corners, expected three or more of each", AGAIN)
+    corners = points(np.stack([x, y], axis=1), where, "the region")
+    polygon = tuple((float(a), float(b)) for a, b in corners)
+    if area(polygon) <= 0:
+        raise RazError(where, "the region of interest has no area", AGAIN)
+    return polygon
+
+
+def survey(folder: Path | None) -> Survey:
+    """Read every annotation and region and hash every file; no image is decoded."""
+    assert folder is not None
+    notes = Findings()
+    found: dict[Split, tuple[Found, ...]] = {}
+    for split, published in PUBLISHED.items():
+        pairs = _pairs(split, folder, notes)
+        notes.published(split, len(pairs), published)
+        found[split] = read_pairs(pairs, _parse, notes)
+    return notes.survey(found)
+
+
+def _pairs(split: Split, folder: Path, notes: Findings) -> list[Pair]:
+    labels_at, frames_at = folder / f"{split}_label", folder / f"{split}_frame"
+    labels, regions = _labels(labels_at, notes)
+    frames = [p for p in _files(frames_at, notes) if p.suffix.lower() in SUFFIXES]
+    if not frames and os.path.isdir(frames_at):
+        notes.fault(frames_at, "holds no image", "expected NAME.jpg, or SCENE/NAME.jpg")
+    pairs = []
+    for frame in distinct(frames, notes):
+        label = labels.get(frame.stem.lower())
+        scene = label.parent.name if label is not None else frame.stem[:6]
+        part = ""
+        if split == "test":
+            part = f"scene{TEST_SCENES.index(scene) + 1}" if scene in TEST_SCENES else f"scene-{scene.lower()}"
+        expected = labels_at / scene / f"{frame.stem}.mat"
+        if label is not None and scene not in regions:
+            continue  # its scene's region is a fault already
+        region = regions.get(scene, ())
+        pairs.append(Pair(f"{split}/{frame.stem}", frame, label, expected, scene, part, region))
+    used = {pair.label for pair in pairs}
+    notes.orphaned += [str(p) for p in labels.values() if pairs and p not in used and p.parent.name in regions]
+    scenes = {pair.scene for pair in pairs}
+    if split == "test" and pairs and scenes != set(TEST_SCENES):
+        told = ", ".join(sorted(scenes))
+        notes.warnings.append(f"the test scenes are {told}, not the five published: scores do not compare")
+    return pairs
+
+
+def _labels(folder: Path, notes: Findings) -> tuple[dict[str, Path], dict[str, Polygon]]:
+    """Annotation files by their lower-case stem, and the region of each scene whose roi.mat can be read."""
+    labels: dict[str, Path] = {}
+    regions: dict[str, Polygon] = {}
+    for scene in (p for p in listing(folder, notes) or () if os.path.isdir(p)):
+        here = [p for p in listing(scene, notes) or () if p.suffix.lower() == ".mat"]
+        outline = scene / "roi.mat"
+        for path in here:
+            if path.name.lower() == "roi.mat":
+                outline = path
+                continue
+            twin = labels.setdefault(path.stem.lower(), path)
+            if twin is not path:
+                notes.fault(path, f"has the name of {twin}", "keep one of them")
+        try:
+            regions[scene.name] = read_region(outline.read_bytes(), str(outline))
+        except OSError as error:
+            what = f"cannot be read ({error.strerror}), so scene {scene.name} has no region of interest"
+            notes.fault(outline, what, "copy it: the five scenes are scored inside their regions only")
+        except RazError as error:
+            notes.faults.append(error)
+            notes.unreadable.append(error.where)
+    return labels, regions
+
+
+def _files(folder: Path, notes: Findings) -> list[Path]:
+    """What lies in the folder and in the folders below it."""
+    out: list[Path] = []
+    for path in listing(folder, notes) or ():
+        out += (listing(path, notes) or []) if os.path.isdir(path) else [path]
+    return out
+
+
+def _find(root: Path) -> Path:
+    names = ("WorldExpo", "WorldExpo10", "WorldExpo'10", "WorldExpo_10", "WE")
+    return find_folder(root, names, ("train_label", "test_label"), "WorldExpo/train_frame and train_label in it")
+
+
+READER = Reader(
+    "WorldExpo'10", survey, "WorldExpo/{train,test}_frame/NAME.jpg, {train,test}_label/SCENE/{NAME,roi}.mat", _find,
+    splits="train, test (five scenes, each scored by itself); val: a tenth of train, whole scenes",
+    source="on request from its authors (Zhang et al., CVPR 2015); for research",
+)  # fmt: skip
