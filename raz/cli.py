@@ -18,7 +18,7 @@ from raz.data.cli import data_app
 from raz.doctor import doctor_command
 from raz.errors import RazError
 from raz.init import init_command
-from raz.predict.cli import export_command, predict_command
+from raz.predict.cli import export_command, predict_command, train_command
 from raz.report.cli import report_command
 from raz.score.cli import score_command
 from raz.study import cli as study_cli
@@ -178,6 +178,7 @@ app.add_typer(data_app, name="data")
 app.command("report")(report_command)
 app.command("predict")(predict_command)
 app.command("export")(export_command)
+app.command("train")(train_command)
 app.command("doctor")(doctor_command)
 app.command("init")(init_command)
 app.command("score")(score_command)

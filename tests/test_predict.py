@@ -322,6 +322,46 @@ def test_a_study_s_best_trial_is_what_predict_and_export_take(tmp_path: Path, ph
         assert expected in told.stderr
 
 
+def test_the_best_trial_is_trained_again_on_all_but_the_test_images(tmp_path: Path, crowd: Path) -> None:
+    space = {
+        "study": "last", "base": {"preset": "tiny", "dataset": "shanghaitech_a"}, "design": {"sampler": "grid"},
+        "objective": {"metric": "val.mae", "direction": "minimize"},
+        "parameters": {"fusion.rule": {"choice": ["density", "grid"]}},
+    }  # fmt: skip
+    (tmp_path / "last.yaml").write_text(json.dumps(space))
+    place, out = tmp_path / "store", tmp_path / "final.safetensors"
+    words = [w for k, v in (SMALL_TOY | {"counting.train.epochs": 3}).items() for w in ("--set", f"{k}={v}")]
+    where = ["--store", str(place), "--data-root", str(crowd)]
+    final = ["train", str(tmp_path / "last.yaml"), "--final", *where, "--out", str(out), "--json"]
+    early = CliRunner().invoke(app, final)
+    assert early.exit_code == 2
+    assert "no such study" in early.stderr
+    assert not out.exists()
+    ran = CliRunner().invoke(app, ["run", str(tmp_path / "last.yaml"), "--inline", *where, *words])
+    assert ran.exit_code == 0, ran.output
+    before = {p.name for p in (place / "stages" / "counting").iterdir()}
+    done = CliRunner().invoke(app, final)
+    assert done.exit_code == 0, done.output
+    (new,) = {p.name for p in (place / "stages" / "counting").iterdir()} - before
+    found, last = model_from_store(f"{place}#last"), load_model(out)
+    manifest = json.loads((place / "stages" / "counting" / new / "manifest.json").read_text())
+    items = open_dataset("shanghaitech_a", crowd).items
+    assert last.about["images"] == len(items["train"]) + len(items["val"]) == 24
+    assert manifest["key"]["inputs"]["dataset"] == "shanghaitech_a+val"
+    old = json.loads((place / "stages" / "counting" / found.trained["counting"].key / "manifest.json").read_text())
+    assert manifest["key"]["data"]["train"] != old["key"]["data"]["train"]
+    assert manifest["key"]["inputs"]["counting.train.epochs"] == old["best_epoch"]
+    assert last.fitted.as_json() == found.fitted.as_json()
+    assert last.trained["counting"].key == new
+    assert all("+val" not in p.read_text() for p in (place / "stages" / "score").glob("*/manifest.json"))
+    pixels = items["test"][0].load_pixels()
+    assert last.predict(pixels).density != found.predict(pixels).density
+    once = CliRunner().invoke(app, ["train", str(tmp_path / "last.yaml"), *where, *words])
+    assert once.exit_code == 0, once.output
+    spec = once.stdout.split("--from ")[1].strip()
+    assert model_from_store(spec).config.fusion.rule == "grid"
+
+
 SMALL_TOY = {
     "backbone.width": 0.0625, "depth": 1, "counting.train.epochs": 1, "localization.train.epochs": 1,
     "counting.channels": "[8]", "localization.channels": "[8]", "localization.upsample": "[8, 6, 4]",

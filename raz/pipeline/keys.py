@@ -16,11 +16,21 @@ from raz.errors import RazError
 from raz.pipeline.cache import StageKey, canonical, file_digest
 from raz.pipeline.tree import Node, keys_of
 
+WITH_VALIDATION = "+val"
+
 
 @lru_cache(maxsize=4)
 def opened(name: str, root: Path | None) -> Dataset:
-    """The data set, opened once a process. Raises RazError as `open_dataset`."""
-    return open_dataset(name, root)
+    """The data set, opened once a process. Raises RazError as `open_dataset`.
+
+    `NAME+val` is NAME whose validation images are training images, too: for a last training, whose keys then differ
+    by name and by data. Its validation values say nothing of new images.
+    """
+    if not name.endswith(WITH_VALIDATION):
+        return open_dataset(name, root)
+    dataset = open_dataset(name.removesuffix(WITH_VALIDATION), root)
+    items = {**dataset.items, "train": (*dataset.items["train"], *dataset.items["val"])}
+    return replace(dataset, name=name, items=items)
 
 
 @lru_cache(maxsize=16)

@@ -1,9 +1,9 @@
-"""`raz-sweep predict` and `raz-sweep export`: options in, counts and files out."""
+"""`raz-sweep predict`, `export` and `train`: options in, counts and files out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -86,3 +86,63 @@ def export_command(
     trial = f"trial {model.about['trial']} of {model.about['study']}, " if "trial" in model.about else ""
     stages = ", ".join(model.trained)
     typer.echo(f"{out}: {trial}{stages}; depth {model.config.depth}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def train_command(
+    file: Annotated[str, typer.Argument(help="A search space: your own path, or a shipped name.")],
+    final: Annotated[
+        bool, typer.Option("--final", help="The study's best trial, again, on training and validation images.")
+    ] = False,
+    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")] = Path(
+        "raz-store"
+    ),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="With --final: the file to write.")] = Path("model.safetensors"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+) -> None:
+    """Train the file's base once; or with --final, the best trial of its study on all images but the test split's.
+
+    --final trains each network for as many epochs as the search found best, keeps the thresholds that the search
+    fitted, and exports the result. The validation images are trained on then: its quality is what the search measured.
+
+    \b
+    raz-sweep train fusion --store ./raz-store
+    raz-sweep train fusion --final --out model.safetensors
+    """
+    import json
+
+    from raz.errors import RazError
+    from raz.pipeline.model import save_model
+    from raz.predict.final import train_final, train_once
+    from raz.resources import find
+    from raz.study.base import settings_of
+    from raz.study.parse import load_space
+
+    if final and settings:
+        raise RazError("--set", "the best trial of a study is what it is", "leave out --set, or --final")
+    own = Path(file).expanduser().is_file()
+    path = find(file, ("search_spaces",))
+    space = load_space(path, file if own else str(path), settings_of(settings or []))
+
+    def log(event: object) -> None:
+        typer.echo(str(event), err=True)
+
+    if final:
+        model, about = train_final(space, store.expanduser(), data_root, log)
+        save_model(model, out)
+        lines = [
+            f"{out}: trial {about['trial']} of {about['study']}, on {about['images']} training and validation images",
+            "epochs: " + ", ".join(f"{stage} {n}" for stage, n in about["epochs"].items()),
+            "thresholds are those of the search; its validation score is not this model's, and this one has none",
+        ]
+        given: dict[str, Any] = {"out": str(out), "about": about}
+    else:
+        given = train_once(space.base, store.expanduser(), data_root, log)
+        lines = [f"{name} {value:.4g}" for name, value in given["metrics"].items() if "rmse" in name or "mae" in name]
+        lines.append(f"to predict: raz-sweep predict IMAGE --from {store}#{given['score'][:12]}")
+    typer.echo(json.dumps(given, indent=1, default=str) if as_json else "\n".join(lines))

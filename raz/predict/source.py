@@ -11,6 +11,7 @@ from raz.errors import RazError
 
 if TYPE_CHECKING:
     from raz.pipeline.model import Model
+    from raz.study.records import TrialRecord
 
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
 
@@ -35,19 +36,22 @@ def model_from_store(place: str) -> Model:
             return stored_model(store, scores[0])
         if scores:
             raise RazError(place, f"{len(scores)} scores begin so", "write more of the key")
-    study, number = _trial(store, parts, place)
-    from raz.study.records import read_records
+    return model_of_trial(store, chosen_trial(store, parts, place))
 
-    record = next(r for r in read_records(store, study) if r.number == number)
+
+def model_of_trial(store: Path, record: TrialRecord) -> Model:
+    """The model of a trial that is complete. Raises RazError as `stored_model`."""
+    from raz.pipeline.model import stored_model
+
     scores = [str(use["key"]) for use in record.stages if str(use["stage"]).startswith("score@")]
     if not scores:
-        raise RazError(place, f"trial {number} names no stages", "run the study again")
-    about = {"study": study, "trial": number, "value": record.value, "values": dict(record.values)}
+        raise RazError(f"trial {record.number} of {record.study}", "names no stages", "run the study again")
+    about = {"study": record.study, "trial": record.number, "value": record.value, "values": dict(record.values)}
     return stored_model(store, scores[0], about)
 
 
-def _trial(store: Path, parts: list[str], place: str) -> tuple[str, int]:
-    """The study and the number of the trial that is meant."""
+def chosen_trial(store: Path, parts: list[str], place: str) -> TrialRecord:
+    """The trial that is meant by [], [study] or [study, number]: the best complete one unless a number says."""
     from raz.study.records import load_study, read_records, study_names
 
     names = study_names(store)
@@ -63,11 +67,11 @@ def _trial(store: Path, parts: list[str], place: str) -> tuple[str, int]:
             numbers = [str(r.number) for r in done]
             hint = nearest(parts[1], numbers) if numbers else "none is complete yet"
             raise RazError(place, f"study {parts[0]} has no complete trial {parts[1]!r}", hint)
-        return parts[0], int(parts[1])
+        return next(r for r in done if r.number == int(parts[1]))
     if not done:
         raise RazError(place, f"study {parts[0]} has no complete trial yet", f"raz-sweep report {parts[0]}")
     sign = -1 if study.direction.name == "MAXIMIZE" else 1
-    return parts[0], min(done, key=lambda r: (sign * float(r.value or 0.0), r.number)).number
+    return min(done, key=lambda r: (sign * float(r.value or 0.0), r.number))
 
 
 def model_of(place: str | None, weights: Path | None) -> Model:
