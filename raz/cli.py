@@ -22,6 +22,7 @@ from raz.predict.cli import export_command, predict_command, train_command
 from raz.report.cli import report_command
 from raz.score.cli import score_command
 from raz.study import cli as study_cli
+from raz.study import store_cli
 
 
 class _Guarded(TyperGroup):
@@ -183,6 +184,7 @@ app.command("doctor")(doctor_command)
 app.command("init")(init_command)
 app.command("score")(score_command)
 study_cli.register(app)
+store_cli.register(app)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -171,12 +172,24 @@ class Frames:
             self._last_original = (i, self._items[i].load_pixels())
         return self._last_original[1]
 
+    @cached_property
+    def packs(self) -> tuple[str, ...]:
+        """Names of the files that it reads: at input size, and at the original one, which zooming takes."""
+        if self._pack is None:
+            return ()
+        originals = Frames._name(self._items, 1.0, 0)
+        return tuple(dict.fromkeys((self._path.name, originals)))
+
     @property
     def _path(self) -> Path:
         """The pack's file: named by everything that decides its bytes."""
         assert self._pack is not None
-        what = [_VERSION, self._scale, self._max_side, [(item.id, item.digest) for item in self._items]]
-        return self._pack / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.rgb"
+        return self._pack / self._name(self._items, self._scale, self._max_side)
+
+    @staticmethod
+    def _name(items: Sequence[Item], scale: float, max_side: int) -> str:
+        what = [_VERSION, scale, max_side, [(item.id, item.digest) for item in items]]
+        return f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.rgb"
 
     def _open(self) -> tuple[NDArray[np.uint8], tuple[_Entry, ...]]:
         if self._pack is None:

@@ -20,6 +20,7 @@ from raz.engine.trial import PIPELINE, attempt, resolve
 from raz.errors import RazError
 from raz.study.ablation import AblationTable, Trial, parse_table
 from raz.study.ledger import Outcome
+from raz.study.reach import remember_table
 from raz.yamlfile import Document
 
 SPLITS = ("val", "test")
@@ -80,6 +81,7 @@ def run_table(
         raise troubles[0]
     trials = [trial for trial in trials if trial.dataset not in left_out]
     store.mkdir(parents=True, exist_ok=True)  # a store that cannot be written is told before any training
+    remember_table(store, table, chosen.name, [trial.config for trial in trials])
     threads = max(trial.config.threads for trial in trials)
     jobs = min(len(trials), jobs if jobs is not None else max(1, cores() // threads))
     with signals(), watch or _silent() as events:

@@ -193,6 +193,20 @@ def holder(path: Path) -> str:
     return _token(path)
 
 
+def living(path: Path) -> bool | None:
+    """Whether the holder of a lease file is there: None when it runs on a machine whose processes cannot be asked."""
+    text = _read(path)
+    fields = text.split()
+    if not text or _gone(text):
+        return False
+    return True if len(fields) == 5 and fields[2] == _here() and fields[4] != "-" else None
+
+
+def beats(path: Path) -> str:
+    """Token and heartbeat of a lease file: another text later means that its holder lives; empty when it is gone."""
+    return " ".join(_read(path).split(" ", 2)[:2])
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii")

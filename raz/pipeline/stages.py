@@ -226,6 +226,7 @@ class _Trial:
     artifacts: dict[Node, Artifact] = field(default_factory=dict)
     heard: dict[Node, int] = field(default_factory=dict)  # the last epoch that was told of each stage
     spent: dict[Node, float] = field(default_factory=dict)  # seconds worked for this trial on what it lacked
+    read: set[str] = field(default_factory=set)  # packs and features that the stage in the making has read
 
     @cached_property
     def keys(self) -> dict[Node, StageKey]:
@@ -243,7 +244,9 @@ class _Trial:
         """The images of a split at the network's input size, or at `size` times it."""
         given = _resized(self.config.input, size)
         pack = self.cache.store / "packs"
-        return _frames(self.config.dataset, self.data_root, cast(Split, split), given.scale, given.max_side, pack)
+        frames = _frames(self.config.dataset, self.data_root, cast(Split, split), given.scale, given.max_side, pack)
+        self.read |= {f"packs/{name}" for name in frames.packs}
+        return frames
 
     # -------------------------------------------------------------- finding or making a stage
 
@@ -282,6 +285,7 @@ class _Trial:
             failure = self.cache.failure(key, self.device_name)
             if failure is not None:
                 raise failure
+            self.read.clear()
             try:
                 with self._told(node, key), writing(self.cache.store), _memory_of(f"stage {node}"):
                     found = self._make_trained(node, key, lease) if trained else self._make(node, key, lease)
@@ -372,6 +376,7 @@ class _Trial:
             "device": self.device_name,
             "versions": versions(),
             "config": parameters(self.config),
+            "read": sorted(self.read),
         }
 
     def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
@@ -453,6 +458,7 @@ class _Trial:
     def _frozen_folder(self, weights: str, data: str, size: float = 1.0) -> Path:
         """Where what these frozen weights give of these data is kept."""
         name = digest([weights, data, asdict(_resized(self.config.input, size)), self.config.threads, self.device.type])
+        self.read.add(f"features/{name}")
         return self.cache.store / "features" / name
 
     def _rich_maps(

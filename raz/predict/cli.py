@@ -64,18 +64,38 @@ def predict_command(
 
 
 def export_command(
-    place: Annotated[str | None, typer.Argument(metavar="[STORE#study#trial]", help="A trial of a store.")] = None,
+    place: Annotated[
+        str | None, typer.Argument(metavar="[STORE#study#trial | STUDY]", help="A trial of a store, or a study.")
+    ] = None,
     best: Annotated[str | None, typer.Option("--best", metavar="STUDY", help="The best trial of this study.")] = None,
-    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="For --best: the store.")] = Path("raz-store"),
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("model.safetensors"),
+    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="The store of STUDY.")] = Path("raz-store"),
+    out: Annotated[Path, typer.Option("--out", help="The file to write; its suffix says what.")] = Path(
+        "model.safetensors"
+    ),
+    with_stages: Annotated[
+        bool, typer.Option("--with-stages", help="With FILE.zip: the trained and predicted stages of its trials, too.")
+    ] = False,
 ) -> None:
-    """Put all that a prediction needs into one file: weights, configuration, fitted thresholds, where it came from.
+    """Put a model, or a whole study, into one file.
+
+    FILE.safetensors: all that a prediction needs (weights, configuration, fitted thresholds, where it came from).
+    FILE.zip: a study, for `raz-sweep import` elsewhere. FILE.csv, FILE.parquet: a study's trials, a row each.
 
     \b
     raz-sweep export --best fusion --out model.safetensors
     raz-sweep export ./raz-store#fusion#7 --out model.safetensors
+    raz-sweep export fusion --out fusion.zip --with-stages
+    raz-sweep export fusion --out trials.csv
     """
     from raz.errors import RazError
+    from raz.study.exchange import SUFFIXES, export_lines, export_study
+
+    if out.suffix in SUFFIXES or with_stages:
+        if place is None or best is not None:
+            raise RazError("export", f"{out} holds a study, expected its name", f"raz-sweep export fusion --out {out}")
+        told = export_study(store.expanduser(), place, out.expanduser(), with_stages=with_stages)
+        typer.echo("\n".join(export_lines(told)))
+        return
     from raz.pipeline.model import save_model
     from raz.predict.source import model_from_store
 

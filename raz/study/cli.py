@@ -1,4 +1,4 @@
-"""`raz-sweep studies`, `show`, `diff`, `export`, `import`, `rerun`, `dashboard`: options in, text out."""
+"""`raz-sweep studies`, `show`, `diff`, `import`, `rerun`, `dashboard`: options in, text out."""
 
 from __future__ import annotations
 
@@ -78,8 +78,66 @@ def diff_command(
     tell(document, diff_lines(document), as_json)
 
 
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `raz-sweep export` wrote.")],
+    store: Store = HERE,
+    as_json: Json = False,
+) -> None:
+    """Take a study from an exported file into the store. A study of the same name is never overwritten.
+
+    \b
+    raz-sweep import fusion.zip
+    raz-sweep import fusion.zip --store elsewhere
+    """
+    from raz.study.exchange import import_study
+
+    told = import_study(store.expanduser(), file.expanduser())
+    state = "" if told["new"] else ", which the store already had"
+    tell(told, [f"study {told['study']}, {told['trials']} trials{state}; {told['stages']} new stages"], as_json)
+
+
+def rerun_command(
+    reference: Annotated[str, typer.Argument(metavar="STUDY#TRIAL", help="A trial, such as fusion#7.")],
+    from_store: Annotated[
+        bool, typer.Option("--from-store", help="Take its trained networks from the store; predict and score anew.")
+    ] = False,
+    store: Store = HERE,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Compute a trial again, without Ray and in a store of its own, and compare every number bit for bit.
+
+    Exits 0 when all agree, 1 when they do not. The store is not changed.
+
+    \b
+    raz-sweep rerun fusion#7
+    raz-sweep rerun fusion#7 --from-store
+    """
+    import sys
+    from contextlib import redirect_stdout
+
+    from raz.errors import RazError
+    from raz.study.describe import split_reference
+    from raz.study.index import read_study
+    from raz.study.rerun import rerun, rerun_lines
+
+    name, number = split_reference(reference)
+    if number is None:
+        raise RazError(reference, "expected a trial of a study", f"{name}#0")
+    study = read_study(store.expanduser(), name)
+    with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
+        told = rerun(
+            study, number, data_root=data_root and data_root.expanduser(), from_store=from_store,
+            log=lambda event: typer.echo(str(event), err=True),
+        )  # fmt: skip
+    tell(told, rerun_lines(told), as_json)
+    raise typer.Exit(0 if told["agrees"] else 1)
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command("studies")(studies_command)
     app.command("show")(show_command)
     app.command("diff")(diff_command)
+    app.command("import")(import_command)
+    app.command("rerun")(rerun_command)

@@ -30,6 +30,14 @@ def split_reference(reference: str) -> tuple[str, int | None]:
     return name, int(number) if mark else None
 
 
+def split_study(reference: str) -> str:
+    """The name of a study. Raises RazError for anything else, a trial among them."""
+    name, number = split_reference(reference)
+    if number is not None:
+        raise RazError(reference, "is a trial, expected a study", name)
+    return name
+
+
 def pick(study: StoredStudy, number: int) -> int:
     """The place of a trial in the study. Raises RazError when it has no such trial."""
     if number >= len(study.trials):

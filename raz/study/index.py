@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from optuna.trial import FrozenTrial
 
 from raz.study.records import TrialRecord, is_running, journal_path, load_study, records
 
@@ -43,7 +44,7 @@ class StoredStudy:
     directions: tuple[str, ...]  # minimize | maximize, one an objective
     attributes: Mapping[str, Any]  # of the study: `meaning`, `held_out` …
     trials: tuple[TrialRecord, ...]
-    extras: tuple[Mapping[str, Any], ...]  # attributes of each trial that its record leaves out: `trace` …
+    extras: tuple[Mapping[str, Any], ...]  # attributes of each trial that its record leaves out: `trace`, `fixed` …
 
     @property
     def meaning(self) -> Mapping[str, Any]:
@@ -114,9 +115,16 @@ def _stamp(journal: Path) -> dict[str, int] | None:
 def _replay(store: Path, name: str) -> StoredStudy:
     study = load_study(store, name)
     frozen = study.get_trials(deepcopy=False)
-    extras = tuple({k: v for k, v in trial.user_attrs.items() if k not in _KNOWN} for trial in frozen)
+    extras = tuple(_extras(trial) for trial in frozen)
     directions = tuple(direction.name.lower() for direction in study.directions)
     return StoredStudy(name, store, True, directions, study.user_attrs, records(study, alive=True), extras)
+
+
+def _extras(trial: FrozenTrial) -> dict[str, Any]:
+    """What the record leaves out; of a waiting trial also the values it was queued with (`fixed`)."""
+    out = {name: value for name, value in trial.user_attrs.items() if name not in _KNOWN}
+    fixed = trial.system_attrs.get("fixed_params")
+    return {**out, "fixed": fixed} if fixed and not trial.user_attrs.get("parameters") else out
 
 
 # ------------------------------------------------------------------ to and from Parquet
@@ -156,7 +164,8 @@ def _write(path: Path, stamp: Mapping[str, int], study: StoredStudy) -> None:
 def _read(path: Path, stamp: Mapping[str, int]) -> StoredStudy | None:
     """None where the index is missing, damaged, or of another journal."""
     try:
-        table = pq.read_table(path, use_threads=False, partitioning=None)
+        with pq.ParquetFile(path) as file:  # read_table would import pandas
+            table = file.read(use_threads=False)
         about = json.loads((table.schema.metadata or {})[b"raz"])
         if about["stamp"] != stamp or about["columns"] != list(_NAMES):
             return None

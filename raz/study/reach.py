@@ -1,0 +1,174 @@
+"""Which stages of a store somebody can still ask for: studies, tables that were run, tables that are shipped.
+
+A stage is reached by a key that a study recorded, by the configuration of a trial (running, waiting, lost, pruned and
+failed trials record no keys, and the best trial's test images are predicted after the search), by a row of a table,
+and as what another reached stage was made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raz.config import TrialConfig, configure, from_parameters, parameters
+from raz.errors import RazError
+from raz.pipeline.cache import StageKey, digest, write_json
+from raz.study.describe import base_of
+from raz.study.index import StoredStudy, read_study
+from raz.study.inventory import StoredStage, stage_of
+from raz.study.records import study_names
+from raz.study.space import label
+
+if TYPE_CHECKING:
+    from raz.study.ablation import AblationTable
+
+SPLITS = ("val", "test")
+TABLES = "tables"  # STORE/tables/NAME-DIGEST.json: what was run, so that it is not collected
+
+
+@dataclass
+class Reach:
+    """Who can ask for what."""
+
+    users: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (stage, key) -> studies and tables
+    chains: set[tuple[str, str]] = field(default_factory=set)  # (stage, chain)
+    closed: dict[str, str] = field(default_factory=dict)  # data set -> why its keys cannot be known
+    _done: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # configuration -> its stages
+
+    def add(self, stage: str, key: str, user: str) -> None:
+        self.users.setdefault((stage, key), set()).add(user)
+
+
+def remember_table(store: Path, table: AblationTable, profile: str, configs: Iterable[TrialConfig]) -> None:
+    """Notes that this table was run in the store, with the trials' configurations."""
+    trials = [parameters(config) for config in configs]
+    path = store / TABLES / f"{table.table}-{digest(trials)[:16]}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"table": table.table, "profile": profile, "trials": trials})
+
+
+def reach(
+    store: Path,
+    artifacts: Sequence[StoredStage],
+    *,
+    data_root: Path | None = None,
+    tables: Sequence[AblationTable] = (),
+) -> Reach:
+    """Everything that a study of the store, a table run in it, or one of `tables` can ask for.
+
+    A configuration whose data set cannot be opened is put down in `closed`. Raises RazError when a journal cannot
+    be read: what it asks for cannot be known then.
+    """
+    found = Reach()
+    present = {str((a.manifest or {}).get("config", {}).get("dataset")) for a in artifacts}
+    for name in study_names(store):
+        _study(found, read_study(store, name), data_root)
+    for path in sorted((store / TABLES).glob("*.json")):
+        for title, config in _remembered(path):
+            _ask(found, config, f"table {title}", data_root)
+    for table in tables:
+        for profile in table.profiles.values():
+            if present.isdisjoint(profile.datasets):
+                continue
+            for trial in table.trials(profile):
+                if trial.dataset in present:
+                    _ask(found, trial.config, f"table {table.table}", data_root)
+    _close(found, artifacts)
+    return found
+
+
+def _study(found: Reach, study: StoredStudy, data_root: Path | None) -> None:
+    best = study.best
+    for trial, extra in zip(study.trials, study.extras, strict=True):
+        for stage in trial.stages:
+            found.add(stage_of(str(stage.get("stage"))), str(stage.get("key")), study.name)
+        if trial.state == "complete" and trial.stages and trial is not best:
+            continue
+        config = _config(study, trial.config, extra)
+        if config is not None:
+            _ask(found, config, study.name, data_root)
+
+
+def _config(study: StoredStudy, config: Mapping[str, Any], extra: Mapping[str, Any]) -> TrialConfig | None:
+    """The configuration of a trial; of a waiting one, the base with the values that it was queued with."""
+    try:
+        if config:
+            return from_parameters(config)
+        base = base_of(study)
+        fixed = dict(extra.get("fixed", {}))
+        if not base or not fixed:
+            return None
+        for name, value in fixed.items():
+            meaning = study.meaning.get(f"parameters.{name}", {})
+            choices = {label(choice): choice for choice in meaning.get("choice", ())}
+            fixed[name] = choices.get(value, value)
+        return configure(TrialConfig(), {**base, **fixed}, f"study {study.name}")
+    except RazError:  # an invalid draw, or of a version with other names: nothing of today's asks for its stages
+        return None
+
+
+def _remembered(path: Path) -> list[tuple[str, TrialConfig]]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        title, trials = str(told["table"]), [dict(trial) for trial in told["trials"]]
+    except (ValueError, KeyError, TypeError):
+        raise RazError(
+            str(path), "the note of a table that was run is damaged", "delete it to forget the table"
+        ) from None
+    out = []
+    for trial in trials:
+        try:
+            out.append((title, from_parameters(trial)))
+        except RazError:  # of a version with other names
+            continue
+    return out
+
+
+def _ask(found: Reach, config: TrialConfig, user: str, data_root: Path | None) -> None:
+    from raz.pipeline.stages import stage_keys
+    from raz.pipeline.tree import STAGES, chain_key
+
+    name = digest(parameters(config.resolved()))
+    if name not in found._done:
+        if config.dataset in found.closed:
+            return
+        try:
+            keys = stage_keys(config, data_root=data_root, splits=SPLITS)
+        except RazError as error:
+            found.closed[config.dataset] = str(error)
+            return
+        found._done[name] = tuple((node.stage, key.key) for node, key in keys.items())
+        found.chains |= {
+            (node.stage, chain_key(key)) for node, key in keys.items() if STAGES[node.stage].kind == "trained"
+        }
+    for stage, key in found._done[name]:
+        found.add(stage, key, user)
+
+
+def _close(found: Reach, artifacts: Sequence[StoredStage]) -> None:
+    """Adds what reached stages were made from, and the chains that they were trained in."""
+    from raz.pipeline.tree import STAGES, chain_key
+
+    by_key = {(a.stage, a.key): a for a in artifacts}
+    pending = list(found.users)
+    while pending:
+        place = pending.pop()
+        artifact = by_key.get(place)
+        if artifact is None or artifact.manifest is None:
+            continue
+        users = found.users[place]
+        for node, key in artifact.needs.items():
+            needed = (stage_of(node), key)
+            if not users <= found.users.get(needed, set()):
+                found.users.setdefault(needed, set()).update(users)
+                pending.append(needed)
+        known = STAGES.get(artifact.stage)
+        if known is not None and known.kind == "trained":
+            try:
+                found.chains.add((artifact.stage, chain_key(StageKey(**artifact.manifest["key"]))))
+            except TypeError:  # a key of another layout
+                continue
