@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raz.errors import RazError
+from raz.paper import metrics
 from raz.paper.metrics import THRESHOLDS, localization_scores, mae, match, rmse
 
 Image = tuple[list[tuple[float, float]], list[float], list[tuple[float, float]]]  # points, scores, heads
@@ -323,3 +324,16 @@ def test_all_faults_are_told_at_once() -> None:
         localization_scores([], sigmas=(), thresholds=(1.0,), pool="batch")
     for part in ("sigmas", "thresholds", "batch"):
         assert part in str(caught.value)
+
+
+def test_twins_are_found_among_heads_that_share_their_sorting_key() -> None:
+    """x + sqrt(2) y is the same float64 for both of these places; twins must still be seen as twins."""
+    places = np.array([[1e9, 0.0], [1e9, 1e-9]])
+    assert len(np.unique(places @ [1.0, math.sqrt(2.0)])) == 1
+    for seed in range(20):
+        heads = places[np.random.default_rng(seed).permutation(np.repeat([0, 1], [3, 2]))]
+        order, fresh = metrics._places(heads)
+        assert sorted(order.tolist()) == list(range(5))
+        assert fresh.sum() == 2
+        runs = np.split(heads[order], np.flatnonzero(fresh)[1:])
+        assert all((run == run[0]).all() for run in runs)

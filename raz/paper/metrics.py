@@ -147,14 +147,12 @@ def match(points: ArrayLike, scores: ArrayLike, heads: ArrayLike) -> Matches:
 def _claim(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
     """(distance, best_before) of ranked points (n, 2) among heads (m, 2); both non-empty."""
     # Twins are one place with room for several: the tree then never has to choose between them.
-    by_place = np.lexsort((heads[:, 0], heads[:, 1]))  # stable: twins stay in the order of their indices
-    fresh = np.ones(len(heads), dtype=np.bool_)
-    fresh[1:] = (heads[by_place[1:]] != heads[by_place[:-1]]).any(axis=1)
+    by_place, fresh = _places(heads)
     starts = np.flatnonzero(fresh)
     places = heads[by_place[starts]]
     ends = np.append(starts[1:], len(heads))
 
-    tree = cKDTree(places, compact_nodes=False, balanced_tree=False)
+    tree = cKDTree(places, leafsize=16, compact_nodes=False, balanced_tree=False)
     found = tree.query(xy, k=[1, 2])  # a missing second place has distance inf
     near, at = np.asarray(found[0]), np.asarray(found[1])
     nearest = at[:, 0].astype(np.intp)
@@ -193,6 +191,20 @@ def _claim(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
             claims[point] = sorted(head for place in among for head in by_place[starts[place] : ends[place]].tolist())
         _settle(claims, distance, best_before)
     return distance, best_before
+
+
+def _places(heads: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Heads (m, 2) in an order that brings twins together, and (m,) which in it are the first at their place."""
+    # One key instead of two: heads at one place share it, and others almost never do.
+    key = heads[:, 0] + heads[:, 1] * math.sqrt(2.0)
+    order = np.argsort(key)
+    ranked, moved = key[order], heads[order]
+    fresh = np.ones(len(heads), dtype=np.bool_)
+    fresh[1:] = (moved[1:, 0] != moved[:-1, 0]) | (moved[1:, 1] != moved[:-1, 1])
+    if ((ranked[1:] == ranked[:-1]) & fresh[1:]).any():  # others do: they may lie between twins
+        order = np.lexsort((heads[:, 0], heads[:, 1]))
+        fresh[1:] = (heads[order[1:]] != heads[order[:-1]]).any(axis=1)
+    return order, fresh
 
 
 def _running_least(nearest: NDArray[np.intp], distance: Floats) -> Floats:

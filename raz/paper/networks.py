@@ -137,7 +137,7 @@ class AttentionBranch(nn.Module):
         own = localization.shape[1]
         hidden = functional.conv2d(localization, weight[:, :own], conv.bias, padding=1)
         if counting is not None:
-            hidden = hidden + convolved_upsampled(counting, weight[:, own:], localization.shape[-1])
+            hidden += convolved_upsampled(counting, weight[:, own:], localization.shape[-1])
         out: Tensor = self.head(relu(hidden))
         return out
 
