@@ -1,4 +1,4 @@
-"""`raz-sweep studies`, `show`, `diff`, `import`, `rerun`, `dashboard`: options in, text out."""
+"""`raz-sweep studies`, `show`, `diff`, `import`, `rerun`, `dashboard`, `status`: options in, text out."""
 
 from __future__ import annotations
 
@@ -134,6 +134,48 @@ def rerun_command(
     raise typer.Exit(0 if told["agrees"] else 1)
 
 
+def dashboard_command(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="One study. Default: all.")] = None,
+    store: Store = HERE,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+) -> None:
+    """Show studies in Optuna's own dashboard: live, read-only, on this machine only unless --host says otherwise.
+
+    Needs optuna-dashboard: pip install 'raz-sweep[dashboard]'
+
+    \b
+    raz-sweep dashboard
+    raz-sweep dashboard fusion --port 0
+    """
+    from raz.study.dashboard import LOOPBACK, server
+    from raz.study.describe import split_study
+
+    with server(store.expanduser(), study and split_study(study), host, port) as serving:
+        shown = f"[{host}]" if ":" in host else host
+        typer.echo(f"http://{shown}:{serving.server_port}/dashboard  (read-only; Ctrl-C ends it)")
+        if host not in LOOPBACK:
+            typer.echo("everybody who can reach this machine can read the studies", err=True)
+        try:
+            serving.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("")
+
+
+def status_command(store: Store = HERE, as_json: Json = False) -> None:
+    """Say what is running in a store now: studies with a driver, stages in the making and how far they are.
+
+    \b
+    raz-sweep status
+    raz-sweep status --store /mnt/shared/raz-store --json
+    """
+    from raz.study.status import status_document, status_lines
+
+    store = store.expanduser()
+    document = status_document(store)
+    tell(document, status_lines(document, store), as_json)
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command("studies")(studies_command)
@@ -141,3 +183,5 @@ def register(app: typer.Typer) -> None:
     app.command("diff")(diff_command)
     app.command("import")(import_command)
     app.command("rerun")(rerun_command)
+    app.command("dashboard")(dashboard_command)
+    app.command("status")(status_command)

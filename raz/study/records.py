@@ -64,7 +64,7 @@ class TrialRecord:
         return last, self.steps[last]
 
 
-class _Held(JournalFileOpenLock):  # type: ignore[misc]
+class Held(JournalFileOpenLock):  # type: ignore[misc]
     """The journal's own lock, which the ledger's lock makes needless: it would outlive a killed driver."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ def lock_path(journal: Path) -> str:
 def storage_of(path: Path) -> optuna.storages.JournalStorage:
     logging.getLogger("optuna").setLevel(logging.ERROR)  # the console tells each event, and once
     try:
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=_Held()))
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=Held()))
     except (ValueError, KeyError, TypeError) as error:
         raise RazError(str(path), f"the journal is damaged: {error}", "move the file away and run again") from None
 

@@ -1,4 +1,4 @@
-"""`raz-sweep store ls | du | verify | gc` and `raz-sweep status`: options in, text out."""
+"""`raz-sweep store ls | du | verify | gc`: options in, text out."""
 
 from __future__ import annotations
 
