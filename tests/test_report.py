@@ -318,6 +318,44 @@ def test_a_claim_holds_or_not_or_cannot_be_told(seeds: tuple[int, ...], gain: fl
     assert (metric, paper, said) == ("MAE", "+1.6 does not", ours)  # printed 71.6 against 70.0
 
 
+def test_figures_are_data_first() -> None:
+    """Each shows what the cells hold, and nothing is drawn of empty ones."""
+    from raz.report.figures import table_figures
+
+    table = parse_table(
+        parse(
+            CLAIMS.replace("loc_1: {set: {depth: 1}", "loc_3: {set: {depth: 3}}\n  loc_1: {set: {depth: 1}"), "t.yaml"
+        )
+    )
+    look = both(0, 1, 2)
+    filled = fill_table(table, table.profile("small"), Path("nowhere"), stored=look)  # type: ignore[arg-type]
+    figures = {f.title: f for f in table_figures(filled)}
+    by_depth = figures["MAE by depth, ShanghaiTech_A"]
+    assert [(row["depth"], row["mean"]) for row in by_depth.rows] == [
+        (3, pytest.approx(71.0)), (1, 75.0), (2, pytest.approx(73.0)),
+    ]  # fmt: skip
+    (line,) = by_depth.spec["data"]
+    assert (line["x"], line["y"]) == ([1, 2, 3], [75.0, pytest.approx(73.0), pytest.approx(71.0)])
+    half = 4.302653 * 15 / math.sqrt(3)
+    assert line["error_y"]["array"][0] == pytest.approx(half, abs=1e-3)
+    assert "MAE: differences to loc_1, ShanghaiTech_A" in figures
+    assert table_figures(fill_table(table, table.profile("small"), Path("nowhere"))) == ()
+    json.dumps([figure.spec for figure in figures.values()], allow_nan=False)
+
+
+def test_pictures_need_kaleido_or_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raz.report.figures import figure
+    from raz.report.pictures import write_pictures
+
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    one = figure("A b/c", [{"x": 1}], [{"type": "scatter", "x": [1], "y": [1]}], "x", "y")
+    with pytest.raises(RazError, match="--png: kaleido is not installed\n  try: pip install kaleido"):
+        write_pictures([one], tmp_path / "f", "png")
+    with pytest.raises(RazError, match="nothing to draw"):
+        write_pictures([], tmp_path / "f", "svg")
+    assert not (tmp_path / "f").exists()
+
+
 def test_the_best_row_is_marked_only_when_it_is_told_from_all_others() -> None:
     assert "| loc_2 | 73.0 ± 14.9 \\* |" in markdown(claims(0, 1, 2))
     assert "\\*" not in markdown(claims(0, 1, 2, gain=0.02)).partition("### ")[2].partition("\n- ")[0]
@@ -499,7 +537,7 @@ RECORDS = [
 
 @pytest.mark.parametrize(("direction", "order"), [("minimize", "160"), ("maximize", "016")])
 def test_the_best_trials_come_first_and_equals_by_number(direction: str, order: str) -> None:
-    best, states, failures = study_report("s", RECORDS, "val.mae", direction).sheets
+    best, states, failures = study_report("s", RECORDS, "val.mae", direction).sheets[:3]
     assert "".join(line[0] for line in best.lines) == order
     assert dict(states.lines) == {"complete": "3", "pruned": "1", "failed": "2", "lost": "1"}
     assert failures.lines == (("lost", "1", "5", ""), ("nan", "2", "2", "val.mae is nan"))
@@ -511,6 +549,66 @@ def test_a_studys_csv_holds_every_trial() -> None:
     assert rows[1]["set.depth"] == "1"
     assert rows[1]["val.mae"] == "7.5"
     assert rows[4]["value"] == ""
+
+
+def test_a_study_says_what_was_pruned_what_it_cost_and_what_sharing_saved() -> None:
+    stage = {"stage": "counting", "key": "k", "hit": False, "seconds": 10.0}
+    shared = [record(n, "complete", 9.0 - n, stages=(stage,), steps={1: 5.0, 2: 4.0 + n}) for n in range(3)]
+    stopped = [record(n, "pruned", steps={1: 8.0, 2: 20.0 + n}) for n in (3, 4)]
+    sheets = {sheet.title: sheet for sheet in study_report("s", [*shared, *stopped], "val.mae", "minimize").sheets}
+    assert sheets["Pruned, and how they stood"].lines == (("2", "2", "23.5", "5 of 3", "3, 4"),)
+    assert sheets["Time spent, and saved by sharing stages"].lines == (
+        ("counting", "1", "3", "10.0", "20.0"), ("all", "", "", "10.0", "20.0"),
+    )  # fmt: skip
+
+
+def test_what_matters_is_found_and_drawn_with_optunas_own_figures() -> None:
+    """The objective is x; y is noise. Figures hold plain numbers, at most some hundred trials of ten thousand."""
+    import random
+
+    from raz.report.study_figures import MOST_TRIALS, importances, rebuilt, study_figures
+
+    dice = random.Random(1)
+    trials = []
+    for n in range(1200):
+        values = {"x": dice.random(), "y": dice.random(), "rule": dice.choice(["grid", "average"])}
+        trials.append(record(n, "complete", values["x"], values=values, steps={1: values["x"] + 1, 2: values["x"]}))  # type: ignore[operator]
+    study = rebuilt(trials, ["minimize"])
+    assert 0 < len(study.trials) <= MOST_TRIALS
+    shares = importances(study)
+    assert max(shares, key=lambda name: shares[name]) == "x"
+    assert shares["x"] > 0.8
+    titles = [figure.title for figure in study_figures(trials[:200], ["minimize"], "val.mae")]
+    assert titles == [
+        "History of val.mae", "Learning curves, as the pruner saw them", "Parallel coordinates", "Slices",
+        "Contours of the two that matter most", "What matters",
+    ]  # fmt: skip
+    assert study_figures([], ["minimize"], "val.mae") == ()
+
+
+def test_a_timeline_puts_what_overlaps_on_workers_of_its_own() -> None:
+    from datetime import datetime, timedelta
+
+    from raz.report.study_figures import timeline
+
+    zero = datetime(2026, 1, 1)
+    spans = [(0, 10), (2, 5), (5, 8), (11, 12)]
+    trials = [
+        record(n, "complete", 1.0, started=zero + timedelta(seconds=a), finished=zero + timedelta(seconds=b))
+        for n, (a, b) in enumerate(spans)
+    ]
+    (drawing,) = timeline(trials)
+    assert [(row["trial"], row["worker"], row["seconds"]) for row in drawing.rows] == [
+        (0, 0, 10.0), (1, 1, 3.0), (2, 1, 3.0), (3, 0, 1.0),
+    ]  # fmt: skip
+
+
+def test_two_studies_stand_side_by_side() -> None:
+    from raz.report.study import compared
+
+    others = [record(n, "complete", 3.0 + n, config={"seed": n}) for n in range(3)]
+    sheet = compared("s", RECORDS, "t", others, "val.mae", "minimize")
+    assert sheet.lines == (("s", "3", "1", "7.5", "7.5", "14"), ("t", "3", "3", "3", "4", "6"))
 
 
 def test_a_study_without_complete_trials_says_so() -> None:
@@ -557,7 +655,7 @@ def test_the_format_follows_the_files_name(tmp_path: Path) -> None:
     [
         (["--table", "recurence"], "recurence: no such file\n  try: did you mean "),
         (["--table", "recurrence", "--profile", "toi"], "--profile: table recurrence has no profile 'toi'"),
-        (["--table", "recurrence", "--format", "html"], "--format: 'html', expected one of terminal, md, csv, json"),
+        (["--table", "recurrence", "--format", "htm"], "--format: 'htm', expected one of terminal, md, csv, json"),
         (["fusion", "--table", "recurrence"], "report: both a study (fusion) and a table (recurrence)"),
         (["fusion", "--list"], "report: --list beside a study or a table"),
         (["fusion", "--profile", "toy"], "report: --profile and --set belong to a table"),

@@ -6,8 +6,9 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,6 +16,7 @@ from raz.errors import RazError
 
 if TYPE_CHECKING:
     from raz.report.layout import Report
+    from raz.report.statistics import Over
 
 
 def report_command(
@@ -33,9 +35,15 @@ def report_command(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As the table was run with; repeatable.")
     ] = None,
     form: Annotated[
-        str | None, typer.Option("--format", help="terminal, md, csv, json or latex. Default: by --out's suffix.")
+        str | None, typer.Option("--format", help="terminal, md, csv, json, latex or html. Default: by --out's suffix.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")] = None,
+    over: Annotated[
+        str | None, typer.Option(help="Differences over seeds or images. Default: seeds where two are paired.")
+    ] = None,
+    compare: Annotated[str | None, typer.Option(metavar="STUDY", help="Beside a study: another one.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the figures into this folder.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="DIR", help="The same as SVG.")] = None,
     listing: Annotated[
         bool, typer.Option("--list", help="What can be reported: tables, and the store's studies.")
     ] = False,
@@ -45,12 +53,21 @@ def report_command(
     \b
     raz-sweep report --table recurrence                   rows on the generated crowd
     raz-sweep report --table recurrence --profile paper --data-root ~/data --out table4.tex
-    raz-sweep report fusion                               the best trials of a study
+    raz-sweep report --table recurrence --out t.html      one page: sorts, draws, says where each number is from
+    raz-sweep report --table recurrence --over images     of these trained models, not of training again
+    raz-sweep report fusion --compare zooming             the best trials of a study, beside another
     raz-sweep report --list                               what there is
     """
     from raz.report.render import FORMATS, terminal
 
     chosen = _format(form, out)
+    drawing = chosen == "html" or png is not None or svg is not None
+    if over not in (None, "seeds", "images"):
+        raise RazError("--over", f"{over!r}, expected seeds or images", "--over seeds")
+    if over is not None and table is None:
+        raise RazError("--over", "belongs to a table", "raz-sweep report --table NAME")
+    if compare is not None and study is None:
+        raise RazError("--compare", "belongs to a study", f"raz-sweep report STUDY --compare {compare}")
     if listing or (study is None and table is None):
         if study is not None or table is not None:
             raise RazError("report", "--list beside a study or a table", "leave one out")
@@ -58,15 +75,21 @@ def report_command(
     elif table is not None:
         if study is not None:
             raise RazError("report", f"both a study ({study}) and a table ({table})", "leave one out")
-        report = _table(table, profile, store, data_root, settings or [])
+        report = _table(table, profile, store, data_root, settings or [], cast(Any, over), drawing)
     else:
         if profile is not None or settings:
             raise RazError("report", "--profile and --set belong to a table", f"raz-sweep report {study}")
-        report = _study(str(study), store)
+        report = _study(str(study), store, compare, drawing)
     if chosen == "terminal" and out is None and sys.stdout.isatty():
         text = terminal(report, shutil.get_terminal_size().columns)
     else:
         text = FORMATS[chosen](report)
+    for folder, suffix in ((png, "png"), (svg, "svg")):
+        if folder is not None:
+            from raz.report.pictures import write_pictures
+
+            written = write_pictures(report.figures, folder, suffix)
+            typer.echo(f"wrote {len(written)} figures to {folder}", err=True)
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -96,7 +119,10 @@ def _write(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _table(name: str, profile: str | None, store: Path, data_root: Path | None, settings: list[str]) -> Report:
+def _table(
+    name: str, profile: str | None, store: Path, data_root: Path | None, settings: list[str], over: Over | None,
+    drawing: bool,
+) -> Report:  # fmt: skip
     from raz.report.fill import fill_table
     from raz.report.tables import table_report
     from raz.resources import find
@@ -110,7 +136,29 @@ def _table(name: str, profile: str | None, store: Path, data_root: Path | None, 
     scale = table.profile(profile)
     filled = fill_table(table, scale, store, data_root=data_root)
     command = fill_command(shown, scale.name, scale.datasets, store, data_root, settings)
-    return table_report(filled, command)
+    cost = _cost(shown, scale.name, store, data_root, settings) if filled.missing else ""
+    report = table_report(filled, command, cost, over)
+    if not drawing:
+        return report
+    from raz.report import spent
+    from raz.report.figures import table_figures
+
+    times = spent.of_table(filled, data_root)
+    return replace(report, figures=(*table_figures(filled, over), *spent.drawn(times)))
+
+
+def _cost(file: str, profile: str, store: Path, data_root: Path | None, settings: list[str]) -> str:
+    """What the missing trials will take, as `raz-sweep run --dry-run` has it; nothing where it cannot be known."""
+    from raz.study.plan import span
+    from raz.study.planned import plan_file
+
+    try:
+        plan = plan_file(file, store, settings=settings, data_root=data_root, profile=profile)
+    except RazError:  # a data set that is not here: told among the notes
+        return ""
+    measured = "measured" if all(row.measured for row in plan.rows if row.distinct > row.stored) else "estimated"
+    kind = "CPU jobs" if plan.device == "cpu" else f"{plan.device} devices"
+    return f"what is missing takes about {span(plan.wall_seconds)} on {plan.devices} {kind} ({measured})"
 
 
 def fill_command(
@@ -129,14 +177,25 @@ def fill_command(
     return shlex.join(words)
 
 
-def _study(name: str, store: Path) -> Report:
-    from raz.report.study import study_report
-    from raz.study.ledger import load_study, read_records
+def _study(name: str, store: Path, compare: str | None, drawing: bool) -> Report:
+    from raz.report import spent
+    from raz.report.study import compared, study_report
+    from raz.report.study_figures import importances, rebuilt, study_figures
+    from raz.study.index import read_study
 
-    study = load_study(store, name)
-    meaning: dict[str, Any] = study.user_attrs.get("meaning", {})
-    metric = str(meaning.get("objective.metric", "objective"))
-    return study_report(name, read_records(store, name), metric, study.direction.name.lower())
+    study = read_study(store, name)
+    direction = study.directions[0]
+    shares = importances(rebuilt(study.trials, study.directions)) if len(study.directions) == 1 else {}
+    command = shlex.join(["raz-sweep", "run", f"{name}.yaml", "--store", str(store)])
+    report = study_report(name, study.trials, study.metric, direction, shares, command, everything=drawing)
+    if compare is not None:
+        other = read_study(store, compare)
+        sheet = compared(name, study.trials, compare, other.trials, study.metric, direction)
+        report = replace(report, sheets=(sheet, *report.sheets))
+    if not drawing:
+        return report
+    figures = study_figures(study.trials, study.directions, study.metric)
+    return replace(report, figures=(*figures, *spent.drawn(spent.of_records(study.trials))))
 
 
 def _listing(store: Path) -> Report:

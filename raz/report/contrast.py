@@ -40,8 +40,15 @@ class Judged:
 
     @property
     def ours(self) -> str:
-        """`holds` or `does not` where the corrected test tells, else `cannot tell`; nothing without runs."""
-        return "" if self.effect is None else self.says(self.effect.value, self.effect.differs)
+        """`holds` or `does not` where the interval leaves out 0, else `cannot tell`; nothing without runs.
+
+        Each claim is its own question, asked before the runs, so it is judged by its own interval, uncorrected.
+        """
+        effect = self.effect
+        if effect is None:
+            return ""
+        sure = effect.low is not None and effect.high is not None and not effect.low <= 0 <= effect.high
+        return self.says(effect.value, sure)
 
 
 class Differences:
@@ -163,8 +170,10 @@ def to_base(filled: FilledTable, dataset: str, over: Over | None = None) -> dict
     return {key: effect for key, effect in holm(dict(out.items())).items() if isinstance(key, tuple)}
 
 
-def judge(filled: FilledTable, dataset: str, over: Over | None = None) -> tuple[Judged, ...]:
-    """Every claim of the table on one data set, corrected among each other."""
+def judge(
+    filled: FilledTable, dataset: str, over: Over | None = None, printed: str | None = None
+) -> tuple[Judged, ...]:
+    """Every claim of the table on one data set, beside the numbers printed of `printed` (the same, unless told)."""
     table = filled.table
     differences = Differences(filled, dataset, over)
     found: list[tuple[Claim, tuple[str, ...], float | None]] = []
@@ -177,9 +186,8 @@ def judge(filled: FilledTable, dataset: str, over: Over | None = None) -> tuple[
             effect = differences.effect(terms)
             if effect is not None:
                 effects[len(found)] = effect
-            found.append((claim, metrics, _printed(filled, dataset, terms)))
-    corrected = holm(dict(effects.items()))
-    return tuple(Judged(*one, corrected.get(i)) for i, one in enumerate(found))
+            found.append((claim, metrics, _printed(filled, printed or dataset, terms)))
+    return tuple(Judged(*one, effects.get(i)) for i, one in enumerate(found))
 
 
 def _printed(filled: FilledTable, dataset: str, terms: Terms) -> float | None:

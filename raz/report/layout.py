@@ -28,6 +28,16 @@ class Sheet:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure: its rows of data, and the plotly specification (`data`, `layout`) that draws them."""
+
+    title: str
+    rows: tuple[Mapping[str, Any], ...]
+    spec: Mapping[str, Any]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """Sheets and notes to read, the same as records, and the one command that fills what is empty."""
 
@@ -38,6 +48,7 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)  # of the whole report, for JSON
     command: str = ""
     cost: str = ""  # what the command will take, beside it
+    figures: tuple[Figure, ...] = ()
 
 
 # ------------------------------------------------------------------------------------ words and digits

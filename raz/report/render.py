@@ -43,7 +43,8 @@ def terminal(report: Report, width: int | None = None) -> str:
     for table in drawn:
         console.print()
         console.print(table)
-    notes = [*report.notes, *([f"fill them with:\n  {report.command}"] if report.command else [])]
+    notes = [*report.notes, *([_cost(report), f"fill them with:\n  {report.command}"] if report.command else [])]
+    notes = [note for note in notes if note]
     body = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
     return body.rstrip() + "\n\n" + "\n".join(map(_printable, notes)) + "\n"
 
@@ -57,8 +58,13 @@ def markdown(report: Report) -> str:
         out += [*map(_md_line, sheet.lines), ""]
     out += [f"- {_md(note)}" for note in report.notes]
     if report.command:
-        out += ["", "Fill them with", "", "```", _one_line(report.command), "```"]
+        out += ["", f"Fill them with{_cost(report, ' (')}", "", "```", _one_line(report.command), "```"]
     return "\n".join(out).rstrip() + "\n"
+
+
+def _cost(report: Report, before: str = "") -> str:
+    """What filling the empty cells will take, where it is known."""
+    return f"{before}{report.cost}{')' if before else ''}" if report.cost else ""
 
 
 def latex(report: Report) -> str:
@@ -98,7 +104,13 @@ def csv_text(report: Report) -> str:
 def json_text(report: Report) -> str:
     """One document: facts, records, notes, the command that fills what is empty."""
     whole = {**report.facts, "records": report.records, "notes": report.notes, "fill": report.command or None}
-    return json.dumps(_finite(whole), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(whole), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _html(report: Report) -> str:
+    from raz.report.html import page
+
+    return page(report)
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {
@@ -107,8 +119,9 @@ FORMATS: dict[str, Callable[[Report], str]] = {
     "csv": csv_text,
     "json": json_text,
     "latex": latex,
+    "html": _html,
 }
-SUFFIXES = {".md": "md", ".csv": "csv", ".json": "json", ".tex": "latex", ".txt": "terminal"}
+SUFFIXES = {".html": "html", ".md": "md", ".csv": "csv", ".json": "json", ".tex": "latex", ".txt": "terminal"}
 
 
 def _printable(value: str) -> str:
@@ -146,11 +159,12 @@ def _plain(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (dict, list, bool)) else value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with null for every number that JSON has no word for."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

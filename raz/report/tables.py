@@ -37,13 +37,16 @@ def table_report(filled: FilledTable, command: str = "", cost: str = "", over: O
         sheets.append(_sheet(filled, dataset, marks, best))
         if effects:
             sheets.append(_differences(filled, dataset, effects))
-        claims = judge(filled, dataset, over)
+        beside = _beside(filled, dataset)
+        claims = judge(filled, dataset, over, beside)
         if any(claim.effect or claim.printed is not None for claim in claims):
-            sheets.append(_claims(dataset, claims))
+            sheets.append(_claims(dataset, claims, beside))
         records += _records(filled, dataset, effects)
         records += [_claim_record(filled, dataset, claim) for claim in claims]
         if best:
             notes.append(f"{dataset_title(dataset)}:{BEST} differs from every other row of its column (corrected).")
+    if any("ours" in record for record in records):
+        notes.append("A claim is one question asked before the runs, so it is judged by its own interval, uncorrected.")
     if any(told.values()):
         notes.append(_how({e for of in told.values() for e in of.values()}, table.base_row))
     notes += [f"{marks[id(m)]} {m.note}; shown as printed." for m in _shown_misprints(filled)]
@@ -60,6 +63,7 @@ def table_report(filled: FilledTable, command: str = "", cost: str = "", over: O
     facts = {
         "table": table.table, "title": table.title, "paper": table.paper, "profile": profile.name,
         "preset": profile.preset, "seeds": list(table.seeds), "missing": missing, "base_row": table.base_row,
+        "command": command,
     }  # fmt: skip
     return Report(title, tuple(sheets), tuple(notes), tuple(records), facts, *((command, cost) if missing else ()))
 
@@ -108,9 +112,10 @@ def _how(effects: set[Effect], base: str) -> str:
         " trained models on other images; RMSE's interval holds about 90 %, since few images decide it",
     }
     kinds = sorted({effect.over for effect in effects}, reverse=True)
+    which = ". ".join(words[kind][0].upper() + words[kind][1:] for kind in kinds)
     return (
-        f"Differences are to {base}; each 95 % interval holds by itself, and p is Holm-corrected over a sheet (shown"
-        f" from six seeds on). {'. '.join(words[kind][0].upper() + words[kind][1:] for kind in kinds)}."
+        f"Differences are to {base}; each 95 % interval holds by itself, while `differs` and p are Holm-corrected over"
+        f" a sheet (p is shown from six seeds on). {which}."
     )
 
 
@@ -299,7 +304,7 @@ def _differences(filled: FilledTable, dataset: str, effects: Mapping[tuple[str, 
     return Sheet(f"{dataset_title(dataset)}, differences", header, tuple(lines), left=frozenset({0, 1, 3, 5}))
 
 
-def _claims(dataset: str, claims: Sequence[Judged]) -> Sheet:
+def _claims(dataset: str, claims: Sequence[Judged], beside: str) -> Sheet:
     lines = []
     for judged in claims:
         metric = judged.metrics[0]
@@ -310,7 +315,8 @@ def _claims(dataset: str, claims: Sequence[Judged]) -> Sheet:
                 interval(metric, judged.effect), _over(judged.effect), judged.ours,
             )
         )  # fmt: skip
-    header = ("claim", "metric", "the paper's numbers", "ours [95 %]", "over", "in our runs")
+    paper = f"the paper's, {dataset_title(beside)}" if beside else "the paper's"
+    header = ("claim", "metric", paper, "ours [95 %]", "over", "in our runs")
     return Sheet(f"{dataset_title(dataset)}, claims", header, tuple(lines), left=frozenset({0, 1, 4, 5}))
 
 

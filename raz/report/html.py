@@ -1,0 +1,84 @@
+"""One HTML file that needs nothing else: tables that sort, numbers that say where they come from, figures.
+
+The page holds its content as JSON and draws it by `textContent`, so no text of a store can become markup or script; a
+content security policy forbids every request. Plotly lies in it once, compressed, and only when there is a figure.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from raz.report.layout import Report
+from raz.report.render import finite
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+
+
+def page(report: Report) -> str:
+    """The report as one HTML document."""
+    content = {
+        "title": report.title,
+        "sheets": [
+            {
+                "title": sheet.title, "header": sheet.header, "lines": sheet.lines, "left": sorted(sheet.left),
+                "cells": {f"{line},{column}": name for (line, column), name in sheet.cells.items()},
+            }
+            for sheet in report.sheets
+        ],
+        "notes": report.notes,
+        "records": {str(record["name"]): _shown(record) for record in report.records if "name" in record},
+        "command": report.facts.get("command") or report.command,
+        "missing": bool(report.command),
+        "cost": report.cost,
+        "figures": [{"title": f.title, "note": f.note, "spec": f.spec} for f in report.figures],
+    }  # fmt: skip
+    library = f'<script type="text/plain" id="plotly">{_plotly()}</script>' if report.figures else ""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>{html.escape(report.title)}</title>
+<link rel="icon" href="data:,">
+<style>{_file("style.css")}</style>
+</head>
+<body>
+<main><noscript>The tables of this page are drawn by a script that it holds; the same report is there as Markdown:
+raz-sweep report --format md</noscript></main>
+<script type="application/json" id="page">{_json(content)}</script>
+{library}
+<script>{_file("script.js")}</script>
+</body>
+</html>
+"""
+
+
+def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of a number; what stands in its name already is left out."""
+    return {key: value for key, value in record.items() if key not in ("name", "digits", "values", "table")}
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+@lru_cache(maxsize=2)
+def _file(name: str) -> str:
+    return (files("raz.report") / "page" / name).read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
