@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,3 +82,26 @@ def real_root() -> Path:
     if not root:
         pytest.skip("needs real data: set RAZ_DATA_ROOT to the folder that holds ShanghaiTech/part_A")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    from raz.engine.session import prepare
+
+    prepare()
+    import ray
+
+    folder = tempfile.mkdtemp(dir="/tmp")
+    paths = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
+        object_store_memory=100 * 2**20,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+    if paths is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = paths
+    shutil.rmtree(folder, ignore_errors=True)

@@ -47,6 +47,7 @@ def run_trial(
     splits: tuple[str, ...] = ("val",),
     progress: Any = None,
     log: Any = None,
+    make: Any = None,
 ) -> FakeResult:
     sleep = float((store / "sleep").read_text()) if (store / "sleep").exists() else 0.0
     with (store / "count").open("a") as file:

@@ -18,20 +18,25 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raz.engine.events import Events
+from raz.engine.stop import Stop
+from raz.pipeline.told import StageEvent
 from raz.study.ledger import Ledger, Outcome
 
-STEP, VALUE, OUTCOME, HOPELESS = "step", "value", "outcome", "hopeless"  # keys of what a trial reports
+# Keys of what a trial reports: [step, value, shared] each, stage events, how it ended, an error of all trials.
+POINTS, EVENTS, OUTCOME, HOPELESS = "points", "events", "outcome", "hopeless"
 
 
 class StudySearch(Searcher):  # type: ignore[misc]
     """Gives Tune the ledger's next trial, and the ledger how each one ended."""
 
-    def __init__(self, ledger: Ledger, events: Events, constants: Mapping[str, Any]) -> None:
+    def __init__(self, ledger: Ledger, events: Events, constants: Mapping[str, Any], stop: Stop | None = None) -> None:
         super().__init__()  # without a metric: a trial's last word need not carry one
         self.ledger, self.events, self.constants = ledger, events, dict(constants)
         self.numbers: dict[str, int] = {}  # Tune's trial -> the study's
         self.pruned: set[str] = set()
         self.starved: set[str] = set()  # killed for their machine's memory
+        self.stop = stop or Stop()
+        self.postponed: set[str] = set()  # met by a clean stop
         self.hopeless: OSError | None = None  # what would meet every trial
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
@@ -39,7 +44,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         with self._kept():
-            asked = self.ledger.ask()
+            asked = None if self.stop.asked else self.ledger.ask()
         if asked is None:
             return str(Searcher.FINISHED)
         number, values, config = asked
@@ -48,18 +53,27 @@ class StudySearch(Searcher):  # type: ignore[misc]
         return {**self.constants, "number": number, "config": json.dumps(config)}
 
     def report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Writes a step down; whether to prune. A trial's last word (its outcome) is no step."""
+        """Writes steps down; whether to end the trial, because it is pruned or all are stopped."""
         if HOPELESS in result:
             code, text, filename = json.loads(result[HOPELESS])
             self.hopeless = OSError(code, text, filename)
             self.ledger.left = 0  # no trial after it would fare better
             return False
-        if VALUE not in result or OUTCOME in result or trial_id in self.pruned:
+        number = self.numbers.get(trial_id)
+        if number is None or trial_id in self.pruned or trial_id in self.postponed:
             return False
-        number, step, value = self.numbers[trial_id], int(result[STEP]), float(result[VALUE])
-        self.events.step(number, step, value)
-        with self._kept():
-            return self.ledger.report(number, step, value)
+        for event in json.loads(result.get(EVENTS, "[]")):
+            self.events.stage(number, StageEvent(**event))
+        for step, value, shared in json.loads(result.get(POINTS, "[]")):
+            self.events.step(number, step, value)
+            with self._kept():
+                if self.ledger.report(number, int(step), float(value), shared=bool(shared)):
+                    self.pruned.add(trial_id)
+                    return True
+        if self.stop.asked and OUTCOME not in result:
+            self.postponed.add(trial_id)
+            return True
+        return False
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the scheduler, which Tune asks first, has reported the step."""
@@ -70,6 +84,11 @@ class StudySearch(Searcher):  # type: ignore[misc]
             return
         result = result or {}
         seconds = float(result.get("time_total_s", 0.0))
+        if trial_id in self.postponed:
+            with self._kept():
+                self.ledger.postpone(number)
+            self.events.done(number, f"trial {number}: stopped, and queued again")
+            return
         if trial_id in self.pruned:
             outcome = Outcome("pruned", seconds)
         elif HOPELESS in result:
@@ -112,7 +131,6 @@ class OptunaPruner(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         search = _search_of(controller)
         if search.report(trial.trial_id, result):
-            search.pruned.add(trial.trial_id)
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from raz.engine.stop import Interrupted
 
+COORDINATOR = "coordinator"
 PREFIX = "raz-ray-"  # then the driver's process id
 OBJECT_STORE = 100 * 2**20  # bytes; arrays and weights travel by path, not through Ray
 
@@ -44,6 +45,16 @@ def prepare() -> None:
     if os.environ["RAY_AUTH_MODE"] == "token" and not any(name in os.environ for name in given):
         # for this session only: the file that Ray would write outlives it, and others may read it
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def coordinator_resources() -> dict[str, float]:
+    """What a trial's own process holds: no CPU, since it waits. On a cluster a place where coordinators belong, if it
+    has nodes that offer some (`resources: {"coordinator": 64}`), so that a spot node's end takes none along; else a
+    little memory, since Tune places nothing that holds nothing."""
+    import ray
+
+    offered = ray.cluster_resources().get(COORDINATOR, 0.0)
+    return {COORDINATOR: 1} if offered >= 1 else {"memory": 2.0**20}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from raz.engine.events import Events, Silent
 from raz.engine.inline import run_inline
 from raz.engine.stop import signals
 from raz.engine.trial import PIPELINE, resolve
-from raz.errors import TrialFailure
+from raz.errors import RazError, TrialFailure
+from raz.pipeline.cache import OWN_FAULTS
 from raz.study.ledger import Ledger, TrialRecord, open_ledger
 from raz.study.space import SearchSpace
 
@@ -103,6 +104,8 @@ def run_study(
     if space.sampler == "grid":
         target = min(target, space.target)
     with signals(), open_ledger(store, space) as ledger:
+        if retry:
+            _forget(ledger, store, data_root, run_trial)
         left = ledger.adopt(target, retry=retry)
         before = len([r for r in ledger.records() if r.state in ("complete", "pruned", "failed")])
         if left:
@@ -120,6 +123,18 @@ def run_study(
                         jobs=min(left, jobs_for(space, jobs)), threads=space.threads,
                     )  # fmt: skip
         return _conclude(ledger, store, data_root, run_trial, before, began)
+
+
+def _forget(ledger: Ledger, store: Path, data_root: Path | None, run_trial: str) -> None:
+    """Lets the stages of failed trials be tried again: the store remembers why they could not be made."""
+    if run_trial != PIPELINE:
+        return
+    from raz.pipeline.stages import forget_failures
+
+    for record in ledger.records():
+        if record.state == "failed" and record.reason in OWN_FAULTS and record.config:
+            with suppress(RazError):  # what cannot be run has no stages that failed
+                forget_failures(from_parameters(record.config), store, data_root=data_root)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -109,20 +110,26 @@ def _one_by_one(
 def _together(
     trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events, jobs: int, threads: int
 ) -> tuple[Cell, ...]:
-    """As Ray tasks, `jobs` at a time. Seeds and data sets go side by side, since rows share their stages."""
-    from raz.engine.session import prepare, session
+    """Each trial a Ray task that holds no CPU while the broker has its stages made, `jobs` at a time. Seeds and data
+    sets go side by side, since rows share their stages."""
+    from raz.engine.session import COORDINATOR, coordinator_resources, prepare, session
 
     prepare()
     import ray
 
-    order = sorted(range(len(trials)), key=lambda i: [t.row for t in trials].index(trials[i].row))
+    from raz.engine.tuned import coordinators
+
+    rows = list(dict.fromkeys(trial.row for trial in trials))
+    order = sorted(range(len(trials)), key=lambda i: rows.index(trials[i].row))
     root = str(data_root.expanduser().resolve()) if data_root else None
     cells: dict[int, Cell] = {}
+    most = coordinators(jobs, adaptive=False)
     with session(jobs * threads), signals():
-        task = ray.remote(num_cpus=threads, max_retries=MOST_RESTARTS)(_remote)
+        places = {name: n for name, n in coordinator_resources().items() if name == COORDINATOR}
+        task = ray.remote(num_cpus=0, resources=places, max_retries=MOST_RESTARTS)(_remote)
         running: dict[Any, int] = {}
         while order or running:
-            while order and len(running) < jobs:
+            while order and len(running) < most:
                 i = order.pop(0)
                 events.started(i, _about(trials[i]))
                 config = parameters(trials[i].config)
@@ -142,8 +149,16 @@ def _together(
 
 
 def _remote(run_trial: str, config: dict[str, Any], store: str, data_root: str | None) -> dict[str, Any]:
+    from raz.engine.broker import Asking
+
+    asking = Asking(
+        Path(store), uuid.uuid4().hex, {}, before=lambda: None, beat=lambda: None, log=lambda event: None
+    )  # fmt: skip
     root = Path(data_root) if data_root else None
-    return asdict(attempt(resolve(run_trial), config, Path(store), data_root=root, splits=SPLITS))
+    try:
+        return asdict(attempt(resolve(run_trial), config, Path(store), data_root=root, splits=SPLITS, make=asking))
+    finally:
+        asking.leave()
 
 
 def _about(trial: Trial) -> dict[str, Any]:

@@ -24,6 +24,14 @@ PIPELINE = "raz.pipeline.stages:run_trial"  # by dotted name, so that it crosses
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+class MadeElsewhere(Exception):
+    """A stage that another process made raised what nobody thought of: its text and its traceback."""
+
+    def __init__(self, text: str, trace: str) -> None:
+        super().__init__(text, trace)
+        self.text, self.trace = text, trace
+
+
 def resolve(name: str) -> RunTrial:
     """The function of a dotted name, `package.module:function`."""
     module, colon, function = name.partition(":")
@@ -42,9 +50,11 @@ def attempt(
     progress: Progress | None = None,
     log: Tell | None = None,
     splits: tuple[str, ...] = ("val",),
+    make: Any = None,
 ) -> Outcome:
     """Runs one trial and says how it ended. A search scores the validation split only; a table names the test split.
 
+    `make` is handed on: an engine's way to have stages made by other processes (raz.pipeline.stages.Make).
     `config` are the flat parameters of a TrialConfig. A TrialFailure keeps its reason, memory that ran
     out is `oom`, a configuration that cannot be run is `invalid`, anything else is `error` with its
     traceback. An OSError that would meet every trial (HOPELESS) goes through, and so does what is no
@@ -73,7 +83,7 @@ def attempt(
 
     try:
         trial: TrialConfig = from_parameters(config)
-        result = run_trial(trial, store, data_root=data_root, splits=splits, progress=watched, log=heard)
+        result = run_trial(trial, store, data_root=data_root, splits=splits, progress=watched, log=heard, make=make)
     except Exception as error:
         if stopped:  # however the trial took the word to stop, stopping is what it did
             return Outcome("pruned", time.monotonic() - began, stages=tuple(walked))
@@ -88,6 +98,8 @@ def attempt(
             return failed("oom", error)
         if isinstance(error, OSError) and error.errno in HOPELESS:
             raise
+        if isinstance(error, MadeElsewhere):
+            return failed("error", RuntimeError(error.text), error.trace)
         text = f"{type(error).__name__}: {error}"
         return failed("error", RuntimeError(text), "".join(traceback.format_exception(error)))
     if stopped:

@@ -1,52 +1,112 @@
-"""Trials under Ray Tune: light coordinators in reused processes, each with the CPUs of its threads."""
+"""Trials under Ray Tune: light coordinators in reused processes, that hold no CPU while the broker has stages made."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from raz.engine.broker import Asking
 from raz.engine.events import Events
-from raz.engine.search import HOPELESS, OUTCOME, STEP, VALUE, OptunaPruner, StudySearch
-from raz.engine.session import session
-from raz.engine.stop import signals
+from raz.engine.search import EVENTS, HOPELESS, OUTCOME, POINTS, OptunaPruner, StudySearch
+from raz.engine.session import coordinator_resources, session
+from raz.engine.stop import Stop, signals
 from raz.engine.trial import attempt, resolve
+from raz.pipeline.told import StageEvent
 from raz.study.ledger import Ledger
+from raz.study.resources import Resources
 
 MOST_RESTARTS = 2  # of a trial whose process died, within one run
+BEAT = 2.0  # seconds between two words of a trial that waits
+
+
+class _Coordinator:
+    """What a trial's process tells Tune: steps, what happens to its stages, how it ended.
+
+    When Tune stops the trial, `tune.report` raises SystemExit. The trial hears it as the word to stop, so that what
+    it asked for is given up; then the exit goes on its way.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.given = given
+        self.stopped: SystemExit | None = None
+        self.asking = Asking(
+            Path(given["store"]), tune.get_context().get_trial_id(),
+            {stage: Resources(*asked) for stage, asked in json.loads(given["resources"]).items()},
+            before=self._before, beat=self._beat, log=self.told,
+        )  # fmt: skip
+        self._points: list[tuple[int, float, str | bool]] = []  # step, value, whether shared or the key of a stage
+        self._events: list[StageEvent] = []
+        self._replayed = ""  # key of the stage in the store whose curve is told now
+        self._last = time.monotonic()
+
+    def progress(self, step: int, value: float) -> bool:
+        """A step of a trial. Those of a stage out of the store are told together."""
+        if self.asking.live or not self._replayed:
+            self._points.append((step, value, self.asking.live and self.asking.shared))
+            self.send()
+        else:
+            self._points.append((step, value, self._replayed))
+        return self.stopped is not None
+
+    def log(self, event: StageEvent) -> None:
+        self._replayed = event.key if event.kind == "hit" else ""
+        self.told(event)
+
+    def told(self, event: StageEvent) -> None:
+        self._events.append(event)
+
+    def _before(self) -> None:
+        """Before anything is made for it: is it worth it?"""
+        if self.given["prunes"] and self._points:
+            self.send()
+            if self.stopped is not None:
+                raise RuntimeError("stopped before its next stage")
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._last > BEAT:
+            self.send()
+            if self.stopped is not None:
+                raise RuntimeError("stopped while it waited")
+
+    def send(self, **last: str) -> None:
+        """All that was not told yet."""
+        if self.stopped is not None:
+            return
+        if any(isinstance(mark, str) for _, _, mark in self._points):
+            shared = self.asking.shared_now() if self.given["prunes"] else frozenset()
+            self._points = [(s, v, mark in shared if isinstance(mark, str) else mark) for s, v, mark in self._points]
+        told = {POINTS: json.dumps(self._points), EVENTS: json.dumps([asdict(event) for event in self._events]), **last}
+        self._points, self._events, self._last = [], [], time.monotonic()
+        try:
+            tune.report(told)
+        except SystemExit as stop:
+            self.stopped = stop
 
 
 def coordinate(given: dict[str, Any]) -> None:
-    """A trial's process: walks the stages through the store's cache and reports each step.
-
-    When Tune stops it, `tune.report` raises SystemExit. The trial hears it as the word to stop, so that what
-    it trained is kept and its locks are released; then the exit goes on its way.
-    """
-    stopped: SystemExit | None = None
-
-    def progress(step: int, value: float) -> bool:
-        nonlocal stopped
-        try:
-            tune.report({STEP: step, VALUE: value})
-        except SystemExit as stop:
-            stopped = stop
-        return stopped is not None
-
+    """A trial's process."""
+    trial = _Coordinator(given)
     try:
         outcome = attempt(
             resolve(given["run_trial"]), json.loads(given["config"]), Path(given["store"]),
-            data_root=Path(given["data_root"]) if given["data_root"] else None, progress=progress,
+            data_root=Path(given["data_root"]) if given["data_root"] else None, progress=trial.progress, log=trial.log,
+            make=trial.asking,
         )  # fmt: skip
     except OSError as error:
         last = {HOPELESS: json.dumps([error.errno, error.strerror, _text(error.filename)])}
     else:
         last = {OUTCOME: json.dumps(asdict(outcome))}
-    if stopped is not None:
-        raise stopped
-    tune.report(last)
+    finally:
+        trial.asking.leave()
+    trial.send(**last)
+    if trial.stopped is not None:
+        raise trial.stopped
 
 
 def _text(name: Any) -> str | None:
@@ -62,23 +122,31 @@ def run_tuned(
     events: Events,
     jobs: int,
     threads: int,
+    stop: Stop | None = None,
 ) -> None:
-    """Runs what the ledger still has to ask for, `jobs` trials at a time. Raises OSError as `attempt`."""
+    """Runs what the ledger still has to ask for. `jobs` stages of `threads` CPUs run at a time on this machine; a
+    running Ray cluster (RAY_ADDRESS) has its own. Raises OSError as `attempt`.
+    """
+    space = ledger.space
     constants = {
         "run_trial": run_trial,
         "store": str(store.resolve()),
         "data_root": str(data_root.expanduser().resolve()) if data_root else "",
+        "prunes": space.pruner != "none",
+        "resources": json.dumps({stage: [asked.cpus, asked.gpus] for stage, asked in space.resources.items()}),
     }
-    search = StudySearch(ledger, events, constants)
-    with session(jobs * threads) as folder, signals():  # after Ray, which sets handlers of its own
+    search = StudySearch(ledger, events, constants, stop)
+    trials = coordinators(jobs, adaptive=space.sampler not in ("grid", "random") or space.pruner != "none")
+    with session(jobs * threads) as folder, signals(stop):  # after Ray, which sets handlers of its own
         tuner = tune.Tuner(
-            tune.with_resources(coordinate, {"CPU": threads}),
+            tune.with_resources(coordinate, coordinator_resources()),
             tune_config=tune.TuneConfig(
-                search_alg=search, scheduler=OptunaPruner(), num_samples=ledger.left, max_concurrent_trials=jobs,
-                reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name,
+                search_alg=search, scheduler=OptunaPruner(), num_samples=ledger.left,
+                max_concurrent_trials=min(trials, ledger.left), reuse_actors=True, trial_name_creator=_name,
+                trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name=ledger.space.study, storage_path=str(folder / "tune"), verbose=0,
+                name=space.study, storage_path=str(folder / "tune"), verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MOST_RESTARTS),
             ),
         )  # fmt: skip
@@ -89,6 +157,12 @@ def run_tuned(
                 raise
     if search.hopeless is not None:
         raise search.hopeless
+
+
+def coordinators(jobs: int, *, adaptive: bool) -> int:
+    """Trials at a time. What learns from results asks no further ahead than it can run; else some more trials than
+    stages may run let the broker choose what is urgent."""
+    return jobs if adaptive else jobs + max(2, jobs // 2)
 
 
 def _name(trial: Any) -> str:

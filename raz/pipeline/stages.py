@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -136,6 +136,8 @@ def run_trial(
         trial.tell = lambda node, epoch, value: progress(trial.step(node) + epoch, value)
     with _threads(config.threads):
         trial.path = ordered(trial.config, splits)
+        if make is not None:
+            make.begin({node: trial.keys[node] for node in trial.path})
         uses = [trial.ensure(node) for node in trial.path]
         metrics: dict[str, float] = {}
         for split in splits:
@@ -203,8 +205,15 @@ class Missing:
     data_root: Path | None
 
 
-# Has other processes make it. Says whether this trial was the first to ask; None: make it here.
-Make = Callable[[Missing, Hear], bool | None]
+class Make(Protocol):
+    """An engine that has other processes make stages."""
+
+    def begin(self, path: Mapping[Node, StageKey]) -> None:
+        """What the trial has before it, in order."""
+
+    def __call__(self, missing: Missing, hear: Hear) -> bool | None:
+        """Returns when the first of the missing is in the store: whether this trial was the first to ask for it. None:
+        make it here. Calls `hear` for the epochs as they are trained; raises as `run_trial`."""
 
 
 def _read_metrics(artifact: Artifact, split: str) -> dict[str, float]:
