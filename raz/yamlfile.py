@@ -163,7 +163,9 @@ def _build(node: Any, place: Place, name: str, lines: dict[Place, int], faults: 
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is None or key_node.tag != standard + "str":
+            # YAML 1.1 reads the word `on` as true, which no key can mean.
+            word = key_node.tag == standard + "bool" and str(key).lower() not in ("true", "false")
+            if key is None or not (word or key_node.tag == standard + "str"):
                 shown = "a list or mapping" if key is None else repr(key)
                 faults.append(_fault(name, key_node.start_mark, f"key {shown} is not text", "quote it"))
                 continue

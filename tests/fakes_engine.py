@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class FakeResult:
     metrics: dict[str, float]
     stages: tuple[FakeStage, ...]
     seconds: float
+    device: str = "cpu"
+    data: dict[str, str] = field(default_factory=lambda: {"val": "f00d"})
 
 
 def truth(config: TrialConfig) -> float:

@@ -179,7 +179,7 @@ def test_a_fixed_design_is_counted_exactly(here: Path) -> None:
     plan = plan_file("fixed.yaml", here / "store", settings=[], jobs=1)
     assert (plan.trials, plan.exact, plan.devices, plan.stored) == (6, True, 1, 0)
     space = parse_space(parse(FIXED, "fixed.yaml"))
-    keys = [stage_keys(space.config(point)) for point in space.grid()]
+    keys = [stage_keys(space.config(point)) for point in space.points]
     wanted: dict[str, set[str]] = {}
     for found in keys:
         for node, key in found.items():

@@ -9,12 +9,14 @@ import optuna
 import pytest
 
 from raz.config import PRESETS, configure
+from raz.data import DATASETS
 from raz.errors import RazError
+from raz.pipeline.tree import TRAINED
 from raz.resources import find, shipped
 from raz.study.base import settings_of
 from raz.study.parse import load_space, parse_space
 from raz.study.resources import Resources
-from raz.study.space import SearchSpace, combinations
+from raz.study.space import Pruning, SearchSpace, combinations
 from raz.yamlfile import parse, read
 
 HEAD = "study: s\ndesign: {sampler: tpe, trials: 4}\n"
@@ -116,8 +118,8 @@ design: {sampler: bayes, trials: 0}
 parameters: {depth: {choice: [1, 2]}}
 """,
         """\
-f.yaml:2: design.sampler is 'bayes', expected one of tpe, random, grid
-  try: legal are tpe, random, grid
+f.yaml:2: design.sampler is 'bayes', expected one of tpe, random, grid, cma-es, nsga-ii, loo, ofat, factorial, pairs
+  try: did you mean cma-es?
 f.yaml:2: design.trials is 0, expected a whole number from 1 to 1000000""",
     ),
     (
@@ -174,7 +176,8 @@ pruner: {name: medain}
 parameters: {depth: {choice: [1, 2]}}
 """,
         """\
-f.yaml:3: pruner.name is 'medain', expected one of none, median, percentile
+f.yaml:3: pruner.name is 'medain', expected one of none, median, percentile, successive_halving, hyperband, \
+patient, threshold, wilcoxon
   try: did you mean median?""",
     ),
     (
@@ -183,10 +186,10 @@ f.yaml:3: pruner.name is 'medain', expected one of none, median, percentile
 base: {preset: tinny, dataset: toyy}
 parameters: {depth: {choice: [1, 2]}}
 """,
-        """\
+        f"""\
 f.yaml:3: base.preset is 'tinny', expected one of paper, small, tiny
   try: did you mean tiny?
-f.yaml:3: dataset is 'toyy', expected one of toy, shanghaitech_a, shanghaitech_b
+f.yaml:3: dataset is 'toyy', expected one of {", ".join(DATASETS)}
   try: did you mean toy?""",
     ),
     (
@@ -405,8 +408,8 @@ parameters:
   zooming.theta_z: {float: [0.01, 0.1]}
 """,
         """\
-f.yaml:4: zooming.theta_z is a range without steps, which a grid cannot go through
-  try: step: 0.1, or choice: [...]""",
+f.yaml:4: zooming.theta_z is a range without steps, which a grid design cannot go through
+  try: grid: 8, step: 0.1, or choice: [...]""",
     ),
     (
         HEAD
@@ -553,7 +556,8 @@ parameters:
 def test_what_a_file_says() -> None:
     space = space_of(CONDITIONAL)
     assert (space.study, space.metric, space.direction) == ("deep", "val.rmse", "maximize")
-    assert (space.pruner, space.warmup_steps, space.sampler, space.seed) == ("median", 2, "grid", 3)
+    assert space.pruning == Pruning("median", {"warmup_steps": 2}, TRAINED)
+    assert (space.sampler, space.seed, space.fixed) == ("grid", 3, True)
     assert space.base == configure(PRESETS["tiny"], {"dataset": "toy", "localization.gamma": 30})
     assert space.comment == "Is it so?\nCost: nothing."
     assert [p.name for p in space.parameters] == ["fusion.rule", "depth", "fusion.theta_f", "counting.channels"]
@@ -576,7 +580,7 @@ def test_the_grid_is_every_combination_once() -> None:
         ["grid", "average"], [1, 2, 3], ["cell", "shared", "image"], [(32, 32), (16,)]
     ):
         wanted.add((rule, depth, theta if rule == "grid" and depth > 1 else None, channels if depth == 1 else None))
-    points = space.grid()
+    points = space.points
     got = [
         (
             p["fusion.rule"],

@@ -37,7 +37,9 @@ def run_inline(
         def log(event: StageEvent, number: int = number) -> None:
             events.stage(number, event)
 
-        outcome = attempt(function, config, store, data_root=data_root, progress=progress, log=log)
+        outcome = attempt(
+            function, config, store, data_root=data_root, progress=progress, log=log, seeds=ledger.space.mean_over
+        )
         if outcome.state == "pruned" and not pruned:
             ledger.postpone(number)
             events.done(number, f"trial {number}: stopped, and queued again")

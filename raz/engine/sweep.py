@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def run_study(
     """
     began = time.monotonic()
     target = space.target if trials is None else trials
-    if space.sampler == "grid":
+    if space.fixed:
         target = min(target, space.target)
     with signals(), open_ledger(store, space) as ledger:
         if retry:
@@ -178,8 +178,13 @@ def _held_out(
     kept = ledger.study.user_attrs.get("held_out", {})
     if kept.get("trial") == best.number:
         return dict(kept["metrics"])
-    result = resolve(run_trial)(config, store, data_root=data_root, splits=("val", "test"))
-    metrics = {name: float(value) for name, value in result.metrics.items()}
+    seeds = ledger.space.mean_over or (config.seed,)
+    each = [
+        resolve(run_trial)(replace(config, seed=seed), store, data_root=data_root, splits=("val", "test")).metrics
+        for seed in seeds
+    ]
+    names = [name for name in each[0] if all(name in metrics for metrics in each)]
+    metrics = {name: sum(float(metrics[name]) for metrics in each) / len(each) for name in names}
     ledger.study.set_user_attr("held_out", {"trial": best.number, "metrics": metrics})
     return metrics
 

@@ -6,7 +6,7 @@ import errno
 import importlib
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from raz.config import TrialConfig, from_parameters
 from raz.errors import RazError, TrialFailure
 from raz.pipeline.told import StageEvent, Tell
 from raz.study.ledger import Outcome
+from raz.study.seeds import over_seeds
 
 RunTrial = Callable[..., Any]  # as raz.pipeline.stages.run_trial
 Progress = Callable[[int, float], bool]  # (step, value) -> stop?
@@ -51,15 +52,23 @@ def attempt(
     log: Tell | None = None,
     splits: tuple[str, ...] = ("val",),
     make: Any = None,
+    seeds: Sequence[int] = (),
 ) -> Outcome:
     """Runs one trial and says how it ended. A search scores the validation split only; a table names the test split.
 
+    With `seeds` the trial is run once a seed and judged by the mean (`raz.study.seeds.over_seeds`).
     `make` is handed on: an engine's way to have stages made by other processes (raz.pipeline.stages.Make).
     `config` are the flat parameters of a TrialConfig. A TrialFailure keeps its reason, memory that ran
     out is `oom`, a configuration that cannot be run is `invalid`, anything else is `error` with its
     traceback. An OSError that would meet every trial (HOPELESS) goes through, and so does what is no
     Exception: a stop must reach the caller.
     """
+    if seeds:
+
+        def run(one: Mapping[str, Any], told: Progress | None) -> Outcome:
+            return attempt(run_trial, one, store, data_root=data_root, progress=told, log=log, splits=splits, make=make)
+
+        return over_seeds(run, config, seeds, progress)
     began = time.monotonic()
     stopped = False
     walked: list[dict[str, Any]] = []  # the stages of a trial that does not come to its end
@@ -105,4 +114,6 @@ def attempt(
     if stopped:
         return Outcome("pruned", time.monotonic() - began, stages=tuple(walked))
     stages = tuple(asdict(s) if is_dataclass(s) and not isinstance(s, type) else dict(s) for s in result.stages)
-    return Outcome("complete", time.monotonic() - began, dict(result.metrics), stages)
+    return Outcome(
+        "complete", time.monotonic() - began, dict(result.metrics), stages, device=result.device, data=dict(result.data)
+    )

@@ -97,6 +97,7 @@ def coordinate(given: dict[str, Any]) -> None:
             resolve(given["run_trial"]), json.loads(given["config"]), Path(given["store"]),
             data_root=Path(given["data_root"]) if given["data_root"] else None, progress=trial.progress, log=trial.log,
             make=trial.asking,
+            seeds=json.loads(given["seeds"]),
         )  # fmt: skip
     except OSError as error:
         last = {HOPELESS: json.dumps([error.errno, error.strerror, _text(error.filename)])}
@@ -131,12 +132,13 @@ def run_tuned(
     constants = {
         "run_trial": run_trial,
         "store": str(store.resolve()),
+        "seeds": json.dumps(ledger.space.mean_over),
         "data_root": str(data_root.expanduser().resolve()) if data_root else "",
-        "prunes": space.pruner != "none",
+        "prunes": space.pruning.name != "none",
         "resources": json.dumps({stage: [asked.cpus, asked.gpus] for stage, asked in space.resources.items()}),
     }
     search = StudySearch(ledger, events, constants, stop)
-    trials = coordinators(jobs, adaptive=space.sampler not in ("grid", "random") or space.pruner != "none")
+    trials = coordinators(jobs, adaptive=not (space.fixed or space.sampler == "random") or space.pruning.name != "none")
     with session(jobs * threads) as folder, signals(stop):  # after Ray, which sets handlers of its own
         tuner = tune.Tuner(
             tune.with_resources(coordinate, coordinator_resources()),

@@ -50,7 +50,7 @@ from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split, w
 from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
 from raz.pipeline.told import Kind, StageEvent, Tell
 from raz.pipeline.train import Checkpoint, Outcome, Progress, Pruned, Task, train
-from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, fits_on_train, needed_for, ordered
+from raz.pipeline.tree import STAGES, Node, chain_key, declared, first_step, fits_on_train, needed_for, ordered
 from raz.versions import versions
 
 __all__ = [
@@ -80,6 +80,8 @@ class TrialResult:
     metrics: dict[str, float]
     stages: tuple[StageUse, ...]
     seconds: float
+    device: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint of what was read
 
 
 @lru_cache(maxsize=8)
@@ -142,7 +144,8 @@ def run_trial(
         metrics: dict[str, float] = {}
         for split in splits:
             metrics |= _read_metrics(trial.artifacts[Node("score", split)], split)
-    return TrialResult(metrics, tuple(uses), time.monotonic() - began)
+    data = {split: value for node in trial.artifacts for split, value in trial.keys[node].data.items()}
+    return TrialResult(metrics, tuple(uses), time.monotonic() - began, trial.device_name, data)
 
 
 def make_stages(
@@ -366,9 +369,7 @@ class _Trial:
 
     def step(self, node: Node) -> int:
         """Epoch caps of the trained stages before this one, so that steps align among trials."""
-        values = parameters(self.config)
-        before = TRAINED[: TRAINED.index(node.stage)]
-        return sum(int(values[STAGES[name].epochs]) for name in before)
+        return first_step(parameters(self.config), node.stage)
 
     def _replay(self, node: Node, artifact: Artifact) -> None:
         if self.tell is None:

@@ -48,6 +48,14 @@ STAGES: dict[str, Stage] = {
     "score": Stage("computed", 3, ("depth", "peaks", "fusion", "metrics"), ()),
 }  # fmt: skip
 TRAINED = tuple(name for name, stage in STAGES.items() if stage.kind == "trained")
+# What a trained stage's validation value is measured by, beside its network: only values measured alike compare.
+MEASURED_BY: dict[str, tuple[str, ...]] = {
+    "counting": ("dataset", "input"),
+    "localization": ("dataset", "input", "localization.gamma"),
+    "attention": ("dataset", "input", "attention.sigma_z", "attention.loss"),
+    "raz": ("dataset", "input", "localization.gamma", "raz.regions"),
+    "raz_attention": ("dataset", "input", "attention.sigma_z", "attention.loss", "raz.regions"),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -112,6 +120,37 @@ def needed_for(config: TrialConfig, nodes: Iterable[Node]) -> list[Node]:
     for node in nodes:
         visit(node)
     return list(out)
+
+
+def stage_of_step(values: Mapping[str, Any], step: int) -> tuple[str, int]:
+    """The trained stage that a trial's step belongs to, and the epoch of that stage, from 1.
+
+    `values` are the trial's parameters. Steps run from 1 through the epoch caps of the stages (`first_step`).
+    """
+    for stage in TRAINED:
+        epochs = int(values[STAGES[stage].epochs])
+        if step <= epochs:
+            break
+        step -= epochs if stage != TRAINED[-1] else 0
+    return stage, max(1, step)
+
+
+def first_step(values: Mapping[str, Any], stage: str) -> int:
+    """Epoch caps of the trained stages before this one: its epoch e is the trial's step `first_step + e`."""
+    return sum(int(values[STAGES[name].epochs]) for name in TRAINED[: TRAINED.index(stage)])
+
+
+def all_steps(values: Mapping[str, Any]) -> int:
+    """Epoch caps of all trained stages together."""
+    return sum(int(values[STAGES[name].epochs]) for name in TRAINED)
+
+
+def measure_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Those of a trial's parameters that a stage's validation value is measured by."""
+    wanted = MEASURED_BY[stage]
+    if values.get("raz.regions") == "same":
+        wanted = tuple("zooming" if name == "raz.regions" else name for name in wanted)
+    return {n: v for n, v in values.items() if any(n == w or n.startswith(f"{w}.") for w in wanted)}
 
 
 def inputs_of(config: TrialConfig, stage: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def read_base(
     faults.keys(place, base, ("preset", "dataset", "set"))
     settings = dict(settings)
     name = settings.pop("preset", base.get("preset", preset))  # --set preset=small
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         faults.add(
             (*place, "preset"), f"{prefix}preset is {kind(name)}, expected one of {', '.join(PRESETS)}",
             nearest(str(name), PRESETS),

@@ -19,7 +19,8 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from raz.errors import RazError
 from raz.study.inventory import check_store
-from raz.study.records import Held, journal_path, load_study, study_names
+from raz.study.journal import Held, journal_path, study_names
+from raz.study.records import load_study
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 READS = ("GET", "HEAD")

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from raz.config import TrialConfig, known_names, nearest
 from raz.study.base import faults_of
-from raz.study.space import KINDS, Parameter, among, label
+from raz.study.design import DESIGNS
+from raz.study.parameter import Parameter, among, label
 from raz.yamlfile import Document, Faults, Place, kind
+
+KINDS = ("choice", "int", "float")
+KEYS = (*KINDS, "log", "step", "grid", "when")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")  # of a named choice
+MOST_PLACES = 1000  # of `grid:`
 
 
 def read_parameters(document: Document, faults: Faults, base: TrialConfig, sampler: str) -> tuple[Parameter, ...]:
+    """The parameters of the file, each after those its conditions name."""
     raw = document.data.get("parameters", {})
     if not isinstance(raw, dict) or ("parameters" in document.data and not raw):
         faults.add(
@@ -24,12 +32,17 @@ def read_parameters(document: Document, faults: Faults, base: TrialConfig, sampl
     hints = known_names()
     found: dict[str, Parameter] = {}
     for name, body in raw.items():
-        if name not in hints:
+        several = isinstance(body, dict) and isinstance(body.get("choice"), dict)
+        if name not in hints and not (several and NAME.fullmatch(name)):
             faults.add(("parameters", name), f"unknown parameter {name!r}", nearest(name, hints))
             continue
-        parameter = _parameter(name, body, faults, sampler)
+        parameter = _parameter(name, body, faults)
         if parameter is not None:
             found[name] = parameter
+            if sampler in DESIGNS and parameter.kind == "float" and not (parameter.step or parameter.grid):
+                what = f"{name} is a range without steps, which a {sampler} design cannot go through"
+                faults.add(("parameters", name), what, "grid: 8, step: 0.1, or choice: [...]")
+    _set_twice(found, faults)
     for parameter in found.values():
         for other, legal in parameter.when:
             _condition(parameter.name, other, legal, raw, found, faults)
@@ -39,7 +52,7 @@ def read_parameters(document: Document, faults: Faults, base: TrialConfig, sampl
     return ordered
 
 
-def _parameter(name: str, body: Any, faults: Faults, sampler: str) -> Parameter | None:
+def _parameter(name: str, body: Any, faults: Faults) -> Parameter | None:
     place: Place = ("parameters", name)
     before = len(faults.found)
     if not isinstance(body, dict):
@@ -48,43 +61,70 @@ def _parameter(name: str, body: Any, faults: Faults, sampler: str) -> Parameter 
         return None
     kinds = [key for key in KINDS if key in body]
     for key in body:
-        if key not in (*KINDS, "log", "step", "when"):
-            legal = (*KINDS, "log", "step", "when")
-            faults.add((*place, key), f"unknown key {key!r} of {name}", nearest(key, legal))
+        if key not in KEYS:
+            faults.add((*place, key), f"unknown key {key!r} of {name}", nearest(key, KEYS))
     if len(kinds) != 1:
         got = " and ".join(kinds) if kinds else "no range"
         faults.add(place, f"{name} has {got}, expected one of choice, int and float", f"{name}: {{choice: [1, 2]}}")
         return None
-    (chosen,) = kinds
     when = _when(name, body.get("when", {}), faults)
+    found = _choice(name, body, when, faults) if kinds == ["choice"] else _range(name, kinds[0], body, when, faults)
+    return found if len(faults.found) == before else None
+
+
+When = tuple[tuple[str, tuple[Any, ...]], ...]
+
+
+def _choice(name: str, body: Mapping[str, Any], when: When, faults: Faults) -> Parameter | None:
+    place: Place = ("parameters", name, "choice")
+    for key in ("log", "step", "grid"):
+        if key in body:
+            faults.add((*place[:2], key), f"{name} has {key} beside choice", f"leave {key} out, or give a range")
+    values = body["choice"]
+    if isinstance(values, dict) and values:
+        return _named(name, values, when, faults)
+    if not isinstance(values, list) or not values:
+        got = kind(values) if values or not isinstance(values, (list, dict)) else "empty"
+        faults.add(place, f"{name}.choice is {got}, expected a list", "[1, 2]")
+        return None
+    seen: list[Any] = []
+    for i, value in enumerate(values):
+        if isinstance(value, dict) or value is None:
+            hint = f"{{this: {{{name}: …}}, that: …}}" if isinstance(value, dict) else ""
+            faults.add((*place, i), f"{name}.choice has {kind(value)}, expected values", hint)
+        elif any(among(label(value), (other,)) for other in seen):
+            faults.add((*place, i), f"{name}.choice has {value!r} twice", "leave one out")
+        seen.append(label(value))
+    return Parameter(name, "choice", tuple(values), when=when)
+
+
+def _named(name: str, values: Mapping[str, Any], when: When, faults: Faults) -> Parameter | None:
+    """`{narrow: {counting.channels: [32]}, wide: …}`, or names for the values of one parameter."""
+    place: Place = ("parameters", name, "choice")
+    own = name in known_names()
+    sets: dict[str, Mapping[str, Any]] = {}
+    for word, value in values.items():
+        if isinstance(value, dict) and value:
+            sets[word] = value
+        elif own and value is not None and not isinstance(value, dict):
+            sets[word] = {name: value}
+        else:
+            got = "nothing" if value is None or value == {} else kind(value)
+            hint = f"{word}: {{counting.channels: [32, 32]}}"
+            faults.add((*place, word), f"{name}.choice.{word} is {got}, expected dotted names with values", hint)
+    return Parameter(name, "choice", tuple(sets), when=when, sets=sets)
+
+
+def _range(name: str, chosen: str, body: Mapping[str, Any], when: When, faults: Faults) -> Parameter | None:
+    place: Place = ("parameters", name)
+    bounds = body[chosen]
     log: Any = body.get("log", False)
     step: Any = body.get("step")
-    if chosen == "choice":
-        values = body["choice"]
-        if not isinstance(values, list) or not values:
-            faults.add(
-                (*place, "choice"),
-                f"{name}.choice is {kind(values) if values != [] else 'empty'}, expected a list",
-                "[1, 2]",
-            )
-            return None
-        for key in ("log", "step"):
-            if key in body:
-                faults.add((*place, key), f"{name} has {key} beside choice", f"leave {key} out, or give a range")
-        seen: list[Any] = []
-        for i, value in enumerate(values):
-            if isinstance(value, dict) or value is None:
-                faults.add((*place, "choice", i), f"{name}.choice has {kind(value)}, expected values")
-            elif any(label(value) == other for other in seen):
-                faults.add((*place, "choice", i), f"{name}.choice has {value!r} twice", "leave one out")
-            seen.append(label(value))
-        return Parameter(name, "choice", tuple(values), when=when) if len(faults.found) == before else None
-    bounds = body[chosen]
     number = int if chosen == "int" else (int, float)
     word = "whole numbers" if chosen == "int" else "numbers"
 
     def is_number(value: Any) -> bool:
-        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, number) and not isinstance(value, bool) and abs(value) <= 1e300
 
     if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
         shown = json.dumps(bounds) if isinstance(bounds, list) else kind(bounds)
@@ -108,16 +148,29 @@ def _parameter(name: str, body: Any, faults: Faults, sampler: str) -> Parameter 
             faults.add((*place, "step"), f"{name}.step is {kind(step)}, expected one of the {word} over 0")
         elif log is True:
             faults.add((*place, "step"), f"{name} has both step and log: true", "leave one out")
-        elif abs((high - low) / step - round((high - low) / step)) > 1e-9:
+        elif low <= high and abs((high - low) / step - round((high - low) / step)) > 1e-9:
             top = low + math.floor((high - low) / step) * step
             faults.add((*place, "step"), f"{name}.step {step} does not lead from {low} to {high}", f"[{low}, {top:g}]")
-    elif chosen == "float" and sampler == "grid":
-        faults.add(
-            place, f"{name} is a range without steps, which a grid cannot go through", "step: 0.1, or choice: [...]"
-        )
-    if len(faults.found) > before:
-        return None
-    return Parameter(name, chosen, low=low, high=high, step=step, log=log, when=when)
+    grid = body.get("grid")
+    if "grid" in body:
+        if isinstance(grid, bool) or not isinstance(grid, int) or not 2 <= grid <= MOST_PLACES:
+            what = f"{name}.grid is {kind(grid)}, expected a whole number from 2 to {MOST_PLACES}"
+            faults.add((*place, "grid"), what, "grid: 8")
+        elif "step" in body:
+            faults.add((*place, "grid"), f"{name} has both step and grid", "leave one out")
+        elif low == high:
+            faults.add((*place, "grid"), f"{name} has a grid over the one value {low}", "leave grid out")
+    return Parameter(name, chosen, low=low, high=high, step=step, log=log, grid=grid, when=when)
+
+
+def _set_twice(found: Mapping[str, Parameter], faults: Faults) -> None:
+    owner: dict[str, str] = {}
+    for parameter in found.values():
+        for name in parameter.names():
+            if name in owner:
+                what = f"{name} is set by {parameter.name} and by {owner[name]}"
+                faults.add(("parameters", parameter.name), what, "leave one out")
+            owner.setdefault(name, parameter.name)
 
 
 def _when(name: str, raw: Any, faults: Faults) -> tuple[tuple[str, tuple[Any, ...]], ...]:
@@ -178,20 +231,39 @@ def _ordered(found: dict[str, Parameter], faults: Faults) -> tuple[Parameter, ..
 
 def _try_values(parameter: Parameter, found: Mapping[str, Parameter], base: TrialConfig, faults: Faults) -> None:
     """Sets every choice, or both ends of a range, on the base, beside values that make it active."""
-    around: dict[str, Any] = {}
+    beside = around(parameter, found)
+    parents = [found[name].settings(value) for name, value in beside.items() if _has(found[name], value)]
+    if any(faults_of(base, settings) for settings in parents):
+        return  # the parent is at fault, and says so
+    context = {name: value for settings in parents for name, value in settings.items()}
+    told = set()
+    for i, value in enumerate(ends_of(parameter)):
+        for fault in faults_of(base, {**context, **parameter.settings(value)}):
+            if fault.what not in told:
+                told.add(fault.what)
+                where: Place = (value, next((n for n in parameter.names() if f"{n} is" in fault.what), ""))
+                faults.add(
+                    ("parameters", parameter.name, parameter.kind, *(where if parameter.sets else (i,))),
+                    fault.what, fault.hint,
+                )  # fmt: skip
+
+
+def ends_of(parameter: Parameter) -> tuple[Any, ...]:
+    """Every choice, or both ends of a range."""
+    return parameter.choices if parameter.kind == "choice" else (parameter.low, parameter.high)
+
+
+def around(parameter: Parameter, found: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Values of other parameters beside which it is active."""
+    out: dict[str, Any] = {}
     todo = [parameter]
     while todo:
         for other, legal in todo.pop().when:
-            if other in found and other not in around:
-                around[other] = legal[0]
+            if other in found and other not in out:
+                out[other] = legal[0]
                 todo.append(found[other])
-    if any(faults_of(base, {name: value}) for name, value in around.items()):
-        return  # the parent is at fault, and says so
-    ends = parameter.choices if parameter.kind == "choice" else (parameter.low, parameter.high)
-    told = set()
-    for i, value in enumerate(ends):
-        for fault in faults_of(base, {**around, parameter.name: value}):
-            if fault.what not in told:
-                told.add(fault.what)
-                place: Place = ("parameters", parameter.name, parameter.kind, i)
-                faults.add(place, fault.what, fault.hint)
+    return out
+
+
+def _has(parameter: Parameter, value: Any) -> bool:
+    return not parameter.sets or value in parameter.sets

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,38 +20,43 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import nearest, parameters
 from raz.errors import RazError
-from raz.study.pruning import StepPruner
+from raz.study.journal import Journal, journal_path, lock_path, mend, open_journal, study_names
+from raz.study.parameter import label
+from raz.study.pruning import Pruner
 from raz.study.records import (
+    About,
     Outcome,
     TrialRecord,
+    configuration,
     is_running,
-    journal_path,
     load_study,
-    lock_path,
     read_records,
     record_of,
     records,
-    storage_of,
-    study_names,
 )  # fmt: skip
+from raz.study.sampling import sampler_of
 from raz.study.space import SearchSpace
 from raz.versions import versions
 
-MOST_ATTEMPTS = 3  # of one trial whose process or machine went away
 __all__ = [
     "Ledger", "Outcome", "TrialRecord", "is_running", "journal_path", "load_study", "open_ledger", "read_records",
     "records", "study_names",
 ]  # fmt: skip
+
+MOST_ATTEMPTS = 3  # of one trial whose process or machine went away
 LOCK_WAIT = 2.0  # seconds; a reader that looks whether the driver lives holds the lock for an instant
 
 
 class Ledger:
     """A study open for writing. Get one from `open_ledger`."""
 
-    def __init__(self, space: SearchSpace, study: optuna.Study, path: Path) -> None:
+    def __init__(self, space: SearchSpace, study: optuna.Study, journal: Journal, path: Path, pruner: Pruner) -> None:
         self.space, self.study, self.path = space, study, path
         self.left = 0  # trials that may still be asked for
+        self._journal, self._pruner = journal, pruner
+        self._about = About.of(study)
         self._live: dict[int, optuna.Trial] = {}
+        self._steps: dict[int, set[int]] = {}  # of living trials: the steps that are written down
 
     # ------------------------------------------------------------------ before a run
 
@@ -65,7 +68,7 @@ class Ledger:
         """
         for trial in self._trials():
             if trial.state == TrialState.RUNNING:
-                self._attributes(trial.number, reason="lost", message="its driver went away")
+                self._journal.write(trial._trial_id, {"reason": "lost", "message": "its driver went away"})
                 self.study.tell(trial.number, state=TrialState.FAIL)
         trials = self._trials()
         by_number = {trial.number: trial for trial in trials}
@@ -81,25 +84,22 @@ class Ledger:
                     owed += 1
                     continue
             done += 1
-        if self.space.sampler == "grid":
-            known = {trial.user_attrs.get("grid") for trial in trials}
-            for i, point in enumerate(self.space.grid()[:target]):
-                if i not in known:
-                    self.study.enqueue_trial(self._labels(point), user_attrs={"grid": i})
+        known = {trial.user_attrs.get("point") for trial in trials}
+        for i, point in enumerate(self.space.points[:target]):
+            if i not in known:
+                self.study.enqueue_trial(self._labels(point), user_attrs={"point": i})
         self.left = max(0, target - done)
         return self.left
 
     def _queue_again(self, trial: FrozenTrial) -> None:
         fixed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         attributes = {"retry_of": trial.number}
-        if "grid" in trial.user_attrs:
-            attributes["grid"] = trial.user_attrs["grid"]
+        if "point" in trial.user_attrs:
+            attributes["point"] = trial.user_attrs["point"]
         self.study.enqueue_trial(fixed, user_attrs=attributes)
 
     def _labels(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        from raz.study.space import label
-
-        choices = {p.name for p in self.space.parameters if p.kind == "choice"}
+        choices = {p.name for p in self.space.drawn if p.kind == "choice"}
         return {name: label(value) if name in choices else value for name, value in point.items()}
 
     # ------------------------------------------------------------------ a trial
@@ -112,91 +112,133 @@ class Ledger:
         while self.left > 0:
             self.left -= 1
             trial = self.study.ask()
-            self._live[trial.number] = trial
+            self._live[trial.number], self._steps[trial.number] = trial, set()
             values = self.space.suggest(trial)
+            about: dict[str, Any] = {"values": values, "versions": versions()}
             try:
                 config = parameters(self.space.config(values))
             except RazError as error:
-                self._attributes(trial.number, values=values, versions=versions())
+                self._journal.write(trial._trial_id, about)
                 self.tell(trial.number, Outcome("failed", reason="invalid", message=str(error)))
                 continue
-            self._attributes(trial.number, values=values, parameters=config, versions=versions())
+            about["changed"] = {n: v for n, v in config.items() if n not in self._base or self._base[n] != v}
+            if without := [name for name in self._base if name not in config]:
+                about["without"] = without
+            self._journal.write(trial._trial_id, about)
+            self._pruner.begin(trial.number, config)
             return trial.number, values, config
         return None
+
+    @property
+    def _base(self) -> Mapping[str, Any]:
+        return self._about.base
 
     def report(self, number: int, step: int, value: float, *, shared: bool = False) -> bool:
         """Writes down a step of a running trial and says whether to prune it.
 
-        `shared`: another living trial waits for the same stage, so nobody is pruned in it.
-
-        A step told twice (a trial that was restarted replays its curve) keeps its first value.
+        `shared`: another living trial waits for the same stage, so nobody is pruned in it. A step told twice (a
+        trial that was restarted replays its curve) keeps its first value, and nothing is decided on it again.
         """
-        trial = self._live.get(number)
-        if trial is None:
+        return self.report_many(number, [(step, value)], shared=shared)
+
+    def report_many(self, number: int, steps: Iterable[tuple[int, float]], *, shared: bool = False) -> bool:
+        """Several steps at once, such as the curve of a stage that the store held; as `report` of each in turn.
+
+        What comes after the step that prunes it is not written down.
+        """
+        if number not in self._live:
             return False
-        if step not in self.study._storage.get_trial(trial._trial_id).intermediate_values:
-            trial.report(value, step)
-        return not shared and bool(trial.should_prune())
+        told, stop = {}, False
+        for step, value in steps:
+            if step in self._steps[number]:
+                continue
+            self._steps[number].add(step)
+            told[step] = float(value)
+            stop = self._pruner.report(number, step, float(value), ask=not shared)
+            if stop:
+                break
+        self._journal.write(self._live[number]._trial_id, steps=told)
+        return stop
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
         """Writes down how a trial ended; telling a finished trial again changes nothing."""
-        if self._live.pop(number, None) is None:
+        trial = self._live.pop(number, None)
+        if trial is None:
             return self.record(number)
-        state, value, reason, message = outcome.state, None, outcome.reason, outcome.message
+        self._steps.pop(number)
+        state, reason, message = outcome.state, outcome.reason, outcome.message
+        values: list[float] = []
         if state == "complete":
-            metrics = outcome.metrics or {}
-            value = metrics.get(self.space.metric)
-            if value is None:
-                state, reason = "failed", "error"
-                message = f"the trial gave no {self.space.metric}; {nearest(self.space.metric, metrics)}"
-            elif not math.isfinite(value):
-                state, reason, message = "failed", "nan", f"{self.space.metric} is {value}"
+            values, reason, message = self._objectives(outcome.metrics or {})
+            state = "failed" if reason else state
+        final = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(state, TrialState.FAIL)
         known = {
-            "metrics": {k: v for k, v in outcome.metrics.items() if math.isfinite(v)} if outcome.metrics else None,
-            "stages": [dict(stage) for stage in outcome.stages] or None,
-            "reason": reason or None,
-            "message": message or None,
-            "trace": outcome.trace or None,
+            "metrics": _finite(outcome.metrics or {}),
+            "seeds": {seed: _finite(metrics) for seed, metrics in (outcome.seeds or {}).items()},
+            "stages": [dict(stage) for stage in outcome.stages],
+            "device": outcome.device,
+            "data": dict(outcome.data),
+            "reason": reason,
+            "message": message,
+            "trace": outcome.trace,
+            "rungs": self._pruner.end(number, final),
             "seconds": outcome.seconds,
         }
-        self._attributes(number, **{name: value for name, value in known.items() if value is not None})
-        if state == "complete":
-            self.study.tell(number, value)
-        elif state == "pruned":
-            self.study.tell(number, state=TrialState.PRUNED)
-        else:
-            self.study.tell(number, state=TrialState.FAIL)
+        self._journal.write(trial._trial_id, {name: value for name, value in known.items() if value or value == 0})
+        self.study.tell(trial, values if final == TrialState.COMPLETE else None, state=final)
         return self.record(number)
+
+    def _objectives(self, metrics: Mapping[str, float]) -> tuple[list[float], str, str]:
+        """The values of the objectives; or the reason why there are none, and the message."""
+        values = []
+        for objective in self.space.objectives:
+            value = metrics.get(objective.metric)
+            if value is None:
+                return [], "error", f"the trial gave no {objective.metric}; {nearest(objective.metric, metrics)}"
+            if not math.isfinite(value):
+                return [], "nan", f"{objective.metric} is {value}"
+            values.append(value)
+        return values, "", ""
 
     def postpone(self, number: int) -> None:
         """Puts a trial back that a clean stop met: it waits again, with its values and the steps it has told, and is
         the first to be asked for by the next run. That is no attempt lost."""
         trial = self._live.pop(number, None)
         if trial is not None:
-            self.study._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
+            self._steps.pop(number)
+            self._pruner.pause(number)
+            self._journal.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
             self.left += 1
 
     def record(self, number: int) -> TrialRecord:
         """The record of one trial."""
-        return record_of(self.space.study, self._trials()[number], alive=True)
+        trial_id = self._journal.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        return record_of(self._about, self._journal.get_trial(trial_id), alive=True)
 
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials, in the order of their numbers."""
         return records(self.study)
 
     def best(self) -> TrialRecord | None:
-        """The complete trial with the best objective; of equals the earliest."""
-        done = [record for record in self.records() if record.state == "complete" and record.value is not None]
+        """The complete trial with the best objective, of equals the earliest; of several objectives, the first's."""
         sign = 1 if self.space.direction == "minimize" else -1
-        return min(done, key=lambda r: (sign * (r.value or 0.0), r.number), default=None)
+        return min(self.front(), key=lambda r: (sign * (r.value or 0.0), r.number), default=None)
+
+    def front(self) -> tuple[TrialRecord, ...]:
+        """The complete trials that none beats in every objective (Pareto): of one objective, the best."""
+        if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            return ()
+        if len(self.space.objectives) == 1:
+            best = self.study.best_value
+            return tuple(r for r in self.records() if r.state == "complete" and r.value == best)
+        return tuple(self.record(trial.number) for trial in self.study.best_trials)
 
     def _trials(self) -> list[FrozenTrial]:
         return list(self.study.get_trials(deepcopy=False))
 
-    def _attributes(self, number: int, **values: Any) -> None:
-        trial_id = self._trials()[number]._trial_id
-        for name, value in values.items():
-            self.study._storage.set_trial_user_attr(trial_id, name, value)
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _attempts(trial: FrozenTrial, by_number: Mapping[int, FrozenTrial]) -> int:
@@ -226,49 +268,35 @@ def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
             f"study {space.study}", "another process is running this study", "wait for it, or stop it"
         ) from None
     try:
-        _mend(path)
-        yield Ledger(space, _open(path, space), path)
+        mend(path)
+        journal, pruner = open_journal(path), Pruner(space)
+        study = _open(journal, space, pruner)
+        yield Ledger(space, study, journal, path, pruner)
     finally:
         lock.release()
 
 
-def _mend(path: Path) -> None:
-    """Cuts a line that a killed driver left half-written, so that the next one starts on its own line."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        position = size
-        while position > 0:
-            step = min(4096, position)
-            position -= step
-            file.seek(position)
-            newline = file.read(step).rfind(b"\n")
-            if newline >= 0:
-                position += newline + 1
-                break
-        if position != size:
-            file.truncate(position)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _open(path: Path, space: SearchSpace) -> optuna.Study:
-    storage = storage_of(path)
+def _open(journal: Journal, space: SearchSpace, pruner: Pruner) -> optuna.Study:
     study = optuna.create_study(
-        storage=storage, study_name=space.study, direction=space.direction, load_if_exists=True,
-        pruner=pruner_of(space),
+        storage=journal, study_name=space.study, directions=[o.direction for o in space.objectives],
+        load_if_exists=True, pruner=pruner.on_study,
     )  # fmt: skip
+    trials = study.get_trials(deepcopy=False)
     told = study.user_attrs.get("meaning")
     if told is None:
-        if study.get_trials(deepcopy=False):
+        if trials:
             raise RazError(f"study {space.study}", "its journal was not written by raz-sweep", "use another name")
         study.set_user_attr("meaning", space.meaning())
         study.set_user_attr("digest", space.digest())
     elif told != space.meaning():
         raise RazError(f"study {space.study}", _difference(told, space.meaning()), "give the new question a new name")
+    base = About.of(study).base
+    for trial in trials:
+        config = configuration(base, trial.user_attrs)
+        if config:
+            pruner.remember(trial, config, trial.user_attrs.get("rungs", {}))
     # A resumed search must not draw the values of the first run again.
-    study.sampler = sampler_of(space, drawn=len(study.get_trials(deepcopy=False)))
+    study.sampler = sampler_of(space, drawn=len(trials))
     return study
 
 
@@ -279,20 +307,3 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     lines = [f"  {name}: {shown(old, name)} -> {shown(new, name)}" for name in names]
     return "the study of this name asked something else:\n" + "\n".join(lines)
-
-
-def sampler_of(space: SearchSpace, drawn: int = 0) -> optuna.samplers.BaseSampler:
-    """The sampler, seeded by the study's seed and how many trials were drawn before."""
-    seed = (space.seed + 1_000_003 * drawn) % 2**32
-    if space.sampler == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # group: parameters under one condition are drawn jointly, not each on its own
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-    return optuna.samplers.RandomSampler(seed=seed)  # a grid's points are queued, none is drawn
-
-
-def pruner_of(space: SearchSpace) -> optuna.pruners.BasePruner:
-    """The pruner, by its name in raz.study.space.PRUNERS."""
-    keep = {"median": 0.5, "percentile": 0.25}.get(space.pruner)
-    return optuna.pruners.NopPruner() if keep is None else StepPruner(keep, space.warmup_steps)

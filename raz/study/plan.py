@@ -180,10 +180,10 @@ def draws_of_search(
     """What a search may run next: its fixed design's points from `first` on, or sets of random ones;
     and how many points of a set cannot go together."""
     cache = StageCache(prices.store)
-    if space.sampler == "grid":
+    if space.fixed:
         configs = []
         skipped = 0
-        for point in space.grid()[first : first + trials]:
+        for point in space.points[first : first + trials]:
             try:
                 configs.append(space.config(point))
             except RazError:

@@ -19,8 +19,8 @@ from raz.pipeline.cache import StageKey, digest, write_json
 from raz.study.describe import base_of
 from raz.study.index import StoredStudy, read_study
 from raz.study.inventory import StoredStage, stage_of
+from raz.study.parameter import label
 from raz.study.records import study_names
-from raz.study.space import label
 
 if TYPE_CHECKING:
     from raz.study.ablation import AblationTable

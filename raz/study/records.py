@@ -5,20 +5,24 @@ Readers need no lock: they may read beside the driver that writes.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import filelock
 import optuna
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import nearest
 from raz.errors import RazError
+from raz.study.journal import journal_path, lock_path, open_journal, study_names
+
+__all__ = [
+    "About", "Outcome", "TrialRecord", "configuration", "is_running", "journal_path", "load_study", "lock_path",
+    "read_records", "record_of", "records", "study_names",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Outcome:
     reason: str = ""  # of a failure: nan | oom | lost | invalid | error
     message: str = ""
     trace: str = ""
+    device: str = ""  # where it ran
+    data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint of what it read
+    seeds: Mapping[str, Mapping[str, float]] | None = None  # of a trial over several seeds: each one's metrics
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class TrialRecord:
     state: str  # complete | pruned | failed | running | waiting | lost (running, and its driver is gone)
     values: Mapping[str, Any]  # what was searched: dotted name -> value, active parameters only
     config: Mapping[str, Any]  # the whole trial: every dotted name -> value
-    value: float | None  # the objective
+    value: float | None  # the objective; the first of several
     metrics: Mapping[str, float]
     stages: Sequence[Mapping[str, Any]]  # {stage, key, hit, seconds}
     steps: Mapping[int, float]  # what the pruner saw
@@ -54,6 +61,10 @@ class TrialRecord:
     retry_of: int | None
     started: datetime | None
     finished: datetime | None
+    objectives: Mapping[str, float] = field(default_factory=dict)  # metric -> value, of a complete trial
+    seeds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # seed -> its metrics; the mean is `metrics`
+    device: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint
 
     @property
     def pruned_at(self) -> tuple[int, float] | None:
@@ -64,48 +75,13 @@ class TrialRecord:
         return last, self.steps[last]
 
 
-class Held(JournalFileOpenLock):  # type: ignore[misc]
-    """The journal's own lock, which the ledger's lock makes needless: it would outlive a killed driver."""
-
-    def __init__(self) -> None:
-        return None
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        return None
-
-
-def journal_path(store: Path, study: str) -> Path:
-    """STORE/studies/NAME.journal"""
-    return store / "studies" / f"{study}.journal"
-
-
-def study_names(store: Path) -> tuple[str, ...]:
-    """The studies of a store."""
-    return tuple(sorted(path.stem for path in (store / "studies").glob("*.journal")))
-
-
-def lock_path(journal: Path) -> str:
-    return str(journal.with_suffix(".lock"))
-
-
-def storage_of(path: Path) -> optuna.storages.JournalStorage:
-    logging.getLogger("optuna").setLevel(logging.ERROR)  # the console tells each event, and once
-    try:
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=Held()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RazError(str(path), f"the journal is damaged: {error}", "move the file away and run again") from None
-
-
 def load_study(store: Path, name: str) -> optuna.Study:
     """A study to read. Raises RazError when the store has none of this name."""
     path = journal_path(store, name)
     if not path.is_file():
         raise RazError(f"study {name}", f"{store} has no such study", _known(store, name))
     try:
-        return optuna.load_study(study_name=name, storage=storage_of(path))
+        return optuna.load_study(study_name=name, storage=open_journal(path))
     except KeyError:
         raise RazError(str(path), f"the journal holds no study {name!r}", "move the file away and run again") from None
 
@@ -139,7 +115,25 @@ def is_running(store: Path, name: str) -> bool:
 
 def records(study: optuna.Study, *, alive: bool = True) -> tuple[TrialRecord, ...]:
     """The study's trials as records. Without a living driver, what is RUNNING was lost."""
-    return tuple(record_of(study.study_name, trial, alive) for trial in study.get_trials(deepcopy=False))
+    about = About.of(study)
+    return tuple(record_of(about, trial, alive) for trial in study.get_trials(deepcopy=False))
+
+
+@dataclass(frozen=True)
+class About:
+    """What the records of a study have in common."""
+
+    study: str
+    base: Mapping[str, Any]  # dotted name -> value
+    metrics: tuple[str, ...]  # of its objectives
+
+    @staticmethod
+    def of(study: optuna.Study) -> About:
+        told = study.user_attrs.get("meaning", {})
+        meaning: Mapping[str, Any] = told if isinstance(told, Mapping) else {}  # a journal of another tool
+        base = {name.removeprefix("base."): value for name, value in meaning.items() if name.startswith("base.")}
+        first = [meaning["objective.metric"]] if "objective.metric" in meaning else []
+        return About(study.study_name, base, (*first, *(metric for metric, _ in meaning.get("objective.others", ()))))
 
 
 STATES = {
@@ -151,18 +145,18 @@ STATES = {
 }
 
 
-def record_of(study: str, trial: FrozenTrial, alive: bool) -> TrialRecord:
+def record_of(about: About, trial: FrozenTrial, alive: bool) -> TrialRecord:
     attributes = trial.user_attrs
     state = STATES[trial.state]
     if state == "running" and not alive:
         state = "lost"
     return TrialRecord(
-        study=study,
+        study=about.study,
         number=trial.number,
         state=state,
         values=attributes.get("values", {}),
-        config=attributes.get("parameters", {}),
-        value=trial.value if state == "complete" else None,
+        config=configuration(about.base, attributes),
+        value=trial.values[0] if state == "complete" else None,
         metrics=attributes.get("metrics", {}),
         stages=tuple(attributes.get("stages", ())),
         steps=dict(trial.intermediate_values),
@@ -173,4 +167,15 @@ def record_of(study: str, trial: FrozenTrial, alive: bool) -> TrialRecord:
         retry_of=attributes.get("retry_of"),
         started=trial.datetime_start,
         finished=trial.datetime_complete,
+        objectives=dict(zip(about.metrics, trial.values, strict=False)) if state == "complete" else {},
+        seeds=attributes.get("seeds", {}),
+        device=attributes.get("device", ""),
+        data=attributes.get("data", {}),
     )
+
+
+def configuration(base: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's parameters: the base's, and what it changed (a trial that could not be configured has none)."""
+    if "changed" not in attributes:
+        return dict(attributes.get("parameters", {}))  # as an older raz-sweep wrote them, in full
+    return {n: v for n, v in {**base, **attributes["changed"]}.items() if n not in attributes.get("without", ())}

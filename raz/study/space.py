@@ -1,8 +1,4 @@
-"""SearchSpace: a question about the hyperparameters, read from YAML and checked before anything runs.
-
-Every parameter name and every value that a trial could draw is set on the base once, so a search never
-dies in its fortieth trial of a misspelt word. All faults of a file are told together (`file:line: ...`).
-"""
+"""SearchSpace: a question about the hyperparameters. `raz.study.parse` reads one from YAML."""
 
 from __future__ import annotations
 
@@ -13,81 +9,46 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 from raz.config import TrialConfig, configure, parameters
 from raz.errors import RazError
+from raz.study.derive import Derived, derive
+from raz.study.design import DESIGNS, LARGEST_GRID, Point, grid, points_of
+from raz.study.parameter import Parameter, Suggests
 from raz.study.resources import Resources
 
-SAMPLERS = ("tpe", "random", "grid")
-PRUNERS = ("none", "median", "percentile")  # median keeps the better half at each step, percentile a quarter
+SAMPLERS = ("tpe", "random", "grid", "cma-es", "nsga-ii", "loo", "ofat", "factorial", "pairs")
+POPULATIONS = ("cma-es", "nsga-ii")  # samplers that draw a generation at a time
 DIRECTIONS = ("minimize", "maximize")
-KINDS = ("choice", "int", "float")
 STUDY_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-LARGEST_GRID = 100_000
 MOST_TRIALS = 1_000_000
 
 
-class Suggests(Protocol):
-    """The part of an Optuna trial that a space draws from."""
+@dataclass(frozen=True)
+class Objective:
+    """What is best: a metric of the validation split, and which way."""
 
-    def suggest_categorical(self, name: str, choices: Any, /) -> Any: ...
-    def suggest_int(self, name: str, low: int, high: int, /, *, step: int = 1, log: bool = False) -> int: ...
-    def suggest_float(
-        self, name: str, low: float, high: float, /, *, step: float | None = None, log: bool = False
-    ) -> float: ...
+    metric: str
+    direction: str = "minimize"
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One searched hyperparameter: a choice of values, or a range with both ends included."""
+class Pruning:
+    """When a trial is not worth going on: a pruner of Optuna by name, its options as the file writes them."""
 
-    name: str  # dotted, as in raz.config
-    kind: str  # choice | int | float
-    choices: tuple[Any, ...] = ()
-    low: float = 0
-    high: float = 0
-    step: float | None = None
-    log: bool = False
-    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # active when each of these parameters has one of the values
-
-    def active(self, values: Mapping[str, Any]) -> bool:
-        """Whether it is drawn beside these values; a condition on a parameter that is not drawn itself fails."""
-        return all(name in values and among(values[name], legal) for name, legal in self.when)
-
-    def draw(self, trial: Suggests) -> Any:
-        """A value from the trial. Optuna keeps scalars, so any other choice goes by its JSON text."""
-        if self.kind == "choice":
-            labels = [label(value) for value in self.choices]
-            return self.choices[labels.index(trial.suggest_categorical(self.name, labels))]
-        if self.kind == "int":
-            return trial.suggest_int(self.name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
-
-    def values(self) -> tuple[Any, ...]:
-        """All its values, for a grid. Raises ValueError for a float without a step."""
-        if self.kind == "choice":
-            return self.choices
-        if self.kind == "int":
-            return tuple(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
-        if self.step is None:
-            raise ValueError(f"{self.name} has no step")
-        n = round((self.high - self.low) / self.step)
-        return (*(self.low + i * self.step for i in range(n)), self.high)
+    name: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()  # whose results it is asked on
+    inner: Pruning | None = None  # of `patient`: the pruner that decides once patience is at its end
 
     def meaning(self) -> dict[str, Any]:
-        """What the file says of it, defaults left out."""
-        out: dict[str, Any] = {}
-        if self.kind == "choice":
-            out["choice"] = list(self.choices)
-        else:
-            out[self.kind] = [self.low, self.high]
-        if self.step is not None:
-            out["step"] = self.step
-        if self.log:
-            out["log"] = True
-        if self.when:
-            out["when"] = {name: list(legal) for name, legal in self.when}
+        out: dict[str, Any] = {"name": self.name, **self.options}
+        if self.stages:
+            out["stages"] = list(self.stages)
+        if self.inner is not None:
+            out["pruner"] = self.inner.meaning()
         return out
 
 
@@ -100,46 +61,89 @@ class SearchSpace:
     parameters: tuple[Parameter, ...]  # each after those its conditions name
     sampler: str = "tpe"
     trials: int = 1
-    seed: int = 0
-    metric: str = "val.mae"
-    direction: str = "minimize"
-    pruner: str = "none"
-    warmup_steps: int = 0
+    seed: int = 0  # of the sampler
+    seeds: tuple[int, ...] = ()  # of the trials
+    population: int | None = None
+    objectives: tuple[Objective, ...] = (Objective("val.mae"),)
+    pruning: Pruning = Pruning()
+    derived: tuple[Derived, ...] = ()  # each after those it reads
     resources: Mapping[str, Resources] = field(default_factory=dict, compare=False)  # by stage, or `all`
     source: str = ""
     comment: str = field(default="", compare=False)
 
+    @property
+    def metric(self) -> str:
+        """The metric of the first objective."""
+        return self.objectives[0].metric
+
+    @property
+    def direction(self) -> str:
+        """The direction of the first objective."""
+        return self.objectives[0].direction
+
+    # ------------------------------------------------------------------ trials
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all its points are known before it runs."""
+        return self.sampler in DESIGNS
+
+    @property
+    def mean_over(self) -> tuple[int, ...]:
+        """The seeds that every trial runs, to be judged by the mean; empty where a trial has one seed."""
+        return self.seeds if not self.fixed or self.sampler == "grid" else ()
+
+    @property
+    def drawn(self) -> tuple[Parameter, ...]:
+        """The parameters, and the seed where each is a trial of its own."""
+        if self.seeds and not self.mean_over:
+            return (*self.parameters, Parameter("seed", "choice", tuple(self.seeds)))
+        return self.parameters
+
     def suggest(self, trial: Suggests) -> dict[str, Any]:
-        """Draws the values of a trial: dotted name -> value, active parameters only."""
+        """Draws the values of a trial: name -> value, active parameters only."""
         values: dict[str, Any] = {}
-        for parameter in self.parameters:
+        for parameter in self.drawn:
             if parameter.active(values):
                 values[parameter.name] = parameter.draw(trial)
         return values
 
-    def config(self, values: Mapping[str, Any]) -> TrialConfig:
-        """The base with these values set. Raises RazError when they cannot go together."""
-        return configure(self.base, values, f"study {self.study}")
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Drawn values as dotted names with values: named choices written out."""
+        by_name = {p.name: p for p in self.parameters if p.sets}
+        out: dict[str, Any] = {}
+        for name, value in values.items():
+            out |= by_name[name].settings(value) if name in by_name else {name: value}
+        return out
 
-    def grid(self) -> tuple[dict[str, Any], ...]:
-        """Every combination once; parameters that a combination leaves out do not multiply it."""
-        points: list[dict[str, Any]] = [{}]
+    def config(self, values: Mapping[str, Any]) -> TrialConfig:
+        """The base with these values and what derives from them. Raises RazError when they cannot go together."""
+        where = f"study {self.study}"
+        return derive(configure(self.base, self.settings(values), where), self.derived, where)
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """All trials of a fixed design, in order; nothing for a search. Raises RazError when there are too many."""
+        if not self.fixed:
+            return ()
+        return points_of(self.sampler, self.parameters, self.centre(), self.seeds)
+
+    def centre(self) -> dict[str, Any]:
+        """Where the base stands: the value of each parameter that changes nothing, where it has one."""
+        out: dict[str, Any] = {}
         for parameter in self.parameters:
-            longer: list[dict[str, Any]] = []
-            for point in points:
-                if parameter.active(point):
-                    longer += [{**point, parameter.name: value} for value in parameter.values()]
-                else:
-                    longer.append(point)
-            points = longer
-            if len(points) > LARGEST_GRID:
-                raise RazError(self.source, f"the grid has more than {LARGEST_GRID} points", "use sampler: random")
-        return tuple(points)
+            for value in _listed(parameter):
+                if configure(self.base, parameter.settings(value), "centre") == self.base:
+                    out[parameter.name] = value
+                    break
+        return out
 
     @property
     def target(self) -> int:
-        """Trials to do; a grid's may be fewer than its points, never more."""
-        return min(self.trials, len(self.grid())) if self.sampler == "grid" else self.trials
+        """Trials to do; a design's may be fewer than its points, never more."""
+        return min(self.trials, len(self.points)) if self.fixed else self.trials
+
+    # ------------------------------------------------------------------ what it needs, and what it asks
 
     def resources_of(self, stage: str) -> Resources:
         """What a stage asks for: its own line of `resources:` over that of `all`."""
@@ -155,13 +159,16 @@ class SearchSpace:
         out: dict[str, Any] = {
             "objective.metric": self.metric,
             "objective.direction": self.direction,
+            "objective.others": [[o.metric, o.direction] for o in self.objectives[1:]],
             "design.sampler": self.sampler,
             "design.seed": self.seed,
-            "pruner.name": self.pruner,
-            "pruner.warmup_steps": self.warmup_steps,
+            "design.seeds": list(self.seeds),
+            "design.population": self.population,
+            "pruner": self.pruning.meaning(),
         }
         out.update({f"base.{name}": value for name, value in parameters(self.base).items()})
         out.update({f"parameters.{p.name}": p.meaning() for p in self.parameters})
+        out.update({f"derive.{d.name}": d.text for d in self.derived})
         loaded: dict[str, Any] = json.loads(json.dumps(out))
         return loaded
 
@@ -170,25 +177,28 @@ class SearchSpace:
         return hashlib.sha256(json.dumps(self.meaning(), sort_keys=True).encode()).hexdigest()
 
 
+def _listed(parameter: Parameter) -> tuple[Any, ...]:
+    return parameter.values() if parameter.kind != "float" or parameter.step or parameter.grid else ()
+
+
 def threads_of(base: TrialConfig, parameters: tuple[Parameter, ...]) -> int:
     """CPU threads of the hungriest trial."""
-    counts = [max(int(v) for v in p.values()) for p in parameters if p.name == "threads"]
-    return max([base.threads, *counts])
-
-
-def label(value: Any) -> Any:
-    """A choice as Optuna stores it."""
-    return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
-
-
-def among(value: Any, legal: tuple[Any, ...]) -> bool:
-    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in legal)
+    counts = [base.threads]
+    for parameter in parameters:
+        if "threads" in parameter.names():
+            counts += [int(parameter.settings(value).get("threads", 1)) for value in parameter.values()]
+    return max(counts)
 
 
 def combinations(space: SearchSpace) -> int | None:
     """How many different trials the space has; None when a float has no steps."""
-    if any(p.kind == "float" and p.step is None for p in space.parameters):
+    if any(p.kind == "float" and p.step is None and p.grid is None for p in space.drawn):
         return None
+    if space.fixed:
+        return len(space.points)
     if not any(p.when for p in space.parameters):
         return math.prod(len(p.values()) for p in space.parameters)
-    return sum(1 for _ in itertools.islice(space.grid(), LARGEST_GRID))
+    try:
+        return sum(1 for _ in itertools.islice(grid(space.parameters), LARGEST_GRID))
+    except RazError:  # more than can be listed
+        return None

@@ -1,0 +1,108 @@
+"""Optuna's samplers for a search space, seeded so that a resumed search draws new values and no pickle is read."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna._transform import _SearchSpaceTransform
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from raz.study.parameter import Parameter
+from raz.study.space import SearchSpace
+
+
+def sampler_of(space: SearchSpace, drawn: int = 0) -> optuna.samplers.BaseSampler:
+    """The sampler, seeded by the study's seed and how many trials were drawn before."""
+    seed = (space.seed + 1_000_003 * drawn) % 2**32
+    gridded = {p.name: p for p in space.parameters if p.grid}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        inner = _sampler(space, seed)
+    return Snapping(inner, gridded) if gridded else inner
+
+
+def _sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+    if space.sampler == "tpe":
+        # group: parameters under one condition are drawn jointly, not each on its own
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    if space.sampler == "cma-es":
+        return CmaEs(seed=seed, popsize=space.population, warn_independent_sampling=False)
+    if space.sampler == "nsga-ii":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=space.population or 20)
+    return optuna.samplers.RandomSampler(seed=seed)  # a design's points are queued, none is drawn
+
+
+class Snapping(optuna.samplers.BaseSampler):  # type: ignore[misc]
+    """A sampler whose draws of some ranges go to the nearest place of their grid before Optuna writes them down."""
+
+    def __init__(self, inner: optuna.samplers.BaseSampler, gridded: Mapping[str, Parameter]) -> None:
+        self.inner, self.gridded = inner, gridded
+
+    def _snap(self, name: str, value: Any) -> Any:
+        return self.gridded[name].snap(value) if name in self.gridded else value
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        found: dict[str, BaseDistribution] = self.inner.infer_relative_search_space(study, trial)
+        return found
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        drawn = self.inner.sample_relative(study, trial, search_space)
+        return {name: self._snap(name, value) for name, value in drawn.items()}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._snap(param_name, self.inner.sample_independent(study, trial, param_name, param_distribution))
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.inner.before_trial(study, trial)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        self.inner.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self.inner.reseed_rng()
+
+
+class CmaEs(optuna.samplers.CmaEsSampler):  # type: ignore[misc]
+    """Optuna's CMA-ES without its pickles: it would keep its state in the study as one, and read it from there.
+
+    Here the state stays in this process; a resumed search computes it again from the trials, generation by
+    generation, as they were told the first time.
+    """
+
+    _kept: str | None = None  # what Optuna would have written into the study
+
+    def _split_optimizer_str(self, optimizer_str: str) -> dict[str, str]:
+        self._kept = optimizer_str
+        return {}
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
+        return None if self._kept is None else pickle.loads(bytes.fromhex(self._kept))  # made by this process
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        completed = self._get_trials(study)
+        if self._kept is None and search_space and completed:
+            self._catch_up(study, search_space, completed)
+        drawn: dict[str, Any] = super().sample_relative(study, trial, search_space)
+        return drawn
+
+    def _catch_up(
+        self, study: optuna.Study, search_space: dict[str, BaseDistribution], completed: list[FrozenTrial]
+    ) -> None:
+        space = _SearchSpaceTransform(search_space, transform_step=True, transform_0_1=True)
+        optimizer = self._init_optimizer(space, study.direction)
+        sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+        while len(told := self._get_solution_trials(completed, optimizer.generation)) >= optimizer.population_size:
+            told = told[: optimizer.population_size]
+            optimizer.tell([(space.transform(t.params), sign * t.value) for t in told])
+        self._kept = pickle.dumps(optimizer).hex()
