@@ -275,6 +275,25 @@ def test_predict_writes_what_score_reads(exported: Path, photos: Path, tmp_path:
     assert table.stdout.splitlines()[1].split()[0] == "0.png"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_megapixels_fit_into_three_gigabytes(exported: Path, tmp_path: Path) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (361, 541, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((8656, 5776), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=85)
+    words = ["-m", "raz.cli", "predict", str(tmp_path / "large.jpg"), "--weights", str(exported), "--depth", "2"]
+    code = (
+        "import resource, subprocess, sys\n"
+        f"done = subprocess.run([sys.executable, *{[*words, '--out', str(tmp_path / 'out')]!r}], stdout=sys.stderr)\n"
+        "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    returned, kilobytes = map(int, done.stdout.split())
+    assert returned == 0, done.stderr
+    assert kilobytes / 1024**2 < 3
+    with Image.open(tmp_path / "out" / "large.jpg.png") as picture:
+        assert picture.width > 2000
+
+
 def test_a_file_that_is_no_image_stops_nothing(exported: Path, photos: Path) -> None:
     (photos / "0.jpg").write_text("no image")
     done = CliRunner().invoke(app, ["predict", str(photos), "--weights", str(exported), "--json"])

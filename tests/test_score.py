@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from raz.cli import app
 from raz.errors import RazError
-from raz.score import protocols
+from raz.score import points, protocols
 from raz.score.points import Marks, box_sigmas, paired, read_points
 from raz.score.protocols import Row
 from raz.score.table import render, score_points
@@ -282,6 +282,39 @@ def test_every_form_of_a_file_says_the_same(tmp_path: Path) -> None:
     assert len(first["v"]) == 0
     for name in forms:
         assert same(first, read_points(tmp_path / f"{name}.json")), name
+
+
+def test_a_large_file_says_the_same_read_at_once_as_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = [f"im{k % 7}.jpg,{x!r},{y!r},{s:.3f}" for k, (x, y, s) in enumerate((rng.random((500, 3)) * 99).tolist())]
+    rows[100:100] = ["empty.jpg,,,", '"a, b",1e2,-3,.5', "", "im3.jpg,7,8,0"]
+    text = "image,x,y,score\n" + "\n".join(rows) + "\n"
+    path = tmp_path / "p.csv"
+    spoilt = {
+        "": "", "im9,1,nan,1\n": ":506: y is nan", "im9,1,,1\n": ":506: y is ''", "im9,1,2\n": ":506: 3 values",
+        "im9,1,x,1\n": ":506: y is 'x'", "im9,nan,nan,nan\n": ":506: x is nan", ",1,2,3\n": ":506: no image named",
+        "im9,inf,2,3\n": ":506: x is inf",
+    }  # fmt: skip
+    for more, words in spoilt.items():
+        path.write_text(text + more)
+        faults, found = [], []
+        for large in (1 << 30, 0):
+            monkeypatch.setattr(points, "LARGE", large)
+            if words:
+                with pytest.raises(RazError) as caught:
+                    read_points(path)
+                faults.append(str(caught.value))
+            else:
+                found.append(read_points(path))
+        if words:
+            assert words in faults[0]
+            assert faults[0] == faults[1]
+        else:
+            assert same(found[0], found[1])
+            assert len(found[1]["empty.jpg"]) == 0
+            assert found[1]["a, b"].xy.tolist() == [[100.0, -3.0]]
 
 
 def test_the_benchmarks_text_files(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def predict_images(model: Model, paths: Sequence[Path], depth: int | None, out: 
                 stem += "_"
             taken.add(f"{stem}.png")
             picture = out / f"{stem}.png"
-            _write(picture, partial(draw(compute(name, prediction), pixels).save, format="PNG"))
+            _write(picture, partial(draw(compute(name, prediction), pixels).save, format="PNG", compress_level=1))
         yield Seen(name, path, prediction, None, picture)
 
 

@@ -29,6 +29,8 @@ from raz.errors import RazError, raise_all
 
 Floats = NDArray[np.float64]
 COLUMNS = ("image", "x", "y", "score", "w", "h", "sigma_s", "sigma_l", "level")
+SIZES = ("w", "h", "sigma_s", "sigma_l")
+LARGE = 1 << 20  # bytes from which on a CSV is first read all at once
 TOLD = 20  # faults of one file that are told one by one
 
 
@@ -69,8 +71,8 @@ class _Reading:
     more: int = 0
     names: dict[str, int] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
-    owner: array[int] = field(default_factory=lambda: array("q"))
-    values: dict[str, array[float]] = field(default_factory=dict)
+    owner: Any = field(default_factory=lambda: array("q"))  # of each point, the number of its image
+    values: dict[str, Any] = field(default_factory=dict)  # column -> a number a point; arrays that can grow, or numpy's
 
     def fault(self, line: int | str, what: str, hint: str = "") -> None:
         if len(self.faults) < TOLD:
@@ -98,7 +100,7 @@ class _Reading:
             if not math.isfinite(number):
                 self.fault(line, f"{column} is {given}, expected a finite number")
                 return
-            if column in ("w", "h", "sigma_s", "sigma_l") and number < 0:
+            if column in SIZES and number < 0:
                 self.fault(line, f"{column} is {number:g}, expected 0 or more pixels")
                 return
             if column == "level" and (number != int(number) or not 0 <= number <= 5):
@@ -116,11 +118,8 @@ class _Reading:
         if not self.faults and not self.names:
             self.fault("", "holds no image", "one row a point: image,x,y,score")
         raise_all(self.faults)
-        owner = np.frombuffer(self.owner, dtype=np.int64) if self.owner else np.zeros(0, np.int64)
-        table = {
-            name: np.frombuffer(column, dtype=np.float64) if column else np.zeros(0)
-            for name, column in self.values.items()
-        }
+        owner = np.asarray(self.owner, dtype=np.int64)
+        table = {name: np.asarray(column, dtype=np.float64) for name, column in self.values.items()}
         order = np.argsort(owner, kind="stable")
         cuts = np.searchsorted(owner[order], np.arange(1, len(self.names)))
         split = {name: np.split(column[order], cuts) for name, column in table.items()}
@@ -148,12 +147,15 @@ def read_points(path: Path) -> dict[str, Marks]:
         data = path.read_bytes()
     except OSError as error:
         raise RazError(str(path), f"cannot be read ({error.strerror or error})", "check the path") from error
+    reading = _Reading(path)
+    if path.suffix.lower() == ".csv" and len(data) >= LARGE and _plain_csv(reading, data):
+        del data
+        return reading.settle()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RazError(str(path), f"is no text in UTF-8 (byte {error.start})", "a CSV, JSON or text file") from error
     del data
-    reading = _Reading(path)
     kind = path.suffix.lower()
     if kind == ".json" or (kind not in (".csv", ".txt") and text.lstrip()[:1] in ("[", "{")):
         _json(reading, text)
@@ -202,6 +204,50 @@ def _csv(reading: _Reading, text: str) -> None:
                 reading.image(name)
     except csv.Error as error:
         reading.fault(rows.line_num, f"is no CSV ({error})")
+
+
+def _plain_csv(reading: _Reading, data: bytes) -> bool:
+    """Read a large file without a fault all at once, ten times as fast. False: read it line by line, to say why not."""
+    import pyarrow as pa
+    from pyarrow import compute
+    from pyarrow import csv as table_csv
+
+    header = data[: max(0, data.find(b"\n"))].decode("utf-8-sig", errors="replace")
+    columns = [name.strip().lower() for name in header.split(",")]
+    if len(set(columns)) < len(columns) or not {"image", "x", "y"} <= set(columns) <= set(COLUMNS):
+        return False
+    numbers = [name for name in columns if name != "image"]
+    try:
+        table = table_csv.read_csv(
+            pa.BufferReader(data),
+            read_options=table_csv.ReadOptions(column_names=columns, skip_rows=1),
+            convert_options=table_csv.ConvertOptions(
+                column_types={"image": pa.string(), **dict.fromkeys(numbers, pa.float64())}, null_values=[""]
+            ),
+            memory_pool=pa.system_memory_pool(),  # gives back what it no longer needs
+        )
+    except pa.ArrowInvalid:
+        return False
+    names = table.column("image").combine_chunks()
+    if compute.any(compute.not_equal(names, compute.utf8_trim_whitespace(names))).as_py() or not len(names):
+        return False
+    values = np.stack([table.column(name).to_numpy() for name in numbers])  # an empty field is nan
+    empty = np.stack([table.column(name).is_null().to_numpy() for name in numbers]).all(axis=0)
+    sound = np.isfinite(values) | empty
+    for row, name in enumerate(numbers):
+        if name in SIZES:
+            sound[row] &= (values[row] >= 0) | empty
+        elif name == "level":
+            sound[row] &= np.isin(values[row], range(6)) | empty
+    coded = names.dictionary_encode()
+    images = coded.dictionary.to_pylist()
+    if not sound.all() or "" in images:
+        return False
+    reading.begin(numbers)
+    reading.names = {image: i for i, image in enumerate(images)}
+    reading.owner = coded.indices.to_numpy()[~empty]
+    reading.values = dict(zip(numbers, values[:, ~empty], strict=True))
+    return True
 
 
 def _json(reading: _Reading, text: str) -> None:
