@@ -153,9 +153,8 @@ def measure_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
     return {n: v for n, v in values.items() if any(n == w or n.startswith(f"{w}.") for w in wanted)}
 
 
-def inputs_of(config: TrialConfig, stage: str) -> dict[str, Any]:
-    """The declared inputs as dotted names with JSON values."""
-    values = parameters(config.resolved())
+def inputs_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The declared inputs as dotted names with JSON values, out of all the parameters of a resolved trial."""
     wanted = (*COMMON, *STAGES[stage].reads)
     return {n: v for n, v in values.items() if any(n == w or n.startswith(f"{w}.") for w in wanted)}
 
@@ -186,8 +185,11 @@ def keys_of(
 ) -> dict[Node, StageKey]:
     """The key of every node of a trial, in order of need. `fingerprint(split)` names the data."""
     out: dict[Node, StageKey] = {}
-    for node in ordered(config, splits):
-        inputs = inputs_of(config, node.stage)
+    path = ordered(config, splits)
+    values = parameters(config.resolved())
+    declared_by = {stage: inputs_of(values, stage) for stage in dict.fromkeys(node.stage for node in path)}
+    for node in path:
+        inputs = dict(declared_by[node.stage])
         if "backbone.weights" in inputs:
             inputs["backbone.weights"] = weights_identity(config.backbone.weights)
         read = ("train", "val") if STAGES[node.stage].kind == "trained" else (node.split,)
