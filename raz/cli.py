@@ -1,6 +1,7 @@
 """The command line: options in, messages and exit codes out. What is slow to import is imported in the commands.
 
-Exit codes: 0 done; 1 done, and some trials failed; 2 something to put right; 130 and 143 stopped.
+Exit codes: 0 done; 1 done, and some trials failed; 2 something to put right; 3 --max-hours is up;
+130 and 143 stopped.
 """
 
 from __future__ import annotations
@@ -113,8 +114,15 @@ def run(
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and run nothing.")] = False,
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, help="Stop cleanly when the time is up; exit code 3 if there is more to do.")
+    ] = None,
 ) -> None:
     """Run a search, or train what a table is missing. The same command again resumes or extends it.
+
+    Ctrl-C once lets running epochs end, keeps what was trained and queues unfinished trials again; twice stops now.
+    Exit codes: 0 done; 1 done, and some trials failed; 2 something to put right; 3 --max-hours is up and more is to
+    do; 130 and 143 stopped by Ctrl-C and by SIGTERM.
 
     \b
     raz-sweep run search_spaces/fusion                the shipped search, on the generated crowd
@@ -122,6 +130,7 @@ def run(
     raz-sweep run losses --set seed=1 --store other   the same question with another seed
     raz-sweep run ablations/recurrence --profile paper --data-root ~/data
     raz-sweep run everything --dry-run                stages, hours and disk before they are paid
+    raz-sweep run everything --max-hours 8            a night's worth; the same command goes on
     """
     if dry_run:
         from raz.study.planned import plan_file, show_plan
@@ -136,7 +145,7 @@ def run(
 
     code = run_file(
         file, store, settings=settings or [], data_root=data_root, trials=trials, jobs=jobs, profile=profile,
-        inline=inline, retry=retry, as_json=as_json,
+        inline=inline, retry=retry, as_json=as_json, max_hours=max_hours,
     )  # fmt: skip
     raise typer.Exit(code)
 

@@ -21,7 +21,7 @@ from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, Locali
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.tree import Node
 from raz.study.parse import parse_space
-from raz.study.plan import drawn, size, span
+from raz.study.plan import drawn, span
 from raz.study.planned import plan_file
 from raz.study.prices import PRIORS, Prices, Range, Sizes, branches, parse_node, sizes, weights, work
 from raz.yamlfile import parse
@@ -271,8 +271,7 @@ def test_what_can_be_put_right_is_said(words: list[str], message: str) -> None:
     assert "Traceback" not in result.output
 
 
-def test_spans_and_sizes_in_words() -> None:
+def test_spans_in_words() -> None:
     assert span(Range(3600, 7200, 14400)) == "2.0 h (1.0 to 4.0 h)"
     assert span(Range(60, 120, 600)) == "2.0 min (1.0 to 10 min)"
     assert span(Range(0.02, 0.5, 30)) == "0.5 s (0.02 to 30 s)"
-    assert [size(n) for n in (900, 3_400_000, 12e9)] == ["1 kB", "3.4 MB", "12 GB"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from raz.engine.events import Events, Watch
+from raz.engine.stop import Stop
 from raz.engine.summary import document, summary
 from raz.engine.sweep import check_data, run_study
 from raz.engine.trial import PIPELINE
@@ -32,12 +33,15 @@ def run_file(
     inline: bool = False,
     retry: bool = False,
     as_json: bool = False,
+    max_hours: float | None = None,
     run_trial: str = PIPELINE,
 ) -> int:
-    """Runs the file and prints what came of it. Returns 0, or 1 when trials failed for good.
+    """Runs the file and prints what came of it. Returns 0, 1 when trials failed for good, and where a clean stop
+    left more to do 3 (the `max_hours` are up) or 130 (Ctrl-C).
 
     Raises RazError for what the user can put right, OSError when the store cannot be written.
     """
+    stop = Stop(max_hours)
     store = store.expanduser()
     data_root = data_root and data_root.expanduser()
     path = find(file)
@@ -60,13 +64,16 @@ def run_file(
 
     @contextmanager
     def watch(left: int) -> Iterator[Events]:
-        with Watch(Console(file=sys.stderr), left, space.metric) as events:
+        with Watch(Console(file=sys.stderr), left, space.metric, space.direction, f"study {space.study}") as events:
             yield events
 
     with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
         result = run_study(
             space, store, data_root=data_root, trials=trials, jobs=jobs, inline=inline, retry=retry,
-            run_trial=run_trial, watch=watch,
+            run_trial=run_trial, watch=watch, stop=stop,
         )  # fmt: skip
     print(document(result.as_json()) if as_json else "\n".join(summary(result)))
+    if result.stopped:
+        print(f"{result.stopped}; the same command goes on from here", file=sys.stderr)
+        return stop.code
     return 1 if result.failed or result.trouble else 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPPING = "stopping: running epochs end and are kept; Ctrl-C again stops now"
 OUT_OF_TIME = 3  # the exit code when --max-hours ended a run that has more to do
 
 
@@ -32,10 +33,13 @@ class Stop:
         self.hours, self._clock = hours, clock
         self._end = None if hours is None else clock() + 3600 * hours
         self._signum = 0
+        self.told: Callable[[], None] | None = None  # called when a signal asks
 
     def ask(self, signum: int = signal.SIGINT) -> None:
         """From now on `asked` is true."""
         self._signum = signum
+        if self.told is not None:
+            self.told()
 
     @property
     def asked(self) -> bool:
@@ -58,17 +62,15 @@ class Stop:
 
 
 @contextmanager
-def signals(stop: Stop | None = None, told: Callable[[], None] | None = None) -> Iterator[None]:
-    """Within it, the first SIGINT asks `stop` (then `told` is called); SIGTERM, a second SIGINT, and the first without
-    a `stop` end in Interrupted in the main thread."""
+def signals(stop: Stop | None = None) -> Iterator[None]:
+    """Within it, the first SIGINT asks `stop`; SIGTERM, a second SIGINT, and the first without a `stop` end in
+    Interrupted in the main thread."""
     seen: list[int] = []
 
     def raised(signum: int, frame: FrameType | None) -> None:
         seen.append(signum)
         if stop is not None and signum == signal.SIGINT and not stop.asked:
             stop.ask(signum)
-            if told is not None:
-                told()
             return
         raise Interrupted(signum)
 

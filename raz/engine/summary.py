@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from raz.engine.events import duration
+from raz.engine.board import spent_and_saved
 from raz.engine.sweep import SweepResult
+from raz.study.text import duration
 
 
 def summary(result: SweepResult) -> list[str]:
@@ -18,6 +19,10 @@ def summary(result: SweepResult) -> list[str]:
         f"study {result.study}: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
         f" ({result.ran} run now, {duration(result.seconds)})"
     ]
+    if result.spent or result.saved:
+        out.append(f"compute: {spent_and_saved(result.spent, result.saved)}")
+    if result.stopped:
+        out.append(f"{result.stopped}: {result.left} trials are left, and the same command goes on from here")
     if result.reasons:
         out.append("failures: " + ", ".join(f"{reason} {n}" for reason, n in sorted(result.reasons.items())))
     best = result.best
@@ -29,7 +34,9 @@ def summary(result: SweepResult) -> list[str]:
             out.append("  the base itself")
         for name, (base, value) in sorted(result.changed.items()):
             out.append(f"  {name}: {json.dumps(value)}  (base {json.dumps(base)})")
-        if result.trouble:
+        if result.stopped:
+            out.append("the test images are predicted when the search has come to its end")
+        elif result.trouble:
             out.append(f"the test images could not be predicted: {result.trouble}")
         else:
             out += _held_out(result)

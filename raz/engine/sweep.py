@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig, differences, from_parameters
+from raz.engine.board import compute
 from raz.engine.events import Events, Silent
 from raz.engine.inline import run_inline
-from raz.engine.stop import signals
+from raz.engine.stop import STOPPING, Stop, signals
 from raz.engine.trial import PIPELINE, resolve
 from raz.errors import RazError, TrialFailure
 from raz.pipeline.cache import OWN_FAULTS
 from raz.study.ledger import Ledger, TrialRecord, open_ledger
 from raz.study.space import SearchSpace
+
+OVER = ("complete", "pruned", "failed")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class SweepResult:
     trouble: str = ""  # why the test images could not be predicted
     store: str = ""
     seconds: float = 0.0
+    spent: float = 0.0  # seconds of stages made in this run
+    saved: float = 0.0  # seconds that its trials would have spent on stages they found made
+    left: int = 0  # trials that are still to run
+    stopped: str = ""  # why the run ended before its target
 
     @property
     def failed(self) -> int:
@@ -68,6 +75,9 @@ class SweepResult:
             },
             "store": self.store,
             "seconds": round(self.seconds, 3),
+            "compute": {"spent_seconds": round(self.spent, 3), "saved_seconds": round(self.saved, 3)},
+            "left": self.left,
+            "stopped": self.stopped,
         }
 
 
@@ -92,26 +102,30 @@ def run_study(
     retry: bool = False,
     run_trial: str = PIPELINE,
     watch: Callable[[int], Any] | None = None,
+    stop: Stop | None = None,
 ) -> SweepResult:
     """Runs a study until its target, from wherever it stands.
 
     `trials` is a target other than the file's; `watch(left)` gives a context of Events. Raises
     RazError for what would meet every trial (a data set that is not there, a study that asked
-    something else), Interrupted on SIGINT and SIGTERM, OSError when the store cannot be written.
+    something else), Interrupted on SIGTERM and SIGINT (with a `stop` on the second one: the first, or its time
+    being up, ends the run cleanly), OSError when the store cannot be written.
     """
     began = time.monotonic()
     target = space.target if trials is None else trials
     if space.fixed:
         target = min(target, space.target)
-    with signals(), open_ledger(store, space) as ledger:
+    with signals(stop), open_ledger(store, space) as ledger:
         if retry:
             _forget(ledger, store, data_root, run_trial)
         left = ledger.adopt(target, retry=retry)
-        before = len([r for r in ledger.records() if r.state in ("complete", "pruned", "failed")])
+        before = {r.number for r in ledger.records() if r.state in OVER}
         if left:
             with (watch or _silent)(left) as events:
+                if stop is not None:
+                    stop.told = lambda: events.stopping(STOPPING)
                 if inline:
-                    run_inline(ledger, store, data_root=data_root, run_trial=run_trial, events=events)
+                    run_inline(ledger, store, data_root=data_root, run_trial=run_trial, events=events, stop=stop)
                 else:
                     from raz.engine.session import prepare
 
@@ -120,9 +134,10 @@ def run_study(
 
                     run_tuned(
                         ledger, store, data_root=data_root, run_trial=run_trial, events=events,
-                        jobs=min(left, jobs_for(space, jobs)), threads=space.threads,
+                        jobs=min(left, jobs_for(space, jobs)), threads=space.threads, stop=stop,
                     )  # fmt: skip
-        return _conclude(ledger, store, data_root, run_trial, before, began)
+        stopped = stop.why if stop is not None and stop.asked and ledger.left else ""
+        return _conclude(ledger, store, data_root, run_trial, before, began, stopped)
 
 
 def _forget(ledger: Ledger, store: Path, data_root: Path | None, run_trial: str) -> None:
@@ -143,12 +158,20 @@ def _silent(left: int) -> Iterator[Events]:
 
 
 def _conclude(
-    ledger: Ledger, store: Path, data_root: Path | None, run_trial: str, before: int, began: float
+    ledger: Ledger,
+    store: Path,
+    data_root: Path | None,
+    run_trial: str,
+    before: set[int],
+    began: float,
+    stopped: str,
 ) -> SweepResult:
     space, best = ledger.space, ledger.best()
     records = ledger.records()
     again = {record.retry_of for record in records}
-    final = [r for r in records if r.state in ("complete", "pruned", "failed") and r.number not in again]
+    final = [r for r in records if r.state in OVER and r.number not in again]
+    ran = [r for r in records if r.state in OVER and r.number not in before]
+    used = [compute(r.stages) for r in ran]
     held_out: Mapping[str, float] = {}
     guesses: Mapping[str, Mapping[str, float]] = {}
     trouble = ""
@@ -156,6 +179,7 @@ def _conclude(
     if best is not None:
         config = from_parameters(best.config)
         changed = differences(space.base, config)
+    if best is not None and not stopped:  # the test images are for a search that has come to its end
         try:
             held_out = _held_out(ledger, best, config, store, data_root, run_trial)
             guesses = _baselines(ledger, config, data_root)
@@ -165,7 +189,8 @@ def _conclude(
         study=space.study, metric=space.metric,
         counts={state: sum(r.state == state for r in final) for state in ("complete", "pruned", "failed")},
         reasons=Counter(r.reason for r in final if r.state == "failed"),
-        ran=len([r for r in records if r.state in ("complete", "pruned", "failed")]) - before,
+        ran=len(ran), spent=sum(spent for spent, _ in used), saved=sum(saved for _, saved in used),
+        left=ledger.left, stopped=stopped,
         best=best, changed=changed, held_out=held_out, baselines=guesses, trouble=trouble, store=str(store),
         seconds=time.monotonic() - began,
     )  # fmt: skip

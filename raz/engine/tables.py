@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from raz.config import parameters
-from raz.engine.events import Events, Silent, Watch, duration
+from raz.engine.events import Events, Silent, Watch
 from raz.engine.stop import signals
 from raz.engine.summary import document
 from raz.engine.sweep import check_data, cores
@@ -22,6 +22,7 @@ from raz.errors import RazError
 from raz.study.ablation import AblationTable, Trial, parse_table
 from raz.study.ledger import Outcome
 from raz.study.reach import remember_table
+from raz.study.text import duration
 from raz.yamlfile import Document
 
 SPLITS = ("val", "test")

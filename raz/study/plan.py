@@ -22,6 +22,7 @@ from raz.study.ablation import AblationTable, Profile
 from raz.study.prices import NOTHING, PRIORS, START_SECONDS, Prices, Range
 from raz.study.simulate import Schedule, Step, simulate, unshared
 from raz.study.space import SearchSpace
+from raz.study.text import size
 
 DRAWS = 5  # sets of trials that stand for what a search may draw
 
@@ -267,7 +268,7 @@ def lines(plan: Plan) -> list[str]:
         factor = plan.alone_seconds.likely / plan.device_seconds.likely
         out.append(f"without sharing it would be {span(plan.alone_seconds)}: {factor:.1f} times as much")
     out.append(f"wall time, {plan.devices} at a time: {span(plan.wall_seconds)}")
-    out.append(f"disk: {size(plan.disk)}")
+    out.append(f"disk: {size(round(plan.disk))}")
     if any(not row.measured and row.distinct > row.stored for row in plan.rows):
         prior = PRIORS[plan.device]
         out.append(f"prior: {prior.likely:g} GFLOP/s ({prior.slow:g} to {prior.fast:g}); {prior.source}")
@@ -282,11 +283,3 @@ def span(r: Range) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 10 or value == 0 else f"{value:.1f}" if value >= 0.1 else f"{value:.1g}"
-
-
-def size(count: float) -> str:
-    """`12 MB`, `3.4 GB`"""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{_short(count / factor)} {unit}"
-    return f"{count / 1e3:.0f} kB"

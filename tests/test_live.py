@@ -1,0 +1,353 @@
+"""What a person sees of a run, and how it stops: the board's sums, real processes on a pty, real signals."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raz.engine.board import MOST_LINES, Board, compute, spent_and_saved
+from raz.engine.events import Watch
+from raz.engine.stop import OUT_OF_TIME, Interrupted, Stop, signals
+from raz.engine.sweep import run_study
+from raz.pipeline.told import StageEvent
+from raz.study.parse import parse_space
+from raz.study.records import TrialRecord, read_records
+from raz.yamlfile import parse
+
+HERE = Path(__file__).resolve().parent
+SPACE = """\
+study: depths
+base: {preset: tiny, dataset: toy}
+design: {sampler: grid}
+parameters:
+  depth: {choice: [1, 2, 3]}
+"""
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def record(number: int, state: str = "complete", **given: Any) -> TrialRecord:
+    empty: dict[str, Any] = {
+        "study": "s", "values": {}, "config": {}, "value": None, "metrics": {}, "stages": (), "steps": {},
+        "reason": "", "message": "", "seconds": 1.0, "versions": {}, "retry_of": None, "started": None,
+        "finished": None,
+    }  # fmt: skip
+    names = TrialRecord.__dataclass_fields__
+    return TrialRecord(**{k: v for k, v in (empty | given).items() if k in names}, number=number, state=state)
+
+
+def screen(board: Board, width: int = 120) -> str:
+    console = Console(file=StringIO(), record=True, width=width, force_terminal=True)
+    console.print(board)
+    return console.export_text()
+
+
+def epoch(key: str, number: int, seconds: float, of: int = 10) -> StageEvent:
+    return StageEvent("epoch", "counting", key, epoch=number, epochs=of, loss=0.5, value=12.345, seconds=seconds)
+
+
+# ------------------------------------------------------------------ the board
+
+
+def test_a_stage_is_one_however_many_trials_tell_of_it() -> None:
+    clock = Clock()
+    board = Board("study s", 9, "val.mae", clock=clock)
+    for trial in (0, 1, 2):
+        board.started(trial, {})
+        board.stage(trial, StageEvent("waiting", "counting", "k"))
+    assert "0 made, 0 running, 1 waiting, 0 from the store" in screen(board)
+    for trial in (2, 0, 1):
+        board.stage(trial, StageEvent("started", "counting", "k"))
+    for trial in (0, 1, 2):  # each tells every epoch
+        for number in (1, 2, 3):
+            board.stage(trial, epoch("k", number, seconds=4.0))
+    assert "0 made, 1 running, 0 waiting, 0 from the store" in screen(board)
+    # seven epochs of four seconds are left
+    assert "counting" in screen(board)
+    assert re.search(r"3/10 +loss 0\.5 +val 12\.3\d? +28\.0 s left +trials 0, 1, 2", screen(board))
+    for trial in (0, 1, 2):
+        board.stage(trial, StageEvent("finished", "counting", "k", seconds=40))
+    board.stage(1, epoch("k", 10, seconds=4.0))  # a late word
+    board.stage(1, StageEvent("hit", "counting", "k", seconds=40))  # made in this run, so not from the store
+    board.stage(1, StageEvent("hit", "density@val", "other", seconds=1))
+    assert "1 made, 0 running, 0 waiting, 1 from the store" in screen(board)
+
+
+def test_a_stage_that_nobody_makes_any_more_is_not_shown_running() -> None:
+    board = Board("s", 3, "val.mae")
+    board.stage(0, StageEvent("started", "counting", "a"))
+    board.stage(1, StageEvent("started", "attention", "b"))
+    board.stage(2, StageEvent("waiting", "attention", "c"))
+    board.stage(1, StageEvent("failed", "attention", "b", reason="nan"))
+    board.done(0)  # stopped without a word of its stage
+    board.done(2)
+    assert "0 made, 0 running, 0 waiting" in screen(board)
+
+
+def test_images_say_how_long_from_how_long_it_took() -> None:
+    clock = Clock()
+    board = Board("s", 1, "val.mae", clock=clock)
+    board.stage(0, StageEvent("started", "zoom2@val", "z"))
+    clock.now += 10
+    board.stage(0, StageEvent("images", "zoom2@val", "z", epoch=5, epochs=20))
+    assert re.search(r"zoom2@val .*5/20 +30\.0 s left", screen(board))
+
+
+def test_the_best_the_pruned_the_failed_and_what_it_cost() -> None:
+    board = Board("study s", 9, "val.mae", clock=Clock())
+    stages = ({"stage": "counting", "key": "k", "hit": False, "seconds": 60.0, "spent": 50.0},)
+    board.finished(record(0, value=5.0, values={"depth": 2}, stages=stages))
+    hits = ({**stages[0], "hit": True, "spent": 0.0}, {**stages[0], "key": "l", "seconds": 90.0, "hit": True})
+    board.finished(record(1, value=3.0, values={"depth": 3}, stages=({**hits[0]}, {**hits[1], "spent": 0.0})))
+    board.finished(record(2, value=4.0))
+    board.finished(record(3, "pruned", steps={1: 9.0, 4: 7.5}))
+    board.finished(record(4, "failed", reason="nan", message="diverged\nmore"))
+    board.finished(record(5, "failed", reason="oom", message="full"))
+    shown = screen(board)
+    assert "6/9 trials" in shown
+    assert re.search(r"best +trial 1, val\.mae 3  depth=3", shown)
+    assert re.search(r"pruned +1: trial 3 at step 4 \(7\.5\)", shown)
+    assert re.search(r"failed +nan 1, oom 1: trial 5: oom full", shown)
+    assert re.search(r"compute +50\.0 s spent, 2 min 30 s saved by sharing \(4\.0 times less\)", shown)
+
+
+def test_what_is_best_depends_on_the_direction() -> None:
+    board = Board("s", 2, "val.map", direction="maximize")
+    for number, value in enumerate((0.2, 0.7, 0.5)):
+        board.finished(record(number, value=value))
+    assert "trial 1, val.map 0.7" in screen(board)
+
+
+def test_a_screen_stays_small() -> None:
+    board = Board("s", 500, "val.mae")
+    for i in range(100):
+        board.started(i, {})
+        board.stage(i, StageEvent("started", "counting", f"k{i}"))
+        board.finished(record(1000 + i, "failed", reason="error", message="x" * 500))
+        board.finished(record(2000 + i, "pruned"))
+    lines = screen(board, width=80).splitlines()
+    assert len(lines) <= MOST_LINES + 8
+    assert f"and {100 - MOST_LINES} more" in "\n".join(lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_compute_is_conserved() -> None:
+    stages = [
+        {"seconds": 10.0, "hit": False, "spent": 10.0},
+        {"seconds": 7.0, "hit": True, "spent": 0.0},
+        {"seconds": 4.0, "hit": False, "spent": 1.0},  # three were in a checkpoint
+    ]
+    assert compute(stages) == (11.0, 7.0)
+    assert spent_and_saved(0.0, 0.0) == "0.0 s spent, 0.0 s saved by sharing"
+
+
+def test_lines_are_told_once_where_there_is_no_terminal() -> None:
+    out = StringIO()
+    with Watch(Console(file=out, width=200), 2, "val.mae") as events:
+        for trial in (0, 1):
+            events.started(trial, {"depth": trial})
+            events.stage(trial, StageEvent("started", "counting", "k"))
+            events.stage(trial, epoch("k", 1, seconds=1.0))
+            events.stage(trial, StageEvent("finished", "counting", "k", seconds=40))
+            events.stage(trial, StageEvent("started", "density@val", "d"))
+        events.finished(record(0, value=5.0))
+        events.stopping("stopping")
+    assert out.getvalue().splitlines() == [
+        "trial 0: started  depth=0", "  counting starts", "  counting done in 40 s", "trial 1: started  depth=1",
+        "trial 0: val.mae 5 (1.0 s)  ", "stopping",
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------ stops
+
+
+def test_time_is_up_when_the_clock_says_so() -> None:
+    clock = Clock()
+    stop = Stop(hours=0.5, clock=clock)
+    clock.now += 1799
+    assert (stop.asked, stop.left) == (False, 1.0)
+    clock.now += 1
+    assert (stop.asked, stop.left, stop.code) == (True, 0.0, OUT_OF_TIME)
+    assert stop.why == "the 0.5 hours of --max-hours are up"
+    assert not Stop().asked
+
+
+def test_once_asks_and_twice_interrupts() -> None:
+    told: list[str] = []
+    stop = Stop()
+    stop.told = lambda: told.append("once")
+    before = signal.getsignal(signal.SIGINT)
+    with signals(stop):
+        signal.raise_signal(signal.SIGINT)
+        assert (stop.asked, stop.code, told) == (True, 130, ["once"])
+        with pytest.raises(Interrupted) as caught:
+            signal.raise_signal(signal.SIGINT)
+    assert (caught.value.code, told) == (130, ["once"])
+    assert signal.getsignal(signal.SIGINT) == before
+    with pytest.raises(Interrupted) as caught, signals(Stop()):
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.code == 143
+
+
+def test_a_run_that_is_out_of_time_goes_on_with_the_same_trials(tmp_path: Path) -> None:
+    space = parse_space(parse(SPACE, "f.yaml"))
+    stop = Stop()
+
+    class Ending(Watch):
+        def step(self, number: int, step: int, value: float) -> None:
+            if (number, step) == (1, 2):
+                stop.ask()
+
+    @contextmanager
+    def watch(left: int) -> Iterator[Watch]:
+        yield Ending(Console(file=StringIO()), left, "val.mae")
+
+    options: dict[str, Any] = {"inline": True, "run_trial": "tests.fakes_engine:run_trial"}
+    first = run_study(space, tmp_path, watch=watch, stop=stop, **options)
+    assert (first.ran, first.left, first.stopped) == (1, 2, "stopped by Ctrl-C")
+    assert first.held_out == {}  # the test images wait for the end of the search
+    assert Counter(r.state for r in read_records(tmp_path, "depths")) == {"complete": 1, "waiting": 2}
+    for _ in range(5):  # stopped more often than a lost trial may be lost
+        again = Stop()
+        again.ask()
+        assert run_study(space, tmp_path, stop=again, **options).left == 2
+    last = run_study(space, tmp_path, stop=Stop(), **options)
+    assert (last.ran, last.left, last.stopped) == (2, 0, "")
+    records = read_records(tmp_path, "depths")
+    assert [(r.number, r.state, r.values["depth"]) for r in records] == [(i, "complete", i + 1) for i in range(3)]
+    assert len(records[1].steps) == 4
+    assert last.held_out["test.mae"] == 0.0
+
+
+# ------------------------------------------------------------------ real processes on a terminal
+
+SCRIPT = (
+    "from raz.engine.command import run_file\n"
+    "run_file.__kwdefaults__['run_trial'] = 'tests.fakes_engine:run_trial'\n"
+    "import sys\nfrom raz.cli import main\nmain()"
+)
+
+
+class Terminal:
+    """A process on a pty of its own, whose Ctrl-C reaches the whole foreground group as in a shell."""
+
+    def __init__(self, words: list[str], here: Path) -> None:
+        self.text = ""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(here)
+            environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "TERM": "xterm", "COLUMNS": "110"}
+            os.execve(sys.executable, [sys.executable, "-c", SCRIPT, *words], environment)
+
+    def read(self, seconds: float) -> bool:
+        """What has come within the time; False at the end."""
+        ready, _, _ = select.select([self.fd], [], [], seconds)
+        if ready:
+            try:
+                data = os.read(self.fd, 65536)
+            except OSError as error:
+                if error.errno == errno.EIO:  # the other side has closed
+                    return False
+                raise
+            self.text += data.decode(errors="replace")
+            return bool(data)
+        return True
+
+    def until(self, pattern: str, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not re.search(pattern, self.text):
+            assert time.monotonic() < end, self.text
+            assert self.read(0.2), self.text
+
+    def ctrl_c(self) -> None:
+        os.write(self.fd, b"\x03")
+
+    def code(self, seconds: float = 120) -> int:
+        end = time.monotonic() + seconds
+        while self.read(0.2):
+            assert time.monotonic() < end, self.text
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "depths.yaml").write_text(SPACE)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "sleep").write_text("0.5")
+    return tmp_path
+
+
+def words(engine: str) -> list[str]:
+    return ["run", "depths.yaml", "--store", "store", *(["--inline"] if engine == "inline" else ["--jobs", "2"])]
+
+
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_ctrl_c_once_finishes_cleanly(here: Path, engine: str) -> None:
+    terminal = Terminal(words(engine), here)
+    terminal.until(r"\d running")
+    terminal.until("0/3 trials") if engine == "inline" else time.sleep(1)
+    terminal.ctrl_c()
+    terminal.until("stopping: running epochs end")
+    assert terminal.code() == 130
+    assert "Traceback" not in terminal.text
+    assert "the same command goes on from here" in terminal.text
+    states = Counter(r.state for r in read_records(here / "store", "depths"))
+    assert states["waiting"] >= 1
+    assert set(states) <= {"waiting", "complete"}  # nothing is lost, nothing failed
+    (here / "store" / "sleep").unlink()
+    again = Terminal(words("inline"), here)
+    assert again.code() == 0
+    assert Counter(r.state for r in read_records(here / "store", "depths")) == {"complete": 3}
+
+
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_ctrl_c_twice_stops_now(here: Path, engine: str) -> None:
+    (here / "store" / "sleep").write_text("60")  # an epoch that nobody would wait for
+    terminal = Terminal(words(engine), here)
+    terminal.until(r"\d running")
+    terminal.ctrl_c()
+    terminal.until("stopping: running epochs end")
+    terminal.ctrl_c()
+    assert terminal.code(50) == 130
+    assert "Traceback" not in terminal.text
+    assert "stopped; the same command goes on from here" in terminal.text
+    assert {r.state for r in read_records(here / "store", "depths")} <= {"lost", "waiting"}
+
+
+def test_max_hours_ends_with_a_code_of_its_own(here: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, *words("inline"), "--max-hours", "0.0002", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == OUT_OF_TIME
+    found = json.loads(done.stdout)
+    assert found["left"] >= 1
+    assert found["stopped"] == "the 0.0002 hours of --max-hours are up"
+    assert done.stderr.splitlines()[-1].endswith("; the same command goes on from here")
+    (here / "store" / "sleep").unlink()
+    done = subprocess.run(command[:-3], cwd=here, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert f"3 complete, 0 pruned, 0 failed ({found['left']} run now" in done.stdout
