@@ -22,7 +22,7 @@ Progress = Callable[[int, float], bool]  # (step, value) -> stop?
 
 PIPELINE = "raz.pipeline.stages:run_trial"  # by dotted name, so that it crosses a process border
 # What no other trial would survive either: the disk is full, the store may not be written.
-HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class MadeElsewhere(Exception):

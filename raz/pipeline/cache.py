@@ -244,6 +244,7 @@ def writing(store: Path) -> Iterator[None]:
         hints = {
             errno.ENOSPC: "free some space, or choose another place with --store",
             errno.EDQUOT: "your quota is used up: free some space, or choose another place with --store",
+            errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another place with --store",
             errno.EACCES: "choose a folder you may write with --store",
             errno.EPERM: "choose a folder you may write with --store",
             errno.EROFS: "choose a folder you may write with --store",
