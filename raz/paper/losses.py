@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.nn import functional
 
 PYRAMID = (1, 2, 4, 8, 16)  # sides in cells of the blocks whose counts `pyramid` compares
+PYRAMID_EPSILON = 1e-5  # under its root: an empty window learned well enough must not outweigh the others
 EPSILON = 1e-12  # under the root of Eq. 1: its gradient is infinite at a perfect map
 
 
 def counting_loss(density: Tensor, truth: Tensor, kind: str = "rmse") -> Tensor:
     """Eq. 1. 8·sqrt(1/(mn)·Σ|φ - φ̂|²) over a map of mn/64 cells is the RMSE of that map.
 
-    `mse` is the mean square, CSRNet's. `pyramid` adds the squares of the errors of blocks of k x k cells, over k³:
-    what a cell counts too little its neighbour may count too much, but not a whole region.
+    `mse` is the mean square, CSRNet's. Under the root of `pyramid` stand also the squared errors of blocks of
+    k x k cells, over k³: what a cell counts too little its neighbour may count too much, but not a whole region.
     """
     if kind == "pyramid":
         error = density - truth
@@ -25,7 +26,7 @@ def counting_loss(density: Tensor, truth: Tensor, kind: str = "rmse") -> Tensor:
         error = functional.pad(error, (0, -cols % PYRAMID[-1], 0, -rows % PYRAMID[-1]))
         padded = error.shape[-1] * error.shape[-2] / (rows * cols)
         blocks = [(functional.avg_pool2d(error, k) * k * k).square().mean(dim=(1, 2, 3)) / k**3 for k in PYRAMID]
-        return torch.stack(blocks).sum(0).mean() * padded
+        return torch.sqrt(torch.stack(blocks).sum(0) * padded + PYRAMID_EPSILON).mean()
     mean_square = (density - truth).square().mean(dim=(1, 2, 3))
     if kind == "rmse":
         mean_square = torch.sqrt(mean_square + EPSILON)

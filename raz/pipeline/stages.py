@@ -479,23 +479,33 @@ class _Trial:
         folder = self._frozen_folder(f"{weights}/rich", data)
         return RichCache(folder, branch, branch.channels, stride, features)
 
-    def _frozen_features(self, network: Network, kind: str = "counting") -> tuple[FeatureCache, FeatureCache]:
-        backbone = network.backbone if kind == "counting" else network.localization_backbone
+    def _weights_name(self, network: Network, kind: str) -> str:
+        """What names the weights of the backbone before a branch."""
         c = self._stage_config("counting")
-        if backbone is network.backbone and c.counting.unfreeze == "none":
-            return self._image_features(backbone, _untrained(c.backbone, c.seed))
-        return self._image_features(backbone, f"{network.name}/{kind}")
+        shared = kind == "counting" or network.localization_backbone is network.backbone
+        return _untrained(c.backbone, c.seed) if shared and c.counting.unfreeze == "none" else f"{network.name}/{kind}"
 
-    def _image_features(self, backbone: Backbone, weights: str) -> tuple[FeatureCache, FeatureCache]:
+    def _frozen_features(self, network: Network, kind: str = "counting") -> tuple[FeatureCache, FeatureCache]:
         """The caches of the training and the validation images."""
-        data = self.keys[Node("counting")].data
+        backbone = network.backbone if kind == "counting" else network.localization_backbone
+        weights, data = self._weights_name(network, kind), self.keys[Node("counting")].data
         train, val = (self._features(backbone, weights, self.frames(s), data[s]) for s in ("train", "val"))
         return train, val
 
+    def _sized(self, backbone: Backbone, weights: str, sizes: tuple[float, ...]) -> tuple[SizedFeatures, FeatureCache]:
+        """The caches of the training images at these sizes and of the validation images."""
+        data = self.keys[Node("counting")].data
+        caches = (self._features(backbone, weights, self.frames("train", s), data["train"], s) for s in sizes)
+        return SizedFeatures(tuple(caches)), self._features(backbone, weights, self.frames("val"), data["val"])
+
+    def _material(self, given: Any, sizes: tuple[float, ...], k: int = 4) -> Material:
+        """Training images at these sizes, validation images at the input's."""
+        train = Sizes(tuple(self.frames("train", size) for size in sizes))
+        return Material(train, self.frames("val"), given.seed, self.device, k)
+
     def _counting(self, given: Any) -> tuple[Task, Any]:
         c = given.counting
-        sizes = tuple(self.frames("train", size) for size in c.sizes)
-        m = Material(Sizes(sizes), self.frames("val"), given.seed, self.device, c.k)
+        m = self._material(given, c.sizes, c.k)
         backbone = nets.build_backbone(given.backbone, given.seed).to(self.device)
         branch = nets.build_counting(c, backbone, given.seed).to(self.device)
         nets.narrow_layout(given.backbone.width, backbone, branch)
@@ -505,13 +515,7 @@ class _Trial:
             modules["backbone"] = backbone
         else:
             nets.freeze(backbone)
-            weights = _untrained(given.backbone, given.seed)
-            data = self.keys[Node("counting")].data
-            caches = (
-                self._features(backbone, weights, frames, data["train"], size)
-                for frames, size in zip(sizes, c.sizes, strict=True)
-            )
-            frozen = SizedFeatures(tuple(caches)), self._features(backbone, weights, m.val, data["val"])
+            frozen = self._sized(backbone, _untrained(given.backbone, given.seed), c.sizes)
         task = counting_task(
             m, modules, branch,
             features_from(backbone, m.train, self.device, frozen[0]),
@@ -522,18 +526,18 @@ class _Trial:
 
     def _localization(self, given: Any) -> tuple[Task, Any]:
         c = given.localization
-        m = Material(self.frames("train"), self.frames("val"), given.seed, self.device)
+        m = self._material(given, c.sizes)
         base = self._main(through="counting")
         backbone = base.backbone
         branch = nets.build_localization(c, backbone, given.seed).to(self.device)
         nets.narrow_layout(self.config.backbone.width, branch)
         modules = nn.ModuleDict({"localization": branch})
-        frozen: tuple[FeatureCache | None, FeatureCache | None] = (None, None)
+        frozen: tuple[SizedFeatures | None, FeatureCache | None] = (None, None)
         if c.unfreeze == "backbone":
             backbone.requires_grad_(True)
             modules["backbone"] = backbone
         else:
-            frozen = self._frozen_features(base)
+            frozen = self._sized(backbone, self._weights_name(base, "counting"), c.sizes)
         task = localization_task(
             m, "localization", modules, branch,
             features_from(backbone, m.train, self.device, frozen[0]),
