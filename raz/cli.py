@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from raz import __version__
 from raz.data.cli import data_app
+from raz.data.option import DataRoot
 from raz.doctor import doctor_command
 from raz.errors import RazError
 from raz.init import init_command
@@ -104,9 +105,7 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
     ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.")
-    ] = None,
+    data_root: DataRoot = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the file's.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time. Default: cores / threads.")] = None,
     profile: Annotated[str | None, typer.Option(help="Of an ablation: at which scale. Default: toy.")] = None,
@@ -160,9 +159,7 @@ def simulate(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
     ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.")
-    ] = None,
+    data_root: DataRoot = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the file's.")] = None,
     profile: Annotated[str | None, typer.Option(help="Of an ablation: at which scale. Default: toy.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from raz.data.option import DataRoot
 from raz.errors import RazError
 
 Status = Literal["ok", "warn", "fail"]
@@ -180,10 +181,10 @@ def backbone(weights: str | None) -> Check:
 
 def data(root: Path | None) -> list[Check]:
     """The data sets that are found, a line each, and one line for the others."""
-    from raz.data import DATASETS, locate
+    from raz.data import locate, readers
 
     found, missing = [], []
-    for name in DATASETS:
+    for name in readers(root):
         try:
             place = locate(name, root)
         except RazError:
@@ -235,10 +236,7 @@ def doctor_command(
     store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")] = Path(
         "raz-store"
     ),
-    data_root: Annotated[
-        Path | None,
-        typer.Option("--data-root", "--root", envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets."),
-    ] = None,
+    data_root: DataRoot = None,
     weights: Annotated[str | None, typer.Option(help="A file of VGG-16 weights to look into.")] = None,
     with_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
 ) -> None:

@@ -59,13 +59,11 @@ parameters:
 
 def space_text(study: str, dataset: str, preset: str, weights: str | None, file: str) -> str:
     """The YAML text. Raises RazError for an unknown data set or preset."""
-    from raz.data import DATASETS
+    from raz.data import reader_of
 
-    if dataset not in DATASETS:
-        raise RazError("--dataset", f"unknown name {dataset!r}", nearest(dataset, DATASETS))
+    reader = reader_of(dataset)
     if preset not in PRESETS:
         raise RazError("--preset", f"unknown preset {preset!r}", nearest(preset, PRESETS))
-    reader = DATASETS[dataset]
     run = f"raz-sweep run {file}" + (" --data-root DIR" if reader.find is not None else "")
     if weights is not None:
         line = f"    backbone.weights: {_quoted(weights)}\n"

@@ -1,6 +1,7 @@
 """Data sets behind one contract: `open_dataset(name, root)` and what it returns.
 
-A new data set is a module with a `Reader` and a line in `DATASETS`.
+A new data set is a module with a `Reader` and a line in `DATASETS`; a folder of one's own needs no code
+(`raz.data.folder`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from raz.config import nearest
-from raz.data import jhu, nwpu, shanghaitech, toy, ucf, worldexpo
+from raz.data import folder, jhu, nwpu, shanghaitech, toy, ucf, worldexpo
 from raz.data.contract import SPLITS, Dataset, Found, Item, Reader, Split, Survey
 from raz.data.frames import Frames
 from raz.data.splits import find_leaks, split_validation
 from raz.errors import RazError, raise_all
 
-__all__ = ["DATASETS", "Dataset", "Frames", "Item", "Reader", "Split", "locate", "open_dataset", "survey"]
+__all__ = [
+    "DATASETS", "Dataset", "Frames", "Item", "Reader", "Split", "locate", "open_dataset", "reader_of", "readers",
+    "survey", "use_root",
+]  # fmt: skip
 
 DATASETS: dict[str, Reader] = {
     "toy": toy.READER,
@@ -31,27 +35,64 @@ DATASETS: dict[str, Reader] = {
 }
 
 
+_ROOT: list[Path] = []  # the data root of the command that runs, for whoever asks which names there are
+
+
+def use_root(root: Path | None) -> Path | None:
+    """Note the command's data root (or that it has none), so that names of one's own are known; returns it."""
+    _ROOT[:] = [root] if root is not None else []
+    return root
+
+
+def _root(root: Path | None) -> Path | None:
+    """The root given, else the environment's RAZ_DATA_ROOT."""
+    if root is None and os.environ.get("RAZ_DATA_ROOT"):
+        root = Path(os.environ["RAZ_DATA_ROOT"])
+    return root.expanduser().absolute() if root is not None else None  # items are read in other processes, too
+
+
+def readers(root: Path | None = None) -> dict[str, Reader]:
+    """Every data set by name: the published ones, and those of one's own that the data root holds.
+
+    `root` None means the running command's, or the environment's RAZ_DATA_ROOT.
+    """
+    root = _root(root or next(iter(_ROOT), None))
+    own = folder.find_own(root) if root is not None else {}
+    return {**DATASETS, **{name: reader for name, reader in own.items() if name not in DATASETS}}
+
+
+def reader_of(name: str, root: Path | None = None) -> Reader:
+    """The reader of a data set. Raises RazError for an unknown name, with the nearest."""
+    if name in DATASETS:
+        return DATASETS[name]
+    known = readers(root)
+    if name in known:
+        return known[name]
+    folds = [other for other in known if other.startswith(f"{name}@")]
+    hint = f"{', '.join(folds)}: a fold each" if folds else nearest(name, known)
+    at = _root(root or next(iter(_ROOT), None))
+    if at is not None:
+        hint += "".join(f"\n  not taken: {fault.where}: {fault.what}" for fault in folder.faults_of(at))
+    elif not folds:
+        hint += "; one of your own needs --data-root (`raz-sweep data add DIR` describes it)"
+    raise RazError("data set", f"unknown name {name!r}", hint)
+
+
 def locate(name: str, root: Path | None = None) -> Path | None:
     """The data set's own folder; None for one that is generated.
 
     `root` None means the environment's RAZ_DATA_ROOT. Raises RazError for an unknown name, and for a data set
     on disk without a root or whose folder is not there.
     """
-    if name not in DATASETS:
-        folds = [known for known in DATASETS if known.startswith(f"{name}@")]
-        hint = f"{', '.join(folds)}: a fold each" if folds else nearest(name, DATASETS)
-        raise RazError("data set", f"unknown name {name!r}", hint)
-    reader = DATASETS[name]
+    reader = reader_of(name, root)
     if reader.find is None:
         return None
-    if root is None and os.environ.get("RAZ_DATA_ROOT"):
-        root = Path(os.environ["RAZ_DATA_ROOT"])
+    root = _root(root)
     if root is None:
         raise RazError(
             name, "no folder given to read it from",
             f"--data-root DIR, or set RAZ_DATA_ROOT; the folder holds {reader.layout}",
         )  # fmt: skip
-    root = root.expanduser().absolute()  # items are read in other processes, too, from other folders
     if not root.is_dir():
         raise RazError(str(root), f"no such folder (data root of {name})", "check --data-root and RAZ_DATA_ROOT")
     return reader.find(root)
@@ -59,8 +100,8 @@ def locate(name: str, root: Path | None = None) -> Path | None:
 
 def survey(name: str, root: Path | None = None) -> tuple[Reader, Survey]:
     """The data set's reader and what it finds, faults included. Raises RazError as `locate` does."""
-    folder = locate(name, root)
-    return DATASETS[name], DATASETS[name].survey(folder)
+    reader = reader_of(name, root)
+    return reader, reader.survey(locate(name, root))
 
 
 def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", "keep"] = "drop") -> Dataset:
@@ -71,11 +112,11 @@ def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", 
     this process has opened before is served again while the names, sizes and times of its files stay as they were.
     Raises RazError naming every fault of the data set at once.
     """
-    folder = locate(name, root)
-    stamp = _stamp(folder)
-    opened = _OPENED.get((name, folder, leaks))
+    place = locate(name, root)
+    stamp = _stamp(place)
+    opened = _OPENED.get((name, place, leaks))
     if opened is None or opened[0] != stamp:
-        opened = _OPENED[name, folder, leaks] = (stamp, _open(name, folder, leaks))
+        opened = _OPENED[name, place, leaks] = (stamp, _open(name, reader_of(name, root), place, leaks))
     return opened[1]
 
 
@@ -94,9 +135,8 @@ def _stamp(folder: Path | None) -> str:
     return total.hexdigest()
 
 
-def _open(name: str, folder: Path | None, leaks: Literal["drop", "keep"]) -> Dataset:
-    reader = DATASETS[name]
-    seen = reader.survey(folder)
+def _open(name: str, reader: Reader, place: Path | None, leaks: Literal["drop", "keep"]) -> Dataset:
+    seen = reader.survey(place)
     raise_all(seen.faults)
     warnings = list(seen.warnings)
     found: dict[Split, tuple[Found, ...]] = dict(seen.found)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from raz.data.option import DataRoot
+
 _From = Annotated[
     str | None,
     typer.Option("--from", metavar="STORE[#study[#trial]]", help="A trial of a store; by default the best one."),
@@ -119,9 +121,7 @@ def train_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
     ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.")
-    ] = None,
+    data_root: DataRoot = None,
     out: Annotated[Path, typer.Option("--out", help="With --final: the file to write.")] = Path("model.safetensors"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
 ) -> None:

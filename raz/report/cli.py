@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from raz.data.option import DataRoot
 from raz.errors import RazError
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ def report_command(
     store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")] = Path(
         "raz-store"
     ),
-    data_root: Annotated[
-        Path | None, typer.Option(envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.")
-    ] = None,
+    data_root: DataRoot = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As the table was run with; repeatable.")
     ] = None,
@@ -165,12 +164,12 @@ def fill_command(
     file: str, profile: str, datasets: tuple[str, ...], store: Path, data_root: Path | None, settings: list[str]
 ) -> str:
     """The command that trains and scores what a table is missing."""
-    from raz.data import DATASETS
+    from raz.data import readers
 
     words = ["raz-sweep", "run", file, "--profile", profile, "--store", str(store)]
     if data_root is not None:
         words += ["--data-root", str(data_root)]
-    elif any(DATASETS[name].find is not None for name in datasets if name in DATASETS):
+    elif any(reader.find is not None for name, reader in readers().items() if name in datasets):
         words += ["--data-root", "DIR"]
     for pair in settings:
         words += ["--set", pair]

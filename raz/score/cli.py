@@ -7,15 +7,14 @@ from typing import Annotated
 
 import typer
 
+from raz.data.option import DataRoot
+
 
 def score_command(
     pred: Annotated[Path, typer.Option("--pred", help="Predicted points: CSV, JSON or a benchmark's text file.")],
     gt: Annotated[Path | None, typer.Option("--gt", help="True heads, in the same forms; boxes as w,h.")] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="True heads of a data set instead.")] = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option("--root", "--data-root", envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets."),
-    ] = None,
+    data_root: DataRoot = None,
     split: Annotated[str, typer.Option(help="Of the data set: train, val or test.")] = "test",
     protocol: Annotated[
         list[str] | None, typer.Option(help="raz, nwpu, fidtm or qnrf; repeatable. Default: all that apply.")

@@ -13,13 +13,13 @@ from raz.yamlfile import Document, Faults, Place, kind, scalar
 
 def table_names() -> dict[str, tuple[str, ...]]:
     """Parameters whose legal words are the names in a table of the code."""
-    from raz.data import DATASETS
+    from raz.data import readers
     from raz.paper.fusion import RULES
     from raz.paper.zoom import ANCHOR_SETS
 
     anchors = tuple(ANCHOR_SETS)
     return {
-        "dataset": tuple(DATASETS),
+        "dataset": tuple(readers()),
         "fusion.rule": tuple(RULES),
         "zooming.anchors": anchors,
         "raz.regions.anchors": anchors,

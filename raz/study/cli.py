@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from raz.data.option import DataRoot
+
 Store = Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")]
-DataRoot = Annotated[Path | None, typer.Option(envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 HERE = Path("raz-store")
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raz.study.cli import HERE, DataRoot, Json, Store, tell
+from raz.data.option import DataRoot
+from raz.study.cli import HERE, Json, Store, tell
 
 if TYPE_CHECKING:
     from raz.study.ablation import AblationTable

@@ -180,16 +180,17 @@ class AblationTable:
 
 
 def readable() -> tuple[str, ...]:
-    """The data sets that have a reader."""
-    from raz.data import DATASETS
+    """The data sets that have a reader, those of one's own in the data root among them."""
+    from raz.data import readers
 
-    return tuple(DATASETS)
+    return tuple(readers())
 
 
 def dataset_title(name: str) -> str:
     """A data set as it stands in a header."""
-    from raz.data import DATASETS
+    from raz.data import readers
 
     if name in PUBLISHED:
         return PUBLISHED[name]
-    return DATASETS[name].title if name in DATASETS else name
+    known = readers()
+    return known[name].title if name in known else name
