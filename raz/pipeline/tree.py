@@ -31,7 +31,7 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "counting": Stage("trained", 1, ("backbone", "counting"), (), "counting.train.epochs"),
+    "counting": Stage("trained", 2, ("backbone", "counting"), (), "counting.train.epochs"),
     "localization": Stage("trained", 1, ("localization",), ("counting",), "localization.train.epochs"),
     "attention": Stage("trained", 3, ("attention",), ("localization",), "attention.train.epochs"),
     "raz": Stage(
