@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from raz.errors import RazError, raise_all
@@ -261,7 +262,8 @@ def parameters(config: TrialConfig) -> dict[str, Any]:
     return out
 
 
-def known_names() -> dict[str, Any]:
+@lru_cache(maxsize=1)  # a trial asks for them several times, and reading annotations takes milliseconds
+def known_names() -> Mapping[str, Any]:
     """Every legal dotted name with its annotated type."""
     out: dict[str, Any] = {}
 
@@ -308,9 +310,20 @@ def configure(base: TrialConfig, settings: Mapping[str, Any], where: str = "sett
     raise_all(faults)
     config = base
     for name, value in tree.items():
-        config = _set(config, name.split("."), value)
+        path = name.split(".")
+        if not _has(config, path, value):
+            config = _set(config, path, value)
     raise_all([RazError(where, fault) for fault in range_faults(config)])
     return config
+
+
+def _has(part: Any, path: list[str], value: Any) -> bool:
+    """Whether it is so already: most of a stored configuration are the defaults."""
+    for name in path:
+        if not is_dataclass(part):
+            return False
+        part = getattr(part, name)
+    return type(part) is type(value) and bool(part == value)
 
 
 def _set(part: Any, path: list[str], value: Any) -> Any:

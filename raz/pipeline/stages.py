@@ -445,7 +445,7 @@ class _Trial:
 
     def _stage_config(self, stage: str) -> TrialConfig:
         """The configuration with only what went into `stage`; how networks are shaped."""
-        return from_parameters(self.artifacts[Node(stage)].manifest["config"])
+        return _configured(json.dumps(self.artifacts[Node(stage)].manifest["config"]))
 
     def _trained(self, stage: str) -> Trained:
         weights = nets.read_state(self._folder(stage) / "weights.safetensors")
@@ -782,6 +782,11 @@ _TASKS: Mapping[str, Callable[[_Trial, Any], tuple[Task | None, Any]]] = {
     "raz": _Trial._raz_net,
     "raz_attention": _Trial._raz_attention,
 }
+
+
+@lru_cache(maxsize=64)
+def _configured(values: str) -> TrialConfig:
+    return from_parameters(json.loads(values))
 
 
 @contextmanager

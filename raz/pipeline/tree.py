@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -155,8 +156,13 @@ def measure_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 def inputs_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """The declared inputs as dotted names with JSON values, out of all the parameters of a resolved trial."""
+    return {name: values[name] for name in _read_by(stage, tuple(values))}
+
+
+@lru_cache(maxsize=64)
+def _read_by(stage: str, names: tuple[str, ...]) -> tuple[str, ...]:
     wanted = (*COMMON, *STAGES[stage].reads)
-    return {n: v for n, v in values.items() if any(n == w or n.startswith(f"{w}.") for w in wanted)}
+    return tuple(n for n in names if any(n == w or n.startswith(f"{w}.") for w in wanted))
 
 
 def declared(config: TrialConfig, stage: str) -> Any:
