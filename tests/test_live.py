@@ -26,7 +26,9 @@ from raz.engine.board import MOST_LINES, Board, compute, spent_and_saved
 from raz.engine.events import Watch
 from raz.engine.stop import OUT_OF_TIME, Interrupted, Stop, signals
 from raz.engine.sweep import run_study
+from raz.engine.tables import run_table
 from raz.pipeline.told import StageEvent
+from raz.study.ablation import parse_table
 from raz.study.parse import parse_space
 from raz.study.records import TrialRecord, read_records
 from raz.yamlfile import parse
@@ -239,6 +241,32 @@ def test_a_run_that_is_out_of_time_goes_on_with_the_same_trials(tmp_path: Path) 
     assert [(r.number, r.state, r.values["depth"]) for r in records] == [(i, "complete", i + 1) for i in range(3)]
     assert len(records[1].steps) == 4
     assert last.held_out["test.mae"] == 0.0
+
+
+TABLE = """\
+table: depths
+metrics: [test.mae]
+profiles: {toy: {base: {preset: tiny}, datasets: [toy]}}
+rows: {one: {set: {depth: 1}}, two: {set: {depth: 2}}, three: {set: {depth: 3}}}
+"""
+
+
+def test_a_table_stops_and_goes_on_too(tmp_path: Path) -> None:
+    stop = Stop()
+
+    class Ending(Watch):
+        def done(self, number: int, text: str, outcome: Any = None) -> None:
+            super().done(number, text, outcome)
+            stop.ask()
+
+    out = StringIO()
+    table = parse_table(parse(TABLE, "t.yaml"))
+    options: dict[str, Any] = {"inline": True, "run_trial": "tests.fakes_engine:run_trial"}
+    first = run_table(table, tmp_path, watch=Ending(Console(file=out), 3, "test.mae"), stop=stop, **options)
+    assert (len(first.cells), first.left, first.stopped) == (1, 2, "stopped by Ctrl-C")
+    assert len((tmp_path / "count").read_text().splitlines()) == 1
+    last = run_table(table, tmp_path, **options)
+    assert (len(last.cells), last.left, last.stopped) == (3, 0, "")
 
 
 # ------------------------------------------------------------------ real processes on a terminal

@@ -220,6 +220,15 @@ def test_a_search_is_an_estimate_and_says_so(here: Path) -> None:
     assert not (here / "raz-store").exists()  # nothing is run, nothing is written
 
 
+def test_a_trial_over_seeds_is_all_of_them(here: Path) -> None:
+    once = plan_file("fixed.yaml", here / "store", settings=[])
+    (here / "fixed.yaml").write_text(FIXED.replace("{sampler: grid}", "{sampler: grid, seeds: [0, 1, 2]}"))
+    thrice = plan_file("fixed.yaml", here / "store", settings=[])
+    assert thrice.trials == once.trials
+    assert thrice.stages == 3 * once.stages
+    assert thrice.device_seconds.likely == pytest.approx(3 * once.device_seconds.likely)
+
+
 def test_a_table_is_planned_with_both_splits(here: Path) -> None:
     result = CliRunner().invoke(app, ["run", "recurrence", "--dry-run", "--json"])
     plan = json.loads(result.stdout)

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raz.pipeline.told import StageEvent
-from raz.study.records import TrialRecord
+from raz.study.records import Outcome, TrialRecord
 from raz.study.text import assignments, duration
 
 MOST_LINES = 8  # of stages that are shown running
@@ -116,10 +116,21 @@ class Board:
             self.reasons[record.reason] += 1
             first = record.message.splitlines()[0] if record.message else ""
             self.failed.append(f"trial {record.number}: {record.reason} {first}")
-        spent, saved = compute(record.stages)
+        self._pay(record.stages)
+        self.done(record.number)
+
+    def came_to(self, text: str, outcome: Outcome) -> None:
+        """How a table's trial ended, which has no record."""
+        self.counts[outcome.state] += 1
+        if outcome.state == "failed":
+            self.reasons[outcome.reason] += 1
+            self.failed.append(text)
+        self._pay(outcome.stages)
+
+    def _pay(self, stages: Any) -> None:
+        spent, saved = compute(stages)
         self.spent += spent
         self.saved += saved
-        self.done(record.number)
 
     def done(self, number: int) -> None:
         self.over += 1

@@ -55,7 +55,7 @@ def run_file(
 
         return run_table_file(
             source, store, settings=settings_of(settings), data_root=data_root, profile=profile, jobs=jobs,
-            inline=inline, as_json=as_json, run_trial=run_trial,
+            inline=inline, as_json=as_json, max_hours=max_hours, run_trial=run_trial,
         )  # fmt: skip
     if profile is not None:
         raise RazError("--profile", f"{source.name} is a search space, which has no profiles", "--set key=value")

@@ -37,6 +37,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
         self.starved: set[str] = set()  # killed for their machine's memory
         self.stop = stop or Stop()
         self.postponed: set[str] = set()  # met by a clean stop
+        self.busy: set[str] = set()  # a stage is being made for them
         self.hopeless: OSError | None = None  # what would meet every trial
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
@@ -62,15 +63,20 @@ class StudySearch(Searcher):  # type: ignore[misc]
         number = self.numbers.get(trial_id)
         if number is None or trial_id in self.pruned or trial_id in self.postponed:
             return False
-        for event in json.loads(result.get(EVENTS, "[]")):
-            self.events.stage(number, StageEvent(**event))
+        for event in (StageEvent(**told) for told in json.loads(result.get(EVENTS, "[]"))):
+            self.events.stage(number, event)
+            if event.kind in ("started", "epoch", "images"):
+                self.busy.add(trial_id)
+            elif event.kind != "note":
+                self.busy.discard(trial_id)
         for step, value, shared in json.loads(result.get(POINTS, "[]")):
             self.events.step(number, step, value)
             with self._kept():
                 if self.ledger.report(number, int(step), float(value), shared=bool(shared)):
                     self.pruned.add(trial_id)
                     return True
-        if self.stop.asked and OUTCOME not in result:
+        rests = trial_id not in self.busy or json.loads(result.get(POINTS, "[]"))  # a running epoch may end
+        if self.stop.asked and rests and OUTCOME not in result:
             self.postponed.add(trial_id)
             return True
         return False

@@ -13,12 +13,14 @@ from typing import Any
 from rich.console import Console
 
 from raz.config import parameters
+from raz.engine.board import compute, spent_and_saved
 from raz.engine.events import Events, Silent, Watch
-from raz.engine.stop import signals
+from raz.engine.stop import STOPPING, Stop, signals
 from raz.engine.summary import document
 from raz.engine.sweep import check_data, cores
 from raz.engine.trial import PIPELINE, attempt, resolve
 from raz.errors import RazError
+from raz.pipeline.told import StageEvent
 from raz.study.ablation import AblationTable, Trial, parse_table
 from raz.study.ledger import Outcome
 from raz.study.reach import remember_table
@@ -27,6 +29,7 @@ from raz.yamlfile import Document
 
 SPLITS = ("val", "test")
 MOST_RESTARTS = 2  # of a trial whose process died
+LOOK = 0.5  # seconds between two looks whether the run was asked to stop
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class TableResult:
     profile: str
     cells: tuple[Cell, ...]
     left_out: Mapping[str, str]  # data set -> why it could not be opened
+    left: int = 0  # trials that are still to run
+    stopped: str = ""  # why the run ended before its last trial
 
     @property
     def failed(self) -> tuple[Cell, ...]:
@@ -63,11 +68,13 @@ def run_table(
     inline: bool = False,
     run_trial: str = PIPELINE,
     watch: AbstractContextManager[Events] | None = None,
+    stop: Stop | None = None,
 ) -> TableResult:
     """Runs every trial of the table's profile; what the store holds is served from there.
 
     A data set that cannot be opened is left out and named. Raises RazError when none can be, and for an
-    unknown profile; Interrupted on SIGINT and SIGTERM; OSError when the store cannot be written.
+    unknown profile; Interrupted on SIGTERM and SIGINT (with a `stop` on the second one: the first, or its time being
+    up, ends the run cleanly); OSError when the store cannot be written.
     """
     chosen = table.profile(profile)
     left_out: dict[str, str] = {}
@@ -86,31 +93,46 @@ def run_table(
     remember_table(store, table, chosen.name, [trial.config for trial in trials])
     threads = max(trial.config.threads for trial in trials)
     jobs = min(len(trials), jobs if jobs is not None else max(1, cores() // threads))
-    with signals(), watch or _silent() as events:
+    stop = stop or Stop()
+    with signals(stop), watch or _silent() as events:
+        stop.told = lambda: events.stopping(STOPPING)
         for dataset, why in left_out.items():
             events.note(f"{dataset} is left out: {why}")
         if inline or jobs == 1:
-            cells = _one_by_one(trials, store, data_root, run_trial, events)
+            cells = _one_by_one(trials, store, data_root, run_trial, events, stop)
         else:
-            cells = _together(trials, store, data_root, run_trial, events, jobs, threads)
-    return TableResult(table.table, chosen.name, cells, left_out)
+            cells = _together(trials, store, data_root, run_trial, events, jobs, threads, stop)
+    left = len(trials) - len(cells)
+    return TableResult(table.table, chosen.name, cells, left_out, left, stop.why if left else "")
 
 
 def _one_by_one(
-    trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events
+    trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events, stop: Stop
 ) -> tuple[Cell, ...]:
     function = resolve(run_trial)
     cells = []
     for i, trial in enumerate(trials):
+        if stop.asked:
+            break
         events.started(i, _about(trial))
-        outcome = attempt(function, parameters(trial.config), store, data_root=data_root, splits=SPLITS)
+
+        def log(event: StageEvent, i: int = i) -> None:
+            events.stage(i, event)
+
+        outcome = attempt(
+            function, parameters(trial.config), store, data_root=data_root, splits=SPLITS, log=log,
+            progress=lambda step, value: stop.asked,
+        )  # fmt: skip
+        if outcome.state == "pruned":  # nobody prunes in a table: the stop met it
+            break
         cells.append(_over(i, trial, outcome, events))
     return tuple(cells)
 
 
 def _together(
-    trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events, jobs: int, threads: int
-) -> tuple[Cell, ...]:
+    trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events, jobs: int, threads: int,
+    stop: Stop,
+) -> tuple[Cell, ...]:  # fmt: skip
     """Each trial a Ray task that holds no CPU while the broker has its stages made, `jobs` at a time. Seeds and data
     sets go side by side, since rows share their stages."""
     from raz.engine.session import COORDINATOR, coordinator_resources, prepare, session
@@ -125,17 +147,24 @@ def _together(
     root = str(data_root.expanduser().resolve()) if data_root else None
     cells: dict[int, Cell] = {}
     most = coordinators(jobs, adaptive=False)
-    with session(jobs * threads), signals():
+    with session(jobs * threads), signals(stop):
         places = {name: n for name, n in coordinator_resources().items() if name == COORDINATOR}
         task = ray.remote(num_cpus=0, resources=places, max_retries=MOST_RESTARTS)(_remote)
         running: dict[Any, int] = {}
         while order or running:
+            if stop.asked:  # what runs is given up: of each stage in the making at most an epoch is lost
+                for waiting in running:
+                    ray.cancel(waiting)
+                break
             while order and len(running) < most:
                 i = order.pop(0)
                 events.started(i, _about(trials[i]))
                 config = parameters(trials[i].config)
                 running[task.remote(run_trial, config, str(store.resolve()), root)] = i
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            over, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
+            if not over:
+                continue
+            done = over[0]
             i = running.pop(done)
             try:
                 outcome = Outcome(**ray.get(done))
@@ -171,10 +200,10 @@ def _over(i: int, trial: Trial, outcome: Outcome, events: Events) -> Cell:
     if outcome.state == "complete":
         shown = {name: (outcome.metrics or {}).get(name) for name in ("test.mae", "test.rmse")}
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
-        events.done(i, f"{where}: {numbers} ({duration(outcome.seconds)})")
+        events.done(i, f"{where}: {numbers} ({duration(outcome.seconds)})", outcome)
     else:
         first = outcome.message.splitlines()[0] if outcome.message else ""
-        events.done(i, f"{where}: failed ({outcome.reason}) {first}")
+        events.done(i, f"{where}: failed ({outcome.reason}) {first}", outcome)
     return Cell(trial.row, trial.dataset, trial.seed, outcome)
 
 
@@ -193,17 +222,23 @@ def run_table_file(
     jobs: int | None = None,
     inline: bool = False,
     as_json: bool = False,
+    max_hours: float | None = None,
     run_trial: str = PIPELINE,
 ) -> int:
-    """Runs the table of a document and prints what was done. Returns 0, or 1 when a trial failed."""
+    """Runs the table of a document and prints what was done. Returns 0, 1 when a trial failed, and where a clean stop
+    left more to do 3 (the `max_hours` are up) or 130 (Ctrl-C)."""
+    stop = Stop(max_hours)
     table = parse_table(source, settings)
     total = sum(1 for _ in table.trials(table.profile(profile)))
     with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
         result = run_table(
             table, store, profile=profile, data_root=data_root, jobs=jobs, inline=inline, run_trial=run_trial,
-            watch=Watch(Console(file=sys.stderr), total, "test.mae"),
+            watch=Watch(Console(file=sys.stderr), total, "test.mae", title=f"table {table.table}"), stop=stop,
         )  # fmt: skip
     print(document(_as_json(result)) if as_json else "\n".join(_lines(result, store)))
+    if result.stopped:
+        print(f"{result.stopped}; the same command goes on from here", file=sys.stderr)
+        return stop.code
     return 1 if result.failed else 0
 
 
@@ -216,7 +251,17 @@ def _as_json(result: TableResult) -> dict[str, Any]:
         }
         for cell in result.cells
     ]  # fmt: skip
-    return {"table": result.table, "profile": result.profile, "cells": cells, "left_out": dict(result.left_out)}
+    spent, saved = _compute(result)
+    return {
+        "table": result.table, "profile": result.profile, "cells": cells, "left_out": dict(result.left_out),
+        "compute": {"spent_seconds": round(spent, 3), "saved_seconds": round(saved, 3)}, "left": result.left,
+        "stopped": result.stopped,
+    }  # fmt: skip
+
+
+def _compute(result: TableResult) -> tuple[float, float]:
+    used = [compute(cell.outcome.stages) for cell in result.cells]
+    return sum(spent for spent, _ in used), sum(saved for _, saved in used)
 
 
 def _lines(result: TableResult, store: Path) -> list[str]:
@@ -225,6 +270,11 @@ def _lines(result: TableResult, store: Path) -> list[str]:
         f"table {result.table}, profile {result.profile}: {len(result.cells) - len(failed)} trials done,"
         f" {len(failed)} failed"
     ]
+    spent, saved = _compute(result)
+    if spent or saved:
+        out.append(f"compute: {spent_and_saved(spent, saved)}")
+    if result.stopped:
+        out.append(f"{result.stopped}: {result.left} trials are left, and the same command goes on from here")
     out += [
         f"  {cell.row}, {cell.dataset}, seed {cell.seed}: {cell.outcome.reason}: {cell.outcome.message}"
         for cell in failed

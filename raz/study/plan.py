@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raz.config import TrialConfig
@@ -158,14 +158,21 @@ def drawn(space: SearchSpace, trials: int, seed: int) -> tuple[list[TrialConfig]
     return out, skipped
 
 
-def walk(configs: Iterable[TrialConfig], splits: tuple[str, ...], prices: Prices, cache: StageCache) -> Draw:
-    """The stages of these trials, each priced once."""
+def walk(
+    configs: Iterable[TrialConfig], splits: tuple[str, ...], prices: Prices, cache: StageCache,
+    seeds: Sequence[int] = (),
+) -> Draw:  # fmt: skip
+    """The stages of these trials, each priced once. With `seeds` a trial runs once for each, one after the other."""
     stages: dict[str, Work] = {}
     trials = []
     for config in configs:
-        keys = stage_keys(config, data_root=prices.data_root, splits=splits)
-        trials.append(tuple(key.key for key in keys.values()))
-        for node, key in keys.items():
+        path = [
+            (node, key)
+            for each in ([replace(config, seed=seed) for seed in seeds] or [config])
+            for node, key in stage_keys(each, data_root=prices.data_root, splits=splits).items()
+        ]
+        trials.append(tuple(key.key for _, key in path))
+        for node, key in path:
             if key.key not in stages:
                 seconds, measured = prices.seconds(config, node)
                 stored = (cache.folder(node.stage, key.key) / "manifest.json").is_file()
@@ -189,12 +196,12 @@ def draws_of_search(
                 configs.append(space.config(point))
             except RazError:
                 skipped += 1
-        return [walk(configs, ("val",), prices, cache)], skipped
+        return [walk(configs, ("val",), prices, cache, space.mean_over)], skipped
     out, skipped = [], 0
     for i in range(sets):
         configs, wrong = drawn(space, trials, space.seed + 7919 * i)
         skipped += wrong
-        out.append(walk(configs, ("val",), prices, cache))
+        out.append(walk(configs, ("val",), prices, cache, space.mean_over))
     return out, round(skipped / sets)
 
 

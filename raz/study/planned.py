@@ -65,14 +65,14 @@ def plan_file(
             exact=True, start=start,
         )  # fmt: skip
     target = asked.target if trials is None else trials
-    if asked.sampler == "grid":
+    if asked.fixed:
         target = min(target, asked.target)
     done = _done(store, asked.study)
     left = max(0, target - done)
     draws, skipped = draws_of_search(asked, left, prices, first=done)
     return plan_of(
         asked.study, "search", draws, devices=_devices(jobs, asked.threads, inline), prices=prices,
-        exact=asked.sampler == "grid" or left == 0, done=done, skipped=skipped, start=start,
+        exact=asked.fixed or left == 0, done=done, skipped=skipped, start=start,
     )  # fmt: skip
 
 
