@@ -96,9 +96,7 @@ def parse(text: str, name: str, *, strict: bool = True) -> Document:
     """The document in the text; `name` stands in the complaints. See `read`."""
     faults: list[RazError] = []
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                faults.append(_fault(name, event.start_mark, f"alias *{event.anchor}", "write the value out"))
+        _survey(text, name, faults)
         raise_all(faults)  # before composing: an alias may make a document of any size
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -119,9 +117,27 @@ def parse(text: str, name: str, *, strict: bool = True) -> Document:
     return Document(name, data, lines, _opening_comment(text), tuple(faults))
 
 
+def _survey(text: str, name: str, faults: list[RazError]) -> None:
+    """Notes aliases, which may make a document of any size. Raises RazError at a level too deep: to read on could
+    take for ever."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST + 1:
+            raise _fault(name, event.start_mark, f"more than {DEEPEST} levels deep")
+        if isinstance(event, yaml.AliasEvent):
+            faults.append(_fault(name, event.start_mark, f"alias *{event.anchor}", "write the value out"))
+
+
 def scalar(text: str, where: str) -> Any:
     """One value of the command line (`--set key=value`), read as the files are."""
+    found: list[RazError] = []
     try:
+        try:
+            _survey(text, where, found)
+        except RazError as error:
+            found = [error]
+        raise_all([RazError(where, fault.what, fault.hint) for fault in found])  # the command line has no lines
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise RazError(where, f"not a YAML value: {str(error).splitlines()[0]}") from None
@@ -151,9 +167,6 @@ def _fault(name: str, mark: Any, what: str, hint: str = "") -> RazError:
 
 
 def _build(node: Any, place: Place, name: str, lines: dict[Place, int], faults: list[RazError]) -> Any:
-    if len(place) > DEEPEST:
-        faults.append(_fault(name, node.start_mark, f"more than {DEEPEST} levels deep"))
-        return None
     standard = "tag:yaml.org,2002:"
     known = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
     if not node.tag.startswith(standard) or node.tag.removeprefix(standard) not in known:

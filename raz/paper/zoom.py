@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from raz.errors import RazError, raise_all
 
@@ -283,6 +282,8 @@ def _beside(xy: NDArray[np.float64], cores: NDArray[np.float64], reach: float) -
 
 def _apart(xy: NDArray[np.float64], owner: NDArray[np.int64], least: float) -> NDArray[np.bool_]:
     """Which points stay when, in their order, each removes the later ones of other owners nearer than `least`."""
+    from scipy.spatial import cKDTree  # half a second to import, and files are checked without it
+
     keep = np.ones(len(xy), dtype=bool)
     if len(xy) < 2:
         return keep
