@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,3 +380,51 @@ def test_points_of_no_image_and_points_outside_are_told(cells: Callable[..., Any
     assert report.sound
     assert report.orphaned == (f"{folder / 'points.csv'} (gone.png)",)
     assert sum(split.outside for split in report.splits) == 1
+
+
+# ------------------------------------------------------------------ the whole way
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_strangers_folder_comes_to_a_finished_study_in_three_commands(tmp_path: Path) -> None:
+    """Discs on a grey ground; the commands are the README's, the search cut to three trials of two epochs, without Ray."""
+    points: Points = {}
+    (tmp_path / "cells" / "images").mkdir(parents=True)
+    for n in range(14):
+        rng = np.random.default_rng(n)
+        pixels = rng.integers(90, 110, (96, 128, 3)).astype(np.uint8)
+        points[f"c{n}.png"] = [(int(x), int(y)) for x, y in rng.integers(8, 88, (5 + n, 2))]
+        for x, y in points[f"c{n}.png"]:
+            pixels[y - 3 : y + 4, x - 3 : x + 4] = 220
+        Image.fromarray(pixels).save(tmp_path / "cells" / "images" / f"c{n}.png")
+    write_csv(tmp_path / "cells" / "points.csv", points)
+    names = ("counting.train", "localization.train", "attention.train", "raz.train", "raz.attention_train")
+    short = [word for name in names for word in ("--set", f"{name}.epochs=2")]
+    commands = [
+        ["data", "add", "cells", "--objects", "cells"],
+        [
+            "run",
+            "search_spaces/fusion",
+            "--set",
+            "dataset=cells",
+            "--data-root",
+            ".",
+            "--trials",
+            "3",
+            "--inline",
+            *short,
+        ],
+        ["report", "fusion"],
+    ]
+    told = []
+    for words in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "raz.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=1200
+        )
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        told.append(done.stdout)
+    assert "11 train, 3 test images, 161 cells" in told[0]
+    assert "study fusion: 3 complete, 0 pruned, 0 failed" in told[1]
+    assert "held out: test.mae" in told[1]
+    assert "fusion" in told[2]
