@@ -388,7 +388,7 @@ def test_points_of_no_image_and_points_outside_are_told(cells: Callable[..., Any
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_strangers_folder_comes_to_a_finished_study_in_three_commands(tmp_path: Path) -> None:
-    """Discs on a grey ground; the commands are the README's, the search cut to three trials of two epochs, without Ray."""
+    """Discs on a grey ground; the commands are the README's, the search cut to three short trials, without Ray."""
     points: Points = {}
     (tmp_path / "cells" / "images").mkdir(parents=True)
     for n in range(14):
