@@ -111,11 +111,14 @@ def test_chaos(number: int, crowd: Path, undisturbed: Path, tmp_path: Path) -> N
         point = events(tmp_path) + rng.randint(1, 8)
         until(lambda d=driver, p=point: d.poll() is not None or events(tmp_path) >= p)  # type: ignore[misc]
         time.sleep(rng.random() * 0.3)
+        until(lambda d=driver, k=kind: d.poll() is not None or victim(k, d.pid) is not None)  # type: ignore[misc]
         pid = victim(kind, driver.pid)
-        if pid is not None and driver.poll() is None:
+        struck = pid is not None and driver.poll() is None
+        if pid is not None and struck:
             os.kill(pid, signal.SIGKILL)
             killed += 1
-        assert driver.wait(600) == (-signal.SIGKILL if kind == "driver" and pid and killed else 0)
+        assert driver.wait(600) == (-signal.SIGKILL if kind == "driver" and struck else 0)
+    assert killed
     assert start(DRIVER, tmp_path, crowd, "ray", "grid").wait(600) == 0
     check(tmp_path, undisturbed, killed)
 
