@@ -61,9 +61,19 @@ def test_a_trial_differs_from_its_base_by_its_row_alone() -> None:
     assert [t.dataset for t in table.trials(table.profile("paper"))] == ["shanghaitech_a"] * 6 + ["ucf_qnrf"] * 6
 
 
-def test_settings_go_on_every_base() -> None:
-    table = table_of(GOOD, **{"attention.sigma_z": 5})
-    assert {p.base.attention.sigma_z for p in table.profiles.values()} == {5.0}
+def test_settings_go_on_the_profile_that_is_asked_for() -> None:
+    published = PRESETS["paper"].attention.sigma_z
+    for asked, changed in ((None, "toy"), ("toy", "toy"), ("paper", "paper"), ("none", "")):
+        table = parse_table(parse(GOOD, "t.yaml", strict=False), {"attention.sigma_z": published + 2}, asked)
+        for name, profile in table.profiles.items():
+            assert (profile.base.attention.sigma_z != table_of(GOOD).profiles[name].base.attention.sigma_z) is (
+                name == changed
+            )
+    # a narrow base cannot take pretrained weights, and is not asked to beside a wide one that can
+    weights = {"backbone.weights": "imagenet"}
+    assert parse_table(parse(GOOD, "t.yaml"), weights, "paper").profiles["paper"].base.backbone.weights == "imagenet"
+    with pytest.raises(RazError, match="expected 1 with pretrained weights"):
+        parse_table(parse(GOOD, "t.yaml"), weights, "toy")
 
 
 BAD = [

@@ -209,7 +209,7 @@ def test_rmse_is_explained_once_and_verdicts_are_for_the_paper_profile_alone() -
 def test_a_verdict_needs_imagenet_weights_and_the_same_annotations() -> None:
     assert "| agrees |" in markdown(table_report(filled("paper", Known(78_700.0))))  # the other circulating version
     assert "| agrees |" not in markdown(table_report(filled("paper", Known(70_000.0))))
-    table = parse_table(parse(TABLE, "t.yaml", strict=False), {"backbone.weights": "none"})
+    table = parse_table(parse(TABLE, "t.yaml", strict=False), {"backbone.weights": "none"}, "paper")
     other = fill_table(table, table.profile("paper"), Path("nowhere"), stored=Known())
     assert "| agrees |" not in markdown(table_report(other))
 
@@ -689,7 +689,7 @@ def test_the_list_names_tables_and_studies(tmp_path: Path) -> None:
 def test_help_imports_nothing_slow() -> None:
     code = (
         "import sys, raz.report.cli; "
-        "print(sorted({'torch', 'pandas', 'scipy', 'optuna', 'ray', 'numpy', 'rich.table'} & set(sys.modules)))"
+        "print(sorted({'torch', 'pandas', 'scipy', 'optuna', 'ray', 'rich.table'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

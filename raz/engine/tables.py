@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -228,14 +230,16 @@ def run_table_file(
     """Runs the table of a document and prints what was done. Returns 0, 1 when a trial failed, and where a clean stop
     left more to do 3 (the `max_hours` are up) or 130 (Ctrl-C)."""
     stop = Stop(max_hours)
-    table = parse_table(source, settings)
+    table = parse_table(source, settings, profile)
     total = sum(1 for _ in table.trials(table.profile(profile)))
     with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
         result = run_table(
             table, store, profile=profile, data_root=data_root, jobs=jobs, inline=inline, run_trial=run_trial,
             watch=Watch(Console(file=sys.stderr), total, "test.mae", title=f"table {table.table}"), stop=stop,
         )  # fmt: skip
-    print(document(_as_json(result)) if as_json else "\n".join(_lines(result, store)))
+    own = Path(source.name).is_file()  # else a shipped one, known by its name
+    report = _report(source.name if own else result.table, result.profile, store, data_root, settings)
+    print(document(_as_json(result)) if as_json else "\n".join([*_lines(result), f"next: {report}"]))
     if result.stopped:
         print(f"{result.stopped}; the same command goes on from here", file=sys.stderr)
         return stop.code
@@ -264,7 +268,7 @@ def _compute(result: TableResult) -> tuple[float, float]:
     return sum(spent for spent, _ in used), sum(saved for _, saved in used)
 
 
-def _lines(result: TableResult, store: Path) -> list[str]:
+def _lines(result: TableResult) -> list[str]:
     failed = result.failed
     out = [
         f"table {result.table}, profile {result.profile}: {len(result.cells) - len(failed)} trials done,"
@@ -279,5 +283,14 @@ def _lines(result: TableResult, store: Path) -> list[str]:
         f"  {cell.row}, {cell.dataset}, seed {cell.seed}: {cell.outcome.reason}: {cell.outcome.message}"
         for cell in failed
     ]
-    where = f" --store {store}" if str(store) != "raz-store" else ""
-    return [*out, f"next: raz-sweep report --table {result.table} --profile {result.profile}{where}"]
+    return out
+
+
+def _report(table: str, profile: str, store: Path, data_root: Path | None, settings: Mapping[str, Any]) -> str:
+    """The command that shows what was run: what changes a trial must be said again."""
+    words = ["raz-sweep", "report", "--table", table, "--profile", profile]
+    words += ["--store", str(store)] if str(store) != "raz-store" else []
+    words += ["--data-root", str(data_root)] if data_root is not None else []
+    for name, value in settings.items():
+        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)

@@ -131,7 +131,7 @@ def _table(
     path = find(name, ("ablations",))
     own = Path(name).expanduser().is_file()
     shown = name if own else f"ablations/{path.name}"
-    table = load_table(path, shown, settings_of(settings))
+    table = load_table(path, shown, settings_of(settings), profile)
     scale = table.profile(profile)
     filled = fill_table(table, scale, store, data_root=data_root)
     command = fill_command(shown, scale.name, scale.datasets, store, data_root, settings)
@@ -201,7 +201,8 @@ def _listing(store: Path) -> Report:
     from raz.report.layout import Report, Sheet
     from raz.resources import shipped
     from raz.study.ablation import load_table
-    from raz.study.ledger import read_records, study_names
+    from raz.study.index import read_study
+    from raz.study.journal import study_names
 
     tables = {name: load_table(path, f"ablations/{path.name}") for name, path in shipped("ablations").items()}
     lines = tuple((name, ", ".join(t.profiles), t.title, t.paper) for name, t in tables.items())
@@ -213,7 +214,7 @@ def _listing(store: Path) -> Report:
     notes, studies = [], []
     for name in study_names(store):
         try:
-            trials = read_records(store, name)
+            trials = read_study(store, name).trials
         except RazError as error:
             notes.append(str(error))
             continue

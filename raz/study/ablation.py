@@ -31,6 +31,7 @@ from raz.study.table import (
     Row,
     Trial,
     dataset_title,
+    default_profile,
     readable,
 )  # fmt: skip
 from raz.yamlfile import Document, Faults, Place, kind, read
@@ -43,15 +44,19 @@ __all__ = [
 MetricsOf = Callable[[str], tuple[str, ...]]  # the columns of a data set
 
 
-def load_table(path: Path, name: str = "", settings: Mapping[str, Any] | None = None) -> AblationTable:
-    """The table in a file; `settings` (of `--set`) go on top of every profile's base.
+def load_table(
+    path: Path, name: str = "", settings: Mapping[str, Any] | None = None, profile: str | None = None
+) -> AblationTable:
+    """The table in a file; `settings` (of `--set`) go on top of the base of `profile` (None: the default one).
 
     Raises RazError(s) with `file:line`, all faults at once; OSError goes through.
     """
-    return parse_table(read(path, name, strict=False), settings)
+    return parse_table(read(path, name, strict=False), settings, profile)
 
 
-def parse_table(document: Document, settings: Mapping[str, Any] | None = None) -> AblationTable:
+def parse_table(
+    document: Document, settings: Mapping[str, Any] | None = None, profile: str | None = None
+) -> AblationTable:
     """The table of a document. See `load_table`."""
     settings = settings or {}
     data, faults = document.data, Faults(document)
@@ -68,14 +73,14 @@ def parse_table(document: Document, settings: Mapping[str, Any] | None = None) -
     metrics = _metrics(data.get("metrics"), ("metrics",), faults) if "metrics" in data else ()
     by_dataset = _dataset_metrics(data, faults)
     seeds = _seeds(data, faults)
-    profiles = _profiles(document, faults, settings)
+    profiles = _profiles(document, faults, settings, profile)
     rows = _rows(data, faults, profiles, lambda dataset: by_dataset.get(dataset, metrics), settings)
     misprints = _misprints(data, faults, rows)
     base_row = _base_row(data, faults, rows)
     claims = _claims(data, faults, rows, metrics)
     notes = _list(("notes",), data.get("notes", []), faults, str, "a text")
-    for profile in profiles.values():
-        _sigmas(metrics, profile, faults)
+    for found in profiles.values():
+        _sigmas(metrics, found, faults)
     faults.settle()
     return AblationTable(
         table=str(table), metrics=metrics, seeds=seeds, profiles=profiles, rows=rows, title=title, paper=source,
@@ -171,7 +176,9 @@ def _seeds(data: Mapping[str, Any], faults: Faults) -> tuple[int, ...]:
     return found
 
 
-def _profiles(document: Document, faults: Faults, settings: Mapping[str, Any]) -> dict[str, Profile]:
+def _profiles(
+    document: Document, faults: Faults, settings: Mapping[str, Any], asked: str | None
+) -> dict[str, Profile]:
     raw = document.data.get("profiles", {})
     if not isinstance(raw, dict) or ("profiles" in document.data and not raw):
         shown = "empty" if raw == {} else kind(raw)
@@ -186,6 +193,7 @@ def _profiles(document: Document, faults: Faults, settings: Mapping[str, Any]) -
                 f"--set {name}", f"the rows of {document.name} say so themselves", f"edit {name}s in the file"
             )
     legal = [*readable(), *(name for name in PUBLISHED if name not in readable())]
+    asked = default_profile(raw) if asked is None else asked
     out = {}
     for name, body in raw.items():
         place: Place = ("profiles", name)
@@ -200,7 +208,8 @@ def _profiles(document: Document, faults: Faults, settings: Mapping[str, Any]) -
         for key in ("dataset", "seed"):
             if isinstance(chosen, dict) and key in chosen:
                 faults.add((*place, "base", "set", key), f"profiles.{name}.base sets {key}", f"use {key}s")
-        config = read_base(document, faults, settings, (*place, "base"))
+        # what fits the profile that is run (pretrained weights, say) need not fit the others
+        config = read_base(document, faults, settings if name == asked else {}, (*place, "base"))
         datasets: tuple[str, ...] = ()
         if "datasets" in body:
             datasets = _list((*place, "datasets"), body["datasets"], faults, str, "a data set's name")

@@ -33,7 +33,7 @@ def _open(
     if "table" in source.data:
         if trials is not None:
             raise RazError("--trials", f"{source.name} is a table, whose rows and seeds are fixed", "--profile")
-        table = parse_table(source, settings_of(settings))
+        table = parse_table(source, settings_of(settings), profile)
         return table, table.profile(profile)
     if profile is not None:
         raise RazError("--profile", f"{source.name} is a search space, which has no profiles", "--set key=value")

@@ -8,7 +8,7 @@ another method (`source`) is quoted and never run. A claim is a sum of cells tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -33,6 +33,12 @@ BY_PART = tuple(name for name in COUNTING if name.startswith(("mae", "rmse")))  
 LOCALIZATION = ("ap50", "ap75", "map", "ar50", "ar75", "mar")  # each with @sigma
 SPLITS = ("val", "test")
 REGIONS = ("regions_per_image", "images_zoomed")  # shown beside rows that zoom
+
+
+def default_profile(names: Iterable[str]) -> str:
+    """`toy`, or the first there is; nothing of none."""
+    names = list(names)
+    return DEFAULT_PROFILE if DEFAULT_PROFILE in names else next(iter(names), "")
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ class AblationTable:
     def profile(self, name: str | None = None) -> Profile:
         """The profile, by default `toy`, or the only one. Raises RazError for an unknown name."""
         if name is None:
-            name = DEFAULT_PROFILE if DEFAULT_PROFILE in self.profiles else next(iter(self.profiles))
+            name = default_profile(self.profiles)
         if name not in self.profiles:
             raise RazError(
                 "--profile", f"table {self.table} has no profile {name!r}, expected one of {', '.join(self.profiles)}",
