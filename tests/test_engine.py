@@ -281,6 +281,7 @@ def test_the_summary_says_what_to_set_and_where_to_look(tmp_path: Path) -> None:
     assert "  depth: 3  (base 2)" in text
     assert "(guessing the training median: " in text
     assert f"raz-sweep report grid --store {tmp_path}" in text
+    assert f"raz-sweep dashboard grid --store {tmp_path}" in text  # which cannot write to the study
 
 
 # ------------------------------------------------------------------ tables

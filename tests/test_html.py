@@ -114,7 +114,7 @@ def test_ten_thousand_trials_open_and_fit_a_phone(tmp_path: Path) -> None:
         trial(n, "complete" if n % 3 else "pruned", 10 + (n * 7919 % 1000) / 100 if n % 3 else None)
         for n in range(10_000)
     ]  # fmt: skip
-    whole = study_report("s", trials, "val.mae", "minimize", everything=True)  # type: ignore[arg-type]
+    whole = study_report("s", trials, {"val.mae": "minimize"}, everything=True)  # type: ignore[arg-type]
     sheets = (whole.sheets[-1], *whole.sheets[:-1])
     text = page(Report(whole.title, sheets, whole.notes, whole.records, whole.facts, figures=report().figures))
     assert len(text.encode()) < 8e6

@@ -530,6 +530,7 @@ def record(number: int, state: str, value: float | None = None, **more: object) 
     return TrialRecord(**{**given, **more})  # type: ignore[arg-type]
 
 
+MAE = {"val.mae": "minimize"}
 RECORDS = [
     record(0, "complete", 9.0),
     record(1, "complete", 7.5),
@@ -543,14 +544,14 @@ RECORDS = [
 
 @pytest.mark.parametrize(("direction", "order"), [("minimize", "160"), ("maximize", "016")])
 def test_the_best_trials_come_first_and_equals_by_number(direction: str, order: str) -> None:
-    best, states, failures = study_report("s", RECORDS, "val.mae", direction).sheets[:3]
+    best, states, failures = study_report("s", RECORDS, {"val.mae": direction}).sheets[:3]
     assert "".join(line[0] for line in best.lines) == order
     assert dict(states.lines) == {"complete": "3", "pruned": "1", "failed": "2", "lost": "1"}
     assert failures.lines == (("lost", "1", "5", ""), ("nan", "2", "2", "val.mae is nan"))
 
 
 def test_a_studys_csv_holds_every_trial() -> None:
-    rows = list(csv.DictReader(io.StringIO(csv_text(study_report("s", RECORDS, "val.mae", "minimize")))))
+    rows = list(csv.DictReader(io.StringIO(csv_text(study_report("s", RECORDS, MAE)))))
     assert [row["state"] for row in rows] == [r.state for r in RECORDS]
     assert rows[1]["set.depth"] == "1"
     assert rows[1]["val.mae"] == "7.5"
@@ -561,7 +562,7 @@ def test_a_study_says_what_was_pruned_what_it_cost_and_what_sharing_saved() -> N
     stage = {"stage": "counting", "key": "k", "hit": False, "seconds": 10.0}
     shared = [record(n, "complete", 9.0 - n, stages=(stage,), steps={1: 5.0, 2: 4.0 + n}) for n in range(3)]
     stopped = [record(n, "pruned", steps={1: 8.0, 2: 20.0 + n}) for n in (3, 4)]
-    sheets = {sheet.title: sheet for sheet in study_report("s", [*shared, *stopped], "val.mae", "minimize").sheets}
+    sheets = {sheet.title: sheet for sheet in study_report("s", [*shared, *stopped], MAE).sheets}
     assert sheets["Pruned, and how they stood"].lines == (("2", "2", "23.5", "5 of 3", "3, 4"),)
     assert sheets["Time spent, and saved by sharing stages"].lines == (
         ("counting", "1", "3", "10.0", "20.0"), ("all", "", "", "10.0", "20.0"),
@@ -584,12 +585,12 @@ def test_what_matters_is_found_and_drawn_with_optunas_own_figures() -> None:
     shares = importances(study)
     assert max(shares, key=lambda name: shares[name]) == "x"
     assert shares["x"] > 0.8
-    titles = [figure.title for figure in study_figures(trials[:200], ["minimize"], "val.mae")]
+    titles = [figure.title for figure in study_figures(trials[:200], MAE)]
     assert titles == [
         "History of val.mae", "Learning curves, as the pruner saw them", "Parallel coordinates", "Slices",
         "Contours of the two that matter most", "What matters",
     ]  # fmt: skip
-    assert study_figures([], ["minimize"], "val.mae") == ()
+    assert study_figures([], MAE) == ()
 
 
 def test_a_timeline_puts_what_overlaps_on_workers_of_its_own() -> None:
@@ -613,12 +614,59 @@ def test_two_studies_stand_side_by_side() -> None:
     from raz.report.study import compared
 
     others = [record(n, "complete", 3.0 + n, config={"seed": n}) for n in range(3)]
-    sheet = compared("s", RECORDS, "t", others, "val.mae", "minimize")
+    sheet = compared("s", RECORDS, "t", others, MAE)
     assert sheet.lines == (("s", "3", "1", "7.5", "7.5", "14"), ("t", "3", "3", "3", "4", "6"))
 
 
+def test_several_objectives_have_a_front_and_no_best_trial() -> None:
+    """Against the definition, pair by pair: on the front is who is dominated by nobody."""
+    import random
+
+    from raz.report.study import compared, pareto_front
+    from raz.report.study_figures import study_figures
+
+    dice = random.Random(3)
+    both = {"val.mae": "minimize", "val.map@5": "maximize"}
+    trials = []
+    for n in range(60):
+        found = {"val.mae": float(dice.randint(0, 9)), "val.map@5": dice.randint(0, 9) / 10}
+        trials.append(record(n, "complete", found["val.mae"], objectives=found, metrics=found, values={"x": n}))
+    trials += [record(60, "failed"), record(61, "complete", 1.0)]  # the last was told with one objective alone
+
+    def dominated(r: TrialRecord, by: TrialRecord) -> bool:
+        a, b = ((-t.objectives["val.mae"], t.objectives["val.map@5"]) for t in (r, by))
+        return b[0] >= a[0] and b[1] >= a[1] and a != b
+
+    front = {r.number for r in trials[:60] if not any(dominated(r, other) for other in trials[:60])}
+    found_front = pareto_front(trials, both)
+    assert {r.number for r in found_front} == front
+    assert [r.objectives["val.mae"] for r in found_front] == sorted(r.objectives["val.mae"] for r in found_front)
+    report = study_report("s", trials, both, everything=True)
+    assert report.sheets[0].title.startswith("Pareto front")
+    assert report.sheets[0].header == ("trial", "val.mae", "val.map@5", "seconds", "values")
+    assert {int(line[0]) for line in report.sheets[0].lines} == front
+    assert f"{len(front)} of 61 complete trials are on the front" in report.notes[0]
+    assert set(report.facts["pareto_front"]) == front
+    assert report.sheets[-1].header[:5] == ("trial", "state", "val.mae", "val.map@5", "seconds")
+    assert study_figures(trials, both)[0].title == "Pareto front"
+    lowest, highest = min(t.metrics["val.mae"] for t in trials[:60]), max(t.metrics["val.map@5"] for t in trials[:60])
+    line = compared("s", trials, "t", trials, both).lines[0]
+    assert (line[3], line[5]) == (f"{lowest:.4g}", f"{highest:.4g}")
+
+
+def test_a_trial_that_was_run_again_counts_once_as_what_became_of_it() -> None:
+    trials = [record(0, "failed", reason="lost"), record(1, "complete", 2.0, retry_of=0)]
+    assert study_report("s", trials, MAE).sheets[1].lines == (("complete", "1"),)
+
+
+def test_a_trials_record_names_the_command_that_makes_it_again() -> None:
+    first, second = study_report("s", RECORDS, MAE, where=" --store 'my store'").records[:3:2]
+    assert first["command"] == "raz-sweep rerun s#0 --store 'my store'"
+    assert second["command"] == ""  # it failed: there is nothing to make again
+
+
 def test_a_study_without_complete_trials_says_so() -> None:
-    assert study_report("s", [record(0, "pruned")], "val.mae", "minimize").notes == ("No trial is complete.",)
+    assert study_report("s", [record(0, "pruned")], MAE).notes == ("No trial is complete.",)
 
 
 # ------------------------------------------------------------------------------------ the command

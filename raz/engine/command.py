@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -70,10 +71,16 @@ def run_file(
     with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
         result = run_study(
             space, store, data_root=data_root, trials=trials, jobs=jobs, inline=inline, retry=retry,
-            run_trial=run_trial, watch=watch, stop=stop,
+            run_trial=run_trial, watch=watch, stop=stop, command=_words(file, settings, data_root),
         )  # fmt: skip
     print(document(result.as_json()) if as_json else "\n".join(summary(result)))
     if result.stopped:
         print(f"{result.stopped}; the same command goes on from here", file=sys.stderr)
         return stop.code
     return 1 if result.failed or result.trouble else 0
+
+
+def _words(file: str, settings: list[str], data_root: Path | None) -> str:
+    """The command as it may be shown to others: where this machine keeps its data and stores is left out."""
+    words = ["raz-sweep", "run", file, *(word for pair in settings for word in ("--set", pair))]
+    return shlex.join([*words, *(["--data-root", "DIR"] if data_root is not None else [])])

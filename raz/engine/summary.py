@@ -45,7 +45,7 @@ def summary(result: SweepResult) -> list[str]:
     out.append(f"next: raz-sweep report {result.study}{where}")
     if result.failed:
         out.append("      the same command with --retry runs the failed trials again")
-    out.append(f"      optuna-dashboard {result.store}/studies/{result.study}.journal   (pip install optuna-dashboard)")
+    out.append(f"      raz-sweep dashboard {result.study}{where}   (read-only; pip install 'raz-sweep[dashboard]')")
     return out
 
 

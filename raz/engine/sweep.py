@@ -103,19 +103,23 @@ def run_study(
     run_trial: str = PIPELINE,
     watch: Callable[[int], Any] | None = None,
     stop: Stop | None = None,
+    command: str = "",
 ) -> SweepResult:
     """Runs a study until its target, from wherever it stands.
 
     `trials` is a target other than the file's; `watch(left)` gives a context of Events. Raises
     RazError for what would meet every trial (a data set that is not there, a study that asked
     something else), Interrupted on SIGTERM and SIGINT (with a `stop` on the second one: the first, or its time
-    being up, ends the run cleanly), OSError when the store cannot be written.
+    being up, ends the run cleanly), OSError when the store cannot be written. `command` is kept with the study, for
+    who reads of it later.
     """
     began = time.monotonic()
     target = space.target if trials is None else trials
     if space.fixed:
         target = min(target, space.target)
     with signals(stop), open_ledger(store, space) as ledger:
+        if command and ledger.study.user_attrs.get("command") != command:
+            ledger.study.set_user_attr("command", command)
         if retry:
             _forget(ledger, store, data_root, run_trial)
         left = ledger.adopt(target, retry=retry)

@@ -67,6 +67,8 @@ def report_command(
         raise RazError("--over", "belongs to a table", "raz-sweep report --table NAME")
     if compare is not None and study is None:
         raise RazError("--compare", "belongs to a study", f"raz-sweep report STUDY --compare {compare}")
+    if compare is not None and compare == study:
+        raise RazError("--compare", f"{study} is the study itself", "raz-sweep report --list names the others")
     if listing or (study is None and table is None):
         if study is not None or table is not None:
             raise RazError("report", "--list beside a study or a table", "leave one out")
@@ -178,22 +180,26 @@ def fill_command(
 
 def _study(name: str, store: Path, compare: str | None, drawing: bool) -> Report:
     from raz.report import spent
-    from raz.report.study import compared, study_report
+    from raz.report.study import compared, held_out, study_report
     from raz.report.study_figures import importances, rebuilt, study_figures
     from raz.study.index import read_study
 
     study = read_study(store, name)
-    direction = study.directions[0]
-    shares = importances(rebuilt(study.trials, study.directions)) if len(study.directions) == 1 else {}
-    command = shlex.join(["raz-sweep", "run", f"{name}.yaml", "--store", str(store)])
-    report = study_report(name, study.trials, study.metric, direction, shares, command, everything=drawing)
+    objectives = study.objectives
+    shares = importances(rebuilt(study.trials, study.directions)) if len(objectives) == 1 else {}
+    where = "" if str(store) == "raz-store" else " " + shlex.join(["--store", str(store)])
+    ran = study.attributes.get("command", "")  # of a study that was run by the command line
+    command = f"{ran}{where}" if isinstance(ran, str) and ran else ""
+    report = study_report(name, study.trials, objectives, shares, command, where, everything=drawing)
+    told = held_out(study.attributes)
+    report = replace(report, sheets=(*report.sheets[:1], *told, *report.sheets[1:]))
     if compare is not None:
         other = read_study(store, compare)
-        sheet = compared(name, study.trials, compare, other.trials, study.metric, direction)
+        sheet = compared(name, study.trials, compare, other.trials, objectives)
         report = replace(report, sheets=(sheet, *report.sheets))
     if not drawing:
         return report
-    figures = study_figures(study.trials, study.directions, study.metric)
+    figures = study_figures(study.trials, objectives)
     return replace(report, figures=(*figures, *spent.drawn(spent.of_records(study.trials))))
 
 

@@ -11,7 +11,7 @@ import gzip
 import html
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -68,7 +68,11 @@ def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     """JSON that cannot end the script element it stands in."""
-    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    written = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        text = written(value)
+    except ValueError:  # NaN or infinity somewhere: rare, and looking for it costs more than writing
+        text = written(finite(value))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 

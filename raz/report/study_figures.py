@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raz.report.figures import figure
@@ -24,7 +24,12 @@ def rebuilt(records: Sequence[TrialRecord], directions: Sequence[str]) -> optuna
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    done = [r for r in records if r.state == "pruned" or (r.state == "complete" and r.value is not None)]
+    done = [
+        r
+        for r in records
+        if (r.state == "pruned" and len(directions) == 1)
+        or (r.state == "complete" and len(_values(r, directions)) == len(directions) and r.value is not None)
+    ]
     step = max(1, -(-len(done) // MOST_TRIALS))
     done = done[::step]
     seen: dict[str, list[Any]] = {}
@@ -52,10 +57,14 @@ def rebuilt(records: Sequence[TrialRecord], directions: Sequence[str]) -> optuna
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED,
                 params=params, distributions={name: spaces[name] for name in params},
-                value=record.value if complete else None, intermediate_values=dict(record.steps),
+                values=_values(record, directions) if complete else None, intermediate_values=dict(record.steps),
             )
         )  # fmt: skip
     return study
+
+
+def _values(record: TrialRecord, directions: Sequence[str]) -> list[float | None]:
+    return [record.value] if len(directions) == 1 else list(record.objectives.values())
 
 
 def _label(value: Any) -> str:
@@ -78,10 +87,11 @@ def importances(study: optuna.Study) -> dict[str, float]:
             return {}
 
 
-def study_figures(records: Sequence[TrialRecord], directions: Sequence[str], metric: str) -> tuple[Figure, ...]:
+def study_figures(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> tuple[Figure, ...]:
     """History, learning curves, importance, parallel coordinates, slices, contours, Pareto front, timeline."""
     import optuna.visualization as drawn
 
+    metric, directions = next(iter(objectives)), list(objectives.values())
     study = rebuilt(records, directions)
     if not study.get_trials(deepcopy=False):
         return ()
@@ -90,7 +100,7 @@ def study_figures(records: Sequence[TrialRecord], directions: Sequence[str], met
     several = len(names) > 1
     makers: list[tuple[str, Any]] = []
     if len(directions) > 1:
-        makers.append(("Pareto front", lambda: drawn.plot_pareto_front(study)))
+        makers.append(("Pareto front", lambda: drawn.plot_pareto_front(study, target_names=list(objectives))))
     else:
         makers += [
             (f"History of {metric}", lambda: drawn.plot_optimization_history(study, target_name=metric)),

@@ -176,9 +176,7 @@ def _seeds(data: Mapping[str, Any], faults: Faults) -> tuple[int, ...]:
     return found
 
 
-def _profiles(
-    document: Document, faults: Faults, settings: Mapping[str, Any], asked: str | None
-) -> dict[str, Profile]:
+def _profiles(document: Document, faults: Faults, settings: Mapping[str, Any], asked: str | None) -> dict[str, Profile]:
     raw = document.data.get("profiles", {})
     if not isinstance(raw, dict) or ("profiles" in document.data and not raw):
         shown = "empty" if raw == {} else kind(raw)

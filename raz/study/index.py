@@ -57,6 +57,15 @@ class StoredStudy:
         return str(self.meaning.get("objective.metric", "objective"))
 
     @property
+    def objectives(self) -> dict[str, str]:
+        """Metric -> minimize | maximize. A journal of another tool names none, so they are numbered there."""
+        others = [metric for metric, _ in self.meaning.get("objective.others", ())]
+        names = [self.metric, *others]
+        if len(names) != len(self.directions):
+            names = [f"objective {i}" for i in range(len(self.directions))]
+        return dict(zip(names, self.directions, strict=True))
+
+    @property
     def best(self) -> TrialRecord | None:
         """The complete trial with the best objective; of equals the earliest. None with several objectives."""
         if len(self.directions) != 1:

@@ -173,6 +173,7 @@ document.querySelector("main").append(
   ...(page.command && page.missing ? [element("h2", "What fills the empty cells"), element("pre", page.command),
     ...(page.cost ? [element("p", page.cost)] : [])] : []),
   ...page.figures.flatMap(drawFigure),
+  ...(page.command && !page.missing ? [element("h2", "The command that made this"), element("pre", page.command)] : []),
   dialog,
 );
 document.documentElement.dataset.ready = "yes";
