@@ -28,7 +28,7 @@ def rebuilt(records: Sequence[TrialRecord], directions: Sequence[str]) -> optuna
         r
         for r in records
         if (r.state == "pruned" and len(directions) == 1)
-        or (r.state == "complete" and len(_values(r, directions)) == len(directions) and r.value is not None)
+        or (r.state == "complete" and len(_values(r, directions)) == len(directions))
     ]
     step = max(1, -(-len(done) // MOST_TRIALS))
     done = done[::step]
@@ -63,8 +63,10 @@ def rebuilt(records: Sequence[TrialRecord], directions: Sequence[str]) -> optuna
     return study
 
 
-def _values(record: TrialRecord, directions: Sequence[str]) -> list[float | None]:
-    return [record.value] if len(directions) == 1 else list(record.objectives.values())
+def _values(record: TrialRecord, directions: Sequence[str]) -> list[float]:
+    if len(directions) > 1:
+        return list(record.objectives.values())
+    return [] if record.value is None else [record.value]
 
 
 def _label(value: Any) -> str:
