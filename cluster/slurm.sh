@@ -4,7 +4,7 @@
 #
 # What it costs an hour: nodes x GPUs of the allocation, also while they wait; --time is the most it can be.
 # What to fill in: the #SBATCH lines for your site, and every FILL_IN below.
-# How to check:    raz-sweep cluster check cluster/slurm.sh        sbatch --test-only cluster/slurm.sh
+# How to check:    sbatch --test-only cluster/slurm.sh
 # How to use it:   sbatch cluster/slurm.sh search_spaces/fusion.yaml
 #
 #SBATCH --job-name=raz-sweep
@@ -45,7 +45,7 @@ fi
 
 # In the background, so that the signal five minutes before the end reaches this script, and through it the sweep.
 srun --nodes=1 --ntasks=1 --overlap -w "$head" \
-    raz-sweep run "$file" --address "$address:$port" --store "$store" --data-root "$data" "$@" &
+    env RAY_ADDRESS="$address:$port" raz-sweep run "$file" --store "$store" --data-root "$data" "$@" &
 sweep=$!
 trap 'kill -TERM "$sweep"' TERM
 code=0
