@@ -21,6 +21,7 @@ from raz.doctor import doctor_command
 from raz.errors import RazError
 from raz.init import init_command
 from raz.predict.cli import export_command, predict_command, train_command
+from raz.remote.cli import cluster_app
 from raz.report.cli import report_command
 from raz.score.cli import score_command
 from raz.study import cli as study_cli
@@ -116,6 +117,7 @@ def run(
     max_hours: Annotated[
         float | None, typer.Option(min=0, help="Stop cleanly when the time is up; exit code 3 if there is more to do.")
     ] = None,
+    address: Annotated[str | None, typer.Option(help="Run on the Ray at HOST:PORT, or that is up here (auto).")] = None,
 ) -> None:
     """Run a search, or train what a table is missing. The same command again resumes or extends it.
 
@@ -130,6 +132,7 @@ def run(
     raz-sweep run ablations/recurrence --profile paper --data-root ~/data
     raz-sweep run everything --dry-run                stages, hours and disk before they are paid
     raz-sweep run everything --max-hours 8            a night's worth; the same command goes on
+    raz-sweep run everything --address auto           on the Ray cluster that this machine is part of
     """
     if dry_run:
         from raz.study.planned import plan_file, show_plan
@@ -141,11 +144,15 @@ def run(
         typer.echo(show_plan(plan, as_json=as_json))
         return
     from raz.engine.command import run_file
+    from raz.engine.session import joined
 
-    code = run_file(
-        file, store, settings=settings or [], data_root=data_root, trials=trials, jobs=jobs, profile=profile,
-        inline=inline, retry=retry, as_json=as_json, max_hours=max_hours,
-    )  # fmt: skip
+    if address is not None and inline:
+        raise RazError("--address", "a run with --inline uses no Ray", "leave one of them out")
+    with joined(address):
+        code = run_file(
+            file, store, settings=settings or [], data_root=data_root, trials=trials, jobs=jobs, profile=profile,
+            inline=inline, retry=retry, as_json=as_json, max_hours=max_hours,
+        )  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -182,6 +189,7 @@ def simulate(
 
 
 app.add_typer(data_app, name="data")
+app.add_typer(cluster_app, name="cluster")
 app.command("report")(report_command)
 app.command("predict")(predict_command)
 app.command("export")(export_command)

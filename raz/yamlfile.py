@@ -20,6 +20,7 @@ from raz.errors import RazError, raise_all
 
 LARGEST = 1 << 20  # bytes; these files are written by hand
 DEEPEST = 32  # levels
+MOST = 100_000  # keys and items, aliases written out
 
 Key = str | int
 Place = tuple[Key, ...]
@@ -71,7 +72,7 @@ class Faults:
         raise_all(sorted(self.found, key=lambda fault: int(fault.where.rpartition(":")[2])))
 
 
-def read(path: Path, name: str = "", *, strict: bool = True) -> Document:
+def read(path: Path, name: str = "", *, strict: bool = True, aliases: bool = False) -> Document:
     """The document in the file. Raises RazError(s) with `file:line`; OSError goes through.
 
     Without `strict`, values that YAML reads otherwise than they are meant are kept in `faults` instead,
@@ -89,14 +90,18 @@ def read(path: Path, name: str = "", *, strict: bool = True) -> Document:
         raise RazError(
             f"{shown}:{line}", f"byte {raw[error.start]:#04x} is not UTF-8", "save the file as UTF-8"
         ) from None
-    return parse(text, shown, strict=strict)
+    return parse(text, shown, strict=strict, aliases=aliases)
 
 
-def parse(text: str, name: str, *, strict: bool = True) -> Document:
-    """The document in the text; `name` stands in the complaints. See `read`."""
+def parse(text: str, name: str, *, strict: bool = True, aliases: bool = False) -> Document:
+    """The document in the text; `name` stands in the complaints. See `read`.
+
+    With `aliases`, `*name` stands for what `&name` marks (files that another program reads are written so), and the
+    line of an item that is an alias is its anchor's.
+    """
     faults: list[RazError] = []
     try:
-        _survey(text, name, faults)
+        _survey(text, name, [] if aliases else faults)
         raise_all(faults)  # before composing: an alias may make a document of any size
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -167,6 +172,10 @@ def _fault(name: str, mark: Any, what: str, hint: str = "") -> RazError:
 
 
 def _build(node: Any, place: Place, name: str, lines: dict[Place, int], faults: list[RazError]) -> Any:
+    if len(lines) > MOST or len(place) > DEEPEST + 1:  # aliases of aliases, or of themselves
+        if not any(fault.what.startswith("aliases make") for fault in faults):
+            faults.append(_fault(name, node.start_mark, f"aliases make more than {MOST:,} items or {DEEPEST} levels"))
+        return None
     standard = "tag:yaml.org,2002:"
     known = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
     if not node.tag.startswith(standard) or node.tag.removeprefix(standard) not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raz.engine.stop import Interrupted
+from raz.errors import RazError
 
 COORDINATOR = "coordinator"
 PREFIX = "raz-ray-"  # then the driver's process id
@@ -45,6 +47,41 @@ def prepare() -> None:
     if os.environ["RAY_AUTH_MODE"] == "token" and not any(name in os.environ for name in given):
         # for this session only: the file that Ray would write outlives it, and others may read it
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Connected to the Ray at `auto` or HOST:PORT, which every `session` within then uses. Does nothing without an
+    address. Raises RazError when none answers there, or refuses this process."""
+    if address is None:
+        yield
+        return
+    if address != "auto" and not re.fullmatch(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
+        raise RazError("--address", f"{address!r} is neither auto nor HOST:PORT", "--address 10.0.0.1:6379")
+    os.environ["RAY_ADDRESS"] = address
+    prepare()
+    if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ["RAY_AUTH_MODE"] = "token"
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # Ray's own kinds differ with what is wrong: nobody listens, the token, the version
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        hint = "`ray status` on that machine; run it on a node of the cluster, with its ~/.ray/auth_token"
+        raise RazError("--address", f"no Ray at {address} that takes this process: {said}", hint) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_cores() -> int | None:
+    """The CPUs of the cluster this process has joined; None when it is its own machine that counts."""
+    ray = sys.modules.get("ray")
+    if ray is None or "RAY_ADDRESS" not in os.environ or not ray.is_initialized():
+        return None
+    return int(ray.cluster_resources().get("CPU", 0))
 
 
 def coordinator_resources() -> dict[str, float]:

@@ -18,6 +18,7 @@ from raz.config import TrialConfig, differences, from_parameters
 from raz.engine.board import compute
 from raz.engine.events import Events, Silent
 from raz.engine.inline import run_inline
+from raz.engine.session import cluster_cores
 from raz.engine.stop import STOPPING, Stop, signals
 from raz.engine.trial import PIPELINE, resolve
 from raz.errors import RazError, TrialFailure
@@ -82,7 +83,10 @@ class SweepResult:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """CPU cores this process may use: of the cluster it has joined, else of this machine."""
+    joined = cluster_cores()
+    if joined is not None:
+        return joined
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
