@@ -19,8 +19,9 @@ import torch
 
 from raz.config import PRESETS, TrialConfig, configure
 from raz.errors import RazError, TrialFailure
-from raz.pipeline import stages
+from raz.pipeline import nets, stages
 from raz.pipeline.cache import StageCache, StageKey
+from raz.pipeline.score import ceiling_counts
 from raz.pipeline.stages import Pruned, run_trial, stage_keys, stored_metrics
 from raz.pipeline.told import StageEvent
 from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, keys_of
@@ -227,7 +228,7 @@ def summary(store: Path, stage: str) -> list[float]:
     out: list[float] = []
     for folder in folders:
         if (folder / "weights.safetensors").exists():
-            state = stages.nets.read_state(folder / "weights.safetensors")
+            state = nets.read_state(folder / "weights.safetensors")
             out.append(float(sum(v.double().square().sum() for v in state.values())))
         elif (folder / "metrics.json").exists():
             metrics = json.loads((folder / "metrics.json").read_text())
@@ -510,5 +511,5 @@ def test_the_ceiling_counts_what_the_labels_can_tell_apart() -> None:
     lone = np.array([[0.5, 0.5], [20.2, 0.9], [40.7, 30.1], [63.9, 47.9]])
     touching = np.array([[10.5, 10.5], [11.5, 10.5], [30.5, 30.5], [36.5, 30.5]])
     none = np.zeros((0, 2))
-    counts = stages.ceiling_counts([lone, touching, none], [(48, 64), (48, 64), (48, 64)])
+    counts = ceiling_counts([lone, touching, none], [(48, 64), (48, 64), (48, 64)])
     assert counts.tolist() == [4, 3, 0]
