@@ -6,19 +6,16 @@ Exit codes: 0 done; 1 done, and some trials failed; 2 something to put right; 3 
 
 from __future__ import annotations
 
-import errno
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from raz import __version__
+from raz.console import Guarded
 from raz.data.cli import data_app
-from raz.data.option import DataRoot
+from raz.data.option import HERE, DataRoot, Json, Profile, Settings, Store
 from raz.doctor import doctor_command
-from raz.errors import RazError
 from raz.init import init_command
 from raz.predict.cli import export_command, predict_command, train_command
 from raz.remote.cli import cluster_app
@@ -27,45 +24,9 @@ from raz.score.cli import score_command
 from raz.study import cli as study_cli
 from raz.study import store_cli
 
-
-class _Guarded(TyperGroup):
-    """Turns what a person can put right into a message and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except RazError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(2) from None
-        except BrokenPipeError:  # `raz-sweep … | head`: the reader has seen enough
-            raise
-        except OSError as error:
-            typer.echo(_said(error), err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt as stop:
-            code = getattr(stop, "code", 130)
-            typer.echo("stopped; the same command goes on from here", err=True)
-            raise typer.Exit(code) from None
-
-
-def _said(error: OSError) -> str:
-    hints = {
-        errno.ENOSPC: "make room, or choose another --store; the same command goes on from there",
-        errno.EDQUOT: "make room, or choose another --store; the same command goes on from there",
-        errno.EACCES: "choose a --store that may be written",
-        errno.EPERM: "choose a --store that may be written",
-        errno.EROFS: "choose a --store that may be written",
-        errno.ENOTDIR: "a part of this path is a file",
-        errno.EEXIST: "a file stands where a folder is needed",
-    }
-    where = str(error.filename) if error.filename is not None else "system"
-    hint = hints.get(error.errno or 0, "")
-    return str(RazError(where, error.strerror or str(error), hint))
-
-
 app = typer.Typer(
     name="raz-sweep",
-    cls=_Guarded,
+    cls=Guarded,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -100,19 +61,15 @@ def top(
 @app.command()
 def run(
     file: Annotated[str, typer.Argument(help="A search space or an ablation: your own path, or a shipped name.")],
-    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")] = Path(
-        "raz-store"
-    ),
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
-    ] = None,
+    store: Store = HERE,
+    settings: Settings = None,
     data_root: DataRoot = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the file's.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time. Default: cores / threads.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Of an ablation: at which scale. Default: toy.")] = None,
+    profile: Profile = None,
     inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    as_json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and run nothing.")] = False,
     max_hours: Annotated[
         float | None, typer.Option(min=0, help="Stop cleanly when the time is up; exit code 3 if there is more to do.")
@@ -160,23 +117,20 @@ def run(
 def simulate(
     file: Annotated[str, typer.Argument(help="A search space or an ablation: your own path, or a shipped name.")],
     devices: Annotated[int, typer.Option(min=1, max=4096, help="GPUs, or groups of a trial's threads.")],
-    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Whose measured seconds are used.")] = Path(
-        "raz-store"
-    ),
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
-    ] = None,
+    store: Store = HERE,
+    settings: Settings = None,
     data_root: DataRoot = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the file's.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Of an ablation: at which scale. Default: toy.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    profile: Profile = None,
+    as_json: Json = False,
 ) -> None:
-    """Replay a run's schedule on simulated devices, from an empty store, in the order a run starts its stages.
+    """Replay a run's schedule on simulated devices.
 
-    Says how long it takes, how busy the devices are, the floor that no schedule goes below, and what training each
-    trial by itself would take. A search's trials are drawn at random here.
+    It starts from an empty store, in the order a run starts its stages. Says how long it takes, how busy the devices
+    are, the floor that no schedule goes below, and what training each trial by itself would take. A search's trials are
+    drawn at random here.
 
-    
+    \b
     raz-sweep simulate search_spaces/everything --devices 8
     raz-sweep simulate everything --devices 512 --trials 1000 --json
     """
@@ -203,7 +157,7 @@ store_cli.register(app)
 
 def main() -> None:
     """The entry point of `raz-sweep`."""
-    sys.exit(app())
+    sys.exit(app(prog_name="raz-sweep"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from raz.data.option import DataRoot
+from raz.data.option import HERE, DataRoot, Json, Store
 from raz.errors import RazError
 
 Status = Literal["ok", "warn", "fail"]
@@ -233,14 +233,14 @@ def render(checks: Sequence[Check]) -> str:
 
 
 def doctor_command(
-    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")] = Path(
-        "raz-store"
-    ),
+    store: Store = HERE,
     data_root: DataRoot = None,
     weights: Annotated[str | None, typer.Option(help="A file of VGG-16 weights to look into.")] = None,
-    with_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    with_json: Json = False,
 ) -> None:
-    """Say what this machine has for a sweep, and what to do about what is missing. Exits 1 when something fails.
+    """Say what this machine has, and what to do about what is missing.
+
+    Exits 1 when something fails.
 
     \b
     raz-sweep doctor

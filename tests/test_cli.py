@@ -134,7 +134,10 @@ def test_a_table_is_run_by_the_same_command(here: Path) -> None:
         (["run", "depths.yaml", "--profile", "toy"], "--profile: depths.yaml is a search space, which has no profiles"),
         (["run", "table.yaml", "--trials", "3"], "--trials: table.yaml is a table, whose rows and seeds are fixed"),
         (["run", "table.yaml", "--profile", "tot"], "--profile: table depths has no profile 'tot'"),
-        (["run", "depths.yaml", "--store", "depths.yaml", "--inline"], "depths.yaml/studies: Not a directory"),
+        (
+            ["run", "depths.yaml", "--store", "depths.yaml", "--inline"],
+            "store depths.yaml: depths.yaml is a file, expected a folder",
+        ),
         (["run", "depths.yaml", "--set", "dataset=shanghaitech_a", "--inline"], "shanghaitech_a"),
         (["run", "depths.yaml", "--trials", "0"], "Invalid value for '--trials'"),
         (["run"], "Missing argument"),

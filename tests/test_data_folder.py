@@ -206,8 +206,8 @@ def test_add_guesses_and_writes_what_it_reads(cells: Callable[..., Any], tmp_pat
     same(tmp_path, points)
     again = run(str(folder))
     assert again.exit_code == 2
-    assert "is there already\n  try: edit it, or --replace" in again.output
-    assert run(str(folder), "--replace", "--splits", "test=0.5").exit_code == 0
+    assert "is there already\n  try: edit it, or --force" in again.output
+    assert run(str(folder), "--force", "--splits", "test=0.5").exit_code == 0
     assert len(open_dataset("cells", tmp_path).items["test"]) == 6
 
 

@@ -25,6 +25,7 @@ LEVELS |= {"versions": 0}  # asks the interpreter and git alone
 LEVELS |= {"score": 4}  # anybody's points: needs data and metrics, no network
 LEVELS |= {"predict": 6}  # reads studies and stages, trains nothing
 LEVELS |= {"remote": 6.5}  # what is sent to a cluster, and what its files say; asks engine for Ray's part
+LEVELS |= {"console": 6}  # the command line's frame
 LEVELS |= {"doctor": 6, "init": 6}  # looks at the machine; writes a file that studies parse
 LEVELS |= {"resources": 2.5}  # finds files by name, and tells the nearest one as config does
 LEVELS |= {"yamlfile": 2.5}  # reads files a person wrote, and tells the nearest name as config does

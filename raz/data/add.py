@@ -84,7 +84,7 @@ def write(spec: Spec, replace_it: bool = False) -> Path:
     """Write raz-dataset.yaml whole. Raises RazError when there is one and `replace_it` is not set."""
     path = spec.folder / FILE
     if path.exists() and not replace_it:
-        raise RazError(str(path), "is there already", "edit it, or --replace")
+        raise RazError(str(path), "is there already", "edit it, or --force")
     aside = path.with_name(f".{FILE}.{os.getpid()}")
     try:
         aside.write_text(text_of(spec), encoding="utf-8")

@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
-from raz.data.option import DataRoot
+from raz.data.option import DataRoot, Json
 
 data_app = typer.Typer(
-    help="The data sets: list them, check a copy, look at an image.", no_args_is_help=True, rich_markup_mode=None
+    help="The data sets: list them, check a copy, look at one, add one.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 _Name = Annotated[str, typer.Argument(help="A data set, as `raz-sweep data list` names it.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 
 
 @data_app.command("list")
-def list_(data_root: DataRoot = None, as_json: _Json = False) -> None:
+def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
     """Name the data sets, and say where each is found.
 
     \b
@@ -62,8 +63,8 @@ def list_(data_root: DataRoot = None, as_json: _Json = False) -> None:
 
 
 @data_app.command("check")
-def check_(name: _Name, data_root: DataRoot = None, as_json: _Json = False) -> None:
-    """Read a whole data set: count it, and name every leak, gap and damaged file.
+def check_(name: _Name, data_root: DataRoot = None, as_json: Json = False) -> None:
+    """Read a whole data set: count it, name every leak and gap.
 
     Exits 0 with its findings listed, 2 when nothing can be read.
 
@@ -98,7 +99,7 @@ def show_(
     index: Annotated[int, typer.Option(help="Which image of the split, from 0.")] = 0,
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("show.png"),
 ) -> None:
-    """Draw one image with its heads, density, attention, and the regions that would be zoomed.
+    """Draw one image with its heads, maps and zoomed regions.
 
     \b
     raz-sweep data show toy --index 3 --out crowd.png
@@ -132,10 +133,10 @@ def add_(
         str | None, typer.Option(help="folders, column=NAME, test=0.2, or train=FILE,test=FILE[,val=FILE].")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Take every guess, ask nothing.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Write over an earlier description.")] = False,
-    as_json: _Json = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over an earlier description.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Describe a folder of one's own, so that it is a data set like the published ones.
+    """Make a folder of your own a data set like the published ones.
 
     What cannot be guessed is asked for; with --yes, or without a terminal, it is an error that names its option. The
     description is FOLDER/raz-dataset.yaml, a file to read and to edit. Images: PNG, JPEG, TIFF, BMP, WebP, of one page.
@@ -153,7 +154,7 @@ def add_(
     ask = None if yes or as_json or not sys.stdin.isatty() else lambda text, guess: str(typer.prompt(text, guess))
     given = add.Given(name, title, objects, images, points, columns, offset, unlisted, splits)
     spec = add.describe(folder, given, ask)
-    path = add.write(spec, replace)
+    path = add.write(spec, force)
     seen = add.look(spec)
     counts = {split: len(found) for split, found in seen.found.items()}
     heads = sum(len(f.item.load_heads()) for found in seen.found.values() for f in found)

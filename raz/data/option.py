@@ -1,4 +1,4 @@
-"""The option that every command with data has: where the data sets lie."""
+"""The options that several commands share, so that each has one name, one text and one meaning everywhere."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from typing import Annotated
 
 import typer
 
+from raz.errors import RazError
+
+HERE = Path("raz-store")  # the store, where nothing says otherwise
+
 
 def _noted(root: Path | None) -> Path | None:
     from raz.data import use_root  # after the command line is understood: numpy takes its time
 
     return use_root(root)
+
+
+def _folder(store: Path) -> Path:
+    """The store's path with `~` opened; it may not be there yet. Raises RazError where a file stands in its place."""
+    store = store.expanduser()
+    there = next((place for place in (store, *store.absolute().parents) if place.exists()), store)
+    if there.exists() and not there.is_dir():
+        raise RazError(f"store {store}", f"{there} is a file, expected a folder", "--store DIR, or RAZ_STORE")
+    return store
 
 
 DataRoot = Annotated[
@@ -20,3 +33,12 @@ DataRoot = Annotated[
         "--data-root", "--root", envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.", callback=_noted
     ),
 ]
+Store = Annotated[
+    Path,
+    typer.Option("--store", envvar="RAZ_STORE", help="Where studies and trained stages are kept.", callback=_folder),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
+]
+Profile = Annotated[str | None, typer.Option("--profile", help="Of an ablation: at which scale. Default: toy.")]

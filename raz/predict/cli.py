@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raz.data.option import DataRoot
+from raz.data.option import HERE, DataRoot, Json, Settings, Store
 
 _From = Annotated[
     str | None,
@@ -25,7 +25,7 @@ def predict_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write a picture an image, points.csv and predictions.json here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Count and localize the heads in images.
 
@@ -70,7 +70,7 @@ def export_command(
         str | None, typer.Argument(metavar="[STORE#study#trial | STUDY]", help="A trial of a store, or a study.")
     ] = None,
     best: Annotated[str | None, typer.Option("--best", metavar="STUDY", help="The best trial of this study.")] = None,
-    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="The store of STUDY.")] = Path("raz-store"),
+    store: Store = HERE,
     out: Annotated[Path, typer.Option("--out", help="The file to write; its suffix says what.")] = Path(
         "model.safetensors"
     ),
@@ -95,7 +95,7 @@ def export_command(
     if out.suffix in SUFFIXES or with_stages:
         if place is None or best is not None:
             raise RazError("export", f"{out} holds a study, expected its name", f"raz-sweep export fusion --out {out}")
-        told = export_study(store.expanduser(), place, out.expanduser(), with_stages=with_stages)
+        told = export_study(store, place, out.expanduser(), with_stages=with_stages)
         typer.echo("\n".join(export_lines(told)))
         return
     from raz.pipeline.model import save_model
@@ -115,19 +115,16 @@ def train_command(
     final: Annotated[
         bool, typer.Option("--final", help="The study's best trial, again, on training and validation images.")
     ] = False,
-    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")] = Path(
-        "raz-store"
-    ),
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
-    ] = None,
+    store: Store = HERE,
+    settings: Settings = None,
     data_root: DataRoot = None,
     out: Annotated[Path, typer.Option("--out", help="With --final: the file to write.")] = Path("model.safetensors"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Train the file's base once; or with --final, the best trial of its study on all images but the test split's.
+    """Train a search's base once, or its best trial for good (--final).
 
-    --final trains each network for as many epochs as the search found best, keeps the thresholds that the search
+    --final takes the best trial of the file's study, and all images but the test split's.
+    It trains each network for as many epochs as the search found best, keeps the thresholds that the search
     fitted, and exports the result. The validation images are trained on then: its quality is what the search measured.
 
     \b
@@ -153,7 +150,7 @@ def train_command(
         typer.echo(str(event), err=True)
 
     if final:
-        model, about = train_final(space, store.expanduser(), data_root, log)
+        model, about = train_final(space, store, data_root, log)
         save_model(model, out)
         lines = [
             f"{out}: trial {about['trial']} of {about['study']}, on {about['images']} training and validation images",
@@ -162,7 +159,7 @@ def train_command(
         ]
         given: dict[str, Any] = {"out": str(out), "about": about}
     else:
-        given = train_once(space.base, store.expanduser(), data_root, log)
+        given = train_once(space.base, store, data_root, log)
         lines = [f"{name} {value:.4g}" for name, value in given["metrics"].items() if "rmse" in name or "mae" in name]
         lines.append(f"to predict: raz-sweep predict IMAGE --from {store}#{given['score'][:12]}")
     typer.echo(json.dumps(given, indent=1, default=str) if as_json else "\n".join(lines))

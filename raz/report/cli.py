@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from raz.data.option import DataRoot
+from raz.data.option import HERE, DataRoot, Profile, Settings, Store
 from raz.errors import RazError
 
 if TYPE_CHECKING:
@@ -25,14 +25,10 @@ def report_command(
         str | None, typer.Argument(help="A study of the store: its best trials, states, failures.")
     ] = None,
     table: Annotated[str | None, typer.Option("--table", help="An ablation: a shipped name, or your own file.")] = None,
-    profile: Annotated[str | None, typer.Option(help="At which scale. Default: toy.")] = None,
-    store: Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")] = Path(
-        "raz-store"
-    ),
+    profile: Profile = None,
+    store: Store = HERE,
     data_root: DataRoot = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As the table was run with; repeatable.")
-    ] = None,
+    settings: Settings = None,
     form: Annotated[
         str | None, typer.Option("--format", help="terminal, md, csv, json, latex or html. Default: by --out's suffix.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raz.data.option import DataRoot
+from raz.data.option import DataRoot, Json
 
 
 def score_command(
@@ -23,13 +23,15 @@ def score_command(
     floor: Annotated[
         bool, typer.Option("--floor", help="Round coordinates down first, as the scripts of nwpu, fidtm, qnrf do.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Score anybody's points (image, x, y, score) under the paper's metric and the benchmarks' ones, side by side.
+    """Score anybody's points by the paper's and the benchmarks' metrics.
+
+    Points are image, x, y, score. What each protocol prints stands side by side.
 
     \b
     raz-sweep score --pred mine.csv --gt heads.csv
-    raz-sweep score --pred mine.json --dataset shanghaitech_a --root ~/data --json
+    raz-sweep score --pred mine.json --dataset shanghaitech_a --data-root ~/data --json
     raz-sweep score --pred pred.txt --gt val_gt_loc.txt --protocol nwpu
     """
     import json

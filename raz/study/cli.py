@@ -9,11 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raz.data.option import DataRoot
-
-Store = Annotated[Path, typer.Option(envvar="RAZ_STORE", help="Where studies and trained stages are kept.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
-HERE = Path("raz-store")
+from raz.data.option import HERE, DataRoot, Json, Store
 
 
 def tell(document: Any, lines: Sequence[str], as_json: bool) -> None:
@@ -22,7 +18,7 @@ def tell(document: Any, lines: Sequence[str], as_json: bool) -> None:
 
 
 def studies_command(store: Store = HERE, as_json: Json = False) -> None:
-    """List the studies of a store: trials by state, the best, when, and which is running.
+    """List the studies of a store: trials by state, the best, when.
 
     \b
     raz-sweep studies
@@ -30,7 +26,6 @@ def studies_command(store: Store = HERE, as_json: Json = False) -> None:
     """
     from raz.study.describe import studies_document, studies_lines
 
-    store = store.expanduser()
     documents = studies_document(store)
     tell(documents, studies_lines(documents, store), as_json)
 
@@ -40,7 +35,9 @@ def show_command(
     store: Store = HERE,
     as_json: Json = False,
 ) -> None:
-    """Show a study (question, states, best, trials) or a trial (configuration, stages, curves, failure, provenance).
+    """Show a study, or a trial.
+
+    Of a study: question, states, best, trials. Of a trial: configuration, stages, curves, failure, provenance.
 
     \b
     raz-sweep show fusion
@@ -50,7 +47,6 @@ def show_command(
     from raz.study.describe import split_reference, study_document, study_lines, trial_document, trial_lines
     from raz.study.index import read_study
 
-    store = store.expanduser()
     name, number = split_reference(reference)
     study = read_study(store, name)
     if number is None:
@@ -67,7 +63,9 @@ def diff_command(
     store: Store = HERE,
     as_json: Json = False,
 ) -> None:
-    """Compare two studies (what they ask, their best trials) or two trials: configurations and metrics.
+    """Compare two studies, or two trials.
+
+    Studies: what they ask, and their best trials. Trials: configurations and metrics.
 
     \b
     raz-sweep diff fusion#3 fusion#7
@@ -75,7 +73,7 @@ def diff_command(
     """
     from raz.study.compare import diff_document, diff_lines
 
-    document = diff_document(store.expanduser(), a, b)
+    document = diff_document(store, a, b)
     tell(document, diff_lines(document), as_json)
 
 
@@ -84,7 +82,9 @@ def import_command(
     store: Store = HERE,
     as_json: Json = False,
 ) -> None:
-    """Take a study from an exported file into the store. A study of the same name is never overwritten.
+    """Take a study from an exported file into the store.
+
+    A study of the same name is never overwritten.
 
     \b
     raz-sweep import fusion.zip
@@ -92,7 +92,7 @@ def import_command(
     """
     from raz.study.exchange import import_study
 
-    told = import_study(store.expanduser(), file.expanduser())
+    told = import_study(store, file.expanduser())
     state = "" if told["new"] else ", which the store already had"
     tell(told, [f"study {told['study']}, {told['trials']} trials{state}; {told['stages']} new stages"], as_json)
 
@@ -106,9 +106,9 @@ def rerun_command(
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Compute a trial again, without Ray and in a store of its own, and compare every number bit for bit.
+    """Compute a trial again, and compare every number bit for bit.
 
-    Exits 0 when all agree, 1 when they do not. The store is not changed.
+    It runs without Ray and in a store of its own. Exits 0 when all agree, 1 when they do not. The store is not changed.
 
     \b
     raz-sweep rerun fusion#7
@@ -125,7 +125,7 @@ def rerun_command(
     name, number = split_reference(reference)
     if number is None:
         raise RazError(reference, "expected a trial of a study", f"{name}#0")
-    study = read_study(store.expanduser(), name)
+    study = read_study(store, name)
     with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
         told = rerun(
             study, number, data_root=data_root and data_root.expanduser(), from_store=from_store,
@@ -141,9 +141,9 @@ def dashboard_command(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
 ) -> None:
-    """Show studies in Optuna's own dashboard: live, read-only, on this machine only unless --host says otherwise.
+    """Show studies in Optuna's own dashboard, live and read-only.
 
-    Needs optuna-dashboard: pip install 'raz-sweep[dashboard]'
+    On this machine only, unless --host says otherwise. Needs optuna-dashboard: pip install 'raz-sweep[dashboard]'
 
     \b
     raz-sweep dashboard
@@ -152,7 +152,7 @@ def dashboard_command(
     from raz.study.dashboard import LOOPBACK, server
     from raz.study.describe import split_study
 
-    with server(store.expanduser(), study and split_study(study), host, port) as serving:
+    with server(store, study and split_study(study), host, port) as serving:
         shown = f"[{host}]" if ":" in host else host
         typer.echo(f"http://{shown}:{serving.server_port}/dashboard  (read-only; Ctrl-C ends it)")
         if host not in LOOPBACK:
@@ -164,7 +164,9 @@ def dashboard_command(
 
 
 def status_command(store: Store = HERE, as_json: Json = False) -> None:
-    """Say what is running in a store now: studies with a driver, stages in the making and how far they are.
+    """Say what is running in a store now, and how far it is.
+
+    Studies with a driver, and the stages in the making.
 
     \b
     raz-sweep status
@@ -172,7 +174,6 @@ def status_command(store: Store = HERE, as_json: Json = False) -> None:
     """
     from raz.study.status import status_document, status_lines
 
-    store = store.expanduser()
     document = status_document(store)
     tell(document, status_lines(document, store), as_json)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raz.data.option import DataRoot
-from raz.study.cli import HERE, Json, Store, tell
+from raz.data.option import HERE, DataRoot, Json, Store
+from raz.study.cli import tell
 
 if TYPE_CHECKING:
     from raz.study.ablation import AblationTable
@@ -48,7 +48,6 @@ def ls_(
     from raz.study.garbage import check
     from raz.study.reach import reach
 
-    store = store.expanduser()
     artifacts = check(store)
     users = reach(store, artifacts, data_root=data_root, tables=_tables(None)).users if artifacts else {}
     names = sorted({artifact.stage for artifact in artifacts})
@@ -86,7 +85,6 @@ def du_(store: Store = HERE, as_json: Json = False) -> None:
     from raz.study import text
     from raz.study.inventory import check_store, usage
 
-    store = store.expanduser()
     check_store(store)
     found = usage(store)
     total = sum(use.bytes for use in found)
@@ -107,7 +105,6 @@ def verify_(store: Store = HERE, as_json: Json = False) -> None:
     from raz.study.garbage import check
     from raz.study.inventory import faults
 
-    store = store.expanduser()
     artifacts = check(store)
     damaged = [(artifact, found) for artifact in artifacts if (found := faults(artifact))]
     document = {
@@ -127,10 +124,10 @@ def gc_(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete what no study and no table can ask for: stages, chains, dead attempts, packs, cached features.
+    """Delete what no study and no table can ask for.
 
-    Kept is what the store's studies, the tables run in it, the shipped tables and --keep-table reach. Refused while
-    somebody works in the store.
+    Stages, chains, dead attempts, packs, cached features. Kept is what the store's studies, the tables run in it, the
+    shipped tables and --keep-table reach. Refused while somebody works in the store.
 
     \b
     raz-sweep store gc --dry-run
@@ -142,7 +139,6 @@ def gc_(
     from raz.study.garbage import check, collect, plan, quiet
     from raz.study.reach import reach
 
-    store = store.expanduser()
     tables = _tables(keep_table)
     check(store)
     with nullcontext() if dry_run else quiet(store):
