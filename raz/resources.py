@@ -56,4 +56,4 @@ def find(name: str, folders: tuple[str, ...] = ("search_spaces", "ablations")) -
         return names[meant[0]]
     if meant:
         raise RazError(name, "two files have this name", " or ".join(meant))
-    raise RazError(name, "no such file", nearest(name, [*names, *bare]))
+    raise RazError(name, "no such file", nearest(Path(name).stem, bare))

@@ -275,7 +275,7 @@ class Asking:
         self._path: list[str] = []
         self._told: dict[str, int] = {}  # key -> how often the broker said that it is made
 
-    # ------------------------------------------------------------------ as raz.pipeline.stages.Make
+    # ------------------------------------------------------------------ as raz.pipeline.trial.Make
 
     def begin(self, path: Mapping[Node, StageKey]) -> None:
         self._path = [key.key for node, key in path.items() if STAGES[node.stage].kind == "trained"]

@@ -57,7 +57,7 @@ def attempt(
     """Runs one trial and says how it ended. A search scores the validation split only; a table names the test split.
 
     With `seeds` the trial is run once a seed and judged by the mean (`raz.study.seeds.over_seeds`).
-    `make` is handed on: an engine's way to have stages made by other processes (raz.pipeline.stages.Make).
+    `make` is handed on: an engine's way to have stages made by other processes (raz.pipeline.trial.Make).
     `config` are the flat parameters of a TrialConfig. A TrialFailure keeps its reason, memory that ran
     out is `oom`, a configuration that cannot be run is `invalid`, anything else is `error` with its
     traceback. An OSError that would meet every trial (HOPELESS) goes through, and so does what is no
