@@ -70,7 +70,7 @@ def study_report(
             " is of these trained models, not of training again."
         )
     metric, direction = next(iter(objectives.items()))
-    facts = {
+    facts: dict[str, Any] = {
         "study": study, "metric": metric, "direction": direction, "objectives": dict(objectives),
         "states": dict(states), "command": command,
     }  # fmt: skip
