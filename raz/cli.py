@@ -16,6 +16,7 @@ from raz.console import Guarded
 from raz.data.cli import data_app
 from raz.data.option import HERE, DataRoot, Json, Profile, Settings, Store
 from raz.doctor import doctor_command
+from raz.errors import RazError
 from raz.init import init_command
 from raz.predict.cli import export_command, predict_command, train_command
 from raz.remote.cli import cluster_app

@@ -15,7 +15,7 @@ GROUPS = {
     "Run": ("run", "train", "simulate", "rerun"),
     "Look": ("status", "studies", "show", "diff", "report", "dashboard"),
     "Use": ("predict", "score", "export", "import"),
-    "Set up": ("doctor", "init", "data", "store"),
+    "Set up": ("doctor", "init", "data", "store", "cluster"),
 }
 _HINTS = {
     errno.ENOSPC: "make room, or choose another --store; the same command goes on from there",

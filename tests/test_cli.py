@@ -119,7 +119,7 @@ def test_a_table_is_run_by_the_same_command(here: Path) -> None:
     code, out, err = call("run", "table.yaml", "--inline")
     assert code == 0
     assert out == (
-        "table depths, profile toy: 2 trials done, 0 failed\nnext: raz-sweep report --table depths --profile toy\n"
+        "table depths, profile toy: 2 trials done, 0 failed\nnext: raz-sweep report --table table.yaml --profile toy\n"
     )
     assert "twice, toy, seed 0: test.mae 10, test.rmse 15 (" in err
     found = json.loads(call("run", "table.yaml", "--inline", "--json")[1])

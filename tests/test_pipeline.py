@@ -19,7 +19,7 @@ import torch
 
 from raz.config import PRESETS, TrialConfig, configure
 from raz.errors import RazError, TrialFailure
-from raz.pipeline import nets, stages
+from raz.pipeline import nets, stages, workbench
 from raz.pipeline.cache import StageCache, StageKey
 from raz.pipeline.score import ceiling_counts
 from raz.pipeline.stages import Pruned, run_trial, stage_keys, stored_metrics
@@ -170,7 +170,7 @@ def test_main_net_proposes_once_for_every_stage_and_every_choice(
 
     config = micro(depth=2, zooming__k_z=3, zooming__theta_z=0.002, zooming__iou=0.3)
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "candidates", refuse)
+        patch.setattr(workbench, "candidates", refuse)
         run_trial(config, store, data_root=crowd)
     alone = tmp_path / "alone"
     shutil.copytree(undisturbed, alone)
@@ -294,7 +294,7 @@ def test_a_diverging_trial_fails_with_its_reason(crowd: Path, tmp_path: Path) ->
     assert failure.value.reason == "nan"
     assert "counting" in str(failure.value)
     assert not (tmp_path / "stages").exists()
-    lines: list[str] = []
+    lines: list[StageEvent] = []
     other = configure(config, {"localization.gamma": 50.0})
     with pytest.raises(TrialFailure) as again:  # another trial with this prefix does not pay for it again
         run_trial(other, tmp_path, data_root=crowd, log=lines.append)
@@ -303,7 +303,7 @@ def test_a_diverging_trial_fails_with_its_reason(crowd: Path, tmp_path: Path) ->
     assert stages.forget_failures(other, tmp_path, data_root=crowd) == 1
     with pytest.raises(TrialFailure):
         run_trial(other, tmp_path, data_root=crowd, log=lines.append)
-    assert lines == ["counting starts"]
+    assert [(event.kind, event.stage) for event in lines] == [("started", "counting"), ("failed", "counting")]
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(

@@ -17,7 +17,7 @@ def write_pictures(figures: Sequence[Figure], folder: Path, suffix: str) -> list
     if not figures:
         raise RazError(f"--{suffix}", "there is nothing to draw: no cell is filled", "run the table first")
     try:
-        import kaleido  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+        import kaleido  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
         import plotly.graph_objects as go
     except ImportError:
         raise RazError(f"--{suffix}", "kaleido is not installed", _HINT) from None
