@@ -25,6 +25,7 @@ from raz.engine.tables import TableResult, run_table
 from raz.engine.trial import attempt
 from raz.errors import RazError
 from raz.study.ablation import parse_table
+from raz.study.journal import Journal
 from raz.study.ledger import TrialRecord, is_running, journal_path, open_ledger, read_records, study_names
 from raz.study.parse import parse_space
 from raz.study.space import SearchSpace
@@ -282,6 +283,54 @@ def test_the_summary_says_what_to_set_and_where_to_look(tmp_path: Path) -> None:
     assert "(guessing the training median: " in text
     assert f"raz-sweep report grid --store {tmp_path}" in text
     assert f"raz-sweep dashboard grid --store {tmp_path}" in text  # which cannot write to the study
+
+
+CURVES = GRID.replace("design:", "pruner: {name: threshold, upper: 5, stages: [counting]}\ndesign:")
+
+
+def test_a_replayed_curve_is_written_at_once_and_prunes_only_where_nobody_shares_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare()
+    from raz.engine.search import POINTS, StudySearch
+
+    written: list[Any] = []
+    write = Journal.write
+    monkeypatch.setattr(Journal, "write", lambda *a, **k: (written.append(k.get("steps")), write(*a, **k))[1])
+    with open_ledger(tmp_path, space_of(CURVES)) as ledger:
+        ledger.adopt(1)
+        search = StudySearch(ledger, Silent(), {})
+        search.suggest("a")
+        written.clear()
+        assert not search.report("a", {POINTS: json.dumps([[1, 9.0, True], [2, 9.0, True], [3, 2.0, False]])})
+        assert written == [{1: 9.0, 2: 9.0}, {3: 2.0}]
+        assert search.report("a", {POINTS: json.dumps([[4, 9.0, False], [5, 9.0, False]])})
+        search.on_trial_complete("a", {})
+        record = ledger.record(0)
+    assert (record.state, record.pruned_at, sorted(record.steps)) == ("pruned", (4, 9.0), [1, 2, 3, 4])
+
+
+PARETO = """\
+study: pareto
+base: {preset: tiny, dataset: toy}
+design: {sampler: grid}
+objective: [{metric: val.mae}, {metric: val.rmse, direction: maximize}]
+parameters:
+  depth: {choice: [1, 2, 3]}
+"""
+
+
+def test_the_summary_of_several_objectives_shows_the_front(tmp_path: Path) -> None:
+    result = run(PARETO, tmp_path)  # rmse is 1.5 times mae, and here the more the better: none beats another
+    text = summary(result)
+    assert "front: 3 trials that no other beats in every objective" in text
+    assert [line.split() for line in text if line.startswith("  ") and "#" in line] == [
+        ["#0", "20", "30", "depth=1"], ["#1", "10", "15", "depth=2"], ["#2", "0", "0", "depth=3"],
+    ]  # fmt: skip
+    assert "best in val.mae: trial 2, val.mae 0" in text
+    assert [trial["objectives"] for trial in result.as_json()["front"]] == [
+        {"val.mae": 10.0 * n, "val.rmse": 15.0 * n} for n in (2, 1, 0)
+    ]
 
 
 # ------------------------------------------------------------------ tables

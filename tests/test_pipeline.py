@@ -20,9 +20,9 @@ import torch
 from raz.config import PRESETS, TrialConfig, configure
 from raz.errors import RazError, TrialFailure
 from raz.pipeline import nets, stages, workbench
-from raz.pipeline.cache import StageCache, StageKey
+from raz.pipeline.cache import Artifact, StageCache, StageKey
 from raz.pipeline.score import ceiling_counts
-from raz.pipeline.stages import Pruned, run_trial, stage_keys, stored_metrics
+from raz.pipeline.stages import Pruned, devices_of, run_trial, stage_keys, stored_metrics
 from raz.pipeline.told import StageEvent
 from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, keys_of
 from tests.conftest import write_mat
@@ -513,3 +513,12 @@ def test_the_ceiling_counts_what_the_labels_can_tell_apart() -> None:
     none = np.zeros((0, 2))
     counts = ceiling_counts([lone, touching, none], [(48, 64), (48, 64), (48, 64)])
     assert counts.tolist() == [4, 3, 0]
+
+
+def test_a_trial_was_where_its_stages_were(tmp_path: Path) -> None:
+    """A coordinator without a device scores what others trained and predicted on theirs."""
+    places = {Node("counting"): "H100", Node("localization"): "H100", Node("density", "val"): "A10"}
+    artifacts = {node: Artifact(tmp_path, {"device": place}) for node, place in places.items()}
+    score = {Node("score", "val"): Artifact(tmp_path, {"device": "cpu"})}
+    assert devices_of({**artifacts, **score}) == "A10, H100"
+    assert devices_of({**artifacts, **score, Node("density", "val"): Artifact(tmp_path, {})}) == "H100"

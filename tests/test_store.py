@@ -8,21 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import pytest
 
 from raz.config import TrialConfig, configure, from_parameters, parameters
 from raz.engine.sweep import run_study
+from raz.errors import RazError
 from raz.pipeline.cache import StageCache, StageKey, file_digest
 from raz.pipeline.lease import hold
 from raz.pipeline.stages import stage_keys
 from raz.pipeline.tree import STAGES, Node, chain_key
 from raz.study.ablation import parse_table
+from raz.study.garbage import quiet
 from raz.study.ledger import open_ledger
 from raz.study.parse import parse_space
 from raz.study.reach import remember_table
-from raz.study.records import Outcome, read_records
+from raz.study.records import Outcome, journal_path, lock_path, read_records
 from raz.study.space import SearchSpace
 from raz.yamlfile import parse
 from tests.test_studies import call
@@ -143,6 +147,53 @@ def test_a_waiting_trial_keeps_what_it_will_ask_for(tmp_path: Path) -> None:
     keys = make(tmp_path, asked.config({"depth": 3}))
     call("store", "gc", "--store", str(tmp_path))
     assert there(tmp_path, keys) == []
+
+
+SEEDED = """\
+study: seeded
+base: {preset: tiny, dataset: toy}
+design: {sampler: random, trials: 2, seeds: [3, 4]}
+derive: {counting.beta: counting.k / 10}
+parameters:
+  method: {choice: {thin: {counting.k: 2, depth: 1}, thick: {counting.k: 6, depth: 1}}}
+"""
+
+
+@pytest.mark.parametrize("left", ["asked", "queued"])
+def test_a_trial_over_seeds_keeps_what_each_seed_will_ask_for(tmp_path: Path, left: str) -> None:
+    """Whether it was asked for and lost, or waits with its named choice, of which the study has the name alone."""
+    asked = space(SEEDED)
+    with open_ledger(tmp_path, asked) as ledger:
+        ledger.adopt(1)
+        ledger.study.enqueue_trial({"method": "thick"})
+        if left == "asked":
+            assert ledger.ask() is not None
+    config = asked.config({"method": "thick"})
+    assert (config.counting.k, config.counting.beta) == (6, 0.6)
+    wanted = [make(tmp_path, replace(config, seed=seed)) for seed in (3, 4)]
+    others = [
+        make(tmp_path, replace(asked.config({"method": "thin"}), seed=3)),
+        make(tmp_path, replace(config, seed=5)),
+    ]
+    assert call("store", "gc", "--store", str(tmp_path))[0] == 0
+    assert [there(tmp_path, keys) for keys in wanted] == [[], []]
+    assert all(len(there(tmp_path, keys)) == len(keys) for keys in others)
+
+
+def test_a_new_study_and_a_collection_shut_each_other_out(store: Path) -> None:
+    fresh = space(SPACE.replace("study: depths", "study: fresh"))
+    table = parse_table(parse((HERE / "ablations" / "recurrence.yaml").read_text(), "recurrence.yaml"))
+    with quiet(store):
+        with pytest.raises(RazError, match="it is being cleared up"), open_ledger(store, fresh):
+            pass
+        with pytest.raises(RazError, match="it is being cleared up"):
+            remember_table(store, table, "toy", [fresh.base])
+    assert not journal_path(store, "fresh").exists()
+    lock = filelock.FileLock(lock_path(journal_path(store, "fresh")))  # a driver that has not written a line yet
+    with lock, pytest.raises(RazError, match="study fresh has a driver"), quiet(store):
+        pass
+    with open_ledger(store, fresh):
+        pass
 
 
 def test_tables_keep_their_rows_shipped_own_and_run(tmp_path: Path) -> None:

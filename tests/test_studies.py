@@ -22,7 +22,7 @@ from raz.study import index, text
 from raz.study.index import read_study
 from raz.study.ledger import open_ledger
 from raz.study.parse import parse_space
-from raz.study.records import journal_path, read_records
+from raz.study.records import Outcome, journal_path, read_records
 from raz.study.space import SearchSpace
 from raz.yamlfile import parse
 from tests.fakes_engine import STEPS
@@ -108,7 +108,8 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, damage: str) -> None:
     assert read_study(tmp_path, "mixed") == expected
     if damage != "folder":  # in whose place nothing can be renamed
         assert path.read_bytes() == whole
-    assert sorted(p.name for p in path.parent.iterdir()) == ["mixed.journal", "mixed.lock", "mixed.parquet"]
+    visible = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith(".entrance"))
+    assert visible == ["mixed.journal", "mixed.lock", "mixed.parquet"]
 
 
 def test_what_a_killed_driver_left_is_lost_and_what_a_living_one_holds_runs(tmp_path: Path) -> None:
@@ -195,6 +196,40 @@ def test_show_a_study_puts_the_best_first(whole: Path) -> None:
     assert sorted(numbers) == sorted(f"#{i}" for i in range(12))
     document = json.loads(call("show", "mixed", "--store", str(whole), "--json")[1])
     assert document["best"]["changed"]["depth"] == {"base": 2, "trial": 3}
+
+
+TWO = """\
+study: two
+base: {preset: tiny, dataset: toy}
+design: {sampler: grid}
+objective: [{metric: val.mae}, {metric: val.rmse, direction: maximize}]
+parameters:
+  depth: {choice: [1, 2, 3, 4]}
+"""
+
+
+def test_of_several_objectives_the_front_is_shown(tmp_path: Path) -> None:
+    asked = space(TWO)
+    with open_ledger(tmp_path, asked) as ledger:
+        ledger.adopt(4)
+        told = {1: (20.0, 30.0), 2: (10.0, 15.0), 3: (0.0, 0.0), 4: (12.0, 15.0)}
+        while (trial := ledger.ask()) is not None:
+            mae, rmse = told[trial[1]["depth"]]
+            ledger.tell(trial[0], Outcome("complete", metrics={"val.mae": mae, "val.rmse": rmse}))
+        front = [record.number for record in ledger.front()]
+    assert front == [0, 1, 2]  # depth 4 is beaten by depth 2
+    study = read_study(tmp_path, "two")
+    assert [trial.number for trial in study.front] == front
+    out = call("show", "two", "--store", str(tmp_path))[1]
+    assert "asks: minimize val.mae, maximize val.rmse" in out
+    assert "front: 3 trials that no other beats in every objective" in out
+    assert ["#1", "10", "15", "depth=2"] in [line.split() for line in out.splitlines()]
+    document = json.loads(call("show", "two", "--store", str(tmp_path), "--json")[1])
+    assert document["best"] is None
+    assert [trial["objectives"] for trial in document["front"]] == [
+        {"val.mae": told[depth][0], "val.rmse": told[depth][1]} for depth in (1, 2, 3)
+    ]
+    assert "front of 3" in call("studies", "--store", str(tmp_path))[1]
 
 
 def test_show_a_trial(whole: Path) -> None:

@@ -8,6 +8,7 @@ the same study.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,13 +70,15 @@ class StudySearch(Searcher):  # type: ignore[misc]
                 self.busy.add(trial_id)
             elif event.kind != "note":
                 self.busy.discard(trial_id)
-        for step, value, shared in json.loads(result.get(POINTS, "[]")):
+        points = json.loads(result.get(POINTS, "[]"))
+        for step, value, _ in points:
             self.events.step(number, step, value)
+        for shared, told in itertools.groupby(points, key=lambda point: bool(point[2])):
             with self._kept():
-                if self.ledger.report(number, int(step), float(value), shared=bool(shared)):
+                if self.ledger.report_many(number, [(int(s), float(v)) for s, v, _ in told], shared=shared):
                     self.pruned.add(trial_id)
                     return True
-        rests = trial_id not in self.busy or json.loads(result.get(POINTS, "[]"))  # a running epoch may end
+        rests = trial_id not in self.busy or points  # a running epoch may end
         if self.stop.asked and rests and OUTCOME not in result:
             self.postponed.add(trial_id)
             return True

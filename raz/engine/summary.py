@@ -9,7 +9,7 @@ from typing import Any
 
 from raz.engine.board import spent_and_saved
 from raz.engine.sweep import SweepResult
-from raz.study.text import duration
+from raz.study.text import assignments, columns, duration, number
 
 
 def summary(result: SweepResult) -> list[str]:
@@ -26,10 +26,19 @@ def summary(result: SweepResult) -> list[str]:
     if result.reasons:
         out.append("failures: " + ", ".join(f"{reason} {n}" for reason, n in sorted(result.reasons.items())))
     best = result.best
+    if result.front:
+        metrics = list(result.front[0].objectives)
+        out.append(f"front: {len(result.front)} trials that no other beats in every objective")
+        rows = [
+            (f"#{r.number}", *(number(r.objectives.get(m)) for m in metrics), assignments(r.values))
+            for r in result.front
+        ]
+        out += [f"  {row}" for row in columns(("trial", *metrics, "values"), rows, right=range(len(metrics) + 1))]
     if best is None:
         out.append("no trial is complete, so there is no best configuration")
     else:
-        out.append(f"best: trial {best.number}, {result.metric} {best.value:.4g}")
+        word = f"best in {result.metric}" if result.front else "best"
+        out.append(f"{word}: trial {best.number}, {result.metric} {best.value:.4g}")
         if not result.changed:
             out.append("  the base itself")
         for name, (base, value) in sorted(result.changed.items()):

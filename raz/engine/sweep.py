@@ -42,6 +42,7 @@ class SweepResult:
     changed: Mapping[str, tuple[Any, Any]]  # dotted name -> (base, best)
     held_out: Mapping[str, float]  # the best trial's metrics with the test split, predicted after the search
     baselines: Mapping[str, Mapping[str, float]]  # the same errors of blind guesses: median, ridge
+    front: tuple[TrialRecord, ...] = ()  # of several objectives: the trials that none beats in every one
     trouble: str = ""  # why the test images could not be predicted
     store: str = ""
     seconds: float = 0.0
@@ -74,6 +75,9 @@ class SweepResult:
                 "baselines": {name: dict(errors) for name, errors in self.baselines.items()},
                 "trouble": self.trouble,
             },
+            "front": [
+                {"trial": r.number, "objectives": dict(r.objectives), "values": dict(r.values)} for r in self.front
+            ],
             "store": self.store,
             "seconds": round(self.seconds, 3),
             "compute": {"spent_seconds": round(self.spent, 3), "saved_seconds": round(self.saved, 3)},
@@ -127,7 +131,7 @@ def run_study(
         if retry:
             _forget(ledger, store, data_root, run_trial)
         left = ledger.adopt(target, retry=retry)
-        before = {r.number for r in ledger.records() if r.state in OVER}
+        before = {r.number for r in ledger.each() if r.state in OVER}
         if left:
             with (watch or _silent)(left) as events:
                 if stop is not None:
@@ -154,7 +158,7 @@ def _forget(ledger: Ledger, store: Path, data_root: Path | None, run_trial: str)
         return
     from raz.pipeline.stages import forget_failures
 
-    for record in ledger.records():
+    for record in ledger.each():
         if record.state == "failed" and record.reason in OWN_FAULTS and record.config:
             with suppress(RazError):  # what cannot be run has no stages that failed
                 forget_failures(from_parameters(record.config), store, data_root=data_root)
@@ -175,11 +179,16 @@ def _conclude(
     stopped: str,
 ) -> SweepResult:
     space, best = ledger.space, ledger.best()
-    records = ledger.records()
-    again = {record.retry_of for record in records}
-    final = [r for r in records if r.state in OVER and r.number not in again]
-    ran = [r for r in records if r.state in OVER and r.number not in before]
-    used = [compute(r.stages) for r in ran]
+    over: dict[int, tuple[str, str]] = {}  # trial -> state, reason
+    again: set[int | None] = set()
+    used: list[tuple[float, float]] = []  # of the trials of this run
+    for record in ledger.each():
+        again.add(record.retry_of)
+        if record.state in OVER:
+            over[record.number] = record.state, record.reason
+            if record.number not in before:
+                used.append(compute(record.stages))
+    final = [told for number, told in over.items() if number not in again]
     held_out: Mapping[str, float] = {}
     guesses: Mapping[str, Mapping[str, float]] = {}
     trouble = ""
@@ -195,10 +204,10 @@ def _conclude(
             trouble = str(error)
     return SweepResult(
         study=space.study, metric=space.metric,
-        counts={state: sum(r.state == state for r in final) for state in ("complete", "pruned", "failed")},
-        reasons=Counter(r.reason for r in final if r.state == "failed"),
-        ran=len(ran), spent=sum(spent for spent, _ in used), saved=sum(saved for _, saved in used),
-        left=ledger.left, stopped=stopped,
+        counts={state: sum(found == state for found, _ in final) for state in ("complete", "pruned", "failed")},
+        reasons=Counter(reason for state, reason in final if state == "failed"),
+        ran=len(used), spent=sum(spent for spent, _ in used), saved=sum(saved for _, saved in used),
+        front=ledger.front() if len(space.objectives) > 1 else (), left=ledger.left, stopped=stopped,
         best=best, changed=changed, held_out=held_out, baselines=guesses, trouble=trouble, store=str(store),
         seconds=time.monotonic() - began,
     )  # fmt: skip

@@ -40,7 +40,7 @@ class TrialResult:
     metrics: dict[str, float]
     stages: tuple[StageUse, ...]
     seconds: float
-    device: str = ""
+    device: str = ""  # on which its networks were trained and run, wherever the trial itself was
     data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint of what was read
 
 
@@ -89,7 +89,13 @@ def run_trial(
         for split in splits:
             metrics |= _read_metrics(trial.at.artifacts[Node("score", split)], split)
     data = {split: value for node in trial.at.artifacts for split, value in trial.at.keys[node].data.items()}
-    return TrialResult(metrics, tuple(uses), time.monotonic() - began, trial.at.device_name, data)
+    return TrialResult(metrics, tuple(uses), time.monotonic() - began, devices_of(trial.at.artifacts), data)
+
+
+def devices_of(artifacts: Mapping[Node, Artifact]) -> str:
+    """Where the networks of a trial were trained and run, as its stages tell; a score runs wherever it is asked for."""
+    told = [a.manifest.get("device") for node, a in artifacts.items() if STAGES[node.stage].kind != "computed"]
+    return ", ".join(sorted({str(device) for device in told if device}))
 
 
 def make_stages(

@@ -84,6 +84,7 @@ def studies_document(store: Path) -> list[dict[str, Any]]:
                 "trials": study.counts(),
                 "metric": study.metric,
                 "directions": list(study.directions),
+                "front": [trial.number for trial in study.front],
                 "best": best and {"trial": best.number, "value": best.value, "values": dict(best.values)},
                 "seconds": round(sum(trial.seconds for trial in study.trials), 3),
                 "started": iso(min((t.started for t in study.trials if t.started), default=None)),
@@ -103,11 +104,12 @@ def studies_lines(documents: Sequence[Mapping[str, Any]], store: Path) -> list[s
             troubles.append(d["trouble"])
             continue
         best = d["best"]
+        which = f"#{best['trial']}" if best else f"front of {len(d['front'])}" if d["front"] else "-"
         lines.append(
             (
-                d["study"], text.states(d["trials"]), text.number(best["value"]) if best else "-",
-                f"#{best['trial']}" if best else "-", d["metric"], (d["last"] or "-").replace("T", " ")[:16],
-                text.duration(d["seconds"]), "running" if d["running"] else "",
+                d["study"], text.states(d["trials"]), text.number(best["value"]) if best else "-", which, d["metric"],
+                (d["last"] or "-").replace("T", " ")[:16], text.duration(d["seconds"]),
+                "running" if d["running"] else "",
             )
         )  # fmt: skip
     header = ("study", "trials", "best", "trial", "metric", "last", "work", "")
@@ -121,7 +123,7 @@ def study_document(study: StoredStudy) -> dict[str, Any]:
     """What a study asks and found."""
     best, meaning = study.best, study.meaning
     asked = {k: v for k, v in meaning.items() if not k.startswith("base.")}
-    held_out = study.attributes.get("held_out", {})
+    held_out, front = study.attributes.get("held_out", {}), study.front
     again = {trial.retry_of for trial in study.trials}
     failed = [t for t in study.trials if t.state in ("failed", "lost") and t.number not in again]
     stages = [stage for trial in study.trials for stage in trial.stages]
@@ -135,8 +137,11 @@ def study_document(study: StoredStudy) -> dict[str, Any]:
         "failures": [{"trial": t.number, "reason": t.reason, "message": t.message} for t in failed],
         "metric": study.metric,
         "directions": list(study.directions),
+        "objectives": study.objectives,
         "best": best and trial_summary(study, best),
-        "held_out": dict(held_out.get("metrics", {})) if best and held_out.get("trial") == best.number else {},
+        "front": [trial_summary(study, trial) for trial in front],
+        "held_out": dict(held_out.get("metrics", {})) if held_out.get("trial") in {t.number for t in front} else {},
+        "held_out_of": held_out.get("trial"),
         "seconds": round(sum(trial.seconds for trial in study.trials), 3),
         "stages": {"used": len(stages), "from_store": sum(bool(stage.get("hit")) for stage in stages)},
         "started": iso(min((t.started for t in study.trials if t.started), default=None)),
@@ -150,6 +155,7 @@ def trial_summary(study: StoredStudy, trial: TrialRecord) -> dict[str, Any]:
     """A trial in a few words."""
     return {
         "trial": trial.number, "state": trial.state, "reason": trial.reason, "value": trial.value,
+        "objectives": dict(trial.objectives),
         "values": dict(trial.values), "seconds": round(trial.seconds, 3), "retry_of": trial.retry_of,
         "changed": changed(base_of(study), trial.config) if trial.config else {},
     }  # fmt: skip
@@ -165,7 +171,8 @@ def study_lines(d: Mapping[str, Any], store: Path) -> list[str]:
     out.append(f"study {d['study']}{running}: {text.states(d['trials'])}")
     design = ", ".join(f"{k.partition('.')[2]} {text.number(v)}" for k, v in asks.items() if k.startswith("design."))
     pruner = ", ".join(f"{k.partition('.')[2]} {text.number(v)}" for k, v in asks.items() if k.startswith("pruner."))
-    out.append(f"asks: {d['metric']}, {' and '.join(d['directions'])}; {design}; pruner {pruner.removeprefix('name ')}")
+    objectives = ", ".join(f"{way} {metric}" for metric, way in d["objectives"].items())
+    out.append(f"asks: {objectives}; {design}; pruner {pruner.removeprefix('name ')}")
     for name, meaning in asks.items():
         if name.startswith("parameters."):
             out.append(f"  {name.removeprefix('parameters.')}: {_meaning(meaning)}")
@@ -178,9 +185,18 @@ def study_lines(d: Mapping[str, Any], store: Path) -> list[str]:
         best = d["best"]
         out.append(f"best: trial {best['trial']}, {d['metric']} {text.number(best['value'])}")
         out += _changes(best["changed"]) or ["  the base itself"]
-        shown = {k: v for k, v in sorted(d["held_out"].items()) if k in ("test.mae", "test.rmse")}
-        if shown:
-            out.append("held out: " + "  ".join(f"{k} {text.number(v)}" for k, v in shown.items()))
+    elif d["front"]:
+        out.append(f"front: {len(d['front'])} trials that no other beats in every objective")
+        names = list(d["objectives"])
+        rows = [
+            (f"#{t['trial']}", *(text.number(t["objectives"][n]) for n in names), text.assignments(t["values"]))
+            for t in d["front"]
+        ]
+        out += [f"  {row}" for row in text.columns(("trial", *names, "values"), rows, right=range(len(names) + 1))]
+    shown = {k: v for k, v in sorted(d["held_out"].items()) if k in ("test.mae", "test.rmse")}
+    if shown:
+        of = "" if d["best"] else f" (trial {d['held_out_of']})"
+        out.append(f"held out{of}: " + "  ".join(f"{k} {text.number(v)}" for k, v in shown.items()))
     if d["reasons"]:
         out.append("failures: " + ", ".join(f"{reason} {n}" for reason, n in sorted(d["reasons"].items())))
     if d["list"]:

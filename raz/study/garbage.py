@@ -22,6 +22,7 @@ from raz.errors import RazError
 from raz.pipeline.cache import writing
 from raz.pipeline.lease import ATTEMPT, BEATS, beats, lease_seconds, living
 from raz.study.inventory import KEY, StoredStage, bytes_of, check_store, entries, folders, stages
+from raz.study.journal import entrance
 from raz.study.reach import Reach
 from raz.study.records import journal_path, lock_path, study_names
 
@@ -74,9 +75,12 @@ def held_leases(store: Path) -> list[str]:
 
 @contextmanager
 def quiet(store: Path) -> Iterator[None]:
-    """No driver of a known study can start while the context lasts. Raises RazError when somebody works here."""
+    """No driver of a study, also of a new one, can start while the context lasts. Raises RazError when somebody works
+    here."""
     with ExitStack() as stack:
-        for name in study_names(store):
+        stack.enter_context(entrance(store))
+        begun = (path.stem for path in (store / "studies").glob("[!.]*.lock"))  # may have no journal yet
+        for name in sorted({*study_names(store), *begun}):
             lock = filelock.FileLock(lock_path(journal_path(store, name)))
             try:
                 stack.enter_context(lock.acquire(timeout=0))

@@ -74,6 +74,24 @@ class StoredStudy:
         done = [trial for trial in self.trials if trial.state == "complete" and trial.value is not None]
         return min(done, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
 
+    @property
+    def front(self) -> tuple[TrialRecord, ...]:
+        """Of several objectives the complete trials that none beats in every one (Pareto); of one, the best."""
+        if len(self.directions) == 1:
+            return () if self.best is None else (self.best,)
+        names = [(metric, 1 if way == "minimize" else -1) for metric, way in self.objectives.items()]
+        places = {
+            trial.number: tuple(sign * trial.objectives[metric] for metric, sign in names)
+            for trial in self.trials
+            if trial.state == "complete" and all(metric in trial.objectives for metric, _ in names)
+        }
+        order = sorted(set(places.values()))  # whatever beats a place comes before it
+        best: list[tuple[float, ...]] = []
+        for place in order:
+            if not any(all(a <= b for a, b in zip(other, place, strict=True)) for other in best):
+                best.append(place)
+        return tuple(trial for trial in self.trials if places.get(trial.number) in set(best))
+
     def counts(self) -> dict[str, int]:
         """Trials by state, in the order of a trial's life; states that no trial has are left out.
 

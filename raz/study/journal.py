@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._storage import JournalOperation
@@ -17,6 +19,7 @@ from raz.errors import RazError
 
 # What must survive a machine that stops; what lies before it in the file survives with it.
 DURABLE = (JournalOperation.CREATE_STUDY, JournalOperation.SET_TRIAL_STATE_VALUES)
+LOCK_WAIT = 2.0  # seconds; a reader that looks whether the driver lives holds the lock for an instant
 
 
 def journal_path(store: Path, study: str) -> Path:
@@ -32,6 +35,25 @@ def study_names(store: Path) -> tuple[str, ...]:
 def lock_path(journal: Path) -> str:
     """The lock that its one writer holds."""
     return str(journal.with_suffix(".lock"))
+
+
+@contextmanager
+def entrance(store: Path) -> Iterator[None]:
+    """Held by who begins to work in the store while it makes itself known, and by a collection until its end: so what
+    begins is either seen by the collection or waits for it. Raises RazError when it is held for long."""
+    path = store / "studies" / ".entrance.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, timeout=LOCK_WAIT)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise RazError(
+            f"store {store}", "it is being cleared up (raz-sweep store gc)", "wait until that is done"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Held(JournalFileOpenLock):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import nearest, parameters
 from raz.errors import RazError
-from raz.study.journal import Journal, journal_path, lock_path, mend, open_journal, study_names
+from raz.study.journal import LOCK_WAIT, Journal, entrance, journal_path, lock_path, mend, open_journal, study_names
 from raz.study.parameter import label
 from raz.study.pruning import Pruner
 from raz.study.records import (
@@ -44,7 +44,6 @@ __all__ = [
 ]  # fmt: skip
 
 MOST_ATTEMPTS = 3  # of one trial whose process or machine went away
-LOCK_WAIT = 2.0  # seconds; a reader that looks whether the driver lives holds the lock for an instant
 
 
 class Ledger:
@@ -219,6 +218,10 @@ class Ledger:
         """All trials, in the order of their numbers."""
         return records(self.study)
 
+    def each(self) -> Iterator[TrialRecord]:
+        """As `records`, one at a time: a whole configuration takes more memory than what the study keeps of it."""
+        return (record_of(self._about, trial, alive=True) for trial in self._trials())
+
     def best(self) -> TrialRecord | None:
         """The complete trial with the best objective, of equals the earliest; of several objectives, the first's."""
         sign = 1 if self.space.direction == "minimize" else -1
@@ -226,12 +229,13 @@ class Ledger:
 
     def front(self) -> tuple[TrialRecord, ...]:
         """The complete trials that none beats in every objective (Pareto): of one objective, the best."""
-        if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not complete:
             return ()
         if len(self.space.objectives) == 1:
             best = self.study.best_value
-            return tuple(r for r in self.records() if r.state == "complete" and r.value == best)
-        return tuple(self.record(trial.number) for trial in self.study.best_trials)
+            return tuple(self.record(trial.number) for trial in complete if trial.value == best)
+        return tuple(sorted((self.record(trial.number) for trial in self.study.best_trials), key=lambda r: r.number))
 
     def _trials(self) -> list[FrozenTrial]:
         return list(self.study.get_trials(deepcopy=False))
@@ -255,14 +259,15 @@ def _attempts(trial: FrozenTrial, by_number: Mapping[int, FrozenTrial]) -> int:
 def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
     """The study of the space, open for writing while the context lasts.
 
-    Raises RazError when another driver writes it, when the journal is damaged, and when the study was
-    made from a file that asked something else (with the difference). OSError goes through.
+    Raises RazError when another driver writes it, when the store is being cleared up, when the journal is damaged,
+    and when the study was made from a file that asked something else (with the difference). OSError goes through.
     """
     path = journal_path(store, space.study)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(lock_path(path), timeout=LOCK_WAIT)
     try:
-        lock.acquire()
+        with entrance(store):
+            lock.acquire()
     except filelock.Timeout:
         raise RazError(
             f"study {space.study}", "another process is running this study", "wait for it, or stop it"

@@ -33,7 +33,9 @@ class Lane:
     """The study of one stage, one seed, one way to measure."""
 
     study: optuna.Study
-    trials: dict[int, optuna.Trial] = field(default_factory=dict)  # by the number in the real study
+    # Both by the number in the real study. A Trial of Optuna's carries a copy of all it is, so only living ones stay.
+    ids: dict[int, int] = field(default_factory=dict)
+    living: dict[int, optuna.Trial] = field(default_factory=dict)
 
 
 Place = tuple[str, int]  # lane, epoch from 0
@@ -95,7 +97,7 @@ class Pruner:
         self._measures.pop(number)
         if number in self._at:
             self._leave(number, self._at.pop(number), state)
-        rungs = {name: self._rungs(lane, number) for name, lane in self._lanes.items() if number in lane.trials}
+        rungs = {name: self._rungs(lane, number) for name, lane in self._lanes.items() if number in lane.ids}
         return {name: reached for name, reached in rungs.items() if reached}
 
     def remember(self, trial: FrozenTrial, config: Mapping[str, Any], rungs: Mapping[str, Mapping[str, float]]) -> None:
@@ -138,15 +140,19 @@ class Pruner:
     def _trial(self, lane: Lane, number: int) -> optuna.Trial:
         """The trial in the lane. Hyperband deals out its brackets by number, so there the numbers must agree."""
         if uses_hyperband(self.pruning):
-            while len(lane.trials) <= number:
-                lane.trials[len(lane.trials)] = lane.study.ask()
-        elif number not in lane.trials:
-            lane.trials[number] = lane.study.ask()
-        return lane.trials[number]
+            while len(lane.ids) <= number:
+                lane.ids[len(lane.ids)] = lane.study.ask()._trial_id
+        if number not in lane.ids:
+            lane.living[number] = lane.study.ask()
+            lane.ids[number] = lane.living[number]._trial_id
+        if number not in lane.living:
+            lane.living[number] = optuna.Trial(lane.study, lane.ids[number])
+        return lane.living[number]
 
     def _leave(self, number: int, name: str, state: TrialState) -> None:
         lane = self._lanes[name]
-        trial = lane.trials[number]
+        trial = self._trial(lane, number)
+        del lane.living[number]
         values = lane.study._storage.get_trial(trial._trial_id).intermediate_values
         best = min(values.values(), default=None)
         if state == TrialState.COMPLETE and best is not None:
@@ -155,7 +161,7 @@ class Pruner:
             lane.study.tell(trial, state=TrialState.PRUNED if state == TrialState.PRUNED else TrialState.FAIL)
 
     def _rungs(self, lane: Lane, number: int) -> dict[str, float]:
-        attributes = lane.study._storage.get_trial(lane.trials[number]._trial_id).system_attrs
+        attributes = lane.study._storage.get_trial(lane.ids[number]).system_attrs
         return {key: value for key, value in attributes.items() if key.startswith(RUNG)}
 
 

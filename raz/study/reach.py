@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raz.config import TrialConfig, configure, from_parameters, parameters
 from raz.errors import RazError
 from raz.pipeline.cache import StageKey, digest, write_json
+from raz.study.derive import derive, ordered, parse_derived
 from raz.study.describe import base_of
+from raz.study.design import DESIGNS
 from raz.study.index import StoredStudy, read_study
 from raz.study.inventory import StoredStage, stage_of
+from raz.study.journal import entrance
 from raz.study.parameter import label
 from raz.study.records import study_names
 
@@ -46,9 +49,10 @@ def remember_table(store: Path, table: AblationTable, profile: str, configs: Ite
     """Notes that this table was run in the store, with the trials' configurations."""
     trials = [parameters(config) for config in configs]
     path = store / TABLES / f"{table.table}-{digest(trials)[:16]}.json"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"table": table.table, "profile": profile, "trials": trials})
+    with entrance(store):  # a collection that has begun would not know of it
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"table": table.table, "profile": profile, "trials": trials})
 
 
 def reach(
@@ -82,15 +86,24 @@ def reach(
 
 
 def _study(found: Reach, study: StoredStudy, data_root: Path | None) -> None:
-    best = study.best
+    best = {trial.number for trial in study.front}
     for trial, extra in zip(study.trials, study.extras, strict=True):
         for stage in trial.stages:
             found.add(stage_of(str(stage.get("stage"))), str(stage.get("key")), study.name)
-        if trial.state == "complete" and trial.stages and trial is not best:
+        if trial.state == "complete" and trial.stages and trial.number not in best:
             continue
         config = _config(study, trial.config, extra)
-        if config is not None:
-            _ask(found, config, study.name, data_root)
+        if config is None:
+            continue
+        for seed in _seeds(study) or (config.seed,):
+            _ask(found, replace(config, seed=seed), study.name, data_root)
+
+
+def _seeds(study: StoredStudy) -> tuple[int, ...]:
+    """The seeds that each of its trials runs; none where a trial has one of its own (as SearchSpace.mean_over)."""
+    sampler = study.meaning.get("design.sampler")
+    seeds = tuple(int(seed) for seed in study.meaning.get("design.seeds", ()))
+    return seeds if sampler not in DESIGNS or sampler == "grid" else ()
 
 
 def _config(study: StoredStudy, config: Mapping[str, Any], extra: Mapping[str, Any]) -> TrialConfig | None:
@@ -102,11 +115,20 @@ def _config(study: StoredStudy, config: Mapping[str, Any], extra: Mapping[str, A
         fixed = dict(extra.get("fixed", {}))
         if not base or not fixed:
             return None
+        settings: dict[str, Any] = {}
         for name, value in fixed.items():
-            meaning = study.meaning.get(f"parameters.{name}", {})
-            choices = {label(choice): choice for choice in meaning.get("choice", ())}
-            fixed[name] = choices.get(value, value)
-        return configure(TrialConfig(), {**base, **fixed}, f"study {study.name}")
+            choices = study.meaning.get(f"parameters.{name}", {}).get("choice", ())
+            if isinstance(choices, Mapping):  # named: what the name sets
+                settings |= choices.get(value, {})
+            else:
+                settings[name] = {label(choice): choice for choice in choices}.get(value, value)
+        where = f"study {study.name}"
+        derived = {
+            name.removeprefix("derive."): parse_derived(name.removeprefix("derive."), str(text))
+            for name, text in study.meaning.items()
+            if name.startswith("derive.")
+        }
+        return derive(configure(TrialConfig(), {**base, **settings}, where), ordered(derived), where)
     except RazError:  # an invalid draw, or of a version with other names: nothing of today's asks for its stages
         return None
 
