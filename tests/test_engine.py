@@ -457,7 +457,7 @@ def test_a_stopped_ray_driver_is_resumed_exactly(tmp_path: Path, sent: signal.Si
     assert process.wait(60) == code
     left = states(read_records(tmp_path, "grid"))
     assert "running" not in left
-    assert left["lost"] in (1, 2)
+    assert 1 <= left["lost"] <= 4  # two jobs, and two trials that may wait for stages beside them
     check_resumed(tmp_path, lost=left["lost"])
 
 
