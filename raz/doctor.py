@@ -19,6 +19,7 @@ import typer
 
 from raz.data.option import HERE, DataRoot, Json, Store
 from raz.errors import RazError
+from raz.versions import machine_cores
 
 Status = Literal["ok", "warn", "fail"]
 GB = 1 << 30
@@ -97,8 +98,7 @@ def devices() -> Check:
 
 def cores(count: int | None = None, load: float | None = None) -> Check:
     """Cores this process may use, and whether others use them now."""
-    count = len(os.sched_getaffinity(0)) if count is None and hasattr(os, "sched_getaffinity") else count
-    count = count or os.cpu_count() or 1
+    count = machine_cores() if count is None else count
     load = os.getloadavg()[0] if load is None else load
     found = f"{count} cores, load {load:.1f}"
     if os.environ.get("OMP_NUM_THREADS"):

@@ -1,12 +1,18 @@
-"""What a result was made with: for the ledger of a study and for the manifest beside an artifact."""
+"""What a result was made with, for the ledger of a study and the manifest beside an artifact; and how many cores."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+
+def machine_cores() -> int:
+    """CPU cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)

@@ -622,8 +622,9 @@ def test_several_objectives_have_a_front_and_no_best_trial() -> None:
     """Against the definition, pair by pair: on the front is who is dominated by nobody."""
     import random
 
-    from raz.report.study import compared, pareto_front
+    from raz.report.study import compared
     from raz.report.study_figures import study_figures
+    from raz.study.index import pareto_front
 
     dice = random.Random(3)
     both = {"val.mae": "minimize", "val.map@5": "maximize"}

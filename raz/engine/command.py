@@ -16,10 +16,8 @@ from raz.engine.summary import document, summary
 from raz.engine.sweep import check_data, run_study
 from raz.engine.trial import PIPELINE
 from raz.errors import RazError
-from raz.resources import find
-from raz.study.base import settings_of
+from raz.study.base import open_named, settings_of
 from raz.study.parse import parse_space
-from raz.yamlfile import read
 
 
 def run_file(
@@ -45,8 +43,7 @@ def run_file(
     stop = Stop(max_hours)
     store = store.expanduser()
     data_root = data_root and data_root.expanduser()
-    path = find(file)
-    source = read(path, file if Path(file).expanduser().is_file() else str(path), strict=False)
+    source = open_named(file)
     if "table" in source.data:
         from raz.engine.tables import run_table_file
 

@@ -5,7 +5,6 @@ The study and the store are what stays; everything that Ray holds may be thrown 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from raz.errors import RazError, TrialFailure
 from raz.pipeline.cache import OWN_FAULTS
 from raz.study.ledger import Ledger, TrialRecord, open_ledger
 from raz.study.space import SearchSpace
+from raz.versions import machine_cores
 
 OVER = ("complete", "pruned", "failed")
 
@@ -89,9 +89,7 @@ class SweepResult:
 def cores() -> int:
     """CPU cores this process may use: of the cluster it has joined, else of this machine."""
     joined = cluster_cores()
-    if joined is not None:
-        return joined
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return joined if joined is not None else machine_cores()
 
 
 def jobs_for(space: SearchSpace, jobs: int | None = None) -> int:

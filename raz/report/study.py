@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from raz.report import spent
 from raz.report.layout import Report, Sheet, metric_title
+from raz.study.index import pareto_front
 
 if TYPE_CHECKING:
     from raz.study.records import TrialRecord
@@ -97,22 +96,6 @@ def _ranked(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> li
     sign = 1 if direction == "minimize" else -1
     done = [(r.value, r) for r in records if r.state == "complete" and r.value is not None]
     return [r for _, r in sorted(done, key=lambda pair: (sign * pair[0], pair[1].number))]
-
-
-def pareto_front(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> list[TrialRecord]:
-    """Complete trials that no other dominates (as good in all objectives, better in one), by the first objective."""
-    signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in objectives.values()])
-    done = [r for r in records if r.state == "complete" and all(metric in r.objectives for metric in objectives)]
-    if not done:
-        return []
-    losses = signs * np.array([[r.objectives[metric] for metric in objectives] for r in done])
-    order = np.lexsort(losses.T[::-1])  # whatever dominates a trial comes before it
-    front: list[int] = []
-    for i in order:
-        ahead = losses[front]
-        if not bool(((ahead <= losses[i]).all(axis=1) & (ahead < losses[i]).any(axis=1)).any()):
-            front.append(int(i))
-    return [done[i] for i in front]
 
 
 def held_out(attributes: Mapping[str, Any]) -> list[Sheet]:

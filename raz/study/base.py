@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from raz import config as cfg
 from raz.config import PRESETS, TrialConfig, configure, known_names, nearest
 from raz.errors import RazError, RazErrors
-from raz.yamlfile import Document, Faults, Place, kind, scalar
+from raz.resources import find
+from raz.yamlfile import Document, Faults, Place, kind, read, scalar
+
+
+def open_named(file: str) -> Document:
+    """The search space or table that was typed: a path, else a shipped name. Raises RazError as `find` and `read`."""
+    path = find(file)
+    return read(path, file if Path(file).expanduser().is_file() else str(path), strict=False)
 
 
 def table_names() -> dict[str, tuple[str, ...]]:

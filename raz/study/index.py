@@ -79,18 +79,7 @@ class StoredStudy:
         """Of several objectives the complete trials that none beats in every one (Pareto); of one, the best."""
         if len(self.directions) == 1:
             return () if self.best is None else (self.best,)
-        names = [(metric, 1 if way == "minimize" else -1) for metric, way in self.objectives.items()]
-        places = {
-            trial.number: tuple(sign * trial.objectives[metric] for metric, sign in names)
-            for trial in self.trials
-            if trial.state == "complete" and all(metric in trial.objectives for metric, _ in names)
-        }
-        order = sorted(set(places.values()))  # whatever beats a place comes before it
-        best: list[tuple[float, ...]] = []
-        for place in order:
-            if not any(all(a <= b for a, b in zip(other, place, strict=True)) for other in best):
-                best.append(place)
-        return tuple(trial for trial in self.trials if places.get(trial.number) in set(best))
+        return tuple(sorted(pareto_front(self.trials, self.objectives), key=lambda trial: trial.number))
 
     def counts(self) -> dict[str, int]:
         """Trials by state, in the order of a trial's life; states that no trial has are left out.
@@ -247,3 +236,19 @@ def _apply(base: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, 
     for name in difference.get("without", ()):
         del config[name]
     return config
+
+
+def pareto_front(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> list[TrialRecord]:
+    """Complete trials that no other dominates (as good in all objectives, better in one), by the first objective."""
+    signs = np.array([1.0 if direction == "minimize" else -1.0 for direction in objectives.values()])
+    done = [r for r in records if r.state == "complete" and all(metric in r.objectives for metric in objectives)]
+    if not done:
+        return []
+    losses = signs * np.array([[r.objectives[metric] for metric in objectives] for r in done])
+    order = np.lexsort(losses.T[::-1])  # whatever dominates a trial comes before it
+    front: list[int] = []
+    for i in order:
+        ahead = losses[front]
+        if not bool(((ahead <= losses[i]).all(axis=1) & (ahead < losses[i]).any(axis=1)).any()):
+            front.append(int(i))
+    return [done[i] for i in front]

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from raz.errors import RazError
-from raz.resources import find
 from raz.study.ablation import AblationTable, Profile, parse_table
-from raz.study.base import settings_of
+from raz.study.base import open_named, settings_of
 from raz.study.parse import parse_space
 from raz.study.plan import Draw, Plan, draw_of_table, draws_of_search, lines, plan_of, schedules, span
 from raz.study.prices import START_SECONDS, Prices, Range
 from raz.study.simulate import Schedule
 from raz.study.space import SearchSpace
-from raz.yamlfile import read
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from raz.versions import machine_cores
 
 
 def _open(
     file: str, settings: list[str], profile: str | None, trials: int | None
 ) -> tuple[SearchSpace | AblationTable, Profile | None]:
-    path = find(file)
-    source = read(path, file if Path(file).expanduser().is_file() else str(path), strict=False)
+    source = open_named(file)
     if "table" in source.data:
         if trials is not None:
             raise RazError("--trials", f"{source.name} is a table, whose rows and seeds are fixed", "--profile")
@@ -77,7 +69,7 @@ def plan_file(
 
 
 def _devices(jobs: int | None, threads: int, inline: bool) -> int:
-    return 1 if inline else jobs if jobs is not None else max(1, cores() // threads)
+    return 1 if inline else jobs if jobs is not None else max(1, machine_cores() // threads)
 
 
 def _done(store: Path, study: str) -> int:
