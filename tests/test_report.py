@@ -350,12 +350,12 @@ def test_figures_are_data_first() -> None:
 
 
 def test_pictures_need_kaleido_or_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raz.report.figures import figure
     from raz.report.pictures import write_pictures
+    from raz.report.shapes import figure
 
     monkeypatch.setitem(sys.modules, "kaleido", None)
     one = figure("A b/c", [{"x": 1}], [{"type": "scatter", "x": [1], "y": [1]}], "x", "y")
-    with pytest.raises(RazError, match="--png: kaleido is not installed\n  try: pip install kaleido"):
+    with pytest.raises(RazError, match=r"--png: kaleido is not installed\n  try: pip install 'raz-sweep\[images\]'"):
         write_pictures([one], tmp_path / "f", "png")
     with pytest.raises(RazError, match="nothing to draw"):
         write_pictures([], tmp_path / "f", "svg")

@@ -103,7 +103,9 @@ def _ceiling(name: str, root: Path | None, split: Split, scale: float, max_side:
     return ceiling_counts([frames.heads(i) for i in range(len(frames))], [frames.size(i) for i in range(len(frames))])
 
 
-def _predicted(w: Workbench, split: str) -> Predicted:
+def predicted(w: Workbench, split: str, *, ceiling: bool = True) -> Predicted:
+    """What the passes of a trial gave of a split, out of the artifacts that `w` has found; without `ceiling`, which
+    takes as long as the rest, zeros stand in its place."""
     frames = w.frames(split)
     with np.load(w.artifacts[Node("density", split)].folder / "arrays.npz", allow_pickle=False) as arrays:
         density = [arrays[f"d{i}"] for i in range(len(frames))]
@@ -113,24 +115,26 @@ def _predicted(w: Workbench, split: str) -> Predicted:
         passes.append(points)
         regions.append(chosen)
     given = w.config.input
-    ceiling = _ceiling(
-        w.config.dataset, w.data_root, cast(Split, split), given.scale, given.max_side,
-        w.cache.store / "packs",
-    )  # fmt: skip
+    counts = np.zeros(len(frames), dtype=np.int64)
+    if ceiling:
+        counts = _ceiling(
+            w.config.dataset, w.data_root, cast(Split, split), given.scale, given.max_side,
+            w.cache.store / "packs",
+        )  # fmt: skip
     scales = [frames.scale(i) for i in range(len(frames))]
     stride = w.stage_config("counting").counting.output_stride
-    predicted = Predicted(
+    found = Predicted(
         frames.ids, [frames.original_heads(i) for i in range(len(frames))],
         [frames.size(i) for i in range(len(frames))], [(1 / x, 1 / y) for x, y in scales],
-        density, stride, passes, regions, ceiling, tuple(item.part for item in frames.items),
+        density, stride, passes, regions, counts, tuple(item.part for item in frames.items),
     )  # fmt: skip
-    return within(predicted, [item.region for item in frames.items])
+    return within(found, [item.region for item in frames.items])
 
 
 def score(w: Workbench, node: Node, given: Any) -> Scores:
-    split = _predicted(w, node.split)
-    val = split if node.split == "val" else _predicted(w, "val")
+    split = predicted(w, node.split)
+    val = split if node.split == "val" else predicted(w, "val")
     learned = None
     if fits_on_train(w.config):
-        learned = split if node.split == "train" else _predicted(w, "train")
+        learned = split if node.split == "train" else predicted(w, "train")
     return score_split(node.split, split, val, learned, given.depth, given.peaks, given.fusion, given.metrics)

@@ -14,6 +14,7 @@ import typer
 
 from raz.data.option import HERE, DataRoot, Profile, Settings, Store
 from raz.errors import RazError
+from raz.report.asked import Photographs
 
 if TYPE_CHECKING:
     from raz.report.layout import Report
@@ -39,6 +40,15 @@ def report_command(
     compare: Annotated[str | None, typer.Option(metavar="STUDY", help="Beside a study: another one.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the figures into this folder.")] = None,
     svg: Annotated[Path | None, typer.Option(metavar="DIR", help="The same as SVG.")] = None,
+    photo: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="IMAGE", help="Also show this image: a name, an index, densest, median, worst … Again for more."
+        ),
+    ] = None,
+    of: Annotated[
+        str | None, typer.Option(metavar="WHOSE", help="With --photo: a table's ROW or ROW@SEED, or a study's trial.")
+    ] = None,
     listing: Annotated[
         bool, typer.Option("--list", help="What can be reported: tables, and the store's studies.")
     ] = False,
@@ -50,6 +60,8 @@ def report_command(
     raz-sweep report --table recurrence --profile paper --data-root ~/data --out table4.tex
     raz-sweep report --table recurrence --out t.html      one page: sorts, draws, says where each number is from
     raz-sweep report --table recurrence --over images     of these trained models, not of training again
+    raz-sweep report --table recurrence --png figures     every figure as a picture, its data beside it
+    raz-sweep report --table recurrence --photo densest --photo IMG_3 --out t.html    with photographs: Figures 1 and 5
     raz-sweep report fusion --compare zooming             the best trials of a study, beside another
     raz-sweep report --list                               what there is
     """
@@ -57,6 +69,7 @@ def report_command(
 
     chosen = _format(form, out)
     drawing = chosen == "html" or png is not None or svg is not None
+    asked = Photographs(tuple(photo or ()), of)
     if over not in (None, "seeds", "images"):
         raise RazError("--over", f"{over!r}, expected seeds or images", "--over seeds")
     if over is not None and table is None:
@@ -65,6 +78,12 @@ def report_command(
         raise RazError("--compare", "belongs to a study", f"raz-sweep report STUDY --compare {compare}")
     if compare is not None and compare == study:
         raise RazError("--compare", f"{study} is the study itself", "raz-sweep report --list names the others")
+    if asked.which and (listing or (study is None and table is None)):
+        raise RazError("--photo", "belongs to a table or a study", "raz-sweep report --table NAME --photo densest")
+    if asked.which and not drawing:
+        raise RazError("--photo", "a terminal shows no photographs", "--out page.html, or --png DIR")
+    if of is not None and not asked.which:
+        raise RazError("--of", "belongs to --photo", f"--photo densest --of {of}")
     if listing or (study is None and table is None):
         if study is not None or table is not None:
             raise RazError("report", "--list beside a study or a table", "leave one out")
@@ -72,11 +91,11 @@ def report_command(
     elif table is not None:
         if study is not None:
             raise RazError("report", f"both a study ({study}) and a table ({table})", "leave one out")
-        report = _table(table, profile, store, data_root, settings or [], cast(Any, over), drawing)
+        report = _table(table, profile, store, data_root, settings or [], cast(Any, over), drawing, asked)
     else:
         if profile is not None or settings:
             raise RazError("report", "--profile and --set belong to a table", f"raz-sweep report {study}")
-        report = _study(str(study), store, compare, drawing)
+        report = _study(str(study), store, compare, drawing, data_root, asked)
     if chosen == "terminal" and out is None and sys.stdout.isatty():
         text = terminal(report, shutil.get_terminal_size().columns)
     else:
@@ -118,7 +137,7 @@ def _write(path: Path, text: str) -> None:
 
 def _table(
     name: str, profile: str | None, store: Path, data_root: Path | None, settings: list[str], over: Over | None,
-    drawing: bool,
+    drawing: bool, photographs: Photographs,
 ) -> Report:  # fmt: skip
     from raz.report.fill import fill_table
     from raz.report.tables import table_report
@@ -137,11 +156,13 @@ def _table(
     report = table_report(filled, command, cost, over)
     if not drawing:
         return report
-    from raz.report import spent
+    from raz.report import made, spent
     from raz.report.figures import table_figures
 
-    times = spent.of_table(filled, data_root)
-    return replace(report, figures=(*table_figures(filled, over), *spent.drawn(times)))
+    uses = made.stages_of(filled, data_root)
+    figures = (*table_figures(filled, over), *made.learning_curves(uses), *spent.drawn(spent.of_uses(uses)))
+    photographed = photographs.of_table(filled, data_root) if photographs.which else ()
+    return replace(report, figures=(*photographed, *figures))
 
 
 def _cost(file: str, profile: str, store: Path, data_root: Path | None, settings: list[str]) -> str:
@@ -174,7 +195,9 @@ def fill_command(
     return shlex.join(words)
 
 
-def _study(name: str, store: Path, compare: str | None, drawing: bool) -> Report:
+def _study(
+    name: str, store: Path, compare: str | None, drawing: bool, data_root: Path | None, photographs: Photographs
+) -> Report:
     from raz.report import spent
     from raz.report.study import compared, held_out, study_report
     from raz.report.study_figures import importances, rebuilt, study_figures
@@ -196,7 +219,8 @@ def _study(name: str, store: Path, compare: str | None, drawing: bool) -> Report
     if not drawing:
         return report
     figures = study_figures(study.trials, objectives)
-    return replace(report, figures=(*figures, *spent.drawn(spent.of_records(study.trials))))
+    photographed = photographs.of_study(study, data_root) if photographs.which else ()
+    return replace(report, figures=(*photographed, *figures, *spent.drawn(spent.of_records(study.trials))))
 
 
 def _listing(store: Path) -> Report:

@@ -7,7 +7,7 @@ drawn of the same by `raz.report.pictures`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,19 +18,10 @@ from raz.errors import RazError
 from raz.report.contrast import to_base
 from raz.report.fill import Cell, FilledTable
 from raz.report.layout import Figure, metric_title
+from raz.report.shapes import figure
 from raz.report.statistics import LEVEL, Over, summarize
 from raz.study.ablation import dataset_title
 
-COLOURS = (
-    "#0969da",
-    "#cf222e",
-    "#1a7f37",
-    "#9a6700",
-    "#8250df",
-    "#bf3989",
-    "#57606a",
-    "#0a7ea4",
-)  # seen in both themes
 MOST_POINTS = 3000  # of a scatter; more only hide each other
 BINS = 8
 
@@ -41,7 +32,7 @@ def table_figures(filled: FilledTable, over: Over | None = None) -> tuple[Figure
     for dataset in filled.profile.datasets:
         out += _by_parameter(filled, dataset)
         out += _forest(filled, dataset, over)
-        cell = _deepest(filled, dataset)
+        cell = deepest(filled, dataset)
         if cell is None:
             continue
         try:
@@ -52,21 +43,6 @@ def table_figures(filled: FilledTable, over: Over | None = None) -> tuple[Figure
         out += [_cells(kept, where), _crowd_size(kept, where), _local_density(kept, where)]
         out += _precision_recall(filled, dataset)
     return tuple(figure for figure in out if figure.rows)
-
-
-def figure(title: str, rows: Sequence[Mapping[str, Any]], traces: list[dict[str, Any]], x: str, y: str,
-           note: str = "", **layout: Any) -> Figure:  # fmt: skip
-    """A figure with its axes named."""
-    for i, trace in enumerate(traces):
-        key = "line" if trace.get("mode") == "lines" else "marker"
-        trace[key] = {"color": COLOURS[i % len(COLOURS)]} | trace.get(key, {})
-    whole: dict[str, Any] = {
-        "xaxis": {"title": {"text": x}, "automargin": True}, "yaxis": {"title": {"text": y}, "automargin": True},
-        "margin": {"l": 60, "r": 20, "t": 20, "b": 50}, "height": 420, "legend": {"orientation": "h", "y": 1.12},
-    }  # fmt: skip
-    for name, value in layout.items():
-        whole[name] = {**whole[name], **value} if isinstance(value, dict) and name in whole else value
-    return Figure(title, tuple(rows), {"data": traces, "layout": whole}, note)
 
 
 # ------------------------------------------------------------------------------------ rows of the table
@@ -156,7 +132,7 @@ def _zero() -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ images of one cell
 
 
-def _deepest(filled: FilledTable, dataset: str) -> Cell | None:
+def deepest(filled: FilledTable, dataset: str) -> Cell | None:
     """The filled row with the most passes: what stands for the method."""
     cells = [filled.cells[row.name, dataset] for row in filled.table.run_rows]
     there = [cell for cell in cells if cell.found and cell.config is not None]

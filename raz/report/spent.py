@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raz.report.figures import figure
-from raz.report.fill import FilledTable
 from raz.report.layout import Figure, Sheet
+from raz.report.shapes import figure
 
 if TYPE_CHECKING:
+    from raz.report.made import Used
     from raz.study.records import TrialRecord
-
-MOST_TRIALS = 200  # of a table whose stages are looked up; each takes some milliseconds
 
 
 @dataclass(frozen=True)
@@ -55,24 +52,9 @@ def of_records(records: Sequence[TrialRecord]) -> tuple[Spent, ...]:
     )  # fmt: skip
 
 
-def of_table(filled: FilledTable, data_root: Path | None) -> tuple[Spent, ...]:
+def of_uses(uses: Sequence[Used]) -> tuple[Spent, ...]:
     """Of the trials of a table that are in the store, as the manifests of their stages say."""
-    from dataclasses import replace
-
-    from raz.pipeline.cache import StageCache
-    from raz.pipeline.keys import stage_keys
-
-    cache, seconds = StageCache(filled.store), dict[str, float]()
-    found: list[tuple[str, str, float]] = []
-    trials = [(cell.config, seed) for cell in filled.cells.values() if cell.config is not None for seed in cell.found]
-    for config, seed in trials[:MOST_TRIALS]:
-        keys = stage_keys(replace(config, seed=seed), data_root=data_root, splits=filled.table.splits)
-        for node, key in keys.items():
-            if key.key not in seconds:
-                artifact = cache.find(key)
-                seconds[key.key] = artifact.seconds if artifact is not None else 0.0
-            found.append((str(node), key.key, seconds[key.key]))
-    return spent(found)
+    return spent((str(use.node), use.key, use.artifact.seconds if use.artifact else 0.0) for use in uses)
 
 
 def sheet(rows: Sequence[Spent]) -> Sheet:

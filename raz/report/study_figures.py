@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raz.report.figures import figure
 from raz.report.layout import Figure
+from raz.report.shapes import figure
 
 if TYPE_CHECKING:
     import optuna

@@ -1,0 +1,133 @@
+"""The stages behind a table's filled cells, as their manifests have them, and the curves that the trained ones left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raz.pipeline.cache import Artifact, StageCache
+from raz.pipeline.keys import stage_keys
+from raz.pipeline.tree import TRAINED, Node
+from raz.report.fill import FilledTable
+from raz.report.layout import Figure
+from raz.report.shapes import COLOURS, figure
+from raz.study.ablation import dataset_title
+
+MOST_TRIALS = 200  # of a table whose stages are looked up; each takes some milliseconds
+MOST_CURVES = 24  # in one figure; more only hide each other
+# What a trained stage is validated by, on whole validation images; RAZ-Net's stages on zoomed regions of them.
+_VALUE = {
+    "counting": "MAE", "localization": "loss (Eq. 3)", "attention": "loss", "raz": "loss (Eq. 3)",
+    "raz_attention": "loss",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Used:
+    """One stage of one filled trial; `artifact` is None where it is no longer in the store."""
+
+    dataset: str
+    row: str
+    seed: int
+    node: Node
+    key: str
+    artifact: Artifact | None
+
+
+def stages_of(filled: FilledTable, data_root: Path | None) -> tuple[Used, ...]:
+    """Every stage of the first MOST_TRIALS trials of a table that are in the store."""
+    cache, known = StageCache(filled.store), dict[str, Artifact | None]()
+    trials = [(cell, seed) for cell in filled.cells.values() if cell.config is not None for seed in cell.found]
+    out = []
+    for cell, seed in trials[:MOST_TRIALS]:
+        assert cell.config is not None
+        keys = stage_keys(replace(cell.config, seed=seed), data_root=data_root, splits=filled.table.splits)
+        for node, key in keys.items():
+            if key.key not in known:
+                known[key.key] = cache.find(key)
+            out.append(Used(cell.dataset, cell.row, seed, node, key.key, known[key.key]))
+    return tuple(out)
+
+
+# ------------------------------------------------------------------------------------ learning curves
+
+
+def curve(artifact: Artifact) -> list[Mapping[str, float]]:
+    """The learning curve of a trained stage, a point an epoch: epoch, loss, value, rate, seconds. Empty where it
+    cannot be read."""
+    try:
+        points = json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8"))
+        return [{name: float(point[name]) for name in ("epoch", "loss", "value")} for point in points]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def learning_curves(uses: Sequence[Used]) -> tuple[Figure, ...]:
+    """A figure a trained stage and data set: the validation value and the training loss, epoch by epoch.
+
+    A network that many rows share is one line; where rows trained networks of their own, each is named after the
+    first row that uses it.
+    """
+    out = []
+    for dataset in dict.fromkeys(use.dataset for use in uses):
+        for stage in TRAINED:
+            found = [use for use in uses if (use.dataset, use.node.stage) == (dataset, stage) and use.artifact]
+            drawn = _stage_curves(stage, dataset, found)
+            if drawn is not None:
+                out.append(drawn)
+    return tuple(out)
+
+
+def _stage_curves(stage: str, dataset: str, found: Sequence[Used]) -> Figure | None:
+    lines = list(_lines(found))
+    shown = lines[:MOST_CURVES]
+    rows: list[Mapping[str, Any]] = []
+    value: list[dict[str, Any]] = []
+    loss: list[dict[str, Any]] = []
+    for i, (name, best, points) in enumerate(shown):
+        rows += [{"network": name, "best": point["epoch"] == best, **point} for point in points]
+        epochs = [point["epoch"] for point in points]
+        colour = COLOURS[i % len(COLOURS)]
+        at = [i for i, epoch in enumerate(epochs) if epoch == best]
+        common = {"type": "scatter", "name": name, "legendgroup": name}
+        value.append({
+            **common, "mode": "lines+markers", "x": epochs, "y": [point["value"] for point in points],
+            "line": {"color": colour}, "xaxis": "x", "yaxis": "y",
+            "marker": {"color": colour, "size": [10 if k in at else 3 for k in range(len(epochs))]},
+        })  # fmt: skip
+        loss.append({
+            **common, "mode": "lines", "x": epochs, "y": [point["loss"] for point in points], "showlegend": False,
+            "line": {"color": colour, "dash": "dot"}, "xaxis": "x2", "yaxis": "y2",
+        })  # fmt: skip
+    if not rows:
+        return None
+    note = "The large marker is the epoch whose weights are used."
+    if len(lines) > len(shown):
+        note += f" {len(shown)} of {len(lines)} networks are shown."
+    return figure(
+        f"Learning curves: {stage}, {dataset_title(dataset)}", rows, [*value, *loss], "epoch",
+        f"validation {_VALUE.get(stage, 'value')}", note, xaxis={"domain": [0, 0.45]},
+        xaxis2={"domain": [0.55, 1], "title": {"text": "epoch"}, "anchor": "y2", "matches": "x"},
+        yaxis2={"title": {"text": "training loss"}, "anchor": "x2", "automargin": True},
+    )  # fmt: skip
+
+
+def _lines(found: Sequence[Used]) -> Iterator[tuple[str, int, list[Mapping[str, float]]]]:
+    """(name, best epoch, curve) of every network among these uses."""
+    networks: dict[str, list[Used]] = {}
+    for use in found:
+        networks.setdefault(use.key, []).append(use)
+    per_seed: dict[int, set[str]] = {}
+    for use in found:
+        per_seed.setdefault(use.seed, set()).add(use.key)
+    own = any(len(keys) > 1 for keys in per_seed.values())  # rows trained networks of their own
+    for uses in networks.values():
+        first = uses[0]
+        assert first.artifact is not None
+        points = curve(first.artifact)
+        if points:
+            name = f"{first.row}, seed {first.seed}" if own else f"seed {first.seed}"
+            yield name, int(first.artifact.manifest.get("best_epoch", 0)), points
