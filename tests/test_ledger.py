@@ -126,3 +126,31 @@ def test_optuna_s_own_tools_read_the_journal(tmp_path: Path) -> None:
     study = optuna.load_study(study_name="long", storage=optuna.storages.JournalStorage(backend))
     assert study.best_value == 0.0
     assert [t.intermediate_values for t in study.trials] == [{1: 5.0}] * 5
+
+
+def test_several_slots_are_asked_to_begin_what_shares_least(tmp_path: Path) -> None:
+    """All of one seed come before the next in the file; side by side they begin with a seed each. Numbers stay."""
+    text = "study: spread\nbase: {preset: tiny, dataset: toy}\ndesign: {sampler: loo, seeds: [5, 6]}\nparameters:\n"
+    space = parse_space(parse(text + "  fusion.rule: {choice: [grid, average, density]}\n", "f.yaml"))
+    with open_ledger(tmp_path, space) as ledger:
+        assert ledger.adopt(6) == 6
+        ledger.arrange()
+        asked = []
+        for _ in range(3):
+            found = ledger.ask()
+            assert found is not None
+            asked.append(found)
+            assert space.points[found[0]] == found[1]
+        assert [values["seed"] for _, values, _ in asked[:2]] == [5, 6]
+        ledger.tell(asked[0][0], Outcome("complete", metrics={"val.mae": 1.0}))
+        ledger.report(asked[2][0], 1, 2.0)
+        ledger.postpone(asked[2][0])
+    with open_ledger(tmp_path, space) as ledger:  # what was lost is queued again, what had begun comes first
+        assert ledger.adopt(6) == 5
+        ledger.arrange()
+        again = []
+        while (found := ledger.ask()) is not None:
+            again.append(found)
+        assert again[0][0] == asked[2][0]
+        wanted = sorted(map(str, space.points))
+        assert sorted(str(values) for _, values, _ in [asked[0], *again]) == wanted

@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from raz.cli import app
-from raz.study.schedule import Ready, longest_paths, order, remaining
+from raz.pipeline.tree import keys_of
+from raz.study.parse import parse_space
+from raz.study.schedule import Ready, ahead, alive, longest_paths, order, spread
 from raz.study.simulate import Step, simulate, unshared
+from raz.study.ways import in_turn, nominal_way
+from raz.yamlfile import parse
 
 
 def test_the_longest_remaining_path_starts_first() -> None:
@@ -24,9 +28,9 @@ def test_the_longest_remaining_path_starts_first() -> None:
     assert order(ready) == order(reversed(ready))
 
 
-def test_what_is_left_of_a_trial_from_each_stage() -> None:
-    assert remaining([3, 0, 2]) == [5, 2, 2]
-    assert remaining([]) == []
+def test_what_a_trial_has_before_it_leaves_out_what_is_made() -> None:
+    assert ahead([("a", 3.0), ("b", 5.0), ("c", 2.0)], {"b"}.__contains__) == 5.0
+    assert ahead([], {"b"}.__contains__) == 0.0
 
 
 @settings(deadline=None)
@@ -46,6 +50,19 @@ def test_a_circle_of_needs_is_refused() -> None:
     with pytest.raises(ValueError, match=r"circle: \['a', 'b'\]"):
         longest_paths({"a": 1, "b": 1, "c": 1}, {"a": ["b"], "b": ["a"]})
 
+
+LEFT_OUT = """\
+study: left-out
+base: {preset: tiny, dataset: toy, set: {fusion.rule: grid}}
+design: {sampler: loo, seeds: [0, 1, 2]}
+parameters:
+  counting.kernel: {choice: [raz, csrnet]}
+  localization.gamma: {choice: [100, 10, 1000]}
+  attention.sigma_z: {choice: [3, 2, 5]}
+  zooming.k_z: {choice: [10, 4]}
+  depth: {choice: [3, 2, 1]}
+  fusion.rule: {choice: [grid, average, density, localization]}
+"""
 
 # ------------------------------------------------------------------ schedules
 
@@ -162,6 +179,92 @@ def test_closed_forms(seed: int) -> None:
     assert unshared(trials, 1).makespan == alone
     assert unshared(trials, len(trials)).makespan == longest
     assert simulate(trials, 99, alive=1).makespan == total  # one trial at a time
+
+
+# ------------------------------------------------------------------ in which order trials begin
+
+
+def weighed(trials: list[list[Step]]) -> list[dict[str, float]]:
+    return [{step.key: step.seconds for step in way} for way in trials]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.sets(st.sampled_from(["root.0", "root.1", "root.0.1"])))
+def test_next_begins_what_adds_most_to_those_before(seed: int, made: set[str]) -> None:
+    ways = weighed(tree(seed, trials=15))
+    left, begun, wanted = list(range(len(ways))), set(made), []
+    while left:  # each of them weighed each time
+        best = max(left, key=lambda i: (sum(s for key, s in ways[i].items() if key not in begun), -i))
+        left.remove(best)
+        wanted.append(best)
+        begun |= set(ways[best])
+    assert spread(ways, made) == wanted
+
+
+def test_a_thousand_trials_are_weighed_a_few_times_each() -> None:
+    count = 0
+
+    class Way(dict[str, float]):
+        def items(self):  # type: ignore[no-untyped-def]
+            nonlocal count
+            count += 1
+            return super().items()
+
+    chance = random.Random(0)
+    places = [(a, b, c) for a in range(10) for b in range(10) for c in range(10)]
+    chance.shuffle(places)
+    ways = [Way({f"{a}": 9.0, f"{a} {b}": 5.0, f"{a} {b} {c}": 1.0}) for a, b, c in places]
+    assert sorted(spread(ways)) == list(range(1000))
+    assert count < 4000
+
+
+def test_spread_trials_end_near_the_best_of_all_orders() -> None:
+    """Every order of six trials, three alive on two devices: no order is below the floor; begun as they are listed,
+    trials that share come together and the devices idle."""
+    ratios, listed = [], []
+    for seed in range(8):
+        trials = []
+        for root in range(2):
+            for leaf in range(3):
+                way: list[Step] = []
+                names = (f"{root}", f"{root}.{leaf // 2}", f"{root}.{leaf}")
+                for stage, seconds, name in zip(("counting", "points", "zoom"), (6, 3, 2), names, strict=True):
+                    cost = float(seconds + random.Random(f"{seed} {stage} {name}").randint(0, 3))
+                    way.append(Step(f"{stage} {name}", cost, needs=(way[-1].key,) if way else ()))
+                trials.append(way)
+        best = min(simulate(list(some), 2, 3).makespan for some in itertools.permutations(trials))
+        turn = [trials[i] for i in spread(weighed(trials))]
+        found = simulate(turn, 2, 3)
+        assert found.starts.keys() == distinct(trials).keys()
+        assert found.floor <= best <= found.makespan
+        ratios.append(found.makespan / best)
+        listed.append(simulate(trials, 2, 3).makespan / best)
+    assert max(ratios) < 1.15
+    assert sum(ratios) / len(ratios) < 1.03 < sum(listed) / len(listed)
+
+
+def test_leaving_one_out_with_seeds_keeps_the_devices_busy() -> None:
+    """Three seeds, all of one before the next: as listed four devices wait for the one network that all share."""
+    space = parse_space(parse(LEFT_OUT, "loo.yaml"))
+    configs = [space.config(point) for point in space.points]
+    ways = [nominal_way(config, ("val",)) for config in configs]
+    steps = []
+    for config, way in zip(configs, ways, strict=True):
+        keys = keys_of(config, ("val",), lambda split: split, lambda weights: weights)
+        steps.append([Step(key.key, way[key.key], needs=tuple(key.needs.values())) for key in keys.values()])
+    turn = in_turn(configs, ("val",))
+    assert sorted(turn) == list(range(len(configs)))
+    first = [ways[i].keys() for i in turn[:6]]  # three seeds, two kernels: nothing in common
+    assert all(not one & other for one, other in itertools.combinations(first, 2))
+    for devices, most in ((2, 1.02), (3, 1.05), (4, 1.1)):
+        found = simulate([steps[i] for i in turn], devices, alive(devices, adaptive=False))
+        assert found.starts.keys() == {key for way in ways for key in way}
+        assert found.makespan <= most * found.floor
+    listed = simulate(steps, 4, alive(4, adaptive=False))
+    assert listed.makespan > 1.15 * listed.floor
+    # what is done counts as begun: the whole method of the first seed shares with most of its own
+    assert configs[0].seed == 0
+    assert [configs[i].seed for i in in_turn(configs, ("val",), done=configs[:1])[:3]].count(0) == 1
 
 
 def test_what_needs_no_device_waits_for_none() -> None:

@@ -13,8 +13,8 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,16 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 import raz
-from raz.config import TrialConfig, from_parameters, parameters
+from raz.config import from_parameters, parameters
 from raz.engine.desk import MOST_LOSSES, Desk, Flight, Request, gpus_of
 from raz.engine.trial import HOPELESS, MadeElsewhere, resolve
 from raz.errors import RazError, TrialFailure
 from raz.pipeline.cache import MANIFEST
+from raz.pipeline.keys import stage_keys
 from raz.pipeline.told import StageEvent
 from raz.pipeline.tree import STAGES, Node, chain_key
 from raz.study.resources import ALL, Resources
+from raz.study.schedule import ahead
 
 if TYPE_CHECKING:  # the broker itself needs no torch
     from raz.pipeline.cache import StageKey
@@ -252,6 +254,9 @@ def _bug(error: Exception) -> dict[str, Any]:
 class Asking:
     """What a trial gives to `run_trial` as `make`: it asks the broker for each stage and hears it grow.
 
+    `seconds` are what its stages are expected to take (`raz.study.ways.seconds_of`), for the broker's order; `seeds`
+    those that the trial runs one after the other, if it has several.
+
     `before()` is called before anything is asked for or made, `beat()` at least about once a second while the trial
     waits, `log` for what the makers tell. While `run_trial` hears an epoch, `live` is true and `shared` says whether
     another living trial has the stage on its path.
@@ -263,6 +268,8 @@ class Asking:
         who: str,
         resources: Mapping[str, Resources],
         *,
+        seconds: Mapping[str, float],
+        seeds: Sequence[int] = (),
         before: Callable[[], None],
         beat: Callable[[], None],
         log: Callable[[StageEvent], None],
@@ -270,15 +277,18 @@ class Asking:
     ) -> None:
         self.store, self.who, self.resources, self.maker = store, who, dict(resources), maker
         self.live = self.shared = False
+        self._seconds, self._seeds = dict(seconds), list(seeds)
         self._before, self._beat, self._log = before, beat, log
         self._handle: Any = None
         self._path: list[str] = []
+        self._way: dict[Node, StageKey] = {}
         self._told: dict[str, int] = {}  # key -> how often the broker said that it is made
 
     # ------------------------------------------------------------------ as raz.pipeline.trial.Make
 
     def begin(self, path: Mapping[Node, StageKey]) -> None:
         self._path = [key.key for node, key in path.items() if STAGES[node.stage].kind == "trained"]
+        self._way, self._seeds = dict(path), self._seeds[1:]
 
     def __call__(self, missing: Missing, hear: Callable[[int, float], bool]) -> bool | None:
         self._before()
@@ -340,9 +350,23 @@ class Asking:
             who=self.who, nodes=tuple((n.stage, n.split, n.zoom_pass) for n in missing.nodes),
             keys=tuple(k.key for k in missing.keys),
             lane=chain_key(key) if STAGES[node.stage].kind == "trained" else key.key,
-            path=path_weight(config, missing.path), cpus=float(asked.cpus or config.threads), gpus=asked.gpus, job=job,
+            path=ahead(self._ahead(missing), self._made), cpus=float(asked.cpus or config.threads), gpus=asked.gpus,
+            job=job,
         )  # fmt: skip
         return asdict(request)
+
+    def _ahead(self, missing: Missing) -> Iterator[tuple[str, float]]:
+        """Each stage from the missing one to the trial's end, those of its later seeds too: its place, its seconds."""
+        way = [(node, self._way[node]) for node in missing.path]
+        splits = tuple(node.split for node in self._way if STAGES[node.stage].kind == "computed")
+        for seed in self._seeds:
+            later = replace(missing.config, seed=seed)
+            way += stage_keys(later, data_root=missing.data_root, splits=splits).items()
+        for node, key in way:
+            yield f"{node.stage}/{key.key}", self._seconds.get(str(node), 0.0)
+
+    def _made(self, place: str) -> bool:
+        return (self.store / "stages" / place / MANIFEST).exists()
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """A broker that went (idle, or with its machine) is started again and asked again."""
@@ -359,15 +383,6 @@ class Asking:
 
 class Stopped(Exception):
     """The trial was told to stop while it waited."""
-
-
-def path_weight(config: TrialConfig, path: Sequence[Node]) -> float:
-    """How much a trial still has before it, in epochs; what is inferred counts as one."""
-    values = parameters(config)
-    stages = [STAGES[node.stage] for node in path]
-    return sum(
-        float(values[stage.epochs]) if stage.kind == "trained" else float(stage.kind == "inferred") for stage in stages
-    )
 
 
 def _raise(outcome: Mapping[str, Any], stage: str) -> None:

@@ -27,7 +27,7 @@ class Request:
     nodes: tuple[tuple[str, str, int], ...]  # stage, split, pass
     keys: tuple[str, ...]
     lane: str  # stages of one lane never run side by side: a chain of epochs has one
-    path: float  # what the trial has before it, these stages first
+    path: float  # seconds that the trial has before it, these stages first
     cpus: float
     gpus: float | None  # None: a device if there is one
     job: Mapping[str, Any]  # what the process that makes it has to know

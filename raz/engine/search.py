@@ -18,21 +18,27 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raz.config import from_parameters
 from raz.engine.events import Events
 from raz.engine.stop import Stop
 from raz.pipeline.told import StageEvent
 from raz.study.ledger import Ledger, Outcome
+from raz.study.prices import Prices
+from raz.study.ways import seconds_of
 
 # Keys of what a trial reports: [step, value, shared] each, stage events, how it ended, an error of all trials.
 POINTS, EVENTS, OUTCOME, HOPELESS = "points", "events", "outcome", "hopeless"
+SPLITS = ("val",)  # that a search scores
 
 
 class StudySearch(Searcher):  # type: ignore[misc]
     """Gives Tune the ledger's next trial, and the ledger how each one ended."""
 
-    def __init__(self, ledger: Ledger, events: Events, constants: Mapping[str, Any], stop: Stop | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, events: Events, constants: Mapping[str, Any], prices: Prices, stop: Stop | None = None
+    ) -> None:
         super().__init__()  # without a metric: a trial's last word need not carry one
-        self.ledger, self.events, self.constants = ledger, events, dict(constants)
+        self.ledger, self.events, self.constants, self.prices = ledger, events, dict(constants), prices
         self.numbers: dict[str, int] = {}  # Tune's trial -> the study's
         self.pruned: set[str] = set()
         self.starved: set[str] = set()  # killed for their machine's memory
@@ -52,7 +58,8 @@ class StudySearch(Searcher):  # type: ignore[misc]
         number, values, config = asked
         self.numbers[trial_id] = number
         self.events.started(number, values)
-        return {**self.constants, "number": number, "config": json.dumps(config)}
+        seconds = seconds_of(from_parameters(config), SPLITS, self.prices)
+        return {**self.constants, "number": number, "config": json.dumps(config), "seconds": json.dumps(seconds)}
 
     def report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Writes steps down; whether to end the trial, because it is pruned or all are stopped."""

@@ -129,6 +129,9 @@ def run_study(
         if retry:
             _forget(ledger, store, data_root, run_trial)
         left = ledger.adopt(target, retry=retry)
+        slots = 1 if inline else min(left, jobs_for(space, jobs))
+        if space.fixed and slots > 1:
+            ledger.arrange()
         before = {r.number for r in ledger.each() if r.state in OVER}
         if left:
             with (watch or _silent)(left) as events:
@@ -144,7 +147,7 @@ def run_study(
 
                     run_tuned(
                         ledger, store, data_root=data_root, run_trial=run_trial, events=events,
-                        jobs=min(left, jobs_for(space, jobs)), threads=space.threads, stop=stop,
+                        jobs=slots, threads=space.threads, stop=stop,
                     )  # fmt: skip
         stopped = stop.why if stop is not None and stop.asked and ledger.left else ""
         return _conclude(ledger, store, data_root, run_trial, before, began, stopped)

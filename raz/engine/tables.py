@@ -25,8 +25,11 @@ from raz.errors import RazError
 from raz.pipeline.told import StageEvent
 from raz.study.ablation import AblationTable, Trial, parse_table
 from raz.study.ledger import Outcome
+from raz.study.prices import Prices
 from raz.study.reach import remember_table
+from raz.study.schedule import alive
 from raz.study.text import duration
+from raz.study.ways import in_turn, seconds_of
 from raz.yamlfile import Document
 
 SPLITS = ("val", "test")
@@ -135,20 +138,18 @@ def _together(
     trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events, jobs: int, threads: int,
     stop: Stop,
 ) -> tuple[Cell, ...]:  # fmt: skip
-    """Each trial a Ray task that holds no CPU while the broker has its stages made, `jobs` at a time. Seeds and data
-    sets go side by side, since rows share their stages."""
+    """Each trial a Ray task that holds no CPU while the broker has its stages made, `jobs` at a time. Those that share
+    least begin first."""
     from raz.engine.session import COORDINATOR, coordinator_resources, prepare, session
 
     prepare()
     import ray
 
-    from raz.engine.tuned import coordinators
-
-    rows = list(dict.fromkeys(trial.row for trial in trials))
-    order = sorted(range(len(trials)), key=lambda i: rows.index(trials[i].row))
+    order = in_turn([trial.config for trial in trials], SPLITS)
+    prices = Prices(store, data_root)
     root = str(data_root.expanduser().resolve()) if data_root else None
     cells: dict[int, Cell] = {}
-    most = coordinators(jobs, adaptive=False)
+    most = alive(jobs, adaptive=False)
     with session(jobs * threads), signals(stop):
         places = {name: n for name, n in coordinator_resources().items() if name == COORDINATOR}
         task = ray.remote(num_cpus=0, resources=places, max_retries=MOST_RESTARTS)(_remote)
@@ -162,7 +163,8 @@ def _together(
                 i = order.pop(0)
                 events.started(i, _about(trials[i]))
                 config = parameters(trials[i].config)
-                running[task.remote(run_trial, config, str(store.resolve()), root)] = i
+                seconds = seconds_of(trials[i].config, SPLITS, prices)
+                running[task.remote(run_trial, config, str(store.resolve()), root, seconds)] = i
             over, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
             if not over:
                 continue
@@ -180,11 +182,14 @@ def _together(
     return tuple(cells[i] for i in sorted(cells))
 
 
-def _remote(run_trial: str, config: dict[str, Any], store: str, data_root: str | None) -> dict[str, Any]:
+def _remote(
+    run_trial: str, config: dict[str, Any], store: str, data_root: str | None, seconds: dict[str, float]
+) -> dict[str, Any]:
     from raz.engine.broker import Asking
 
     asking = Asking(
-        Path(store), uuid.uuid4().hex, {}, before=lambda: None, beat=lambda: None, log=lambda event: None
+        Path(store), uuid.uuid4().hex, {}, seconds=seconds, before=lambda: None, beat=lambda: None,
+        log=lambda event: None,
     )  # fmt: skip
     root = Path(data_root) if data_root else None
     try:

@@ -19,7 +19,9 @@ from raz.engine.stop import Stop, signals
 from raz.engine.trial import attempt, resolve
 from raz.pipeline.told import StageEvent
 from raz.study.ledger import Ledger
+from raz.study.prices import Prices
 from raz.study.resources import Resources
+from raz.study.schedule import alive
 
 MOST_RESTARTS = 2  # of a trial whose process died, within one run
 BEAT = 2.0  # seconds between two words of a trial that waits
@@ -38,6 +40,7 @@ class _Coordinator:
         self.asking = Asking(
             Path(given["store"]), tune.get_context().get_trial_id(),
             {stage: Resources(*asked) for stage, asked in json.loads(given["resources"]).items()},
+            seconds=json.loads(given["seconds"]), seeds=json.loads(given["seeds"]),
             before=self._before, beat=self._beat, log=self.told,
         )  # fmt: skip
         self._points: list[tuple[int, float, str | bool]] = []  # step, value, whether shared or the key of a stage
@@ -137,8 +140,8 @@ def run_tuned(
         "prunes": space.pruning.name != "none",
         "resources": json.dumps({stage: [asked.cpus, asked.gpus] for stage, asked in space.resources.items()}),
     }
-    search = StudySearch(ledger, events, constants, stop)
-    trials = coordinators(jobs, adaptive=not (space.fixed or space.sampler == "random") or space.pruning.name != "none")
+    search = StudySearch(ledger, events, constants, Prices(store, data_root), stop)
+    trials = alive(jobs, adaptive=space.adaptive)
     with session(jobs * threads) as folder, signals(stop):  # after Ray, which sets handlers of its own
         tuner = tune.Tuner(
             tune.with_resources(coordinate, coordinator_resources()),
@@ -159,12 +162,6 @@ def run_tuned(
                 raise
     if search.hopeless is not None:
         raise search.hopeless
-
-
-def coordinators(jobs: int, *, adaptive: bool) -> int:
-    """Trials at a time. What learns from results asks no further ahead than it can run; else some more trials than
-    stages may run let the broker choose what is urgent."""
-    return jobs if adaptive else jobs + max(2, jobs // 2)
 
 
 def _name(trial: Any) -> str:

@@ -154,7 +154,10 @@ DESIGNS: dict[str, Callable[[Sequence[Parameter], Mapping[str, Any]], list[Point
 def points_of(
     design: str, parameters: Sequence[Parameter], centre: Mapping[str, Any], seeds: Sequence[int]
 ) -> tuple[Point, ...]:
-    """The points of a design, all of one seed before those of the next, so that a part of them is comparable."""
+    """The points of a design, all of one seed before those of the next, so that a part of them is comparable.
+
+    On several slots a run begins those first that share least (`raz.study.schedule.spread`).
+    """
     points = DESIGNS[design](parameters, centre)
     if design == "grid" or not seeds:
         return tuple(points)

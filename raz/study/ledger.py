@@ -18,7 +18,7 @@ import filelock
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from raz.config import nearest, parameters
+from raz.config import TrialConfig, nearest, parameters
 from raz.errors import RazError
 from raz.study.journal import LOCK_WAIT, Journal, entrance, journal_path, lock_path, mend, open_journal, study_names
 from raz.study.parameter import label
@@ -36,6 +36,7 @@ from raz.study.records import (
 )  # fmt: skip
 from raz.study.sampling import sampler_of
 from raz.study.space import SearchSpace
+from raz.study.ways import in_turn
 from raz.versions import versions
 
 __all__ = [
@@ -54,6 +55,7 @@ class Ledger:
         self.left = 0  # trials that may still be asked for
         self._journal, self._pruner = journal, pruner
         self._about = About.of(study)
+        self._turn: list[int] = []  # ids of waiting trials, the next to be asked for at the end
         self._live: dict[int, optuna.Trial] = {}
         self._steps: dict[int, set[int]] = {}  # of living trials: the steps that are written down
 
@@ -90,6 +92,25 @@ class Ledger:
         self.left = max(0, target - done)
         return self.left
 
+    def arrange(self) -> None:
+        """Has the trials of a fixed design asked for in the order in which several slots have most to do at once. Those
+        that had begun come first. Numbers and what is asked stay as they are."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        turn = in_turn(
+            [self._planned(trial) for trial in waiting], ("val",), self.space.mean_over,
+            [config for trial in over if (config := self._planned(trial)) is not None],
+        )  # fmt: skip
+        turn.sort(key=lambda i: not waiting[i].intermediate_values)  # stable
+        self._turn = [waiting[i]._trial_id for i in reversed(turn)]
+
+    def _planned(self, trial: FrozenTrial) -> TrialConfig | None:
+        """The configuration of a design's point; None of one whose values cannot go together."""
+        try:
+            return self.space.config(self.space.points[trial.user_attrs["point"]])
+        except (RazError, KeyError):
+            return None
+
     def _queue_again(self, trial: FrozenTrial) -> None:
         fixed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         attributes = {"retry_of": trial.number}
@@ -110,7 +131,7 @@ class Ledger:
         """
         while self.left > 0:
             self.left -= 1
-            trial = self.study.ask()
+            trial = self._ask()
             self._live[trial.number], self._steps[trial.number] = trial, set()
             values = self.space.suggest(trial)
             about: dict[str, Any] = {"values": values, "versions": versions()}
@@ -127,6 +148,13 @@ class Ledger:
             self._pruner.begin(trial.number, config)
             return trial.number, values, config
         return None
+
+    def _ask(self) -> optuna.Trial:
+        if not self._turn:
+            return self.study.ask()
+        trial_id = self._turn.pop()
+        self._journal.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+        return optuna.Trial(self.study, trial_id)
 
     @property
     def _base(self) -> Mapping[str, Any]:

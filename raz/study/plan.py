@@ -20,9 +20,11 @@ from raz.pipeline.keys import stage_keys
 from raz.pipeline.tree import STAGES, Node
 from raz.study.ablation import AblationTable, Profile
 from raz.study.prices import NOTHING, PRIORS, START_SECONDS, Prices, Range
+from raz.study.schedule import alive
 from raz.study.simulate import Schedule, Step, simulate, unshared
 from raz.study.space import SearchSpace
 from raz.study.text import size
+from raz.study.ways import in_turn
 
 DRAWS = 5  # sets of trials that stand for what a search may draw
 
@@ -185,8 +187,8 @@ def walk(
 def draws_of_search(
     space: SearchSpace, trials: int, prices: Prices, *, first: int = 0, sets: int = DRAWS
 ) -> tuple[list[Draw], int]:
-    """What a search may run next: its fixed design's points from `first` on, or sets of random ones;
-    and how many points of a set cannot go together."""
+    """What a search may run next: its fixed design's points from `first` on in the order of a run, or sets of
+    random ones; and how many points of a set cannot go together."""
     cache = StageCache(prices.store)
     if space.fixed:
         configs = []
@@ -196,6 +198,7 @@ def draws_of_search(
                 configs.append(space.config(point))
             except RazError:
                 skipped += 1
+        configs = [configs[i] for i in in_turn(configs, ("val",), space.mean_over)]
         return [walk(configs, ("val",), prices, cache, space.mean_over)], skipped
     out, skipped = [], 0
     for i in range(sets):
@@ -206,15 +209,18 @@ def draws_of_search(
 
 
 def draw_of_table(table: AblationTable, profile: Profile, prices: Prices) -> Draw:
-    """Every trial of a table's profile; a run scores both splits."""
-    return walk((t.config for t in table.trials(profile)), ("val", "test"), prices, StageCache(prices.store))
+    """Every trial of a table's profile in the order of a run, which scores both splits."""
+    configs = [trial.config for trial in table.trials(profile)]
+    turn = in_turn(configs, ("val", "test"))
+    return walk((configs[i] for i in turn), ("val", "test"), prices, StageCache(prices.store))
 
 
 def plan_of(
     name: str, kind: str, draws: Sequence[Draw], *, devices: int, prices: Prices, exact: bool, done: int = 0,
-    skipped: int = 0, start: float = START_SECONDS,
+    skipped: int = 0, start: float = START_SECONDS, adaptive: bool = False,
 ) -> Plan:  # fmt: skip
     """The figures of these draws on `devices`. `start` are the seconds until the first stage can begin."""
+    living = alive(devices, adaptive=adaptive)
     n = len(draws)
     rows = []
     for stage in STAGES:
@@ -240,7 +246,7 @@ def plan_of(
             alone += draw.sum(trial).times(1 / n)
         disk += sum(draw.stages[key].size for key in draw.missing) / n
         for which in wall:
-            wall[which] += simulate(draw.steps(which), devices).makespan / n
+            wall[which] += simulate(draw.steps(which), devices, living).makespan / n
     if device_seconds.high:
         wall = {which: seconds + start for which, seconds in wall.items()}
     return Plan(
@@ -249,10 +255,11 @@ def plan_of(
     )  # fmt: skip
 
 
-def schedules(draw: Draw, devices: int) -> tuple[Schedule, Schedule]:
-    """The likely schedule of a draw on `devices`, from an empty store; and that of plain training, without sharing."""
+def schedules(draw: Draw, devices: int, *, adaptive: bool) -> tuple[Schedule, Schedule]:
+    """The likely schedule of a draw on `devices`, from an empty store; and that of plain training, without sharing,
+    where each trial has a device to itself."""
     steps = draw.steps("likely", stored=False)
-    return simulate(steps, devices), unshared(steps, devices)
+    return simulate(steps, devices, alive(devices, adaptive=adaptive)), unshared(steps, devices, devices)
 
 
 def lines(plan: Plan) -> list[str]:

@@ -64,7 +64,7 @@ def plan_file(
     draws, skipped = draws_of_search(asked, left, prices, first=done)
     return plan_of(
         asked.study, "search", draws, devices=_devices(jobs, asked.threads, inline), prices=prices,
-        exact=asked.fixed or left == 0, done=done, skipped=skipped, start=start,
+        exact=asked.fixed or left == 0, done=done, skipped=skipped, start=start, adaptive=asked.adaptive,
     )  # fmt: skip
 
 
@@ -105,11 +105,11 @@ def simulate_file(
     draw: Draw
     if isinstance(asked, AblationTable):
         assert chosen is not None
-        name, draw = f"{asked.table} ({chosen.name})", draw_of_table(asked, chosen, prices)
+        name, draw, adaptive = f"{asked.table} ({chosen.name})", draw_of_table(asked, chosen, prices), False
     else:
         draws, _ = draws_of_search(asked, asked.target if trials is None else trials, prices, sets=1)
-        name, draw = asked.study, draws[0]
-    shared, plain = schedules(draw, devices)
+        name, draw, adaptive = asked.study, draws[0], asked.adaptive
+    shared, plain = schedules(draw, devices, adaptive=adaptive)
     return {
         "name": name, "trials": len(draw.trials), "stages": len(draw.stages), "devices": devices,
         "device": prices.kind, **_figures(shared), "without_sharing": _figures(plain),

@@ -1,13 +1,17 @@
-"""Which of the stages that are ready is started first. Pure: the broker and the simulator call the same code.
+"""Which trial begins first, and which of the stages that are ready. Pure: runs and the simulator call the same code.
 
 Longest remaining path first (Hu 1961; Graham 1969, "Bounds on multiprocessing timing anomalies"): a free device takes
 the stage behind which the longest chain still waits. Whatever the order, a device is never idle while a stage is
 ready, so the makespan is at most total / N + (1 - 1 / N) * critical path, less than twice the best possible.
+
+That holds while stages are ready. Few trials are alive at a time, and where they share all that they begin with they
+wait for one stage together: so `spread` begins the trials of a known design that share least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -16,7 +20,7 @@ class Ready:
     """A stage that could start now, and what hangs on it."""
 
     key: str
-    path: float  # estimated seconds of this stage and of what the neediest trial that waits for it does afterwards
+    path: float  # what the neediest trial that waits for it has before it, this stage first (`ahead`)
     waiters: int  # trials that wait for it
     arrived: int  # how many stages were asked for before it
 
@@ -31,16 +35,42 @@ def rank(stage: Ready) -> tuple[float, int, int, str]:
     return -stage.path, -stage.waiters, stage.arrived, stage.key
 
 
-def remaining(seconds: Sequence[float]) -> list[float]:
-    """Of a trial that walks its stages one after the other: seconds from the start of each stage to the trial's end.
+def ahead(way: Iterable[tuple[str, float]], made: Callable[[str], bool]) -> float:
+    """What a trial has before it: the seconds of those stages (key, seconds) of its way that are not made yet."""
+    return sum(seconds for key, seconds in way if not made(key))
 
-    A stage that the store holds costs 0 seconds.
+
+def alive(slots: int, *, adaptive: bool) -> int:
+    """Trials at a time where `slots` stages can be made at a time. What learns from results asks no further ahead than
+    it can run; else some more trials than stages may run let the broker choose what is urgent."""
+    return slots if adaptive else slots + max(2, slots // 2)
+
+
+def spread(ways: Sequence[Mapping[str, float]], made: Iterable[str] = ()) -> list[int]:
+    """In which order to begin trials that are all known: next comes the one that adds the most work to what the trials
+    before it brought (and to what is `made`), of equals the first. `ways` are the stages of each: key -> seconds.
+
+    So the first N trials share as little as they can, and N slots have work. What a trial adds can only shrink as
+    others begin, so most are weighed once or twice: nearly linear.
     """
-    out, left = [], 0.0
-    for value in reversed(seconds):
-        left += value
-        out.append(left)
-    return out[::-1]
+    begun = set(made)
+
+    def adds(i: int) -> float:
+        return sum(seconds for key, seconds in ways[i].items() if key not in begun)
+
+    heap = [(-adds(i), i) for i in range(len(ways))]
+    heapq.heapify(heap)
+    out: list[int] = []
+    while heap:
+        _, i = heap[0]
+        now = (-adds(i), i)
+        if now > heap[0]:  # weighed before others had begun
+            heapq.heapreplace(heap, now)
+            continue
+        heapq.heappop(heap)
+        out.append(i)
+        begun.update(ways[i])
+    return out
 
 
 def longest_paths(seconds: Mapping[str, float], needs: Mapping[str, Iterable[str]]) -> dict[str, float]:

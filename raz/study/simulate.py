@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raz.study.schedule import Ready, longest_paths, rank, remaining
+from raz.study.schedule import Ready, ahead, longest_paths, rank
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def simulate(trials: Sequence[Sequence[Step]], devices: int, alive: int | None =
         if not steps[key].device:
             start(key)
             return False
-        path = remaining([0.0 if step.key in done else step.seconds for step in way[position[trial] :]])[0]
+        path = ahead(((step.key, step.seconds) for step in way[position[trial] :]), done.__contains__)
         path = max(path, -current[key][0]) if key in current else path
         current[key] = rank(Ready(key, path, len(waiters[key]), arrived[key]))
         heapq.heappush(queue, (current[key], key))

@@ -89,6 +89,11 @@ class SearchSpace:
         return self.sampler in DESIGNS
 
     @property
+    def adaptive(self) -> bool:
+        """Whether what comes of a trial decides about others: by what is drawn next, or by pruning."""
+        return not (self.fixed or self.sampler == "random") or self.pruning.name != "none"
+
+    @property
     def mean_over(self) -> tuple[int, ...]:
         """The seeds that every trial runs, to be judged by the mean; empty where a trial has one seed."""
         return self.seeds if not self.fixed or self.sampler == "grid" else ()
