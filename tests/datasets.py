@@ -103,9 +103,16 @@ def nwpu_crowd(root: Path) -> Copy:
     return copy
 
 
-def nwpu_json(path: Path, points: object) -> None:
-    rows = np.asarray(points).tolist()
-    path.write_text(json.dumps({"img_id": f"{path.stem}.jpg", "human_num": len(rows), "points": rows, "boxes": []}))
+def nwpu_json(path: Path, points: object, boxes: object = ()) -> None:
+    rows, corners = np.asarray(points).tolist(), np.asarray(boxes).tolist()
+    content = {"img_id": f"{path.stem}.jpg", "human_num": len(rows), "points": rows, "boxes": corners}
+    path.write_text(json.dumps(content))
+
+
+def nwpu_boxes(points: Heads, seed: int) -> NDArray[np.float64]:
+    """(n, 4) x0, y0, x1, y1 of a box about each head, of 2 to 30 px a side."""
+    size = 2 + 28 * np.random.default_rng(seed).random((len(points), 2))
+    return np.hstack([points - size / 2, points + size / 2])
 
 
 ROI = ((4.0, 2.0), (38.0, 2.0), (38.0, 22.0), (4.0, 22.0))  # of every scene

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.io import savemat
 from typer.testing import CliRunner
 
 from raz.cli import app
@@ -20,6 +21,7 @@ from raz.score import points, protocols
 from raz.score.points import Marks, box_sigmas, paired, read_points
 from raz.score.protocols import Row
 from raz.score.table import render, score_points
+from tests.datasets import nwpu_boxes, nwpu_crowd, nwpu_json
 
 Floats = NDArray[np.float64]
 
@@ -423,6 +425,82 @@ def test_the_command_scores_against_a_data_set(tmp_path: Path) -> None:
     got = json.loads(done.stdout)
     assert got["mae"] == 0.0
     assert [r["f1"] for r in got["scores"] if r["protocol"] == "fidtm"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["mats", "jsons"])
+def test_nwpu_is_scored_by_the_boxes_of_its_own_annotation(kind: str, tmp_path: Path) -> None:
+    copy = nwpu_crowd(tmp_path)
+    base = tmp_path / "NWPU-Crowd"
+    (base / "jsons").mkdir()
+    rng = np.random.default_rng(5)
+    found, boxes = {}, {}
+    for n, (item, label) in enumerate(copy.labels.items()):
+        heads = np.vstack([copy.heads[item], [[39.0, 100.0]]])  # the last lies outside its image: left out, its box too
+        corners = nwpu_boxes(heads, n)
+        corners[0] = corners[0][[2, 1, 0, 3]]  # two corners, whichever comes first
+        if kind == "mats":
+            savemat(label, {"annPoints": heads, "annBoxes": corners})
+        else:
+            label.unlink()
+            nwpu_json(base / "jsons" / f"{label.stem}.json", heads, corners)
+        if item.startswith("val/"):
+            boxes[item] = corners[:-1]
+            points = np.vstack([copy.heads[item] + rng.normal(0, 6, copy.heads[item].shape), [[3.0, 3.0]]])
+            points[0] += 60.0  # out of reach
+            found[item] = [[*xy, 1.0] for xy in points.tolist()]
+    (tmp_path / "p.json").write_text(json.dumps(found))
+    words = ["score", "--pred", str(tmp_path / "p.json"), "--dataset", "nwpu_crowd", "--root", str(tmp_path)]
+    done = CliRunner().invoke(app, [*words, "--protocol", "nwpu", "--json"])
+    assert done.exit_code == 0, done.output
+    got = {r["setting"]: r for r in json.loads(done.stdout)["scores"]}
+    n, m = sum(map(len, found.values())), sum(map(len, boxes.values()))
+    rows = ["image,x,y,w,h"]
+    for setting, half in (
+        ("sigma_s", lambda w, h: min(w, h) / 2),
+        ("sigma_l", lambda w, h: math.sqrt(w * w + h * h) / 2),
+    ):
+        tp = 0
+        for item, corners in boxes.items():
+            radii = [half(abs(x1 - x0), abs(y1 - y0)) for x0, y0, x1, y1 in corners.tolist()]
+            xy = np.array(found[item])[:, :2]
+            tp += most(near(xy, copy.heads[item], radii.__getitem__))
+        assert 0 < tp < m
+        assert got[setting]["precision"] == pytest.approx(tp / n)
+        assert got[setting]["recall"] == pytest.approx(tp / m)
+    for item, corners in boxes.items():
+        for (x, y), (x0, y0, x1, y1) in zip(copy.heads[item].tolist(), corners.tolist(), strict=True):
+            rows.append(f"{item},{x!r},{y!r},{abs(x1 - x0)!r},{abs(y1 - y0)!r}")
+    (tmp_path / "gt.csv").write_text("\n".join(rows))
+    words = ["score", "--pred", str(tmp_path / "p.json"), "--gt", str(tmp_path / "gt.csv"), "--protocol", "nwpu"]
+    by_file = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert {r["setting"]: r for r in by_file["scores"]} == got
+
+
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        (np.zeros((0, 4)), ""),
+        (np.zeros((1, 4)), "its boxes have the shape (1, 4), expected (2, 4): left out"),
+        (np.full((2, 4), np.nan), "a box is not finite: its boxes are left out"),
+        (np.array(["a", "b"]), "its boxes are not all [x0, y0, x1, y1]: left out"),
+    ],
+)
+def test_boxes_that_do_not_fit_are_told_and_left_out(boxes: Any, told: str, tmp_path: Path) -> None:
+    from raz.data import open_dataset
+
+    copy = nwpu_crowd(tmp_path)
+    heads = np.array([[5.0, 5.0], [9.0, 9.0]])
+    savemat(copy.labels["val/0009"], {"annPoints": heads, "annBoxes": boxes})
+    dataset = open_dataset("nwpu_crowd", tmp_path)
+    item = dataset.items["test"][0]
+    assert item.load_sizes is None
+    assert np.array_equal(item.load_heads(), heads)
+    assert (f"val/0009: {told}" in dataset.warnings) == bool(told)
+    (tmp_path / "p.json").write_text(json.dumps({"val/0009": [[5, 5, 1]]}))
+    words = ["score", "--pred", str(tmp_path / "p.json"), "--dataset", "nwpu_crowd", "--root", str(tmp_path)]
+    refused = CliRunner().invoke(app, [*words, "--protocol", "nwpu"])
+    assert refused.exit_code == 2
+    assert "the true heads have no boxes" in refused.stderr
 
 
 @pytest.mark.parametrize(

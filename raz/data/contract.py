@@ -23,6 +23,7 @@ from raz.errors import RazError
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
 Heads = NDArray[np.float64]  # (n, 2) x, y px
+Sizes = NDArray[np.float64]  # (n, 2) width, height px
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -47,6 +48,8 @@ class Item:
     # A named part of its split that the data set's protocol scores by itself (`mae@scene1`); the split's errors are
     # then the means of its parts'. "" where the protocol has none.
     part: str = ""
+    # Of the heads' boxes, in the order of `load_heads`; None where they are not annotated. Some protocols score by it.
+    load_sizes: Callable[[], Sizes] | None = None
 
 
 @dataclass(frozen=True)

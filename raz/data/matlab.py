@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,11 @@ def points(values: Any, where: str, field: str) -> Heads:
 
 def ann_points(data: bytes, where: str) -> Heads:
     """`annPoints`, (n, 2) x, y px: what UCF-QNRF, UCF_CC_50 and NWPU-Crowd annotate with. Raises RazError."""
-    content = variables(data, where, "annPoints")
-    if "annPoints" not in content:
-        raise RazError(where, "has no variable annPoints", AGAIN)
-    return points(content["annPoints"], where, "annPoints")
+    return named_points(variables(data, where, "annPoints"), where, "annPoints")
+
+
+def named_points(content: Mapping[str, Any], where: str, name: str) -> Heads:
+    """The heads of one variable of a file. Raises RazError when it is not there, and as `points`."""
+    if name not in content:
+        raise RazError(where, f"has no variable {name}", AGAIN)
+    return points(content[name], where, name)

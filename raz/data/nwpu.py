@@ -3,9 +3,10 @@
     NWPU-Crowd/{images/0001.jpg,mats/0001.mat,jsons/0001.json,train.txt,val.txt,test.txt}
 
 A line of a list begins with an image's number (`0001 2 3`: then luminance and crowd level), as read by
-NWPU-Crowd-Sample-Code (datasets/basedataset.py). A mat holds `annPoints` (n, 2) x, y px (datasets/preapre_NWPU.m); a
-json holds `points` [[x, y], …]; either will do, the mat first. The images may also lie in images_part1 …
-images_part5, as they are unpacked.
+NWPU-Crowd-Sample-Code (datasets/basedataset.py). A mat holds `annPoints` (n, 2) x, y px (datasets/preapre_NWPU.m) and
+`annBoxes` (n, 4) x0, y0, x1, y1 of the heads; a json holds `points` [[x, y], …] and `boxes`; either will do, the mat
+first. Copies from before May 2020 have no boxes: their points are scored by every protocol but NWPU-Crowd's own. The
+images may also lie in images_part1 … images_part5, as they are unpacked.
 
 **The labels of the test images are withheld** (scores come from the authors' server). So this reader's `test` is the
 official *validation* split, which is read once and never tuned on, as a test split is (24); its `val` is made of the
@@ -20,9 +21,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from raz.data.contract import Found, Reader, Split, Survey
+import numpy as np
+
+from raz.data.contract import Found, Reader, Sizes, Split, Survey
 from raz.data.images import SUFFIXES
-from raz.data.matlab import AGAIN, ann_points, points
+from raz.data.matlab import AGAIN, named_points, points, variables
 from raz.data.pairs import Annotation, Findings, Pair, by_name, distinct, find_folder, listing, read_pairs
 from raz.errors import RazError
 
@@ -33,7 +36,10 @@ _FOLDER = re.compile(r"images(_part\d+)?", re.IGNORECASE)
 def parse(data: bytes, where: str) -> Annotation:
     """The heads of a mat or, by its name, a json. Raises RazError."""
     if not where.lower().endswith(".json"):
-        return Annotation(ann_points(data, where))
+        variable = variables(data, where, "annPoints", "annBoxes")
+        heads = named_points(variable, where, "annPoints")
+        sizes, odd = box_sizes(variable.get("annBoxes"), len(heads))
+        return Annotation(heads, odd, sizes)
     try:
         content: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -44,9 +50,30 @@ def parse(data: bytes, where: str) -> Annotation:
         heads = points(content["points"], where, "points")
     except ValueError as error:  # rows of different lengths
         raise RazError(where, "points are not all [x, y]", AGAIN) from error
+    sizes, odd = box_sizes(content.get("boxes"), len(heads))
     stated = content.get("human_num")
-    odd = isinstance(stated, int) and stated != len(heads)
-    return Annotation(heads, (f"the annotation states {stated} heads and holds {len(heads)}",) if odd else ())
+    if isinstance(stated, int) and stated != len(heads):
+        odd = (f"the annotation states {stated} heads and holds {len(heads)}", *odd)
+    return Annotation(heads, odd, sizes)
+
+
+def box_sizes(values: Any, heads: int) -> tuple[Sizes | None, tuple[str, ...]]:
+    """(n, 2) width and height px of annotated boxes [[x0, y0, x1, y1], …], whichever corner comes first; and a note.
+
+    None without boxes, and, noted, for boxes that do not belong to the heads: training and counting need none, so
+    nothing is refused for them.
+    """
+    try:
+        boxes = np.asarray([] if values is None else values, dtype=np.float64)
+    except (TypeError, ValueError):  # text, or rows of different lengths
+        return None, ("its boxes are not all [x0, y0, x1, y1]: left out",)
+    if boxes.size == 0:
+        return (np.zeros((0, 2)) if heads == 0 else None), ()
+    if boxes.shape != (heads, 4):
+        return None, (f"its boxes have the shape {boxes.shape}, expected ({heads}, 4): left out",)
+    if not np.isfinite(boxes).all():
+        return None, ("a box is not finite: its boxes are left out",)
+    return np.abs(boxes[:, 2:] - boxes[:, :2]), ()
 
 
 def survey(folder: Path | None) -> Survey:

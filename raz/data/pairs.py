@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raz.data.contract import Found, Heads, Item, Pixels, Split, Survey
+from raz.data.contract import Found, Heads, Item, Pixels, Sizes, Split, Survey
 from raz.data.images import SUFFIXES, decode, size_of
 from raz.data.region import OUTSIDE, Polygon, inside, mask
 from raz.errors import RazError, RazErrors
@@ -28,6 +28,7 @@ class Annotation:
 
     heads: Heads  # (n, 2) x, y px as annotated, those outside the image among them
     notes: tuple[str, ...] = ()  # what is odd but legal
+    sizes: Sizes | None = None  # (n, 2) width, height px of each head's box
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,7 @@ def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[Found, t
         digest=digest.hexdigest(),
         region=pair.region,
         part=pair.part,
+        load_sizes=annotation.sizes[within].copy if annotation.sizes is not None else None,
     )
     return Found(item, image_digest, int(len(annotation.heads) - within.sum())), annotation.notes
 

@@ -11,11 +11,11 @@ from typing import Any, cast
 import numpy as np
 
 from raz.config import nearest
-from raz.data import Split, open_dataset
+from raz.data import Item, Split, open_dataset
 from raz.errors import RazError
 from raz.paper.metrics import SIGMAS
 from raz.score import protocols
-from raz.score.points import Marks, paired, read_points
+from raz.score.points import Marks, box_sigmas, paired, read_points
 from raz.score.protocols import Row
 
 PROTOCOLS = ("raz", "nwpu", "fidtm", "qnrf")
@@ -52,7 +52,8 @@ def chosen_protocols(asked: Sequence[str], true: Mapping[str, Marks]) -> tuple[s
             raise RazError("--protocol", f"{name!r}, expected one of {', '.join(PROTOCOLS)}", nearest(name, PROTOCOLS))
     boxed = all(heads.sigma is not None for heads in true.values() if len(heads))
     if "nwpu" in asked and not boxed:
-        raise RazError("--protocol nwpu", NO_BOXES, "--gt with columns w and h, or sigma_s and sigma_l")
+        hint = "--gt with columns w and h, or sigma_s and sigma_l; or --dataset nwpu_crowd"
+        raise RazError("--protocol nwpu", NO_BOXES, hint)
     return tuple(name for name in PROTOCOLS if (name in asked if asked else name != "nwpu" or boxed))
 
 
@@ -102,7 +103,14 @@ def true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: s
     opened = open_dataset(str(dataset), root)
     if split not in opened.items:
         raise RazError("--split", f"{split!r}, expected one of {', '.join(opened.items)}", nearest(split, opened.items))
-    return {item.id: Marks(item.load_heads()) for item in opened.items[cast(Split, split)]}
+    return {item.id: _marks(item) for item in opened.items[cast(Split, split)]}
+
+
+def _marks(item: Item) -> Marks:
+    """An image's heads, with the sigmas and levels of their boxes where the data set has boxes."""
+    if item.load_sizes is None:
+        return Marks(item.load_heads())
+    return Marks(item.load_heads(), None, *box_sigmas(*item.load_sizes().T))
 
 
 def render(scores: Scores) -> str:
