@@ -235,7 +235,9 @@ def render(checks: Sequence[Check]) -> str:
 def doctor_command(
     store: Store = HERE,
     data_root: DataRoot = None,
-    weights: Annotated[str | None, typer.Option(help="A file of VGG-16 weights to look into.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
+    ] = None,
     with_json: Json = False,
 ) -> None:
     """Say what this machine has, and what to do about what is missing.
@@ -244,7 +246,7 @@ def doctor_command(
 
     \b
     raz-sweep doctor
-    raz-sweep doctor --store /scratch/store --data-root ~/data --weights vgg16.pt --json
+    raz-sweep doctor --store /scratch/store --data-root ~/data --backbone-weights vgg16.pt --json
     """
     import json
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import unicodedata
 from pathlib import Path
 from typing import Annotated
 
@@ -96,8 +98,10 @@ def write_space(out: Path, dataset: str, preset: str | None, weights: str | None
     from raz.study.parse import parse_space
     from raz.yamlfile import parse
 
-    study = re.sub(r"[^a-z0-9_-]+", "_", out.stem.lower()).strip("_-")[:64] or "study"
-    text = space_text(study, dataset, preset or ("tiny" if dataset == "toy" else "small"), weights, str(out))
+    plain = unicodedata.normalize("NFKD", out.stem).encode("ascii", "ignore").decode().lower()  # ü is u
+    study = re.sub(r"[^a-z0-9_-]+", "_", plain).strip("_-")[:64] or "study"
+    file = shlex.quote(str(out))
+    text = space_text(study, dataset, preset or ("tiny" if dataset == "toy" else "small"), weights, file)
     parse_space(parse(text, str(out)))
     if out.exists() and not force:
         raise RazError(str(out), "is there already", "another --out, or --force to write over it")
@@ -113,14 +117,16 @@ def init_command(
     dataset: Annotated[str, typer.Option(help="A data set, as `raz-sweep data list` names it.")] = "toy",
     out: Annotated[Path, typer.Option("--out", help="The file to write; its name names the study.")] = Path("my.yaml"),
     preset: Annotated[str | None, typer.Option(help="tiny, small or paper. Default: tiny for toy, else small.")] = None,
-    weights: Annotated[str | None, typer.Option(help="A file of VGG-16 weights for the backbone.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a commented search space to start from.
 
     \b
     raz-sweep init
-    raz-sweep init --dataset shanghaitech_b --weights vgg16.pt --out b.yaml
+    raz-sweep init --dataset shanghaitech_b --backbone-weights vgg16.pt --out b.yaml
     """
     study = write_space(out, dataset, preset, weights, force)
-    typer.echo(f"{out}: study {study}; edit it, then: raz-sweep run {out}")
+    typer.echo(f"{out}: study {study}; edit it, then: raz-sweep run {shlex.quote(str(out))}")

@@ -139,6 +139,7 @@ def test_a_table_is_run_by_the_same_command(here: Path) -> None:
             "store depths.yaml: depths.yaml is a file, expected a folder",
         ),
         (["run", "depths.yaml", "--set", "dataset=shanghaitech_a", "--inline"], "shanghaitech_a"),
+        (["run", "depths.yaml", "--inline", "--max-hours", "nan"], "Invalid value for '--max-hours'"),
         (["run", "depths.yaml", "--trials", "0"], "Invalid value for '--trials'"),
         (["run"], "Missing argument"),
         (["walk"], "No such command 'walk'"),

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from raz.cli import app
 from raz.config import TrialConfig
 from raz.data import DATASETS, open_dataset
 from raz.data.check import Report, check, render, shared_pixels
@@ -195,6 +196,15 @@ def test_list_names_every_data_set_and_where_it_is(write_part: WritePart) -> Non
     plain = CliRunner().invoke(data_app, ["list"])
     assert plain.exit_code == 0
     assert re.search(r"shanghaitech_a +ShanghaiTech Part A +- shanghaitech_a: no folder given", plain.stdout)
+
+
+def test_list_tells_of_a_root_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("nope", "file"):
+        done = CliRunner().invoke(app, ["data", "list", "--root", str(tmp_path / name)])
+        assert done.exit_code == 2
+        assert done.stdout == ""
+        assert done.stderr == f"{tmp_path / name}: no such folder\n  try: check --data-root and RAZ_DATA_ROOT\n"
 
 
 def test_check_prints_json_and_nothing_else(write_part: WritePart) -> None:

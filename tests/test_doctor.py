@@ -94,7 +94,9 @@ def test_the_command_prints_a_line_a_check_and_exits_by_the_worst(
     assert {c["name"] for c in got["checks"]} >= {"python", "packages", "devices", "cores", "memory", "store", "ray"}
     assert all(set(c) == {"name", "status", "found", "hint"} for c in got["checks"])
     assert done.exit_code == 0
-    bad = CliRunner().invoke(app, ["doctor", "--store", str(tmp_path / "s"), "--weights", str(tmp_path / "none.pt")])
+    bad = CliRunner().invoke(
+        app, ["doctor", "--store", str(tmp_path / "s"), "--backbone-weights", str(tmp_path / "none.pt")]
+    )
     assert bad.exit_code == 1
     line = next(x for x in bad.stdout.splitlines() if x.startswith("fail"))
     assert "weights" in line

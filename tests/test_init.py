@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,22 @@ def test_the_file_is_named_written_once_and_runs(tmp_path: Path) -> None:
     )
     assert ran.exit_code == 0, ran.output
     assert "study my_crowd: 1 complete" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "study"),
+    [("übung.yaml", "ubung"), ("Köln Süd 2.yaml", "koln_sud_2"), ("実験.yaml", "study"), ("it's.yaml", "it_s")],
+)
+def test_a_name_in_any_script_gives_a_study_that_runs_by_the_words_told(
+    file: str, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["init", "--out", file])
+    assert done.exit_code == 0, done.output
+    words = done.stdout.partition("then: ")[2].strip()
+    assert shlex.split(words) == ["raz-sweep", "run", file]
+    assert f"#   {words}\n" in (tmp_path / file).read_text("utf-8")
+    assert load_space(Path(file)).study == study
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,21 @@ def test_messages(whole: Path, words: tuple[str, ...], said: str) -> None:
     assert call(*words, "--store", str(whole)) == (2, "", expected + "\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["studies", "show a", "show a#1", "diff a b", "rerun a#0", "status", "dashboard", "report a",
+     "export a --out a.csv", "store ls", "store du", "store verify", "store gc --dry-run"],
+)  # fmt: skip
+def test_a_store_that_is_not_there_is_told_and_not_made(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*words.split(), "--store", "nope")
+    assert (code, out) == (2, "")
+    assert err == "store nope: there is no such folder\n  try: --store DIR, or RAZ_STORE; a first run makes one\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_store_that_may_only_be_read_is_read(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")

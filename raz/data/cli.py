@@ -32,6 +32,8 @@ def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
     from raz.data.folder import FILE, faults_of
     from raz.errors import RazError
 
+    if data_root is not None and not data_root.expanduser().is_dir():
+        raise RazError(str(data_root), "no such folder", "check --data-root and RAZ_DATA_ROOT")
     rows = []
     for name, reader in readers(data_root).items():
         try:

@@ -250,5 +250,6 @@ def _listing(store: Path) -> Report:
     if studies:
         sheets.append(Sheet("Studies (report NAME)", ("study", "trials", "complete"), tuple(studies)))
     else:
-        notes.append(f"{store} has no studies yet: raz-sweep run fusion")
+        there = f"{store} has no studies yet" if store.is_dir() else f"there is no store {store} yet"
+        notes.append(f"{there}: raz-sweep run fusion")
     return Report("What can be reported", tuple(sheets), tuple(notes), tuple(records), {"store": str(store)})

@@ -16,6 +16,7 @@ from raz.errors import RazError
 from raz.pipeline.cache import MANIFEST, StageCache
 from raz.study import text
 from raz.study.index import StoredStudy, read_study
+from raz.study.inventory import check_store
 from raz.study.records import TrialRecord, study_names
 from raz.study.space import STUDY_NAME
 
@@ -68,7 +69,11 @@ def iso(when: Any) -> str | None:
 
 
 def studies_document(store: Path) -> list[dict[str, Any]]:
-    """Every study of the store; one whose journal cannot be read has its `trouble`."""
+    """Every study of the store; one whose journal cannot be read has its `trouble`.
+
+    Raises RazError when there is no store.
+    """
+    check_store(store)
     out: list[dict[str, Any]] = []
     for name in study_names(store):
         try:

@@ -51,7 +51,7 @@ def stage_of(node: str) -> str:
 def check_store(store: Path) -> None:
     """Raises RazError when there is no such folder."""
     if not store.is_dir():
-        raise RazError(f"store {store}", "there is no such folder", "--store DIR, or RAZ_STORE")
+        raise RazError(f"store {store}", "there is no such folder", "--store DIR, or RAZ_STORE; a first run makes one")
 
 
 def folders(place: Path) -> Iterator[os.DirEntry[str]]:

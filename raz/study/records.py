@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import nearest
 from raz.errors import RazError
+from raz.study.inventory import check_store
 from raz.study.journal import journal_path, lock_path, open_journal, study_names
 
 __all__ = [
@@ -76,9 +77,10 @@ class TrialRecord:
 
 
 def load_study(store: Path, name: str) -> optuna.Study:
-    """A study to read. Raises RazError when the store has none of this name."""
+    """A study to read. Raises RazError when there is no store, or none of this name in it."""
     path = journal_path(store, name)
     if not path.is_file():
+        check_store(store)
         raise RazError(f"study {name}", f"{store} has no such study", _known(store, name))
     try:
         return optuna.load_study(study_name=name, storage=open_journal(path))
