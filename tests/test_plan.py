@@ -266,6 +266,9 @@ def test_a_plan_needs_neither_torch_nor_ray() -> None:
     [
         (["run", "fixed.yaml", "--dry-run", "--profile", "toy"], "--profile: fixed.yaml is a search space"),
         (["run", "recurrence", "--dry-run", "--trials", "3"], "is a table, whose rows and seeds are fixed"),
+        (["run", "recurrence", "--dry-run", "--trials", "3"], "try: --set and --profile"),  # as a run says
+        (["run", "recurrence", "--trials", "3"], "try: --set and --profile"),
+        (["run", "recurrence", "--retry"], "--retry: "),
         (["run", "fixed.yml", "--dry-run"], "fixed.yml: no such file"),
         (["run", "fixed.yaml", "--dry-run", "--set", "dataset=shanghaitech_a"], "shanghaitech_a"),
         (["simulate", "fixed.yaml", "--devices", "0"], "Invalid value for '--devices'"),

@@ -15,7 +15,6 @@ from raz.engine.stop import Stop
 from raz.engine.summary import document, summary
 from raz.engine.sweep import check_data, run_study
 from raz.engine.trial import PIPELINE
-from raz.errors import RazError
 from raz.study.base import open_named, settings_of
 from raz.study.parse import parse_space
 
@@ -43,20 +42,14 @@ def run_file(
     stop = Stop(max_hours)
     store = store.expanduser()
     data_root = data_root and data_root.expanduser()
-    source = open_named(file)
-    if "table" in source.data:
+    source, is_table = open_named(file, profile=profile, trials=trials, retry=retry)
+    if is_table:
         from raz.engine.tables import run_table_file
-
-        if trials is not None or retry:
-            what = "--retry" if trials is None else "--trials"
-            raise RazError(what, f"{source.name} is a table, whose rows and seeds are fixed", "--set and --profile")
 
         return run_table_file(
             source, store, settings=settings_of(settings), data_root=data_root, profile=profile, jobs=jobs,
             inline=inline, as_json=as_json, max_hours=max_hours, run_trial=run_trial,
         )  # fmt: skip
-    if profile is not None:
-        raise RazError("--profile", f"{source.name} is a search space, which has no profiles", "--set key=value")
     space = parse_space(source, settings_of(settings))
     check_data(space.base, data_root)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from raz.config import AttentionConfig, BackboneConfig, CountingConfig, Localiza
 from raz.errors import RazError
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch, initialise
 from raz.pipeline.keys import weights_file
+from raz.pipeline.samples import seed_of
 
 NARROW = 0.25  # at and below this width channels_last trains and infers faster, above it trains slower
 
@@ -25,8 +25,7 @@ def device() -> torch.device:
 
 def seeded(*parts: object) -> None:
     """Seed torch from the parts alone."""
-    number = int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:7], "big")
-    torch.manual_seed(number)
+    torch.manual_seed(seed_of(7, *parts))
 
 
 def build_backbone(config: BackboneConfig, seed: int) -> Backbone:

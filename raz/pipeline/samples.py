@@ -76,10 +76,14 @@ class Window:
     width: int
 
 
+def seed_of(size: int, *parts: object) -> int:
+    """A whole number of `size` bytes that depends on the parts alone."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:size], "big")
+
+
 def generator(*parts: object) -> np.random.Generator:
     """A generator that depends on the parts alone."""
-    seed = hashlib.sha256("\0".join(str(p) for p in parts).encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "big")))
+    return np.random.Generator(np.random.PCG64(seed_of(16, *parts)))
 
 
 def up8(n: int) -> int:

@@ -13,10 +13,22 @@ from raz.resources import find
 from raz.yamlfile import Document, Faults, Place, kind, read, scalar
 
 
-def open_named(file: str) -> Document:
-    """The search space or table that was typed: a path, else a shipped name. Raises RazError as `find` and `read`."""
+def open_named(
+    file: str, *, profile: str | None = None, trials: int | None = None, retry: bool = False
+) -> tuple[Document, bool]:
+    """The search space or table that was typed, a path, else a shipped name; and whether it is a table.
+
+    Raises RazError as `find` and `read`, and for options that a file of its kind does not take.
+    """
     path = find(file)
-    return read(path, file if Path(file).expanduser().is_file() else str(path), strict=False)
+    source = read(path, file if Path(file).expanduser().is_file() else str(path), strict=False)
+    table = "table" in source.data
+    if table and (trials is not None or retry):
+        what = "--retry" if trials is None else "--trials"
+        raise RazError(what, f"{source.name} is a table, whose rows and seeds are fixed", "--set and --profile")
+    if not table and profile is not None:
+        raise RazError("--profile", f"{source.name} is a search space, which has no profiles", "--set key=value")
+    return source, table
 
 
 def table_names() -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raz.errors import RazError
 from raz.study.ablation import AblationTable, Profile, parse_table
 from raz.study.base import open_named, settings_of
 from raz.study.parse import parse_space
@@ -21,14 +20,10 @@ from raz.versions import machine_cores
 def _open(
     file: str, settings: list[str], profile: str | None, trials: int | None
 ) -> tuple[SearchSpace | AblationTable, Profile | None]:
-    source = open_named(file)
-    if "table" in source.data:
-        if trials is not None:
-            raise RazError("--trials", f"{source.name} is a table, whose rows and seeds are fixed", "--profile")
+    source, is_table = open_named(file, profile=profile, trials=trials)
+    if is_table:
         table = parse_table(source, settings_of(settings), profile)
         return table, table.profile(profile)
-    if profile is not None:
-        raise RazError("--profile", f"{source.name} is a search space, which has no profiles", "--set key=value")
     return parse_space(source, settings_of(settings)), None
 
 
