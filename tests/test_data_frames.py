@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from raz.data.contract import Item, Pixels
 from raz.data.frames import Frames, input_size
+from raz.data.images import decode
 from raz.errors import RazError, RazErrors
 from tests.conftest import noise
 
@@ -259,3 +261,24 @@ def test_a_killed_writer_leaves_nothing_that_is_read(tmp_path: Path) -> None:
     again = Frames(items, pack=tmp_path)
     assert decoded(items) == [1, 1, 1]
     assert np.array_equal(first.pixels(1), again.pixels(1))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "YCbCr"])
+@pytest.mark.parametrize("turned", [1, 6])
+def test_a_picture_is_converted_band_by_band_to_the_same_pixels(
+    mode: str, turned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.fromarray(noise(3, 20, 31)).convert(mode)
+    kind = {"CMYK": "TIFF", "YCbCr": "TIFF"}.get(mode, "PNG")
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    picture.save(file, kind, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))  # a TIFF turns as it is opened
+    assert expected.shape == ((31, 20, 3) if turned == 6 else (20, 31, 3))
+    for band in (7, 512):
+        monkeypatch.setattr("raz.data.images.BAND", band)
+        pixels = decode(file.getvalue(), "x")
+        assert np.array_equal(pixels, expected)
+        assert pixels.flags.writeable
+        assert pixels.flags.c_contiguous

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raz.data.contract import Heads, Item, Pixels
+from raz.data.images import rgb_array
 from raz.errors import RazError, raise_all
 
 _VERSION = 1  # of the pack's meaning: raise it when the same items would give other bytes
@@ -43,7 +44,7 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
     """(H, W, 3) to (height, width, 3): bilinear, with the filter widened when it shrinks (no aliasing)."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    return rgb_array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Frames:
         bx, by = min(width, math.ceil(right) + reach_x), min(height, math.ceil(bottom) + reach_y)
         part = Image.fromarray(np.ascontiguousarray(source[ay:by, ax:bx]))
         inner = (left - ax, top - ay, right - ax, bottom - ay)
-        return np.array(part.resize((out_w, out_h), Image.Resampling.BILINEAR, box=inner), dtype=np.uint8)
+        return rgb_array(part.resize((out_w, out_h), Image.Resampling.BILINEAR, box=inner))
 
     # ---------------------------------------------------------------- where it comes from
 
@@ -222,7 +223,8 @@ class Frames:
         for entry, pixels in self._decoded():
             entries.append(entry)
             parts.append(pixels.reshape(-1))
-        buffer = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+        # one image, which may be large, is not copied
+        buffer = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint8), *parts])
         buffer.flags.writeable = False
         return buffer, tuple(entries)
 

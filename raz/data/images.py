@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from raz.errors import RazError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+BAND = 512  # rows that are converted at a time
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what PIL raises on damage
 
@@ -29,16 +30,31 @@ def decode(data: bytes, where: str) -> NDArray[np.uint8]:
     try:
         with _opened(data, where) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            upright: Image.Image = image
             if upright.mode.startswith("I"):  # 16-bit grey; PIL's own conversion clips at 255
                 wide = np.asarray(upright).astype(np.int64)
                 if wide.max(initial=0) > 65535 or wide.min(initial=0) < 0:
                     raise RazError(where, "has pixels of 32 bits, expected 8 or 16", "save it with 8 or 16 bits")
                 grey = np.clip(wide >> 8 if wide.max(initial=0) > 255 else wide, 0, 255).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
-            return np.array(upright.convert("RGB"), dtype=np.uint8)
+            return rgb_array(upright)
     except _BROKEN as error:
         raise _damaged(where, error) from error
+
+
+def rgb_array(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of a picture in any mode of 8 bits; a writable array of its own.
+
+    A band of rows at a time: at once, PIL would hold three copies of the picture beside the array.
+    """
+    width, height = image.size
+    out = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, BAND):
+        bottom = min(top + BAND, height)
+        band = image.crop((0, top, width, bottom)) if height > BAND else image
+        out[top:bottom] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
+    return out
 
 
 def size_of(data: bytes, where: str) -> tuple[int, int]:

@@ -223,18 +223,16 @@ def merge_points(
     if border < 0 or seam < 0:
         faults.append(RazError("merge_points", f"border {border} and seam {seam}, expected 0 or more px"))
     raise_all(faults)
-    groups = [before, *inside]
-    xy = np.concatenate([group.xy for group in groups])
+    cores = _cores(regions, height, width, border / zoom)
+    groups = [group.take(_owners(group.xy, cores) == rank) for rank, group in enumerate([before, *inside], start=-1)]
     pool = Points(
-        xy,
+        np.concatenate([group.xy for group in groups]),
         np.concatenate([group.score for group in groups]),
         np.concatenate([group.network for group in groups]),
         np.concatenate([group.depth for group in groups]),
     )
     source = np.repeat(np.arange(-1, len(inside)), [len(group) for group in groups])
-    cores = _cores(regions, height, width, border / zoom)
-    owned = np.flatnonzero(_owners(xy, cores) == source)
-    pool, source = pool.take(owned), source[owned]
+    del groups  # of a large photograph there may be millions of points
     order = np.lexsort((pool.depth, pool.network, pool.xy[:, 0], pool.xy[:, 1], -pool.score))
     pool, source = pool.take(order), source[order]
     if seam == 0:

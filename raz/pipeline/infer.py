@@ -95,10 +95,14 @@ class Network:
         return -(-height // step), -(-width // step)
 
     def _forward(self, x: Tensor, wanted: tuple[str, ...], memo: FeatureMemo | None, image: str) -> Maps:
+        held: dict[str, Tensor] = {}  # both branches take them
+
         def features(backbone: Backbone, kind: str) -> Tensor:
-            if memo is None or not image:
-                return backbone(x)  # type: ignore[no-any-return]
-            return memo.get(f"{self.name}/{kind}", image, lambda: backbone(x))
+            if kind not in held and memo is not None and image:
+                held[kind] = memo.get(f"{self.name}/{kind}", image, lambda: backbone(x))
+            elif kind not in held:
+                held[kind] = backbone(x)
+            return held[kind]
 
         out: dict[str, Tensor] = {}
         shared = self.localization_backbone is self.backbone

@@ -37,12 +37,14 @@ from raz.paper.zoom import Points
 from raz.pipeline import nets
 from raz.pipeline.assemble import Trained, main_net, raz_net
 from raz.pipeline.cache import StageCache
-from raz.pipeline.infer import FeatureMemo, Network
+from raz.pipeline.infer import TILE_PIXELS, FeatureMemo, Network
 from raz.pipeline.regions import candidates, points_of, zoom_pass
 from raz.pipeline.score import Fitted, Predicted, cell_counts
 from raz.pipeline.tree import TRAINED
 
 FORMAT = "raz-sweep model 1"
+CROP_BYTES = 1 << 28  # of remembered features of one image's crops
+LARGE = 1 << 24  # px of an input from which on it is predicted by half tiles: their memory comes on top of the image's
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -128,25 +130,29 @@ class Model:
         config = self.config
         item = Item(name, "", lambda: pixels, lambda: np.zeros((0, 2)), "")
         frames = Frames([item], scale=config.input.scale, max_side=config.input.max_side)
-        memo = FeatureMemo()
+        memo = FeatureMemo(CROP_BYTES)
         wanted = ("density", "response", "attention") if depth > 1 else ("density", "response")
-        maps = self.main.maps(frames.pixels(0), wanted, self.device, memo, name)
+        height, width = frames.size(0)
+        tile = TILE_PIXELS if height * width <= LARGE else TILE_PIXELS // 2
+        maps = self.main.maps(frames.pixels(0), wanted, self.device, tile_pixels=tile)
         passes = [points_of(maps.pop("response"), 0, 1)]
         regions: list[NDArray[np.float64]] = []
 
         def raz_map(kind: str) -> Any:
-            return lambda crop, part: self.raz.maps(crop, (kind,), self.device, memo, part)[kind]
+            # the pass after the second looks at the same crops for its proposals: their features are remembered
+            kept = memo if depth > 2 else None
+            return lambda crop, part: self.raz.maps(crop, (kind,), self.device, kept, part, tile)[kind]
 
+        proposed = None
+        if depth > 1:  # of a large image the map is 0.2 GB, and not wanted again
+            proposed = candidates(maps.pop("attention"), config.zooming, config.seed, frames.ids[0], 2)
         for number in range(2, depth + 1):
-            attention = maps.pop("attention", None)
-            proposed = None
-            if attention is not None:
-                proposed = candidates(attention, config.zooming, config.seed, frames.ids[0], number)
             before = regions[-1] if regions else np.zeros((0, 4))
             points, chosen = zoom_pass(
                 frames, 0, number, passes[-1], before, config.zooming, config.seed, proposed,
                 raz_map("attention"), raz_map("response"),
             )  # fmt: skip
+            proposed = None  # deeper passes look inside the crops
             passes.append(points)
             regions.append(chosen)
         return self._counted(frames, maps["density"], passes, regions, began)

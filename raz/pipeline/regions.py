@@ -53,12 +53,15 @@ def zoom_image(
 ) -> Points:
     """The image's points after its regions were looked at again at factor^(pass - 1) (17)."""
     zoom = float(config.factor ** (zoom_pass - 1))
-    height, width = frames.pixels(index).shape[:2]
+    height, width = frames.size(index)
     inside = []
     for rank, (x0, y0, x1, y1) in enumerate(regions):
         pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
-        found = points_of(response_of(pixels, f"{frames.ids[index]}#{zoom_pass}.{rank}"), 1, zoom_pass)
         per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)])
+        response = response_of(pixels, f"{frames.ids[index]}#{zoom_pass}.{rank}")
+        del pixels  # a crop of a large photograph is as large: each goes as soon as it can
+        found = points_of(response, 1, zoom_pass)
+        del response
         inside.append(Points(found.xy / per_px + [x0, y0], found.score, found.network, found.depth))
     if not len(regions):
         return before
@@ -84,6 +87,7 @@ def propose_inside(
         inside = candidates(attention_of(pixels, name), config, seed, f"{frames.ids[index]}#{rank}", zoom_pass)
         found, mean = chosen(inside, config)
         per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)] * 2)
+        del pixels
         inner = found / per_px + [x0, y0, x0, y0]
         boxes.append(np.clip(inner, [x0, y0, x0, y0], [x1, y1, x1, y1]))  # rounding must not leave the region
         means.append(mean)

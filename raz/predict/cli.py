@@ -18,7 +18,7 @@ _From = Annotated[
 def predict_command(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images, folders of them, or patterns.")],
     place: _From = None,
-    weights: Annotated[Path | None, typer.Option("--weights", help="An exported model instead.")] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", help="A file that `raz-sweep export` wrote.")] = None,
     depth: Annotated[
         int | None, typer.Option(min=1, help="Passes, 1 = without zooming. Default: the model's own.")
     ] = None,
