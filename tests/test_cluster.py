@@ -108,6 +108,8 @@ PLANTED = [
     ("gpu", "idle_timeout_minutes: 10", "idle_timeout_minutes: soon", "idle_timeout_minutes: soon", "soon"),
     ("gpu", "worker_start_ray_commands:\n  - ray stop\n", "worker_start_ray_commands:\n", "worker_start_ray_commands:",
      "`ray stop` is missing"),
+    ("gpu", "CPU: 0, most_cpus: 32, most_gpus: 8,", "CPU: 0,", "  head:", "most_cpus is missing"),
+    ("onprem", "/venv/bin:$PATH' >> ~/.bashrc", "/venv/bin:$PATH # mine' >> ~/.bashrc", "# mine'", "no shell command"),
     ("onprem", "10.0.0.3]", "10.0.0.1]", "workers: &workers", "named twice"),
     ("onprem", "head 10.0.0.1", "head 10.0.0.256", "head_ip:", "no address"),
     ("onprem", "type: local", "type: lokal", "type: lokal", "expected one of"),

@@ -118,6 +118,10 @@ def _rules(document: Document, faults: Faults, kind: str) -> None:
         for place, command in _commands(document, key):
             if _SECRET.search(command):
                 faults.add(place, "a secret stands in the file", "file_mounts, or the machine's own role")
+            said = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False).stderr
+            if said:
+                what = said.splitlines()[0].rpartition("line ")[2].partition(": ")[2]
+                faults.add(place, f"no shell command: {what}", "in YAML a # after a space begins a comment: quote it")
     if kind == "local":
         _hosts(data["provider"], faults)
     else:
@@ -232,6 +236,10 @@ def _nodes(data: dict[str, Any], faults: Faults, kind: str) -> None:
                 faults.add(
                     (*place, "node_config", "disks", i), "the image is not pinned", "images/NAME, not family/NAME"
                 )
+    grows = any(node.get("max_workers", 0) > node.get("min_workers", 0) for name, node in types.items() if name != head)
+    if grows and head in types and "most_cpus" not in str(types[head].get("resources")):
+        what = "most_cpus is missing from its resources: a run without workers asks for one, no more"
+        faults.add(("available_node_types", str(head)), what, "most_cpus and most_gpus: what all workers have together")
     for key in ("image", "head_image", "worker_image"):
         named = (data.get("docker") or {}).get(key)
         if named and "@sha256:" not in named:
