@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raz.engine.desk import ABSENT, GRACE, MOST_LOSSES, Desk, Flight, Request
+from raz.engine.desk import ABSENT, GRACE, MOST_LOSSES, MOST_NODES, Desk, Flight, Request
 from raz.engine.sweep import run_study
 from raz.study.ledger import read_records
 from raz.study.parse import parse_space
@@ -159,6 +159,26 @@ def test_a_lost_process_is_replaced_until_it_gains_nothing() -> None:
     answer = m.ask("a", "x")
     assert (answer["state"], answer["outcome"]) == ("failed", lost)
     assert m.ask("a", "x")["state"] == "running"  # told once; asked again, it is tried again
+
+
+def test_a_lost_machine_is_not_held_against_a_stage() -> None:
+    m = Machines()
+    m.ask("a", "x")
+    process = {"state": "lost", "reason": "lost", "what": "its process died"}
+    machine = {"state": "lost", "reason": "node", "what": "its machine went away"}
+    for outcome in [process] * (MOST_LOSSES - 1) + [machine] * (MOST_NODES - 1):
+        m.desk.ended(1, outcome)
+        assert m.ask("a", "x")["state"] == "running"
+    m.desk.ended(1, machine)  # it may be what breaks them
+    assert (m.ask("a", "x")["state"], len(m.started)) == ("failed", MOST_LOSSES + MOST_NODES - 1)
+
+
+def test_a_cluster_that_grows_is_asked_for_all_it_may_have() -> None:
+    m = Machines(cpus=0, gpus=0)
+    m.room |= {"CPU": 8.0, "GPU": 2.0}  # as `capacity` says it of a head that offers most_gpus
+    for who in "abc":
+        m.ask(who, who)
+    assert m.names == ["a", "b"]
 
 
 def test_a_failure_reaches_all_that_waited_with_what_came_before() -> None:

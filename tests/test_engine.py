@@ -268,7 +268,7 @@ def test_an_outcome_for_each_kind_of_error(tmp_path: Path) -> None:
 
 
 def test_jobs_leave_each_trial_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raz.engine.sweep.cores", lambda: 8)
+    monkeypatch.setattr("raz.engine.sweep.machine_cores", lambda: 8)
     assert jobs_for(space_of(GRID)) == 8
     assert jobs_for(space_of(GRID.replace("dataset: toy", "dataset: toy, set: {threads: 3}"))) == 2
     assert jobs_for(space_of(GRID.replace("seed: {choice: [0, 1]}", "threads: {choice: [1, 16]}"))) == 1

@@ -24,6 +24,7 @@ import ray
 import raz
 from raz.config import from_parameters, parameters
 from raz.engine.desk import MOST_LOSSES, Desk, Flight, Request, gpus_of
+from raz.engine.session import capacity, steady
 from raz.engine.trial import HOPELESS, MadeElsewhere, resolve
 from raz.errors import RazError, TrialFailure
 from raz.pipeline.cache import MANIFEST
@@ -69,7 +70,7 @@ def connect(store: Path) -> Any:
         ray.remote(_Broker)
         .options(
             name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=-1,
-            max_task_retries=-1, max_concurrency=CALLS, scheduling_strategy="DEFAULT",
+            max_task_retries=-1, max_concurrency=CALLS, scheduling_strategy="DEFAULT", resources=steady(),
         )
         .remote(str(store.resolve()), name)
     )  # fmt: skip
@@ -132,7 +133,7 @@ class _Broker:
     def _room(self) -> Mapping[str, float]:
         at, known = self._room_known
         if time.monotonic() - at > 2.0:
-            known = ray.cluster_resources()
+            known = capacity()
             self._room_known = (time.monotonic(), known)
         return known
 
@@ -163,6 +164,8 @@ class _Broker:
             outcome = {"state": "lost", "reason": "oom", "what": what}
         except ray.exceptions.RayTaskError as error:  # of Ray's own, since the stage catches its errors
             outcome = {"state": "error", "text": str(error.cause), "trace": str(error)}
+        except ray.exceptions.NodeDiedError:
+            outcome = {"state": "lost", "reason": "node", "what": "its machine went away"}
         except ray.exceptions.RayError as error:
             outcome = {"state": "lost", "reason": "lost", "what": f"its process died ({type(error).__name__})"}
         self._refs.pop(number, None)
@@ -396,5 +399,6 @@ def _raise(outcome: Mapping[str, Any], stage: str) -> None:
         code, text, name = outcome["args"]
         raise OSError(code, text or errno.errorcode.get(code, ""), name)
     if state == "lost":
-        raise TrialFailure(f"stage {stage}", f"{outcome['what']}, again after each restart", reason=outcome["reason"])
+        reason = "lost" if outcome["reason"] == "node" else outcome["reason"]
+        raise TrialFailure(f"stage {stage}", f"{outcome['what']}, again after each restart", reason=reason)
     raise MadeElsewhere(outcome["text"], outcome["trace"])

@@ -16,6 +16,7 @@ from raz.study.schedule import Ready, order
 ABSENT = 30.0  # seconds without a word after which a waiter is gone
 GRACE = 15.0  # seconds that a cancelled stage has to end by itself
 MOST_LOSSES = 3  # of a stage's process, one after the other, without an epoch gained
+MOST_NODES = 20  # of the machines below it, likewise: no fault of the stage, unless it is what breaks them
 REMEMBERED = 10_000  # made stages whose first asker is known
 
 
@@ -48,6 +49,7 @@ class Flight:
     cancelled: float | None = None  # when
     forced: bool = False
     losses: int = 0
+    nodes: int = 0  # machines lost below it
     gained: bool = False  # an epoch since its process was last lost
 
     @property
@@ -168,15 +170,18 @@ class Desk:
         flight.gained = flight.gained or kind in ("point", "made")
 
     def ended(self, number: int, outcome: Mapping[str, Any]) -> None:
-        """A maker's process is over: state made, failed, cancelled, or lost (its reason: lost or oom)."""
+        """A maker's process is over: state made, failed, cancelled, or lost (its reason: lost, oom or node)."""
         flight = self.flights.get(number)
         if flight is None:
             return
         flight.running = False
         if outcome["state"] == "lost" and flight.cancelled is None:
-            flight.losses = 1 if flight.gained else flight.losses + 1
+            if flight.gained:
+                flight.losses = flight.nodes = 0
             flight.gained = False
-            if flight.losses < MOST_LOSSES:
+            flight.nodes += outcome["reason"] == "node"
+            flight.losses += outcome["reason"] != "node"
+            if flight.losses < MOST_LOSSES and flight.nodes < MOST_NODES:
                 self.tick()
                 return  # queued again; it goes on from its last epoch
         del self.flights[number]

@@ -19,6 +19,7 @@ from raz.engine.stop import Interrupted
 from raz.errors import RazError
 
 COORDINATOR = "coordinator"
+GROWTH = {"CPU": "most_cpus", "GPU": "most_gpus"}  # the head of a cluster that grows offers as many as it may have
 PREFIX = "raz-ray-"  # then the driver's process id
 OBJECT_STORE = 100 * 2**20  # bytes; arrays and weights travel by path, not through Ray
 
@@ -76,12 +77,32 @@ def joined(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def cluster_cores() -> int | None:
-    """The CPUs of the cluster this process has joined; None when it is its own machine that counts."""
+def capacity() -> dict[str, float]:
+    """CPUs and GPUs that stages may count on: those there are, or those the cluster may grow to, which its head says
+    (`resources: {"most_cpus": 32, "most_gpus": 8}`). Asked for, they make Ray's autoscaler start machines; from what is
+    there alone, a cluster of no workers would never be asked for one."""
+    import ray
+
+    there = ray.cluster_resources()
+    return {name: max(there.get(name, 0.0), there.get(most, 0.0)) for name, most in GROWTH.items()}
+
+
+def cluster_jobs(threads: int) -> int | None:
+    """Stages of `threads` CPUs, and a GPU each where there are any, that may run at a time on the cluster this process
+    has joined; None when it is its own machine that counts."""
     ray = sys.modules.get("ray")
     if ray is None or "RAY_ADDRESS" not in os.environ or not ray.is_initialized():
         return None
-    return int(ray.cluster_resources().get("CPU", 0))
+    room = capacity()
+    by_cpus = int(room["CPU"]) // threads
+    return max(1, min(by_cpus, int(room["GPU"])) if room["GPU"] >= 1 else by_cpus)
+
+
+def steady() -> dict[str, float]:
+    """A place, however small, on a node where coordinators belong; empty when the cluster has none."""
+    import ray
+
+    return {COORDINATOR: 0.001} if ray.cluster_resources().get(COORDINATOR, 0.0) >= 1 else {}
 
 
 def coordinator_resources() -> dict[str, float]:

@@ -17,7 +17,7 @@ from raz.config import TrialConfig, differences, from_parameters
 from raz.engine.board import compute
 from raz.engine.events import Events, Silent
 from raz.engine.inline import run_inline
-from raz.engine.session import cluster_cores
+from raz.engine.session import cluster_jobs
 from raz.engine.stop import STOPPING, Stop, signals
 from raz.engine.trial import PIPELINE, resolve
 from raz.errors import RazError, TrialFailure
@@ -86,15 +86,15 @@ class SweepResult:
         }
 
 
-def cores() -> int:
-    """CPU cores this process may use: of the cluster it has joined, else of this machine."""
-    joined = cluster_cores()
-    return joined if joined is not None else machine_cores()
+def places(threads: int) -> int:
+    """Stages of `threads` CPUs that may run at a time: on the cluster this process has joined, else on this machine."""
+    joined = cluster_jobs(threads)
+    return joined if joined is not None else max(1, machine_cores() // threads)
 
 
 def jobs_for(space: SearchSpace, jobs: int | None = None) -> int:
     """Trials at a time: as asked, else one for each `threads` cores."""
-    return jobs if jobs is not None else max(1, cores() // space.threads)
+    return jobs if jobs is not None else places(space.threads)
 
 
 def run_study(

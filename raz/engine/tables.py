@@ -17,9 +17,10 @@ from rich.console import Console
 from raz.config import parameters
 from raz.engine.board import compute, spent_and_saved
 from raz.engine.events import Events, Silent, Watch
+from raz.engine.session import cluster_jobs
 from raz.engine.stop import STOPPING, Stop, signals
 from raz.engine.summary import document
-from raz.engine.sweep import check_data, cores
+from raz.engine.sweep import check_data, places
 from raz.engine.trial import PIPELINE, attempt, resolve
 from raz.errors import RazError
 from raz.pipeline.told import StageEvent
@@ -97,13 +98,13 @@ def run_table(
     store.mkdir(parents=True, exist_ok=True)  # a store that cannot be written is told before any training
     remember_table(store, table, chosen.name, [trial.config for trial in trials])
     threads = max(trial.config.threads for trial in trials)
-    jobs = min(len(trials), jobs if jobs is not None else max(1, cores() // threads))
+    jobs = min(len(trials), jobs if jobs is not None else places(threads))
     stop = stop or Stop()
     with signals(stop), watch or _silent() as events:
         stop.told = lambda: events.stopping(STOPPING)
         for dataset, why in left_out.items():
             events.note(f"{dataset} is left out: {why}")
-        if inline or jobs == 1:
+        if inline or (jobs == 1 and cluster_jobs(threads) is None):  # a head does not train
             cells = _one_by_one(trials, store, data_root, run_trial, events, stop)
         else:
             cells = _together(trials, store, data_root, run_trial, events, jobs, threads, stop)
@@ -151,8 +152,8 @@ def _together(
     cells: dict[int, Cell] = {}
     most = alive(jobs, adaptive=False)
     with session(jobs * threads), signals(stop):
-        places = {name: n for name, n in coordinator_resources().items() if name == COORDINATOR}
-        task = ray.remote(num_cpus=0, resources=places, max_retries=MOST_RESTARTS)(_remote)
+        held = {name: n for name, n in coordinator_resources().items() if name == COORDINATOR}
+        task = ray.remote(num_cpus=0, resources=held, max_retries=MOST_RESTARTS)(_remote)
         running: dict[Any, int] = {}
         while order or running:
             if stop.asked:  # what runs is given up: of each stage in the making at most an epoch is lost
@@ -176,8 +177,9 @@ def _together(
                 if isinstance(error.cause, OSError):
                     raise error.cause from None
                 raise
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-                outcome = Outcome("failed", reason="lost", message="its process died, again after each restart")
+            except ray.exceptions.RayError as error:  # its process, or its node
+                message = f"its process died, again after each restart ({type(error).__name__})"
+                outcome = Outcome("failed", reason="lost", message=message)
             cells[i] = _over(i, trials[i], outcome, events)
     return tuple(cells[i] for i in sorted(cells))
 
