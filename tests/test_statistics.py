@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raz.paper.metrics import localization_scores, match
-from raz.report.resample import draws, per_image_error, resampled
+from raz.report.resample import draws, per_image_error, resampled, standard_errors
 from raz.report.statistics import Effect, holm, image_effect, independent, seed_effect, summarize, verdict
 
 SIMULATED = 2 * np.sqrt(0.05 * 0.95 / 400)  # what 400 simulated studies of exactly 5 % may show by chance
@@ -119,12 +119,28 @@ def effect_of(name: str, a: dict[str, NDArray[np.float64]], b: dict[str, NDArray
     assert x is not None
     assert y is not None
     flips = d.signs @ (x - y) / len(x)
-    return image_effect(float(diff(one)[0]), diff(d.boot), len(x), diff(d.left_out), flips)
+    terms = [(name, a, 1.0), (name, b, -1.0)]
+    once, every = standard_errors(terms, one), standard_errors(terms, d.boot)
+    assert once is not None
+    assert every is not None
+    return image_effect(float(diff(one)[0]), diff(d.boot), len(x), (float(once[0]), every), flips)
 
 
-@pytest.mark.parametrize("name", ["mae", "rmse"])
-def test_the_interval_over_images_covers_what_other_images_would_give(name: str) -> None:
-    """Errors skewed, 182 images as Part A's test split; truth from 300,000 images."""
+@pytest.mark.parametrize(
+    ("name", "images", "least"),
+    [
+        ("mae", 20, 0.93),
+        ("mae", 182, 0.93),
+        ("rmse", 182, 0.89),
+        pytest.param("rmse", 60, 0.88, marks=pytest.mark.slow),
+        pytest.param("rmse", 334, 0.89, marks=pytest.mark.slow),
+    ],
+)
+def test_the_interval_over_images_covers_what_other_images_would_give(name: str, images: int, least: float) -> None:
+    """Errors skewed, as many images as test splits have (182: Part A, 334: UCF-QNRF); truth from 300,000 images.
+
+    The few largest errors decide RMSE, so its interval holds about 91 % here, and reports say so.
+    """
     rng = np.random.default_rng(5)
 
     def pair(n: int) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
@@ -135,14 +151,13 @@ def test_the_interval_over_images_covers_what_other_images_would_give(name: str)
     whole = {k: np.sqrt(np.mean((v["fused"] - v["truth"]) ** 2)) for k, v in (("a", a), ("b", b))}
     mean = {k: np.mean(np.abs(v["fused"] - v["truth"])) for k, v in (("a", a), ("b", b))}
     true = whole["a"] - whole["b"] if name == "rmse" else mean["a"] - mean["b"]
-    inside, studies = 0, 400
+    inside, studies = 0, 300
     for _ in range(studies):
-        effect = effect_of(name, *pair(182))
+        effect = effect_of(name, *pair(images))
         assert effect.low is not None
         assert effect.high is not None
         inside += effect.low <= true <= effect.high
-    # the few largest errors decide RMSE, so its interval keeps about 90 % at this many images, and reports say so
-    assert (0.93 if name == "mae" else 0.87) <= inside / studies <= 0.97
+    assert least <= inside / studies <= 0.98
 
 
 def test_identical_models_are_rarely_called_different_over_images() -> None:
@@ -162,13 +177,38 @@ def test_scipy_agrees_over_images() -> None:
     b = a | {"fused": a["truth"] * rng.lognormal(0.1, 0.2, 80)}
     effect = effect_of("mae", a, b)
     d = np.abs(a["fused"] - a["truth"]) - np.abs(b["fused"] - b["truth"])
+    assert effect.value == pytest.approx(d.mean())
+    drawn = [np.repeat(d, row.astype(int)) for row in draws(tuple(map(str, range(80)))).boot]
+    ratios = [abs(sample.mean() - d.mean()) / stats.sem(sample) for sample in drawn]
+    half = np.quantile(ratios, 0.95) * stats.sem(d)
+    assert (effect.low, effect.high) == (pytest.approx(d.mean() - half), pytest.approx(d.mean() + half))
     theirs = stats.bootstrap((d,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(0))
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert effect.value == pytest.approx(d.mean())
-    assert effect.low == pytest.approx(theirs.confidence_interval.low, abs=0.06 * width)
-    assert effect.high == pytest.approx(theirs.confidence_interval.high, abs=0.06 * width)
+    assert 2 * half == pytest.approx(width, rel=0.15)  # another kind of interval: near it, not the same
     test = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1)
     assert effect.p == pytest.approx(test.pvalue, abs=0.03)
+
+
+def test_the_standard_error_is_what_leaving_images_out_gives() -> None:
+    """Against the jackknife, on a contrast of three models in RMSE, whole and by parts of a split."""
+    rng = np.random.default_rng(4)
+    n = 400
+    truth = np.round(rng.lognormal(5, 0.3, n))
+    base = {"truth": truth, "regions": np.zeros((n, 0)), "parts": np.full(n, "")}
+    for parts in (np.full(n, ""), np.array(["scene1", "scene2"])[rng.integers(0, 2, n)]):
+        kept = [base | {"fused": truth + rng.normal(k, 20, n), "parts": parts} for k in range(3)]
+        terms = [("rmse", of, weight) for of, weight in zip(kept, (1.0, 1.0, -2.0), strict=True)]
+        got = standard_errors(terms, np.ones((1, n)))
+        assert got is not None
+        left_out = np.zeros(n)
+        for name, of, weight in terms:
+            values = resampled(name, of, 1.0 - np.eye(n))
+            assert values is not None
+            left_out += weight * values
+        jackknife = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
+        assert got[0] == pytest.approx(jackknife, rel=0.01)
+    assert standard_errors([("map@5", base, 1.0)], np.ones((1, n))) is None
+    assert standard_errors([("mae@scene1", kept[0], 1.0), ("mae@scene2", kept[1], 1.0)], np.ones((1, n))) is None
 
 
 def test_drawing_each_image_once_gives_the_metric_itself() -> None:
@@ -215,5 +255,4 @@ def test_draws_are_the_images_and_nothing_else() -> None:
     ids = tuple("abc")
     assert draws(ids) is draws(ids)
     assert (draws(ids).boot.sum(axis=1) == 3).all()
-    assert (draws(ids).left_out.sum(axis=1) == 2).all()
     assert set(np.unique(draws(("x", "y")).signs)) == {-1.0, 1.0}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raz.errors import RazError
 from raz.report.fill import Cell, FilledTable
-from raz.report.resample import LOCALIZATION_RESAMPLES, Draws, draws, per_image_error, resampled
+from raz.report.resample import LOCALIZATION_RESAMPLES, Draws, draws, per_image_error, resampled, standard_errors
 from raz.report.statistics import Effect, Over, holm, image_effect, independent, seed_effect, summarize
 from raz.study.ablation import Claim
 
@@ -97,8 +97,8 @@ class Differences:
         boot = self._sum(terms, seeds, "boot" if cheap else "few", d)
         if boot is None:
             return None
-        left_out = self._sum(terms, seeds, "left_out", d) if cheap else None
-        return image_effect(value, boot, len(images), left_out, self._flips(terms, seeds, d, value))
+        spread = self._spread(terms, seeds, d) if cheap else None
+        return image_effect(value, boot, len(images), spread, self._flips(terms, seeds, d, value))
 
     def _arrays(self, row: str, seed: int, split: str) -> dict[str, NDArray[Any]] | None:
         key = (row, seed, split)
@@ -109,6 +109,20 @@ class Differences:
                 self.troubles.append(str(error))
                 self._kept[key] = None
         return self._kept[key]
+
+    def _spread(self, terms: Terms, seeds: list[int], d: Draws) -> tuple[float, Floats] | None:
+        """The standard error of the weighted sum, meant over seeds, and those on every resample."""
+        parts = []
+        for (row, metric), weight in terms.items():
+            split, _, name = metric.partition(".")
+            for seed in seeds:
+                arrays = self._arrays(row, seed, split)
+                if arrays is None:
+                    return None
+                parts.append((name, arrays, weight / len(seeds)))
+        once = standard_errors(parts, np.ones((1, d.boot.shape[1])))
+        every = standard_errors(parts, d.boot)
+        return None if once is None or every is None else (float(once[0]), every)
 
     def _sum(self, terms: Terms, seeds: list[int], which: str, d: Draws) -> Floats | None:
         """The weighted sum on every resample, meant over seeds."""

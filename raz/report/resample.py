@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,10 +28,9 @@ PerImage = Mapping[str, NDArray[Any]]  # `raz.pipeline.score.Scores.per_image`
 
 @dataclass(frozen=True)
 class Draws:
-    """The weights of one split: resamples, each image left out once, and signs to swap two sides by."""
+    """The weights of one split: resamples, and signs to swap two sides by."""
 
     boot: Floats  # (RESAMPLES, images)
-    left_out: Floats  # (images, images)
     signs: Floats  # (FLIPS, images) of 1 and -1
 
 
@@ -42,7 +41,7 @@ def draws(ids: tuple[str, ...]) -> Draws:
     rng, n = np.random.default_rng(seed), len(ids)
     boot = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
     signs = rng.choice(np.array([-1.0, 1.0]), size=(FLIPS, n))
-    return Draws(boot, 1.0 - np.eye(n), signs)
+    return Draws(boot, signs)
 
 
 _COLUMNS = {"": "fused", "density": "density", "localization": "localization", "ceiling": "ceiling"}
@@ -74,16 +73,56 @@ def resampled(name: str, kept: PerImage, weights: Floats) -> Floats | None:
     error = per_image_error(stem, kept)
     if error is None:
         return _localization(stem, after, kept, weights) if after else None
-    part = kept["parts"] if len(kept.get("parts", ())) else np.full(len(error), "")
-    wanted = [after] if after else list(dict.fromkeys(part.tolist()))
     means = []
     with np.errstate(invalid="ignore"):  # a resample without any image of a part
-        for one in wanted:
-            inside = part == one
+        for inside in _parts(kept, after):
             mean = (weights[:, inside] @ error[inside]) / weights[:, inside].sum(axis=1)
             means.append(np.sqrt(mean) if stem.startswith("rmse") else mean)
     out: Floats = np.nanmean(np.stack(means), axis=0)
     return out
+
+
+def _parts(kept: PerImage, only: str) -> list[NDArray[np.bool_]]:
+    """Which images each part of the split has, (images,); one part of all where the protocol has none."""
+    images = len(kept["truth"])
+    part = kept["parts"] if len(kept.get("parts", ())) else np.full(images, "")
+    return [part == one for one in ([only] if only else dict.fromkeys(part.tolist()))]
+
+
+def standard_errors(terms: Sequence[tuple[str, PerImage, float]], weights: Floats) -> Floats | None:
+    """The standard error of a weighted sum of metrics on each row of `weights`, (B,), by the delta method.
+
+    `terms` are (metric without its split, what is kept of the images, weight); all of the same images. The sum's
+    first-order change with image i is u_i = sum over terms of weight · g'(mean) · error_i with g the root for RMSE and
+    the identity else, so its variance is that of u's mean; parts of a split add up. None where a term is no mean over
+    images, or terms are of different parts.
+    """
+    columns, roots, scale, parts = [], [], [], set()
+    for name, kept, weight in terms:
+        stem, _, part = name.partition("@")
+        error = per_image_error(stem, kept)
+        if error is None:
+            return None
+        columns.append(error)
+        roots.append(stem.startswith("rmse"))
+        scale.append(weight)
+        parts.add(part)
+    if len(parts) != 1:
+        return None
+    errors, root, factors = np.stack(columns), np.array(roots), np.array(scale)
+    insides = _parts(terms[0][1], parts.pop())
+    variance = np.zeros(len(weights))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for inside in insides:
+            drawn, of = weights[:, inside], errors[:, inside]
+            images = drawn.sum(axis=1)
+            means = (drawn @ of.T) / images[:, None]
+            slope = np.where(root, factors / (2 * np.sqrt(means)), factors)  # (B, terms)
+            change = slope @ of  # (B, images)
+            centre = (slope * means).sum(axis=1)
+            spread = (drawn * change**2).sum(axis=1) / images - centre**2
+            variance += np.maximum(spread, 0.0) / (images - 1) / len(insides) ** 2
+    return np.asarray(np.sqrt(variance))
 
 
 def _localization(stem: str, sigma: str, kept: PerImage, weights: Floats) -> Floats | None:

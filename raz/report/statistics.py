@@ -141,48 +141,48 @@ def seed_effect(differences: Sequence[float]) -> Effect:
 
 
 def image_effect(
-    value: float, resampled: Floats, images: int, left_out: Floats | None = None, flips: Floats | None = None
-) -> Effect:
+    value: float, resampled: Floats, images: int, spread: tuple[float, Floats] | None = None,
+    flips: Floats | None = None,
+) -> Effect:  # fmt: skip
     """A bootstrap over images: `resampled` (B,) is the difference on B resamples of the images.
 
-    With `left_out` (images,), the difference with each image left out, the interval is bias-corrected and
-    accelerated (BCa), else the percentiles. With `flips` (F,), the difference with the two sides swapped in random
-    images, p is that of the permutation test, else the bootstrap's. Population: images like these, the models
-    given; the few largest errors decide RMSE, and its interval holds about 90 % at 182 skewed images, not 95 %.
+    With `spread`, the standard error of the difference and those of the resampled ones, (B,), the interval is the
+    symmetric bootstrap-t: value ± q · error, q the 95 % quantile of |resampled - value| / its own error (Hall 1988).
+    Without, the percentiles. With `flips` (F,), the difference with the two sides swapped in random images, p is that
+    of the permutation test, else the bootstrap's. Population: images like these, the models given. On skewed errors
+    as crowds give them it was seen to hold 94 to 97 % of MAE's differences from 20 images on, and 90 to 98 % of RMSE's,
+    which few large errors decide, from 60 on (BCa: 88 to 94 %, and 87 to 92 %).
     """
     if images < 2:
         return Effect("images", images, value)
-    low, high = _bca(value, resampled, left_out) if left_out is not None else _percentiles(resampled, 0.025, 0.975)
+    ratios = _ratios(value, resampled, spread) if spread is not None else np.zeros(0)
+    low, high = _percentiles(resampled, (1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    if spread is not None and len(ratios):
+        half = float(np.quantile(ratios, LEVEL)) * spread[0]
+        low, high = value - half, value + half
     if flips is not None:
         extreme = int((np.abs(flips) >= abs(value) * (1 - 1e-12)).sum())
         p = (extreme + 1) / (len(flips) + 1)
+    elif spread is not None and len(ratios):
+        p = (int((ratios * spread[0] >= abs(value)).sum()) + 1) / (len(ratios) + 1)
     else:
         beyond = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
         p = min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
     return Effect("images", images, value, low, high, p)
 
 
+def _ratios(value: float, resampled: Floats, spread: tuple[float, Floats]) -> Floats:
+    """|resampled - value| / its own standard error, where both are there."""
+    error, errors = spread
+    kept = np.isfinite(resampled) & np.isfinite(errors) & (errors > 0)
+    if not np.isfinite(error) or error <= 0 or not kept.any():
+        return np.zeros(0)
+    return np.asarray(np.abs(resampled[kept] - value) / errors[kept])
+
+
 def _percentiles(values: Floats, low: float, high: float) -> tuple[float, float]:
     a, b = np.quantile(values, [low, high])
     return float(a), float(b)
-
-
-def _bca(value: float, resampled: Floats, left_out: Floats) -> tuple[float, float]:
-    """Efron's BCa interval, as `scipy.stats.bootstrap` gives it; the percentiles where it is not defined."""
-    from scipy.stats import norm
-
-    share = (float((resampled < value).mean()) + float((resampled <= value).mean())) / 2
-    centred = left_out.mean() - left_out
-    spread = float((centred**2).sum())
-    if not 0 < share < 1 or spread == 0:
-        return _percentiles(resampled, (1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    bias = float(norm.ppf(share))
-    acceleration = float((centred**3).sum()) / (6 * spread**1.5)
-    ends = []
-    for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2):
-        z = bias + float(norm.ppf(tail))
-        ends.append(float(norm.cdf(bias + z / (1 - acceleration * z))))
-    return _percentiles(resampled, *ends)
 
 
 def holm(effects: Mapping[Hashable, Effect]) -> dict[Hashable, Effect]:

@@ -108,8 +108,9 @@ def _how(effects: set[Effect], base: str) -> str:
     """Which population the intervals are of."""
     words = {
         "seeds": "over seeds: Student t on differences paired by seed, a claim about training again",
-        "images": "over images: a bootstrap (BCa for counts) on differences paired by image, a claim about these"
-        " trained models on other images; RMSE's interval holds about 90 %, since few images decide it",
+        "images": "over images: a bootstrap on differences paired by image (studentized and symmetric for counts,"
+        " percentiles for AP and AR), a claim about these trained models on other images; on skewed errors it was seen"
+        " to hold 94 to 97 % of MAE's differences and 90 to 98 % of RMSE's, which few images decide",
     }
     kinds = sorted({effect.over for effect in effects}, reverse=True)
     which = ". ".join(words[kind][0].upper() + words[kind][1:] for kind in kinds)
