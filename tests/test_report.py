@@ -742,3 +742,59 @@ def test_help_imports_nothing_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------ what no longer counts
+
+
+def test_results_of_older_code_or_other_data_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same trials are in the store, but a stage's meaning, a setting or the data changed since."""
+    from raz.config import parameters
+    from raz.pipeline import keys as pipeline_keys
+    from raz.pipeline import tree
+    from raz.pipeline.cache import StageCache, write_json
+    from raz.report.stale import stale_notes
+
+    table = parse_table(parse(TABLE, "t.yaml"))
+    config = table.config(table.profile("toy"), table.row("loc_2"), "toy", 0)
+    for node, key in pipeline_keys.stage_keys(config, splits=("test",)).items():
+        about = {"seconds": 1.0, "device": "cpu", "versions": {}, "config": parameters(config), "stage": str(node)}
+        StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 1.0}), about)
+
+    def notes() -> list[str]:
+        return list(stale_notes(toy_cell(tmp_path), None))
+
+    assert notes() == []  # the other trials are missing, and nothing is known of them
+    with monkeypatch.context() as now:
+        now.setitem(tree.STAGES, "counting", replace(tree.STAGES["counting"], version=99))
+        (note,) = notes()
+        assert "results of 1 of the missing trials that no longer count: they were made by version" in note
+        assert note.endswith("of stage counting, which is 99 now.")
+    with monkeypatch.context() as now:
+        real = pipeline_keys._fingerprint
+        now.setattr(pipeline_keys, "_fingerprint", lambda name, root, split: real(name, root, split)[::-1])
+        (note,) = notes()
+        assert note.endswith("they are of other data (train, val images).")
+    with monkeypatch.context() as now:
+        now.setitem(tree.STAGES, "counting", replace(tree.STAGES["counting"], reads=("backbone",)))
+        tree._read_by.cache_clear()
+        (note,) = notes()
+        assert "stage counting had other settings then (counting." in note
+    tree._read_by.cache_clear()
+
+
+def test_a_table_says_on_what_its_networks_were_trained(tmp_path: Path) -> None:
+    """Scores are computed on a CPU; what counts is that one of the networks behind them came from a GPU."""
+    from raz.pipeline.cache import StageCache, write_json
+    from raz.pipeline.keys import stage_keys
+
+    table = parse_table(parse(TABLE, "t.yaml"))
+    for seed, device in ((0, "NVIDIA A100"), (1, "cpu")):
+        config = table.config(table.profile("toy"), table.row("loc_2"), "toy", seed)
+        for node, key in stage_keys(config, splits=("test",)).items():
+            made_on = device if node.stage == "counting" else "cpu"
+            about = {"seconds": 1.0, "device": made_on, "versions": {"commit": "c0", "torch": "2"}}
+            StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 1.0}), about)
+    text = terminal(table_report(toy_cell(tmp_path)))
+    assert "Toy crowd: the rows were made by different kinds of device (NVIDIA A100: 1 rows; cpu: 1 rows)." in text
+    assert "different code" not in text

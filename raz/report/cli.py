@@ -140,6 +140,7 @@ def _table(
     drawing: bool, photographs: Photographs,
 ) -> Report:  # fmt: skip
     from raz.report.fill import fill_table
+    from raz.report.stale import stale_notes
     from raz.report.tables import table_report
     from raz.resources import find
     from raz.study.ablation import load_table
@@ -153,7 +154,7 @@ def _table(
     filled = fill_table(table, scale, store, data_root=data_root)
     command = fill_command(shown, scale.name, scale.datasets, store, data_root, settings)
     cost = _cost(shown, scale.name, store, data_root, settings) if filled.missing else ""
-    report = table_report(filled, command, cost, over)
+    report = table_report(filled, command, cost, over, tuple(stale_notes(filled, data_root)))
     if not drawing:
         return report
     from raz.report import made, spent

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from raz.config import TrialConfig
 from raz.errors import RazError
-from raz.report.stored import Found, ScoreIndex
+from raz.report.stored import Found, Kept, ScoreIndex
 from raz.study.ablation import AblationTable, Profile, dataset_title, readable
 
 
@@ -51,6 +51,7 @@ class FilledTable:
     troubles: Mapping[str, str]  # data set -> why it could not be looked up
     damaged: tuple[Path, ...] = ()  # scores that are there and not whole
     store: Path = field(default_factory=Path)
+    kept: tuple[Kept, ...] = ()  # all scores of the store, looked at only where cells are empty
 
     @property
     def wanted(self) -> int:
@@ -91,7 +92,8 @@ def fill_table(
                 except RazError as error:
                     troubles[dataset] = str(error)
             cells[row.name, dataset] = Cell(row.name, dataset, config.depth > 1, found, config)
-    return FilledTable(table, profile, cells, troubles, tuple(index.damaged), store)
+    filled = FilledTable(table, profile, cells, troubles, tuple(index.damaged), store)
+    return replace(filled, kept=index.kept()) if filled.missing and stored is None else filled
 
 
 @dataclass(frozen=True)

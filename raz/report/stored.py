@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from raz.errors import RazError
 from raz.pipeline.cache import MANIFEST, StageCache
 
-LAYOUT = 1
+LAYOUT = 2  # raise it when the same scores would give another index
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Found:
 
     metrics: Mapping[str, float]
     keys: Mapping[str, str]  # split -> key of the score
-    about: Mapping[str, Mapping[str, Any]]  # split -> device, versions, seconds, data, config
+    about: Mapping[str, Mapping[str, Any]]  # split -> device, versions, seconds, data, config, made (`Makers`)
     folders: Mapping[str, Path]
 
     def per_image(self, split: str) -> dict[str, NDArray[Any]]:
@@ -48,6 +48,50 @@ class Found:
                 return {name: arrays[name] for name in arrays.files}
         except (OSError, ValueError, KeyError) as error:
             raise RazError(str(path), f"cannot be read: {error}", "delete its folder and run the table again") from None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A score that the store has, whoever asks for it: the trial it was made for."""
+
+    key: str
+    split: str
+    config: Mapping[str, Any]  # dotted name -> value
+
+
+def manifest_of(store: Path, node: str, key: str) -> Mapping[str, Any]:
+    """The manifest of a stage's artifact (`zoom2@test`); empty where it cannot be read."""
+    stage = node.partition("@")[0].rstrip("0123456789")
+    try:
+        manifest = json.loads((store / "stages" / stage / key / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+class Makers:
+    """What made an artifact and everything that went into it: sets of commits, kinds of device and torch versions."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self._known: dict[str, Mapping[str, frozenset[str]]] = {}
+
+    def of(self, manifest: Mapping[str, Any]) -> Mapping[str, frozenset[str]]:
+        """kind (code, device, torch) -> values; of needs that are no longer in the store nothing is known."""
+        versions = manifest.get("versions") or {}
+        own = {
+            "code": versions.get("commit") or versions.get("raz-sweep"), "device": manifest.get("device"),
+            "torch": versions.get("torch"),
+        }  # fmt: skip
+        out = {kind: frozenset([str(value)]) if value else frozenset() for kind, value in own.items()}
+        needs = (manifest.get("key") or {}).get("needs") or {}
+        for node, key in needs.items():
+            if key not in self._known:
+                self._known[key] = {}  # while it is looked at: keys hang on what they need, so there is no circle
+                self._known[key] = self.of(manifest_of(self.store, str(node), str(key)))
+            for kind, values in self._known[key].items():
+                out[kind] = out[kind] | values
+        return out
 
 
 class ScoreIndex:
@@ -79,7 +123,7 @@ class ScoreIndex:
         known = self._read()
         rows = {key: known[key][1:] for key, stamp in self._stamps.items() if key in known and known[key][0] == stamp}
         fresh = [key for key in self._stamps if key not in rows]
-        cache = StageCache(self.store)
+        cache, makers = StageCache(self.store), Makers(self.store)
         for key in fresh:
             artifact = cache.read("score", key)
             if artifact is None:
@@ -89,6 +133,7 @@ class ScoreIndex:
                 manifest = artifact.manifest
                 about = {name: manifest.get(name) for name in ("device", "versions", "seconds", "config")}
                 about["data"] = manifest["key"]["data"]
+                about["made"] = {kind: sorted(values) for kind, values in makers.of(manifest).items()}
                 rows[key] = (json.dumps(json.loads(metrics)), json.dumps(about))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
@@ -110,6 +155,14 @@ class ScoreIndex:
             metrics |= {f"{split}.{name}": float(value) for name, value in json.loads(row[0]).items()}
             about[split] = json.loads(row[1])
         return Found(metrics, keys, about, folders)
+
+    def kept(self) -> tuple[Kept, ...]:
+        """Every whole score there is."""
+        out = []
+        for key, (_, about) in self._rows.items():
+            told = json.loads(about)
+            out.append(Kept(key, next(iter(told.get("data") or {}), ""), told.get("config") or {}))
+        return tuple(out)
 
     @property
     def _path(self) -> Path:

@@ -19,11 +19,14 @@ _TEST_SPLIT: dict[str, tuple[int, int | None]] = {
 }  # fmt: skip
 
 
-def table_report(filled: FilledTable, command: str = "", cost: str = "", over: Over | None = None) -> Report:
+def table_report(
+    filled: FilledTable, command: str = "", cost: str = "", over: Over | None = None, stale: Sequence[str] = ()
+) -> Report:
     """The filled table: for each data set its cells, the differences to the base row, and its claims.
 
     `command` is what fills it and `cost` what that takes, both shown when something is missing. `over` says what
-    differences are taken over; None: seeds, where two are paired, else images.
+    differences are taken over; None: seeds, where two are paired, else images. `stale` are notes on results that no
+    longer count (`raz.report.stale`).
     """
     table, profile = filled.table, filled.profile
     marks = {id(m): f"[{i}]" for i, m in enumerate(_shown_misprints(filled), 1)}
@@ -56,6 +59,7 @@ def table_report(filled: FilledTable, command: str = "", cost: str = "", over: O
     notes += [f"{dataset}: {trouble}" for dataset, trouble in filled.troubles.items()]
     notes += [f"{folder} is damaged, so its cell stays empty: the command below makes it anew."
               for folder in filled.damaged]  # fmt: skip
+    notes += stale
     missing = filled.missing
     if missing:
         notes.append(f"{missing} of {filled.wanted} trials (row x data set x seed) are not in the store.")
@@ -139,20 +143,21 @@ def _ceiling(filled: FilledTable, dataset: str) -> Iterator[str]:
 
 
 def _made_by(filled: FilledTable, dataset: str) -> Iterator[str]:
-    """A line for each of code, data and kind of device in which the rows of a data set differ."""
+    """A line for each of code, data and kind of device in which the rows of a data set differ, networks included."""
     seen: dict[str, dict[str, set[str]]] = {"code": {}, "data": {}, "kinds of device": {}, "torch": {}}
     for row in filled.table.run_rows:
         for found in filled.cells[row.name, dataset].found.values():
             for split, about in found.about.items():
-                versions = about.get("versions") or {}
+                made = about.get("made") or {}
                 facts = {
-                    "code": str(versions.get("commit") or versions.get("raz-sweep") or "unknown")[:12],
-                    "data": str((about.get("data") or {}).get(split, "unknown"))[:12] + f" ({split})",
-                    "kinds of device": str(about.get("device") or "unknown"),
-                    "torch": str(versions.get("torch") or "unknown"),
+                    "code": [value[:12] for value in made.get("code", ())],
+                    "data": [str((about.get("data") or {}).get(split, "unknown"))[:12] + f" ({split})"],
+                    "kinds of device": made.get("device", ()),
+                    "torch": made.get("torch", ()),
                 }
-                for kind, value in facts.items():
-                    seen[kind].setdefault(value, set()).add(row.name)
+                for kind, values in facts.items():
+                    for value in values:
+                        seen[kind].setdefault(value, set()).add(row.name)
     for kind, values in seen.items():
         by_split = len({value.rpartition("(")[2] for value in values}) if kind == "data" else 1
         if len(values) > by_split:
