@@ -66,5 +66,6 @@ class Guarded(TyperGroup):
 
 
 def _said(error: OSError) -> str:
-    where = str(error.filename) if error.filename is not None else "system"
+    name = error.filename2 if error.filename2 is not None else error.filename  # of a renaming, the name that is wanted
+    where = str(name) if name is not None else "system"
     return str(RazError(where, error.strerror or str(error), _HINTS.get(error.errno or 0, "")))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import unicodedata
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ import typer
 
 from raz.config import PRESETS, nearest
 from raz.errors import RazError
+from raz.resources import name_from
 
 _TEMPLATE = """\
 # Your question, in a sentence: which fusion of the two counts is best on {title}, and does zooming help?
@@ -98,8 +98,9 @@ def write_space(out: Path, dataset: str, preset: str | None, weights: str | None
     from raz.study.parse import parse_space
     from raz.yamlfile import parse
 
-    plain = unicodedata.normalize("NFKD", out.stem).encode("ascii", "ignore").decode().lower()  # ü is u
-    study = re.sub(r"[^a-z0-9_-]+", "_", plain).strip("_-")[:64] or "study"
+    if not str(out).isprintable():
+        raise RazError("--out", f"{str(out)!r} has a line break or the like in it", "another --out")
+    study = name_from(out.stem, "_", "study")
     file = shlex.quote(str(out))
     text = space_text(study, dataset, preset or ("tiny" if dataset == "toy" else "small"), weights, file)
     parse_space(parse(text, str(out)))

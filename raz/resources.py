@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,6 +32,12 @@ def shipped(folder: str, suffix: str = ".yaml") -> dict[str, Path]:
         if found:
             return {path.stem: path for path in found}
     return {}
+
+
+def name_from(text: str, joint: str, otherwise: str) -> str:
+    """A name of a-z, 0-9, _ and - out of any text, at most 64 long: `Köln Süd` -> `koln_sud`."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9_-]+", joint, plain).strip("_-")[:64] or otherwise
 
 
 def find(name: str, folders: tuple[str, ...] = ("search_spaces", "ablations")) -> Path:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import raz
 from raz.cli import app
+from raz.console import _said
 from raz.engine.command import run_file
 from raz.study.ledger import read_records
 
@@ -162,6 +163,11 @@ def test_a_file_is_told_by_the_name_that_was_typed(here: Path) -> None:
         "",
         "depths.yaml:5: unknown parameter 'dpeth'\n  try: did you mean depth or dataset?\n",
     )
+
+
+def test_a_renaming_that_fails_names_the_file_that_is_wanted() -> None:
+    error = IsADirectoryError(21, "Is a directory", ".t.md.123", None, "t.md")
+    assert _said(error) == "t.md: Is a directory\n  try: this is a folder, expected a file"
 
 
 def test_a_full_disk_is_said_in_one_message(here: Path) -> None:

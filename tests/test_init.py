@@ -13,6 +13,7 @@ from raz.cli import app
 from raz.config import PRESETS
 from raz.data import DATASETS
 from raz.init import space_text
+from raz.resources import name_from
 from raz.study.parse import load_space, parse_space
 from raz.yamlfile import parse
 
@@ -82,6 +83,8 @@ def test_a_name_in_any_script_gives_a_study_that_runs_by_the_words_told(
         (["--dataset", "shanghai_a"], "did you mean shanghaitech_a"),
         (["--preset", "smal"], "did you mean small"),
         (["--out", "/proc/no/my.yaml"], "cannot be written"),
+        (["--out", "a\nb.yaml"], "has a line break"),
+        (["--weights", "vgg16.pt"], "No such option"),  # that is a model of predict's
     ],
 )
 def test_a_wrong_command_is_told_and_writes_nothing(words: list[str], expected: str, tmp_path: Path) -> None:
@@ -90,3 +93,11 @@ def test_a_wrong_command_is_told_and_writes_nothing(words: list[str], expected: 
     assert done.exit_code == 2
     assert expected in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("fusion", "fusion"), ("Köln Süd", "koln_sud"), ("été-2", "ete-2"), ("実験", "other"), ("a" * 99, "a" * 64)],
+)
+def test_a_name_is_made_of_any_text(text: str, name: str) -> None:
+    assert name_from(text, "_", "other") == name

@@ -353,6 +353,10 @@ def test_a_study_s_best_trial_is_what_predict_and_export_take(tmp_path: Path, ph
     done = CliRunner().invoke(app, ["export", "--best", "pick", "--store", str(place), "--out", str(file)])
     assert done.exit_code == 0, done.output
     assert f"trial {best.number} of pick" in done.stdout
+    for word, number in (("pick", best.number), (f"pick#{1 - best.number}", 1 - best.number)):
+        done = CliRunner().invoke(app, ["export", word, "--store", str(place), "--out", str(tmp_path / "again")])
+        assert done.exit_code == 0, done.output
+        assert load_model(tmp_path / "again").about["trial"] == number
     here = model_from_store(str(place)).predict(photos / "0.png")
     assert same(load_model(file).predict(photos / "0.png"), here)
     key = model_from_store(str(place)).about["stages"]["score"]
@@ -418,11 +422,18 @@ SMALL_TOY = {
         (["predict", "PHOTOS"], "--from STORE or from --weights FILE"),
         (["predict", "PHOTOS", "--from", "x", "--weights", "y"], "give one of them"),
         (["predict", "nowhere.jpg", "--from", "x"], "no such file or folder"),
-        (["export"], "STORE#study#trial or from --best STUDY"),
+        (["predict", "", "--from", "x"], "IMAGE: an empty name"),
+        (["predict", "PHOTOS", "--from", "x", "--out", "PHOTOS/0.png/out"], "/0.png is a file, expected a folder"),
+        (["predict", "PHOTOS", "--weights", "PHOTOS/0.png"], "is no exported model"),
+        (["predict", "PHOTOS", "--weights", "PHOTOS"], "cannot be read"),
+        (["export"], "STUDY#TRIAL or from --best STUDY"),
+        (["export", "fusion#7", "--store", "PHOTOS/none"], "none: there is no such folder"),
+        (["export", "fusion#7", "--store", "PHOTOS"], "study fusion: "),
+        (["export", "nowhere/store#fusion"], "nowhere/store: no such store"),
     ],
 )
 def test_a_wrong_command_is_told(words: list[str], expected: str, photos: Path) -> None:
-    given = [str(photos) if word == "PHOTOS" else word for word in words]
+    given = [word.replace("PHOTOS", str(photos)) for word in words]
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 2
     assert expected in done.stderr

@@ -297,7 +297,7 @@ def test_a_large_file_says_the_same_read_at_once_as_line_by_line(
     spoilt = {
         "": "", "im9,1,nan,1\n": ":506: y is nan", "im9,1,,1\n": ":506: y is ''", "im9,1,2\n": ":506: 3 values",
         "im9,1,x,1\n": ":506: y is 'x'", "im9,nan,nan,nan\n": ":506: x is nan", ",1,2,3\n": ":506: no image named",
-        "im9,inf,2,3\n": ":506: x is inf",
+        "im9,inf,2,3\n": ":506: x is inf", "im9,1,-1e300,3\n": ":506: y is -1e+300, expected pixels",
     }  # fmt: skip
     for more, words in spoilt.items():
         path.write_text(text + more)
@@ -351,6 +351,10 @@ BROKEN = {
     ),
     "quote.csv": ('image,x,y\n"a,1,2\n', ["is no CSV"]),
     "none.csv": ("image,x,y\n", ["holds no image"]),
+    "far.csv": (
+        "image,x,y,w,h\na,1e10,2,3,4\na,1,2,3,1e200\n",
+        [":2: x is 1e+10, expected pixels", ":3: h is 1e+200, expected pixels"],
+    ),
     "sigma.csv": ("image,x,y,w,h\na,1,2,-3,4\n", [":2: w is -3, expected 0 or more"]),
     "level.csv": ("image,x,y,sigma_s,sigma_l,level\na,1,2,3,4,6\n", [":2: level is 6, expected 0 to 5"]),
     "cut.json": ('[{"image": "a", "points": [[1, 2', [":1: is no JSON"]),

@@ -19,6 +19,7 @@ from raz.data.folder import FILE, NAME, Spec
 from raz.data.images import SUFFIXES
 from raz.data.pairs import Findings, entries
 from raz.errors import RazError
+from raz.resources import name_from
 
 Ask = Callable[[str, str], str]  # question, what is taken for an empty answer -> answer
 _HEAD = "# Written by `raz-sweep data add`; `raz-sweep data check {name} --data-root ..` says whether all is right.\n"
@@ -47,9 +48,11 @@ def describe(place: Path, given: Given, ask: Ask | None) -> Spec:
     if not place.is_dir():
         raise RazError(str(place), "no such folder", "raz-sweep data add DIR, with the images and the points below DIR")
     place = place.resolve()
-    name = _answered(given.name, "--name", _slug(place.name), "its name in commands and files", ask)
+    name = _answered(given.name, "--name", name_from(place.name, "-", "my-data"), "its name in commands and files", ask)
     if not NAME.fullmatch(name):
-        raise RazError("--name", f"{name!r}, expected 1 to 64 of a-z, 0-9, _ and -", f"--name {_slug(name)}")
+        raise RazError(
+            "--name", f"{name!r}, expected 1 to 64 of a-z, 0-9, _ and -", f"--name {name_from(name, '-', 'my-data')}"
+        )
     if name in DATASETS:
         raise RazError("--name", f"{name!r} is a published data set", f"--name my-{name.partition('@')[0]}")
     objects = _answered(given.objects, "--objects", "objects", "what is counted", ask)
@@ -113,10 +116,6 @@ def _answered(given: str | None, option: str, guess: str, question: str, ask: As
     if not guess:
         raise RazError(option, f"cannot be guessed: {question}", f"{option} …")
     return guess
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")[:64] or "my-data"
 
 
 def _legal(spec: Spec) -> None:

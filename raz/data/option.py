@@ -18,13 +18,21 @@ def _noted(root: Path | None) -> Path | None:
     return use_root(root)
 
 
-def _folder(store: Path) -> Path:
-    """The store's path with `~` opened; it may not be there yet. Raises RazError where a file stands in its place."""
-    store = store.expanduser()
-    there = next((place for place in (store, *store.absolute().parents) if place.exists()), store)
+def folder(path: Path, where: str, hint: str) -> Path:
+    """A folder's path with `~` opened; it may not be there yet. Raises RazError where a file stands in its place."""
+    path = path.expanduser()
+    there = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
     if there.exists() and not there.is_dir():
-        raise RazError(f"store {store}", f"{there} is a file, expected a folder", "--store DIR, or RAZ_STORE")
-    return store
+        raise RazError(where, f"{there} is a file, expected a folder", hint)
+    return path
+
+
+def _folder(store: Path) -> Path:
+    return folder(store, f"store {store}", "--store DIR, or RAZ_STORE")
+
+
+def _out(out: Path | None) -> Path | None:
+    return None if out is None else folder(out, f"--out {out}", "another --out")
 
 
 DataRoot = Annotated[
@@ -36,6 +44,10 @@ DataRoot = Annotated[
 Store = Annotated[
     Path,
     typer.Option("--store", envvar="RAZ_STORE", help="Where studies and trained stages are kept.", callback=_folder),
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="Write a picture an image, points.csv and predictions.json here.", callback=_out),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 Settings = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raz.data.option import HERE, DataRoot, Json, Settings, Store
+from raz.data.option import HERE, DataRoot, Json, OutFolder, Settings, Store
 
 _From = Annotated[
     str | None,
@@ -22,9 +22,7 @@ def predict_command(
     depth: Annotated[
         int | None, typer.Option(min=1, help="Passes, 1 = without zooming. Default: the model's own.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write a picture an image, points.csv and predictions.json here.")
-    ] = None,
+    out: OutFolder = None,
     as_json: Json = False,
 ) -> None:
     """Count and localize the heads in images.
@@ -67,7 +65,8 @@ def predict_command(
 
 def export_command(
     place: Annotated[
-        str | None, typer.Argument(metavar="[STORE#study#trial | STUDY]", help="A trial of a store, or a study.")
+        str | None,
+        typer.Argument(metavar="[STUDY[#TRIAL] | STORE#study#trial]", help="A study (its best trial), or a trial."),
     ] = None,
     best: Annotated[str | None, typer.Option("--best", metavar="STUDY", help="The best trial of this study.")] = None,
     store: Store = HERE,
@@ -85,7 +84,8 @@ def export_command(
 
     \b
     raz-sweep export --best fusion --out model.safetensors
-    raz-sweep export ./raz-store#fusion#7 --out model.safetensors
+    raz-sweep export fusion#7 --out model.safetensors
+    raz-sweep export elsewhere/raz-store#fusion#7 --out model.safetensors
     raz-sweep export fusion --out fusion.zip --with-stages
     raz-sweep export fusion --out trials.csv
     """
@@ -100,10 +100,14 @@ def export_command(
         return
     from raz.pipeline.model import save_model
     from raz.predict.source import model_from_store
+    from raz.study.space import STUDY_NAME
 
     if (place is None) == (best is None):
-        raise RazError("export", "the trial comes from STORE#study#trial or from --best STUDY", "give one of them")
-    model = model_from_store(place if place is not None else f"{store}#{best}")
+        raise RazError("export", "the trial comes from STUDY#TRIAL or from --best STUDY", "give one of them")
+    named = place if place is not None else str(best)
+    if STUDY_NAME.fullmatch(named.partition("#")[0]) and not Path(named.partition("#")[0]).is_dir():
+        named = f"{store}#{named}"
+    model = model_from_store(named)
     save_model(model, out)
     trial = f"trial {model.about['trial']} of {model.about['study']}, " if "trial" in model.about else ""
     stages = ", ".join(model.trained)

@@ -20,7 +20,9 @@ def find_images(given: Sequence[str]) -> tuple[Path, ...]:
     faults = []
     for text in given:
         path = Path(text).expanduser()
-        if path.is_dir():
+        if not text:  # an unset variable of a shell, not the folder one is in
+            inside, what = [], "an empty name"
+        elif path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
             what = f"holds no image ({', '.join(SUFFIXES)})"
         elif path.exists():
@@ -32,7 +34,9 @@ def find_images(given: Sequence[str]) -> tuple[Path, ...]:
         else:
             inside, what = [], "no such file or folder"
         if not inside:
-            faults.append(RazError(text, what, "images, folders of them, or patterns such as 'photos/*.jpg'"))
+            faults.append(
+                RazError(text or "IMAGE", what, "images, folders of them, or patterns such as 'photos/*.jpg'")
+            )
         found |= dict.fromkeys(inside)
     raise_all(faults)
     return tuple(found)

@@ -30,6 +30,8 @@ from raz.errors import RazError, raise_all
 Floats = NDArray[np.float64]
 COLUMNS = ("image", "x", "y", "score", "w", "h", "sigma_s", "sigma_l", "level")
 SIZES = ("w", "h", "sigma_s", "sigma_l")
+PIXELS = ("x", "y", *SIZES)
+FARTHEST = 1e9  # px; beyond it no picture reaches, and squares would leave the numbers' range
 LARGE = 1 << 20  # bytes from which on a CSV is first read all at once
 TOLD = 20  # faults of one file that are told one by one
 
@@ -99,6 +101,9 @@ class _Reading:
                 return
             if not math.isfinite(number):
                 self.fault(line, f"{column} is {given}, expected a finite number")
+                return
+            if column in PIXELS and abs(number) > FARTHEST:
+                self.fault(line, f"{column} is {number:g}, expected pixels")
                 return
             if column in SIZES and number < 0:
                 self.fault(line, f"{column} is {number:g}, expected 0 or more pixels")
@@ -235,8 +240,9 @@ def _plain_csv(reading: _Reading, data: bytes) -> bool:
     empty = np.stack([table.column(name).is_null().to_numpy() for name in numbers]).all(axis=0)
     sound = np.isfinite(values) | empty
     for row, name in enumerate(numbers):
-        if name in SIZES:
-            sound[row] &= (values[row] >= 0) | empty
+        if name in PIXELS:
+            least = 0.0 if name in SIZES else -FARTHEST
+            sound[row] &= ((values[row] >= least) & (values[row] <= FARTHEST)) | empty
         elif name == "level":
             sound[row] &= np.isin(values[row], range(6)) | empty
     coded = names.dictionary_encode()
