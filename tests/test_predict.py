@@ -427,7 +427,7 @@ SMALL_TOY = {
         (["predict", "PHOTOS", "--weights", "PHOTOS/0.png"], "is no exported model"),
         (["predict", "PHOTOS", "--weights", "PHOTOS"], "cannot be read"),
         (["export"], "STUDY#TRIAL or from --best STUDY"),
-        (["export", "fusion#7", "--store", "PHOTOS/none"], "none: there is no such folder"),
+        (["export", "fusion#7", "--store", "PHOTOS/none"], "none: no such store"),
         (["export", "fusion#7", "--store", "PHOTOS"], "study fusion: "),
         (["export", "nowhere/store#fusion"], "nowhere/store: no such store"),
     ],

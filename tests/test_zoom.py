@@ -18,6 +18,7 @@ from raz.paper.zoom import (
     candidate_regions,
     generator_for,
     merge_points,
+    owned_points,
     select_regions,
 )
 
@@ -308,6 +309,14 @@ def test_merging_equals_the_rules_point_by_point(seed: int, border: float, seam:
         if x < 50 and y < 40
     ]
     assert got == [k[:4] for k in inside_image]
+    # The same when each region's points are sorted out before, and the pairs gone through a few at a time.
+    clipped, how = np.minimum(regions, [50, 40, 50, 40]), {"zoom": zoom, "border": border}
+    own = [owned_points(found, rank, clipped, 40, 50, **how) for rank, found in enumerate(groups[1:])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raz.paper.zoom.BLOCK", 2)
+        again = merge_points(groups[0], clipped, own, 40, 50, **how, seam=seam)
+    assert np.array_equal(merged.xy, again.xy)
+    assert np.array_equal(merged.score, again.score)
 
 
 def test_the_result_does_not_depend_on_the_order_of_the_points() -> None:

@@ -25,6 +25,7 @@ ANCHOR_SETS: dict[str, tuple[Anchor, ...]] = {
     "one-scale": tuple((ratio, 1 / 3) for ratio in _RATIOS),
 }
 SAMPLING = ("attention", "uniform")
+BLOCK = 1 << 16  # pairs across a seam that are gone through at a time
 
 
 # --------------------------------------------------------------------------------------------- proposals
@@ -224,15 +225,15 @@ def merge_points(
         faults.append(RazError("merge_points", f"border {border} and seam {seam}, expected 0 or more px"))
     raise_all(faults)
     cores = _cores(regions, height, width, border / zoom)
-    groups = [group.take(_owners(group.xy, cores) == rank) for rank, group in enumerate([before, *inside], start=-1)]
+    groups = [before, *inside]
+    owned = [np.flatnonzero(_owners(group.xy, cores) == rank) for rank, group in enumerate(groups, start=-1)]
     pool = Points(
-        np.concatenate([group.xy for group in groups]),
-        np.concatenate([group.score for group in groups]),
-        np.concatenate([group.network for group in groups]),
-        np.concatenate([group.depth for group in groups]),
+        np.concatenate([group.xy[own] for group, own in zip(groups, owned, strict=True)]),
+        np.concatenate([group.score[own] for group, own in zip(groups, owned, strict=True)]),
+        np.concatenate([group.network[own] for group, own in zip(groups, owned, strict=True)]),
+        np.concatenate([group.depth[own] for group, own in zip(groups, owned, strict=True)]),
     )
-    source = np.repeat(np.arange(-1, len(inside)), [len(group) for group in groups])
-    del groups  # of a large photograph there may be millions of points
+    source = np.repeat(np.arange(-1, len(inside), dtype=np.int32), [len(own) for own in owned])
     order = np.lexsort((pool.depth, pool.network, pool.xy[:, 0], pool.xy[:, 1], -pool.score))
     pool, source = pool.take(order), source[order]
     if seam == 0:
@@ -242,6 +243,14 @@ def merge_points(
     keep = np.ones(len(pool), dtype=bool)
     keep[beside] = _apart(pool.xy[beside], source[beside], seam)
     return pool.take(keep)
+
+
+def owned_points(
+    found: Points, rank: int, regions: NDArray[np.float64], height: int, width: int, *, zoom: float, border: float
+) -> Points:
+    """Those of the points found in region `rank` that it owns: `merge_points`, of which see the arguments, drops the
+    others. Of a large photograph's many regions it keeps the memory small to drop them at once."""
+    return found.take(_owners(found.xy, _cores(regions, height, width, border / zoom)) == rank)
 
 
 def _cores(regions: NDArray[np.float64], height: int, width: int, border: float) -> NDArray[np.float64]:
@@ -259,9 +268,9 @@ def _held(x: NDArray[np.float64], y: NDArray[np.float64], box: NDArray[np.float6
     return held
 
 
-def _owners(xy: NDArray[np.float64], cores: NDArray[np.float64]) -> NDArray[np.int64]:
+def _owners(xy: NDArray[np.float64], cores: NDArray[np.float64]) -> NDArray[np.int32]:
     """Rank of the core that owns each point, -1 where none does."""
-    owner = np.full(len(xy), -1, dtype=np.int64)
+    owner = np.full(len(xy), -1, dtype=np.int32)
     x, y = np.ascontiguousarray(xy.T)
     for rank in range(len(cores) - 1, -1, -1):  # the best region comes last and takes what it holds
         owner[_held(x, y, cores[rank])] = rank
@@ -278,7 +287,7 @@ def _beside(xy: NDArray[np.float64], cores: NDArray[np.float64], reach: float) -
     return beside
 
 
-def _apart(xy: NDArray[np.float64], owner: NDArray[np.int64], least: float) -> NDArray[np.bool_]:
+def _apart(xy: NDArray[np.float64], owner: NDArray[np.int32], least: float) -> NDArray[np.bool_]:
     """Which points stay when, in their order, each removes the later ones of other owners nearer than `least`."""
     from scipy.spatial import cKDTree  # half a second to import, and files are checked without it
 
@@ -286,12 +295,12 @@ def _apart(xy: NDArray[np.float64], owner: NDArray[np.int64], least: float) -> N
     if len(xy) < 2:
         return keep
     pairs = cKDTree(xy).query_pairs(least, output_type="ndarray")
-    first, second = pairs[:, 0], pairs[:, 1]
-    across = owner[first] != owner[second]
-    first, second = first[across], second[across]
-    near = np.hypot(*(xy[first] - xy[second]).T) < least
-    pairs = np.sort(np.stack([first[near], second[near]], axis=1), axis=1)
-    for better, worse in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].tolist():
-        if keep[better]:
-            keep[worse] = False
+    pairs = pairs[owner[pairs[:, 0]] != owner[pairs[:, 1]]]
+    pairs = pairs[np.hypot(*(xy[pairs[:, 0]] - xy[pairs[:, 1]]).T) < least]
+    pairs.sort(axis=1)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    for start in range(0, len(pairs), BLOCK):  # as Python's numbers all of them would take ten times the room
+        for better, worse in pairs[start : start + BLOCK].tolist():
+            if keep[better]:
+                keep[worse] = False
     return keep

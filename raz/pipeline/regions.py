@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from raz.config import ZoomingConfig
 from raz.data.frames import Frames
 from raz.paper.peaks import find_peaks
-from raz.paper.zoom import Points, candidate_regions, generator_for, merge_points, select_regions
+from raz.paper.zoom import (
+    Points,
+    candidate_regions,
+    generator_for,
+    merge_points,
+    owned_points,
+    select_regions,
+)
 from raz.pipeline.frozen import Candidates
 
 PEAK_FLOOR = 0.05  # least score of a peak that is kept; thresholds and `points: all` choose among these
@@ -62,7 +69,8 @@ def zoom_image(
         del pixels  # a crop of a large photograph is as large: each goes as soon as it can
         found = points_of(response, 1, zoom_pass)
         del response
-        inside.append(Points(found.xy / per_px + [x0, y0], found.score, found.network, found.depth))
+        found = Points(found.xy / per_px + [x0, y0], found.score, found.network, found.depth)
+        inside.append(owned_points(found, rank, regions, height, width, zoom=zoom, border=config.border))
     if not len(regions):
         return before
     return merge_points(before, regions, inside, height, width, zoom=zoom, border=config.border, seam=config.seam)

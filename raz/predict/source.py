@@ -27,7 +27,7 @@ def model_from_store(place: str) -> Model:
     folder, *parts = place.split("#")
     store = Path(folder or ".").expanduser()
     if not store.is_dir():
-        raise RazError(folder, "no such store", "--from STORE, STORE#study or STORE#study#trial")
+        raise RazError(folder, "no such store", "STORE, STORE#study or STORE#study#trial")
     if len(parts) > 2:
         raise RazError(place, "too many parts", "STORE#study#trial")
     if len(parts) == 1 and _PREFIX.fullmatch(parts[0]):
