@@ -174,7 +174,7 @@ def _panels(
 ) -> dict[str, Any]:
     """Axes of panels at `places` (x from, to, y from, to; shares of the whole), each showing its view (x0, y0, x1, y1;
     px, y downwards), under its title."""
-    out: dict[str, Any] = {"annotations": []}
+    out: dict[str, Any] = {"annotations": [], "margin": {"l": 20, "r": 20, "t": 50, "b": 20}}
     for k, (place, title, view) in enumerate(zip(places, titles, views, strict=True), 1):
         x, y = _axes(k)
         plain = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": "", "title": {"text": ""}}
@@ -204,7 +204,7 @@ def _image(source: str, box: tuple[float, float, float, float], k: int) -> dict[
 def _height(one: Seen, columns: int, rows: int) -> int:
     """Of a figure some 900 px wide whose panels all have the image's shape."""
     height, width = one.pixels.shape[:2]
-    return int(min(1000, rows * (840 / columns * height / width + 30) + 80))
+    return int(min(1000, rows * (840 / columns * height / width + 30) + 90))
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> str:

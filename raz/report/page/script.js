@@ -149,7 +149,13 @@ function drawFigure(figure, index) {
   const draw = async () => {
     try {
       const Plotly = await plotly();
-      await Plotly.react(place, figure.spec.data, themed(figure.spec.layout), { responsive: true, displaylogo: false });
+      const layout = themed(figure.spec.layout);
+      if (layout.images) { // photographs keep their shape: on a narrow screen they are lower
+        layout.height = Math.min(layout.height, 90 + layout.height * place.clientWidth / 900);
+        place.style.height = `${layout.height}px`;
+        place.style.minHeight = "0";
+      }
+      await Plotly.react(place, figure.spec.data, layout, { responsive: true, displaylogo: false });
       place.dataset.drawn = "yes";
     } catch (error) {
       place.textContent = `this browser cannot draw the figure: ${error}`;
