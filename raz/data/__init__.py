@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from raz import bucket
 from raz.config import nearest
 from raz.data import folder, jhu, nwpu, shanghaitech, toy, ucf, worldexpo
 from raz.data.contract import SPLITS, Dataset, Found, Item, Reader, Split, Survey
@@ -48,7 +49,8 @@ def _root(root: Path | None) -> Path | None:
     """The root given, else the environment's RAZ_DATA_ROOT."""
     if root is None and os.environ.get("RAZ_DATA_ROOT"):
         root = Path(os.environ["RAZ_DATA_ROOT"])
-    return root.expanduser().absolute() if root is not None else None  # items are read in other processes, too
+    # absolute, since items are read in other processes, too
+    return bucket.mirrored(bucket.place(root).expanduser().absolute()) if root is not None else None
 
 
 def readers(root: Path | None = None) -> dict[str, Reader]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from raz.bucket import bring_notes, place
 from raz.errors import RazError
 
 HERE = Path("raz-store")  # the store, where nothing says otherwise
@@ -15,20 +16,23 @@ HERE = Path("raz-store")  # the store, where nothing says otherwise
 def _noted(root: Path | None) -> Path | None:
     from raz.data import use_root  # after the command line is understood: numpy takes its time
 
-    return use_root(root)
+    return use_root(place(root) if root is not None else None)
 
 
 def folder(path: Path, where: str, hint: str) -> Path:
     """A folder's path with `~` opened; it may not be there yet. Raises RazError where a file stands in its place."""
     path = path.expanduser()
-    there = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
+    there = next((at for at in (path, *path.absolute().parents) if at.exists()), path)
     if there.exists() and not there.is_dir():
         raise RazError(where, f"{there} is a file, expected a folder", hint)
     return path
 
 
-def _folder(store: Path) -> Path:
-    return folder(store, f"store {store}", "--store DIR, or RAZ_STORE")
+def folder_of(store: Path) -> Path:
+    """The store's folder, or the one that stands for its bucket, with what drivers have noted there."""
+    found = folder(place(store), f"store {store}", "--store DIR, or RAZ_STORE")
+    bring_notes(found)
+    return found
 
 
 def _out(out: Path | None) -> Path | None:
@@ -38,12 +42,21 @@ def _out(out: Path | None) -> Path | None:
 DataRoot = Annotated[
     Path | None,
     typer.Option(
-        "--data-root", "--root", envvar="RAZ_DATA_ROOT", help="The folder that holds the data sets.", callback=_noted
+        "--data-root",
+        "--root",
+        envvar="RAZ_DATA_ROOT",
+        help="The folder that holds the data sets, or s3://….",
+        callback=_noted,
     ),
 ]
 Store = Annotated[
     Path,
-    typer.Option("--store", envvar="RAZ_STORE", help="Where studies and trained stages are kept.", callback=_folder),
+    typer.Option(
+        "--store",
+        envvar="RAZ_STORE",
+        help="Where studies and stages are kept: a folder, or s3://….",
+        callback=folder_of,
+    ),
 ]
 OutFolder = Annotated[
     Path | None,

@@ -29,6 +29,7 @@ from raz.study.ledger import Outcome
 from raz.study.prices import Prices
 from raz.study.reach import remember_table
 from raz.study.schedule import alive
+from raz.study.synced import synced
 from raz.study.text import duration
 from raz.study.ways import in_turn, seconds_of
 from raz.yamlfile import Document
@@ -239,7 +240,7 @@ def run_table_file(
     stop = Stop(max_hours)
     table = parse_table(source, settings, profile)
     total = sum(1 for _ in table.trials(table.profile(profile)))
-    with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
+    with redirect_stdout(sys.stderr), synced(store):  # whatever a library prints, stdout is the result's
         result = run_table(
             table, store, profile=profile, data_root=data_root, jobs=jobs, inline=inline, run_trial=run_trial,
             watch=Watch(Console(file=sys.stderr), total, "test.mae", title=f"table {table.table}"), stop=stop,

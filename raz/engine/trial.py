@@ -21,8 +21,8 @@ RunTrial = Callable[..., Any]  # as raz.pipeline.stages.run_trial
 Progress = Callable[[int, float], bool]  # (step, value) -> stop?
 
 PIPELINE = "raz.pipeline.stages:run_trial"  # by dotted name, so that it crosses a process border
-# What no other trial would survive either: the disk is full, the store may not be written.
-HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+# What no other trial would survive either: the disk is full, the store may not be written or does not answer.
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EHOSTUNREACH)
 
 
 class MadeElsewhere(Exception):

@@ -30,8 +30,9 @@ from typing import Any
 
 from raz.errors import RazError, TrialFailure
 from raz.pipeline.lease import ATTEMPT, Lease, hold
+from raz.pipeline.tier import MANIFEST as MANIFEST
+from raz.pipeline.tier import tier_of
 
-MANIFEST = "manifest.json"
 OWN_FAULTS = ("nan", "invalid", "oom")  # a lost process or a bug says nothing about the stage
 
 
@@ -102,10 +103,14 @@ def _stamp(folder: Path, manifest: Mapping[str, Any]) -> Stamp:
 
 
 class StageCache:
-    """The store's artifacts. Safe for many processes, on one machine or on a shared folder."""
+    """The store's artifacts. Safe for many processes, on one machine or on a shared folder.
+
+    Where the store stands for a bucket, what is not here is brought from there, and what is made goes there first.
+    """
 
     def __init__(self, store: Path) -> None:
         self.store = Path(store)
+        self.tier = tier_of(self.store)
         self._verified: dict[Path, tuple[Stamp, Artifact]] = {}
 
     def folder(self, stage: str, key: str) -> Path:
@@ -116,15 +121,26 @@ class StageCache:
 
     def find(self, key: StageKey) -> Artifact | None:
         """The artifact, if it is there and whole. Damage is a miss."""
-        return self._whole(self.folder(key.stage, key.key))
+        return self._found(key.stage, key.key)
 
     def at(self, stage: str, key: str) -> Artifact | None:
         """The artifact of a stage whose key (hex) is known but not what went into it, if it is there and whole."""
-        return self._whole(self.folder(stage, key))
+        return self._found(stage, key)
 
     def read(self, stage: str, key: str) -> Artifact | None:
         """The artifact of a key that is known as text."""
-        return self._whole(self.folder(stage, key))
+        return self._found(stage, key)
+
+    def _found(self, stage: str, key: str) -> Artifact | None:
+        folder = self.folder(stage, key)
+        found = self._whole(folder)
+        if self.tier is None:
+            return found
+        if found is None and self.tier.fetch(stage, key):
+            found = self._whole(folder)
+        if found is not None and not self.tier.touch(folder):  # room was made of it just now
+            return self._found(stage, key)
+        return found
 
     def _whole(self, folder: Path) -> Artifact | None:
         """The artifact in a folder. Its files are read through once, and again when one was touched."""
@@ -163,7 +179,9 @@ class StageCache:
                 write_json(attempt / MANIFEST, manifest)
                 for path in attempt.iterdir():
                     _sync(path)
-                if final.exists() and self.find(key) is None:
+                if self.tier is not None:
+                    self.tier.push(key.stage, key.key, attempt, manifest)
+                if final.exists() and self._whole(final) is None:
                     self._clear(key, final, move)
                 try:
                     move(attempt, final)
@@ -178,6 +196,8 @@ class StageCache:
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
         found = self.find(key)
+        if self.tier is not None:
+            self.tier.make_room()
         if found is None:
             raise RazError(str(final), "the artifact cannot be read back after writing", "check the disk")
         return found
@@ -195,7 +215,7 @@ class StageCache:
     def failure(self, key: StageKey, device: str) -> TrialFailure | None:
         """Why the stage cannot be made, if that is known. Memory that ran out counts on the same device only."""
         try:
-            told = json.loads(self._failure_path(key).read_text(encoding="utf-8"))
+            told = json.loads(self._failure(key))
             if told["reason"] == "oom" and told["device"] != device:
                 return None
             return TrialFailure(told["where"], told["what"], told["hint"], reason=told["reason"])
@@ -210,17 +230,31 @@ class StageCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         told = {"where": failure.where, "what": failure.what, "hint": failure.hint, "reason": failure.reason}
         write_json(path, {**told, "device": device, "key": key.content})
+        if self.tier is not None:
+            self.tier.bucket.write(self._failure_name(key), path.read_bytes())
 
     def forget(self, key: StageKey) -> bool:
         """Lets a stage that failed be tried again; whether there was anything to forget."""
+        if self.tier is not None:
+            self.tier.bucket.remove(self._failure_name(key))
         try:
             self._failure_path(key).unlink()
         except FileNotFoundError:
             return False
         return True
 
+    def _failure(self, key: StageKey) -> bytes:
+        """The note of a failure; empty when there is none."""
+        try:
+            return self._failure_path(key).read_bytes()
+        except FileNotFoundError:
+            return (self.tier.bucket.read(self._failure_name(key)) or b"") if self.tier is not None else b""
+
     def _failure_path(self, key: StageKey) -> Path:
-        return self.store / "failures" / key.stage / f"{key.key}.json"
+        return self.store / self._failure_name(key)
+
+    def _failure_name(self, key: StageKey) -> str:
+        return f"failures/{key.stage}/{key.key}.json"
 
     # ------------------------------------------------------------------ leases
 

@@ -12,7 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from raz.config import TrainConfig
 from raz.errors import TrialFailure
 from raz.pipeline.lease import ATTEMPT, Lease
+from raz.pipeline.tier import Tier
 
 Progress = Callable[[int, float], bool]
 
@@ -57,17 +58,29 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a chain's state lies. With a lease, it is replaced only while that is held."""
+    """Where a chain's state lies. With a lease, it is replaced only while that is held; with a tier, other machines
+    find it, too."""
 
     path: Path
     lease: Lease | None = None
+    tier: Tier | None = None
 
     def upto(self, epochs: int) -> Checkpoint:
         """That of a shorter run beside a chain that went further."""
-        return Checkpoint(self.path.with_name(f"{self.path.stem}-upto-{epochs}{self.path.suffix}"), self.lease)
+        return replace(self, path=self.path.with_name(f"{self.path.stem}-upto-{epochs}{self.path.suffix}"))
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The state; None where there is none or it is damaged: training then starts anew."""
+        """The state, that of the machine that came furthest; None where there is none or it is damaged: training then
+        starts anew."""
+        state = self._load(device)
+        far = self.tier.load(self._name) if self.tier is not None else None
+        if far is not None:
+            other = torch.load(io.BytesIO(far), map_location=device, weights_only=True)
+            if state is None or other["epoch"] > state["epoch"]:
+                return dict(other)
+        return state
+
+    def _load(self, device: torch.device) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
         try:
@@ -93,6 +106,13 @@ class Checkpoint:
             self._move(aside, self.path)
         finally:
             aside.unlink(missing_ok=True)
+        if self.tier is not None:
+            self.tier.save(self._name, buffer.getvalue())
+
+    @property
+    def _name(self) -> str:
+        assert self.tier is not None
+        return self.path.relative_to(self.tier.store).as_posix()
 
     def _move(self, aside: Path, final: Path) -> None:
         (self.lease.commit if self.lease else os.replace)(aside, final)

@@ -115,6 +115,7 @@ class Trial:
             if failure is not None:
                 raise failure
             self.at.read.clear()
+            self._bring_back()
             try:
                 with self._told(node, key), writing(self.at.cache.store), _memory_of(f"stage {node}"):
                     found = self._make_trained(node, key, lease) if trained else self._make(node, key, lease)
@@ -127,6 +128,12 @@ class Trial:
             spent = self.spent.get(node, 0.0)
             self.at.log(StageEvent("finished", str(node), key.key, seconds=found.seconds, spent=spent))
             return found, False
+
+    def _bring_back(self) -> None:
+        """What the stage may read, where room was made of it since it was found: it lies in the bucket."""
+        if self.at.cache.tier is not None:
+            for node in self.at.artifacts:
+                self.at.cache.find(self.at.keys[node])
 
     @contextmanager
     def _told(self, node: Node, key: StageKey) -> Iterator[None]:
@@ -208,7 +215,7 @@ class Trial:
 
     def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
         chain = self.at.cache.chain_folder(node.stage, chain_key(key))
-        checkpoint = Checkpoint(chain / "checkpoint.pt", lease)
+        checkpoint = Checkpoint(chain / "checkpoint.pt", lease, self.at.cache.tier)
 
         def heard(point: Mapping[str, float]) -> None:
             self.at.log(

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import filelock
 
+from raz.bucket import bucket_of
 from raz.errors import RazError
 from raz.pipeline.cache import MANIFEST, StageCache, digest, file_digest, writing
 from raz.study import text
@@ -166,6 +167,8 @@ def import_study(store: Path, path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise RazError(str(path), "no such file")
+    if bucket_of(store) is not None:
+        raise RazError("--store", f"{bucket_of(store)} is filled by runs, not by copying", "import into a folder")
     with writing(store):
         (store / "studies").mkdir(parents=True, exist_ok=True)
         aside = store / "studies" / f".import-{uuid.uuid4().hex}"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raz import bucket
 from raz.study.index import StoredStudy, read_study
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def load_study(name: str, *, store: str | Path | None = None) -> pandas.DataFram
 
     `store` is by default the environment's RAZ_STORE, else `raz-store`. Raises RazError when it has no such study.
     """
-    place = Path(store if store is not None else os.environ.get("RAZ_STORE", "raz-store")).expanduser()
+    place = bucket.place(Path(store if store is not None else os.environ.get("RAZ_STORE", "raz-store"))).expanduser()
+    bucket.bring_notes(place)
     return frame(read_study(place, name))
 
 
