@@ -20,6 +20,8 @@ from raz.errors import RazError
 from raz.init import init_command
 from raz.predict.cli import export_command, predict_command, train_command
 from raz.remote.cli import cluster_app
+from raz.remote.pull import pull_command
+from raz.remote.submit import job_app, submit_command
 from raz.report.cli import report_command
 from raz.score.cli import score_command
 from raz.study import cli as study_cli
@@ -145,6 +147,9 @@ def simulate(
 
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
+app.add_typer(job_app, name="job")
+app.command("submit")(submit_command)
+app.command("pull")(pull_command)
 app.command("report")(report_command)
 app.command("predict")(predict_command)
 app.command("export")(export_command)

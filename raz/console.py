@@ -15,7 +15,8 @@ GROUPS = {
     "Run": ("run", "train", "simulate", "rerun"),
     "Look": ("status", "studies", "show", "diff", "report", "dashboard"),
     "Use": ("predict", "score", "export", "import"),
-    "Set up": ("doctor", "init", "data", "store", "cluster"),
+    "Clusters": ("submit", "job", "pull", "cluster"),
+    "Set up": ("doctor", "init", "data", "store"),
 }
 _HINTS = {
     errno.ENOSPC: "make room, or choose another --store; the same command goes on from there",
@@ -25,6 +26,7 @@ _HINTS = {
     errno.EROFS: "choose a place that may be written",
     errno.ENOTDIR: "a part of this path is a file",
     errno.EISDIR: "this is a folder, expected a file",
+    errno.EHOSTUNREACH: "when it answers again, the same command goes on from there",
     errno.EEXIST: "a file stands where a folder is needed",
 }
 

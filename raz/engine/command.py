@@ -17,6 +17,7 @@ from raz.engine.sweep import check_data, run_study
 from raz.engine.trial import PIPELINE
 from raz.study.base import open_named, settings_of
 from raz.study.parse import parse_space
+from raz.study.synced import synced
 
 
 def run_file(
@@ -58,7 +59,7 @@ def run_file(
         with Watch(Console(file=sys.stderr), left, space.metric, space.direction, f"study {space.study}") as events:
             yield events
 
-    with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
+    with redirect_stdout(sys.stderr), synced(store):  # whatever a library prints, stdout is the result's
         result = run_study(
             space, store, data_root=data_root, trials=trials, jobs=jobs, inline=inline, retry=retry,
             run_trial=run_trial, watch=watch, stop=stop, command=_words(file, settings, data_root),

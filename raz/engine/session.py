@@ -50,6 +50,14 @@ def prepare() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def prepare_client() -> None:
+    """Sets the environment for reaching a Ray that others started: with the token in this user's home, if it is there.
+    To be called before Ray is imported."""
+    os.environ.update(QUIET)
+    if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
 @contextmanager
 def joined(address: str | None) -> Iterator[None]:
     """Connected to the Ray at `auto` or HOST:PORT, which every `session` within then uses. Does nothing without an
@@ -60,9 +68,7 @@ def joined(address: str | None) -> Iterator[None]:
     if address != "auto" and not re.fullmatch(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
         raise RazError("--address", f"{address!r} is neither auto nor HOST:PORT", "--address 10.0.0.1:6379")
     os.environ["RAY_ADDRESS"] = address
-    prepare()
-    if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ["RAY_AUTH_MODE"] = "token"
+    prepare_client()
     import ray
 
     try:
