@@ -15,11 +15,11 @@ from raz import __version__
 from raz.console import Guarded
 from raz.data.cli import data_app
 from raz.data.option import HERE, DataRoot, Json, Profile, Settings, Store
-from raz.doctor import doctor_command
 from raz.errors import RazError
 from raz.init import init_command
 from raz.predict.cli import export_command, predict_command, train_command
 from raz.remote.cli import cluster_app
+from raz.remote.doctor import doctor_command
 from raz.remote.pull import pull_command
 from raz.remote.submit import job_app, submit_command
 from raz.report.cli import report_command

@@ -13,11 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
-
-from raz.data.option import HERE, DataRoot, Json, Store
 from raz.errors import RazError
 from raz.versions import machine_cores
 
@@ -230,26 +227,3 @@ def render(checks: Sequence[Check]) -> str:
         if check.hint and check.status != "ok":
             lines.append(f"{'':<4}  {'':<{wide}}  try: {check.hint}")
     return "\n".join(lines)
-
-
-def doctor_command(
-    store: Store = HERE,
-    data_root: DataRoot = None,
-    weights: Annotated[
-        str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
-    ] = None,
-    with_json: Json = False,
-) -> None:
-    """Say what this machine has, and what to do about what is missing.
-
-    Exits 1 when something fails.
-
-    \b
-    raz-sweep doctor
-    raz-sweep doctor --store /scratch/store --data-root ~/data --backbone-weights vgg16.pt --json
-    """
-    import json
-
-    checks = examine(store, data_root, weights)
-    typer.echo(json.dumps(as_json(checks), indent=1) if with_json else render(checks))
-    raise typer.Exit(worst(checks))

@@ -1,0 +1,106 @@
+"""`doctor --cluster` against a real Ray head, and the arithmetic of clocks."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raz.engine.nodes import Node
+from raz.remote.doctor import clock, images, shared
+from tests.heads import Head, head, raz
+from tests.test_studies import call
+
+
+def worked(began: float, ended: float) -> Node:
+    """A node that by its own clock worked from `began` to `ended`; it was asked at 100 and heard at 110."""
+    return Node("host", "10.0.0.2", {}, {"began": began, "ended": ended}, asked=100.0, heard=110.0)
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "status", "off"),
+    [
+        (103.0, 105.0, "ok", ""),
+        (101.0, 109.0, "ok", ""),
+        (113.0, 115.0, "warn", "at least 5 s ahead"),
+        (90.0, 91.0, "warn", "at least 10 s behind"),
+        (5000.0, 5001.0, "fail", "ahead"),
+    ],
+)
+def test_a_clock_is_wrong_only_when_no_delay_explains_it(began: float, ended: float, status: str, off: str) -> None:
+    found = clock(worked(began, ended))
+    assert found.status == status
+    assert off in found.found
+
+
+def test_another_folder_is_no_shared_store(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / ".raz-doctor-x").touch()
+    assert shared(tmp_path / "a", ".raz-doctor-x").status == "ok"
+    assert shared(tmp_path / "b", ".raz-doctor-x").status == "fail"
+    assert images(tmp_path).status == "ok"
+    assert images(tmp_path / "b").status == "fail"
+    assert images(tmp_path / "none").status == "fail"
+
+
+def test_no_ray_is_told() -> None:
+    code, _, err = call("doctor", "--cluster", "--address", "nonsense")
+    assert (code, "neither auto nor HOST:PORT" in err) == (2, True)
+    assert call("doctor", "--cluster", "--backbone-weights", "x.pt")[0] == 2
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Head]:
+    with head(1) as found:
+        yield found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_node_of_a_real_head_is_asked(up: Head, tmp_path: Path) -> None:
+    told = raz("doctor", "--cluster", "--address", up.address, "--store", tmp_path / "s", "--json", env=up.environment)
+    assert told.returncode == 0, told.stdout + told.stderr
+    [node] = json.loads(told.stdout)["nodes"]
+    assert node["address"] == "127.0.0.1"
+    states = {check["name"]: check["status"] for check in node["checks"]}
+    assert {"devices", "memory", "shared memory", "store", "same store", "versions", "clock", "ray"} <= states.keys()
+    assert "fail" not in states.values()
+    assert not list((tmp_path / "s").iterdir())  # the mark is gone
+    with tempfile.TemporaryDirectory() as root:
+        empty = raz("doctor", "--cluster", "--address", up.address, "--store", tmp_path / "s", "--data-root", root,
+                    env=up.environment)  # fmt: skip
+    assert empty.returncode == 1
+    assert "fail  images" in empty.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_client_without_the_token_is_refused_and_nothing_keeps_it(up: Head, tmp_path: Path) -> None:
+    """A run with the token and a key in its environment: neither is in its store, its output or its report."""
+    key = "a-key-that-nobody-may-see"
+    secret = {**up.environment, "AWS_SECRET_ACCESS_KEY": key}
+    words = ("run", "search_spaces/fusion", "--trials", "1", "--set", "counting.train.epochs=1",
+             "--set", "localization.train.epochs=1", "--set", "attention.train.epochs=1",
+             "--set", "raz.train.epochs=1")  # fmt: skip
+    store = tmp_path / "served"
+    served = raz(*words, "--store", store, "--address", up.address, env=secret, timeout=600)
+    assert served.returncode == 0, served.stderr
+    page = raz("report", "fusion", "--store", store, "--out", tmp_path / "page.html", env=secret)
+    assert page.returncode == 0, page.stderr
+    shown = raz("show", "fusion#0", "--store", store, "--json", env=secret)
+    told = served.stdout + served.stderr + page.stdout + shown.stdout + (tmp_path / "page.html").read_text()
+    written = [path.read_bytes() for path in store.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    for word in (up.token, key):
+        assert word not in told
+        assert not [data for data in written if word.encode() in data]
+    for wrong in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        refused = raz(*words, "--store", tmp_path / "refused", "--address", up.address, env={**up.environment, **wrong})
+        assert refused.returncode == 2, refused.stderr
+        assert "--address" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert not (tmp_path / "refused").exists()  # nothing was begun
