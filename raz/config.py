@@ -10,9 +10,10 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Literal
 
 from raz.errors import RazError, raise_all
@@ -303,6 +304,9 @@ def configure(base: TrialConfig, settings: Mapping[str, Any], where: str = "sett
         if name not in hints:
             faults.append(RazError(where, f"unknown parameter {name!r}", nearest(name, hints)))
             continue
+        if _has(base, name, value):  # legal, then: most of a stored configuration is as it was
+            tree[name] = value
+            continue
         try:
             tree[name] = coerce(hints[name], value)
         except ValueError as error:
@@ -310,20 +314,24 @@ def configure(base: TrialConfig, settings: Mapping[str, Any], where: str = "sett
     raise_all(faults)
     config = base
     for name, value in tree.items():
-        path = name.split(".")
-        if not _has(config, path, value):
-            config = _set(config, path, value)
+        if not _has(config, name, value):
+            config = _set(config, name.split("."), value)
     raise_all([RazError(where, fault) for fault in range_faults(config)])
     return config
 
 
-def _has(part: Any, path: list[str], value: Any) -> bool:
-    """Whether it is so already: most of a stored configuration are the defaults."""
-    for name in path:
-        if not is_dataclass(part):
-            return False
-        part = getattr(part, name)
-    return type(part) is type(value) and bool(part == value)
+def _has(config: TrialConfig, name: str, value: Any) -> bool:
+    """Whether a parameter has the value already, in kind too."""
+    try:
+        found = _getter(name)(config)
+    except AttributeError:  # a word stands for the part
+        return False
+    return type(found) is type(value) and bool(found == value)
+
+
+@lru_cache(maxsize=1024)
+def _getter(name: str) -> Callable[[Any], Any]:
+    return attrgetter(name)
 
 
 def _set(part: Any, path: list[str], value: Any) -> Any:
@@ -461,7 +469,17 @@ def range_faults(config: TrialConfig) -> list[str]:
 
 def from_parameters(values: Mapping[str, Any]) -> TrialConfig:
     """The inverse of `parameters`. Raises RazError when a name is unknown or a value illegal."""
-    return configure(TrialConfig(), values, "stored configuration")
+    last = _last_of(frozenset(values))
+    last[0] = configure(last[0], values, "stored configuration")
+    return last[0]
+
+
+@lru_cache(maxsize=16)
+def _last_of(names: frozenset[str]) -> list[TrialConfig]:
+    """The last configuration that was read from these names, first the defaults. Each name is set again and all others
+    are at their defaults, so where it starts from changes nothing but how much there is to set: trials of a study
+    differ in a few names."""
+    return [TrialConfig()]
 
 
 def differences(a: TrialConfig, b: TrialConfig) -> dict[str, tuple[Any, Any]]:

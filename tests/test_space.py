@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import optuna
 import pytest
 
-from raz.config import PRESETS, configure
+from raz.config import PRESETS, TrialConfig, configure, from_parameters, parameters
 from raz.data import DATASETS
 from raz.errors import RazError
 from raz.pipeline.tree import TRAINED
@@ -699,3 +700,18 @@ def test_files_that_cannot_be_text(tmp_path: Path) -> None:
     file.write_text("a: " + "[" * 40 + "]" * 40)
     with pytest.raises(RazError, match=r"a\.yaml:1: more than 32 levels deep"):
         read(file, "a.yaml")
+
+
+def test_a_stored_configuration_is_read_the_same_whatever_was_read_before() -> None:
+    changed = [
+        {}, {"zooming.k_z": 3}, {"raz.regions": "same"}, {"raz.regions": "same", "zooming.k_z": 3},
+        {"raz.regions.k_z": 7, "counting.channels": [8]}, {"zooming.k_z": 4, "localization.gamma": 1.0}, {},
+    ]  # fmt: skip
+    every = [configure(PRESETS[name], settings) for settings in changed for name in ("tiny", "paper", "small")]
+    for config in [*every, *reversed(every)]:
+        stored = json.loads(json.dumps(parameters(config)))
+        assert from_parameters(stored) == config
+        stored.pop("localization.gamma")  # of a field that came later, the default
+        assert from_parameters(stored).localization.gamma == TrialConfig().localization.gamma
+        with pytest.raises(RazError, match=r"zooming\.k_z is 'many'"):
+            from_parameters({**stored, "zooming.k_z": "many"})

@@ -160,10 +160,12 @@ class StageCache:
         return artifact
 
     def publish(
-        self, key: StageKey, write: Callable[[Path], None], about: Mapping[str, Any], lease: Lease | None = None
-    ) -> Artifact:
+        self, key: StageKey, write: Callable[[Path], None], about: Mapping[str, Any], lease: Lease | None = None,
+        *, durable: bool = True,
+    ) -> Artifact:  # fmt: skip
         """Write the files in a folder of this attempt alone, then rename it into place.
 
+        What is not `durable` need not survive a machine that loses its power: then its digests tell, and it is a miss.
         Where another writer was first its artifact stays and is returned. Raises RazError when the
         store cannot be written (full disk, no permission), LostLease when `lease` is lost.
         """
@@ -177,7 +179,7 @@ class StageCache:
                 files = {p.name: file_digest(p) for p in sorted(attempt.iterdir())}
                 manifest = {**about, "key": key.content, "files": files}
                 write_json(attempt / MANIFEST, manifest)
-                for path in attempt.iterdir():
+                for path in attempt.iterdir() if durable else ():
                     _sync(path)
                 if self.tier is not None:
                     self.tier.push(key.stage, key.key, attempt, manifest)
@@ -188,7 +190,8 @@ class StageCache:
                 except OSError as error:
                     if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                         raise
-                _sync(final.parent)
+                if durable:
+                    _sync(final.parent)
             except FileNotFoundError:
                 if lease is not None:
                     lease.check()  # the files went away because another has taken over

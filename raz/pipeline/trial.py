@@ -260,7 +260,9 @@ class Trial:
             def write(folder: Path) -> None:
                 np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
 
-        return self.at.cache.publish(key, write, self._about(node, time.monotonic() - began), lease)
+        cheap = STAGES[node.stage].kind == "computed"  # waiting for the disk would take longer than making it again
+        about = self._about(node, time.monotonic() - began)
+        return self.at.cache.publish(key, write, about, lease, durable=not cheap)
 
 
 @contextmanager
