@@ -132,7 +132,7 @@ def effect_of(name: str, a: dict[str, NDArray[np.float64]], b: dict[str, NDArray
         ("mae", 20, 0.93),
         ("mae", 182, 0.93),
         ("rmse", 182, 0.89),
-        pytest.param("rmse", 60, 0.88, marks=pytest.mark.slow),
+        pytest.param("rmse", 60, 0.86, marks=pytest.mark.slow),
         pytest.param("rmse", 334, 0.89, marks=pytest.mark.slow),
     ],
 )
