@@ -18,7 +18,7 @@ from raz.pipeline.tree import Node
 from raz.report.photographs import SCALE, coarser, locations, maps
 from raz.report.seen import RADIUS, Seen, look, pick
 from tests.crowds import write_crowd
-from tests.test_report import told
+from tests.test_report import record, told
 
 CONFIG = replace(
     configure(PRESETS["tiny"], {"dataset": "shanghaitech_a", "depth": 2, "fusion.rule": "localization"}), seed=0
@@ -182,6 +182,28 @@ def test_a_page_holds_photographs_only_when_asked(store: Path, crowd: Path, tmp_
     assert told(*page_of, "tow").startswith("--of: table two runs no row 'tow'\n  try: did you mean two")
     assert told(*page_of, "two@7").startswith("--of: '7' is no seed of the table\n  try: one of 0, 1")
     assert told(*page_of, "two@1").startswith("--photo: two@1 has no results in")
+
+
+def test_a_studys_best_trial_is_shown_or_the_one_that_is_named(store: Path, crowd: Path) -> None:
+    from raz.report.asked import Photographs
+    from raz.study.index import StoredStudy
+
+    trials = (
+        record(0, "complete", 9.0, config=parameters(replace(CONFIG, seed=5))),
+        record(1, "complete", 7.0, config=parameters(CONFIG)),
+        record(2, "failed"),
+    )
+    study = StoredStudy("s", store, False, ("minimize",), {}, trials, ({}, {}, {}))
+    drawn = Photographs(["0"]).of_study(study, crowd)
+    assert [figure.title.partition(", image")[0] for figure in drawn] == [
+        "Density and locations (the paper's Figure 1), s#1", "Predicted and true heads (the paper's Figure 5), s#1",
+    ]  # fmt: skip
+    for whose, message in (
+        ("0", "is not in .*, so there is nothing to draw"), ("2", "s#2: is failed: it has predicted nothing"),
+        ("7", "has no trial 7"), ("best", "'best' is no trial's number"),
+    ):  # fmt: skip
+        with pytest.raises(RazError, match=message):
+            Photographs(["0"], whose).of_study(study, crowd)
 
 
 def test_learning_curves_have_a_line_a_network(store: Path, crowd: Path, tmp_path: Path) -> None:
