@@ -67,7 +67,7 @@ def run(
     store: Store = HERE,
     settings: Settings = None,
     data_root: DataRoot = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the file's.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, max=10**6, help="Trials in all, instead of the file's.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time. Default: cores / threads.")] = None,
     profile: Profile = None,
     inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
@@ -123,7 +123,7 @@ def simulate(
     store: Store = HERE,
     settings: Settings = None,
     data_root: DataRoot = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, instead of the file's.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, max=10**6, help="Trials in all, instead of the file's.")] = None,
     profile: Profile = None,
     as_json: Json = False,
 ) -> None:

@@ -46,6 +46,8 @@ def find(name: str, folders: tuple[str, ...] = ("search_spaces", "ablations")) -
     Raises RazError when there is none, naming the nearest that comes with the package, and when a
     bare name lies in two folders.
     """
+    if not name:  # an unset variable of a shell
+        raise RazError("FILE", "an empty name", "raz-sweep run fusion")
     own = Path(name).expanduser()
     if own.is_file():
         return own

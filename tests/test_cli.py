@@ -141,6 +141,8 @@ def test_a_table_is_run_by_the_same_command(here: Path) -> None:
         ),
         (["run", "depths.yaml", "--set", "dataset=shanghaitech_a", "--inline"], "shanghaitech_a"),
         (["run", "depths.yaml", "--inline", "--max-hours", "nan"], "Invalid value for '--max-hours'"),
+        (["run", "depths.yaml", "--trials", "10000000"], "Invalid value for '--trials'"),
+        (["run", ""], "FILE: an empty name"),
         (["run", "depths.yaml", "--trials", "0"], "Invalid value for '--trials'"),
         (["run"], "Missing argument"),
         (["walk"], "No such command 'walk'"),

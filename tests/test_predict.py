@@ -143,6 +143,15 @@ def test_an_exported_model_needs_no_store_and_gives_the_same_bits(
     assert about["made"]["versions"]["torch"]
 
 
+def test_where_a_model_cannot_be_written_is_told_by_the_name_that_was_given(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "m.safetensors", tmp_path):
+        with pytest.raises(RazError, match="cannot be written") as told:
+            save_model(model, out)
+        assert str(told.value).startswith(f"{out}: ")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_frozen_pretrained_backbone_travels_with_the_export(crowd: Path, tmp_path: Path) -> None:
     from raz.pipeline.nets import build_backbone
 

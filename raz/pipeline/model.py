@@ -14,6 +14,7 @@ import re
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -279,9 +280,11 @@ def save_model(model: Model, out: Path) -> None:
         save_file(tensors, aside, metadata)
         os.replace(aside, out)
     except (OSError, SafetensorError) as error:
-        raise RazError(str(out), f"cannot be written ({error})", "choose another --out") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RazError(str(out), f"cannot be written ({reason})", "choose another --out") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # where a part of the path is a file
+            aside.unlink(missing_ok=True)
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
