@@ -1,0 +1,109 @@
+"""A trial whose stages wait instead of computing: what is left is what an engine makes of them.
+
+Imported in every process that makes a stage. Each stage takes its likely price (`raz.study.prices`) times the part that
+`prepare` wrote into the store, and publishes an artifact with what later stages and the engine read of it: a curve,
+metrics that follow from the configuration. All else (keys, leases, cache, broker, Tune) is the product's own code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from raz.config import TrialConfig, from_parameters, parameters
+from raz.engine.trial import resolve
+from raz.pipeline import stages
+from raz.pipeline.cache import Artifact, StageKey, digest, write_json
+from raz.pipeline.lease import Lease
+from raz.pipeline.told import StageEvent
+from raz.pipeline.tree import STAGES, Node
+from raz.pipeline.trial import Trial
+from raz.study.prices import Prices, Sizes
+
+RUN, MAKER = "_waiting:run_trial", "_waiting:make_stages"
+TOLD = 3  # epochs of a stage that are told, evenly spread: at a small part all would come faster than they ever do
+
+
+class Stated(Prices):
+    """Prices from priors alone, at sizes that were looked up once."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(Path(os.devnull), kind="cpu")
+        self._stated = sizes
+
+    def sizes(self, config: TrialConfig) -> Sizes:
+        return self._stated
+
+
+def prepare(folder: Path, part: float, sizes: Sizes) -> None:
+    """Says to all that work in this store, or in a store in it, what their stages take."""
+    write_json(folder / "waiting.json", {"part": part, **asdict(sizes)})
+
+
+@lru_cache(maxsize=4)
+def _said(store: Path) -> tuple[float, Prices]:
+    place = next(place for place in (store, store.parent) if (place / "waiting.json").exists())
+    told = json.loads((place / "waiting.json").read_text())
+    return float(told["part"]), Stated(Sizes(told["images"], told["megapixels"]))
+
+
+def seconds(store: Path, config: TrialConfig, node: Node) -> float:
+    """What a stage takes: a part of its likely price, nothing for a score."""
+    part, prices = _said(store)
+    return 0.0 if node.stage == "score" else part * prices.seconds(config, node)[0].likely
+
+
+def _value(config: TrialConfig) -> float:
+    """A validation error to which each parameter's value adds its own share, so that a sampler has what to learn."""
+    shares = [int(digest([name, value])[:8], 16) / 16**8 for name, value in parameters(config).items()]
+    return 20 + sum(shares)
+
+
+def _trained(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
+    took, value = seconds(self.at.cache.store, self.at.config, node), _value(self.at.config)
+    epochs = int(parameters(self.at.config)[STAGES[node.stage].epochs])
+    curve = []
+    for told in range(1, TOLD + 1):
+        time.sleep(took / TOLD)
+        lease.check()
+        epoch = max(1, epochs * told // TOLD)
+        point = {"epoch": epoch, "loss": 1 / epoch, "value": value, "seconds": took / TOLD}
+        curve.append(point)
+        event = StageEvent("epoch", str(node), key.key, epoch=epoch, epochs=epochs, value=value)
+        self.at.log(event)
+        self._hearing(node)(epoch, value)
+    about = self._about(node, took) | {"epochs": epochs}
+    return self.at.cache.publish(key, lambda folder: write_json(folder / "curve.json", curve), about, lease)
+
+
+def _other(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
+    took = seconds(self.at.cache.store, self.at.config, node)
+    time.sleep(took)
+    found, about = {"mae": _value(self.at.config)}, self._about(node, took)
+    return self.at.cache.publish(key, lambda folder: write_json(folder / "metrics.json", found), about, lease)
+
+
+def run_trial(config: TrialConfig, store: Path, *, make: Any = None, **options: Any) -> Any:
+    Trial._make_trained, Trial._make = _trained, _other  # type: ignore[method-assign]
+    if make is not None:
+        make.maker = MAKER
+    return stages.run_trial(config, store, make=make, **options)
+
+
+def make_stages(*given: Any, **options: Any) -> None:
+    Trial._make_trained, Trial._make = _trained, _other  # type: ignore[method-assign]
+    stages.make_stages(*given, **options)
+
+
+def alone(given: dict[str, Any]) -> None:
+    """A trial of plain Ray Tune: all its stages in its own process, in a store of its own."""
+    from ray import tune
+
+    config = from_parameters(json.loads(given["configs"])[given["trial"]])
+    found = resolve(given["run_trial"])(config, Path(given["store"]) / f"trial-{given['trial']}").metrics
+    tune.report({"mae": found["val.mae"], "found": json.dumps(found)})
