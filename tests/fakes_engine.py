@@ -16,6 +16,7 @@ from typing import Any
 
 from raz.config import TrialConfig
 from raz.errors import TrialFailure
+from raz.pipeline.told import StageEvent
 
 STEPS = 4
 
@@ -69,3 +70,10 @@ def run_trial(
             raise RuntimeError("stopped by the pruner")
     metrics = {f"{split}.{name}": value * factor for split in splits for name, factor in (("mae", 1.0), ("rmse", 1.5))}
     return FakeResult(metrics, (FakeStage("localization", "ab12", True, 0.0),), 0.01)
+
+
+def telling(config: TrialConfig, store: Path, *, log: Any = None, **options: Any) -> FakeResult:
+    """As `run_trial`, and tells of a stage of its depth."""
+    for kind in ("started", "epoch", "finished"):
+        log(StageEvent(kind, "localization", f"key {config.depth}", epoch=1, epochs=1))
+    return run_trial(config, store, log=log, **options)

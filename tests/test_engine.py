@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +25,13 @@ from raz.engine.sweep import SweepResult, jobs_for, run_study
 from raz.engine.tables import TableResult, run_table
 from raz.engine.trial import attempt
 from raz.errors import RazError
+from raz.pipeline.told import StageEvent
 from raz.study.ablation import parse_table
 from raz.study.journal import Journal
 from raz.study.ledger import TrialRecord, is_running, journal_path, open_ledger, read_records, study_names
 from raz.study.parse import parse_space
+from raz.study.prices import Prices
+from raz.study.schedule import alive
 from raz.study.space import SearchSpace
 from raz.yamlfile import parse
 from tests.fakes_engine import STEPS
@@ -299,7 +303,7 @@ def test_a_replayed_curve_is_written_at_once_and_prunes_only_where_nobody_shares
     monkeypatch.setattr(Journal, "write", lambda *a, **k: (written.append(k.get("steps")), write(*a, **k))[1])
     with open_ledger(tmp_path, space_of(CURVES)) as ledger:
         ledger.adopt(1)
-        search = StudySearch(ledger, Silent(), {})
+        search = StudySearch(ledger, Silent(), {}, Prices(tmp_path))
         search.suggest("a")
         written.clear()
         assert not search.report("a", {POINTS: json.dumps([[1, 9.0, True], [2, 9.0, True], [3, 2.0, False]])})
@@ -480,7 +484,7 @@ def test_ray_and_inline_give_the_same_records(tmp_path: Path) -> None:
     assert len(seen("ray")) == 9
     workers = {line.split()[4] for line in lines(tmp_path / "ray") if line.split()[3] == "val"}
     assert str(os.getpid()) not in workers
-    assert len(workers) <= 2  # processes are reused
+    assert len(workers) <= alive(2, adaptive=False) < 9  # processes are reused
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -506,7 +510,7 @@ def test_a_process_that_was_killed_for_memory_says_so(tmp_path: Path, error: str
 
     with open_ledger(tmp_path, space_of(GRID)) as ledger:
         ledger.adopt(1)
-        search = StudySearch(ledger, Silent(), {})
+        search = StudySearch(ledger, Silent(), {}, Prices(tmp_path))
         assert search.suggest("a") != "FINISHED"
         assert search.suggest("b") == "FINISHED"
         trial = SimpleNamespace(trial_id="a", get_error=lambda: error)
@@ -521,6 +525,16 @@ def test_a_table_under_ray(tmp_path: Path) -> None:
     table = parse_table(parse(TABLE, "t.yaml"))
     assert cells(run_table(table, tmp_path, jobs=2, run_trial=FAKE)) == TOY_CELLS
     assert str(os.getpid()) not in {line.split()[4] for line in lines(tmp_path)}
+
+    heard: set[tuple[int, str, str]] = set()
+
+    class Listening(Silent):
+        def stage(self, number: int, event: StageEvent) -> None:
+            heard.add((number, event.kind, event.key))
+
+    run_table(table, tmp_path, jobs=2, run_trial="tests.fakes_engine:telling", watch=nullcontext(Listening()))
+    kinds = ("started", "epoch", "finished")
+    assert heard == {(i, kind, f"key {1 + i % 2}") for i in range(4) for kind in kinds}
     full = parse_table(parse(TABLE.replace("13", "16"), "t.yaml"))
     with pytest.raises(OSError, match="No space left"):
         run_table(full, tmp_path, jobs=2, run_trial=FAKE)

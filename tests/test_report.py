@@ -714,11 +714,11 @@ def test_the_format_follows_the_files_name(tmp_path: Path) -> None:
         (["fusion", "--table", "recurrence"], "report: both a study (fusion) and a table (recurrence)"),
         (["fusion", "--list"], "report: --list beside a study or a table"),
         (["fusion", "--profile", "toy"], "report: --profile and --set belong to a table"),
-        (["fusion"], "study fusion: raz-store-of-a-test has no such study"),
+        (["fusion"], "study fusion: {store} has no such study"),
     ],
 )
-def test_what_cannot_be_reported_is_told(words: list[str], message: str) -> None:
-    assert told(*words, "--store", "raz-store-of-a-test").startswith(message)
+def test_what_cannot_be_reported_is_told(words: list[str], message: str, tmp_path: Path) -> None:
+    assert told(*words, "--store", str(tmp_path)).startswith(message.format(store=tmp_path))
 
 
 def test_the_list_names_tables_and_studies(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,14 @@ def _together(
     with session(jobs * threads), signals(stop):
         held = {name: n for name, n in coordinator_resources().items() if name == COORDINATOR}
         task = ray.remote(num_cpus=0, resources=held, max_retries=MOST_RESTARTS)(_remote)
+        ear = ray.remote(num_cpus=0, max_restarts=-1)(_Ear).remote()
         running: dict[Any, int] = {}
+
+        def hear() -> None:
+            with suppress(ray.exceptions.RayActorError):  # it went with its machine: what it had heard is not shown
+                for i, event in ray.get(ear.heard.remote()):
+                    events.stage(i, StageEvent(**event))
+
         while order or running:
             if stop.asked:  # what runs is given up: of each stage in the making at most an epoch is lost
                 for waiting in running:
@@ -166,8 +173,9 @@ def _together(
                 events.started(i, _about(trials[i]))
                 config = parameters(trials[i].config)
                 seconds = seconds_of(trials[i].config, SPLITS, prices)
-                running[task.remote(run_trial, config, str(store.resolve()), root, seconds)] = i
+                running[task.remote(run_trial, config, str(store.resolve()), root, seconds, ear, i)] = i
             over, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
+            hear()
             if not over:
                 continue
             done = over[0]
@@ -185,20 +193,45 @@ def _together(
     return tuple(cells[i] for i in sorted(cells))
 
 
+class _Ear:
+    """Where the trials of a table, which run as tasks, say what happens to their stages."""
+
+    def __init__(self) -> None:
+        self._told: list[tuple[int, dict[str, Any]]] = []
+
+    def tell(self, i: int, event: dict[str, Any]) -> None:
+        self._told.append((i, event))
+
+    def heard(self) -> list[tuple[int, dict[str, Any]]]:
+        """What was told since it was asked last."""
+        told, self._told = self._told, []
+        return told
+
+
 def _remote(
-    run_trial: str, config: dict[str, Any], store: str, data_root: str | None, seconds: dict[str, float]
-) -> dict[str, Any]:
+    run_trial: str, config: dict[str, Any], store: str, data_root: str | None, seconds: dict[str, float], ear: Any,
+    i: int,
+) -> dict[str, Any]:  # fmt: skip
     from raz.engine.broker import Asking
 
+    told: list[Any] = []
+
+    def log(event: StageEvent) -> None:
+        told[:] = [ear.tell.remote(i, asdict(event))]
+
     asking = Asking(
-        Path(store), uuid.uuid4().hex, {}, seconds=seconds, before=lambda: None, beat=lambda: None,
-        log=lambda event: None,
+        Path(store), uuid.uuid4().hex, {}, seconds=seconds, before=lambda: None, beat=lambda: None, log=log,
     )  # fmt: skip
     root = Path(data_root) if data_root else None
     try:
-        return asdict(attempt(resolve(run_trial), config, Path(store), data_root=root, splits=SPLITS, make=asking))
+        function = resolve(run_trial)
+        return asdict(attempt(function, config, Path(store), data_root=root, log=log, splits=SPLITS, make=asking))
     finally:
         asking.leave()
+        if told:  # one caller's calls arrive in order: with the last the driver hears them all
+            import ray
+
+            ray.wait(told, timeout=LOOK)
 
 
 def _about(trial: Trial) -> dict[str, Any]:
