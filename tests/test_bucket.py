@@ -207,7 +207,8 @@ def outcome(text: str) -> dict[str, object]:
 def trials(store: str, environment: dict[str, str]) -> list[object]:
     done = raz("show", "far", "--store", store, "--json", env=environment)
     assert done.returncode == 0, done.stderr
-    return sorted(json.dumps([t["values"], t["value"]]) for t in json.loads(done.stdout)["trials"])
+    found = json.loads(done.stdout)["list"]
+    return sorted(json.dumps([trial[name] for name in ("trial", "state", "values", "value")]) for trial in found)
 
 
 @pytest.mark.slow

@@ -111,9 +111,10 @@ def test_a_stopped_job_keeps_its_epochs(cluster: tuple[Head, Path], tmp_path: Pa
     file = tmp_path / "long.yaml"
     file.write_text(SPACE.replace("sent", "long").replace("counting.train.epochs: 1", "counting.train.epochs: 900"))
     long = ("submit", file, "--address", up.url, "--set", "seed=5", "--set", "counting.train.stop=900")
+    before = set(store.glob("chains/counting/*/checkpoint.pt"))
     job = json.loads(raz(*long, "--json", env=up.environment).stdout)["job"]
     end = time.monotonic() + 300
-    while not list(store.glob("chains/counting/*/checkpoint.pt")):
+    while not set(store.glob("chains/counting/*/checkpoint.pt")) - before:
         assert time.monotonic() < end, raz("job", "logs", job, "--address", up.url, env=up.environment).stdout
         time.sleep(0.5)
     assert raz("job", "stop", job, "--address", up.url, env=up.environment).returncode == 0

@@ -99,10 +99,11 @@ def _document(job: Any) -> dict[str, Any]:
 def _told(url: str, job: str = "") -> Iterator[None]:
     """Ray's refusals and a lost connection as one message."""
     import requests
+    from ray.exceptions import AuthenticationError
 
     try:
         yield
-    except (RuntimeError, ConnectionError, requests.exceptions.RequestException) as error:
+    except (RuntimeError, ConnectionError, AuthenticationError, requests.exceptions.RequestException) as error:
         text = str(error)
         said = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:200]
         if job and ("404" in text or "does not exist" in text):
