@@ -245,6 +245,7 @@ def check_once(store: Path, reference: Path, trials: int) -> None:
     assert len(paid) == len(set(paid)) == sum("@test" not in stage for stage, _, _ in finished)
 
 
+@pytest.mark.timeout(1200)  # beside other work it takes ten times its time
 @pytest.mark.usefixtures("ray_session")
 def test_each_distinct_stage_is_made_once(tmp_path: Path, crowd: Path) -> None:
     space = grid({"fusion.rule": ["density", "average"]}, depth=1)
