@@ -52,7 +52,7 @@ ip link set lo up; ip link set "$wire" name eth0; ip addr add "$address/24" dev 
 ip route add default via "$gateway"
 """
 SSHD = (
-    "exec /usr/sbin/sshd -D -e -o PidFile=none -o HostKey=/root/.hostkey -o UsePAM=no -o StrictModes=no"
+    "exec /usr/sbin/sshd -D -e -o PidFile=none -o HostKey=$HOME/.hostkey -o UsePAM=no -o StrictModes=no"
     " -o PermitRootLogin=prohibit-password -o PasswordAuthentication=no -o PrintLastLog=no -o UseDNS=no"
 )
 IDLE = "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"

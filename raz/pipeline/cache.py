@@ -121,17 +121,10 @@ class StageCache:
 
     def find(self, key: StageKey) -> Artifact | None:
         """The artifact, if it is there and whole. Damage is a miss."""
-        return self._found(key.stage, key.key)
+        return self.at(key.stage, key.key)
 
     def at(self, stage: str, key: str) -> Artifact | None:
         """The artifact of a stage whose key (hex) is known but not what went into it, if it is there and whole."""
-        return self._found(stage, key)
-
-    def read(self, stage: str, key: str) -> Artifact | None:
-        """The artifact of a key that is known as text."""
-        return self._found(stage, key)
-
-    def _found(self, stage: str, key: str) -> Artifact | None:
         folder = self.folder(stage, key)
         found = self._whole(folder)
         if self.tier is None:
@@ -139,7 +132,7 @@ class StageCache:
         if found is None and self.tier.fetch(stage, key):
             found = self._whole(folder)
         if found is not None and not self.tier.touch(folder):  # room was made of it just now
-            return self._found(stage, key)
+            return self.at(stage, key)
         return found
 
     def _whole(self, folder: Path) -> Artifact | None:

@@ -125,7 +125,7 @@ class ScoreIndex:
         fresh = [key for key in self._stamps if key not in rows]
         cache, makers = StageCache(self.store), Makers(self.store)
         for key in fresh:
-            artifact = cache.read("score", key)
+            artifact = cache.at("score", key)
             if artifact is None:
                 continue
             try:
