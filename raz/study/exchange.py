@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import filelock
-
 from raz.bucket import bucket_of
 from raz.errors import RazError
 from raz.pipeline.cache import MANIFEST, StageCache, digest, file_digest, writing
@@ -33,7 +31,7 @@ from raz.study.describe import split_study
 from raz.study.frame import frame
 from raz.study.index import read_study
 from raz.study.inventory import KEY, stage_of
-from raz.study.records import journal_path, load_study, lock_path
+from raz.study.records import journal_path, load_study, without_driver
 from raz.study.space import STUDY_NAME
 
 FORMAT = 1
@@ -263,22 +261,13 @@ def _take_over(store: Path, path: Path, aside: Path, name: str, members: list[st
     shutil.copyfile(fresh, journal_path(trial_store, name))
     trials = len(load_study(trial_store, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
     final = journal_path(store, name)
-    lock = filelock.FileLock(lock_path(final))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise RazError(
-            f"study {name}", "is running in this store", "wait for it, or import into another --store"
-        ) from None
-    try:
+    with without_driver(store, name, "wait for it, or import into another --store"):
         known = final.exists()
         if known and file_digest(final) != file_digest(fresh):
             raise RazError(f"study {name}", f"{store} has another study of this name", "import into another --store")
         stages = _stages_in(store, path, aside, places)
         if not known:
             os.replace(fresh, final)
-    finally:
-        lock.release()
     return {"study": name, "trials": trials, "stages": stages, "new": not known}
 
 

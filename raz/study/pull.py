@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from raz.bucket import bucket_of
 from raz.config import nearest
 from raz.errors import RazError
@@ -24,7 +22,7 @@ from raz.study import text
 from raz.study.inventory import KEY, StoredStage, check_store, faults, stages
 from raz.study.journal import entrance
 from raz.study.reach import TABLES, reach
-from raz.study.records import journal_path, load_study, lock_path, study_names
+from raz.study.records import journal_path, load_study, study_names, without_driver
 
 SMALL = "score"  # the stage whose artifacts always come: reports of tables are made of them
 
@@ -91,12 +89,7 @@ def _study(source: Path, store: Path, name: str, aside: Path) -> dict[str, Any]:
     checked.parent.mkdir(exist_ok=True)
     checked.write_bytes(data)
     trials = len(load_study(aside, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
-    lock = filelock.FileLock(lock_path(final))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise RazError(f"study {name}", "is running in this store", "pull into another --store") from None
-    try:
+    with without_driver(store, name, "pull into another --store"):
         mine = final.read_bytes() if final.exists() else b""
         if mine.startswith(data):
             return {"trials": trials, "state": "as it was" if mine == data else "this store's is newer"}
@@ -109,8 +102,6 @@ def _study(source: Path, store: Path, name: str, aside: Path) -> dict[str, Any]:
             os.fsync(stream.fileno())
         os.replace(checked, final)
         return {"trials": trials, "state": "gone on" if mine else "new"}
-    finally:
-        lock.release()
 
 
 def _tables(source: Path, store: Path, aside: Path) -> int:

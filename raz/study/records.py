@@ -5,7 +5,8 @@ Readers need no lock: they may read beside the driver that writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from raz.study.journal import journal_path, lock_path, open_journal, study_names
 
 __all__ = [
     "About", "Outcome", "TrialRecord", "configuration", "is_running", "journal_path", "load_study", "lock_path",
-    "read_records", "record_of", "records", "study_names",
+    "read_records", "record_of", "records", "study_names", "without_driver",
 ]  # fmt: skip
 
 
@@ -113,6 +114,20 @@ def is_running(store: Path, name: str) -> bool:
         return False
     lock.release()
     return False
+
+
+@contextmanager
+def without_driver(store: Path, name: str, hint: str) -> Iterator[None]:
+    """Held while a study is put into a store: no driver of it can begin meanwhile. Raises RazError when one runs."""
+    lock = filelock.FileLock(lock_path(journal_path(store, name)))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise RazError(f"study {name}", "is running in this store", hint) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def records(study: optuna.Study, *, alive: bool = True) -> tuple[TrialRecord, ...]:
