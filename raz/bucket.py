@@ -21,7 +21,6 @@ import os
 import random
 import re
 import time
-import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlparse
 
 from raz.errors import RazError
+from raz.files import replacing
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -242,10 +242,5 @@ def _sums(data: bytes) -> dict[str, str]:
 
 def put(path: Path, data: bytes) -> None:
     """Written aside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid.uuid4().hex}")
-    try:
+    with replacing(path) as aside:
         aside.write_bytes(data)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

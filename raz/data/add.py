@@ -19,6 +19,7 @@ from raz.data.folder import FILE, NAME, Spec
 from raz.data.images import SUFFIXES
 from raz.data.pairs import Findings, entries
 from raz.errors import RazError
+from raz.files import replacing
 from raz.resources import name_from
 
 Ask = Callable[[str, str], str]  # question, what is taken for an empty answer -> answer
@@ -88,15 +89,12 @@ def write(spec: Spec, replace_it: bool = False) -> Path:
     path = spec.folder / FILE
     if path.exists() and not replace_it:
         raise RazError(str(path), "is there already", "edit it, or --force")
-    aside = path.with_name(f".{FILE}.{os.getpid()}")
     try:
-        aside.write_text(text_of(spec), encoding="utf-8")
-        folder.read_spec(aside)  # what is written is read as it was meant
-        aside.replace(path)
+        with replacing(path) as aside:
+            aside.write_text(text_of(spec), encoding="utf-8")
+            folder.read_spec(aside)  # what is written is read as it was meant
     except OSError as error:
         raise RazError(str(path), f"cannot be written ({error.strerror})", "check the folder's permissions") from error
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

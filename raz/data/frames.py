@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from PIL import Image
 from raz.data.contract import Heads, Item, Pixels
 from raz.data.images import rgb_array
 from raz.errors import RazError, raise_all
+from raz.files import replacing
 
 _VERSION = 1  # of the pack's meaning: raise it when the same items would give other bytes
 _MAGIC = b"RAZPACK1"
@@ -198,20 +198,14 @@ class Frames:
         return _read(self._path, len(self._items)) or self._build()
 
     def _build(self) -> tuple[NDArray[np.uint8], tuple[_Entry, ...]]:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._path.with_name(f".{self._path.name}.{uuid4().hex}")
-        try:
-            with open(aside, "xb") as file:
-                entries = []
-                for entry, pixels in self._decoded():
-                    file.write(pixels.data)
-                    entries.append(entry)
-                _write_index(file, entries)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self._path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with replacing(self._path) as aside, open(aside, "xb") as file:
+            entries = []
+            for entry, pixels in self._decoded():
+                file.write(pixels.data)
+                entries.append(entry)
+            _write_index(file, entries)
+            file.flush()
+            os.fsync(file.fileno())
         self._checked.clear()
         fresh = _read(self._path, len(self._items))
         if fresh is None:

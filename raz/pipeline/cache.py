@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from raz.errors import RazError, TrialFailure
+from raz.files import replacing
 from raz.pipeline.lease import ATTEMPT, Lease, hold
 from raz.pipeline.tier import MANIFEST as MANIFEST
 from raz.pipeline.tier import tier_of
@@ -287,12 +288,8 @@ def writing(store: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON, written aside and renamed."""
-    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
+    with replacing(path) as aside:
         aside.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -8,7 +8,6 @@ are rounded by at most one part in 2048.
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raz.files import replacing
 from raz.paper.networks import STRIDE, Backbone, network_input
 from raz.pipeline.samples import Images, Window, up8
 
@@ -138,21 +138,12 @@ def _kept(path: Path, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> 
         return found
     with torch.inference_mode():
         computed = compute().half().cpu().contiguous().numpy()
-    _replace(path, lambda aside: np.save(aside, computed))
+    with replacing(path) as aside:
+        np.save(aside, computed)
     found = _mapped(path, shape)
     if found is None:
         raise OSError(f"{path} cannot be read back after writing")
     return found
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor | None:
@@ -187,7 +178,8 @@ def kept_candidates(path: Path, count: int, compute: Callable[[], list[Candidate
         boxes = np.concatenate([np.zeros((0, 4), np.int64), *[b for b, _ in found]])
         means = np.concatenate([np.zeros(0), *[m for _, m in found]])
         ends = np.cumsum([len(m) for _, m in found], dtype=np.int64)
-        _replace(path, lambda aside: np.savez(aside, allow_pickle=False, boxes=boxes, means=means, ends=ends))
+        with replacing(path) as aside:
+            np.savez(aside, allow_pickle=False, boxes=boxes, means=means, ends=ends)
     return found
 
 

@@ -14,12 +14,10 @@ import re
 import struct
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -33,6 +31,7 @@ from raz.data.contract import Item
 from raz.data.frames import Frames
 from raz.data.images import decode
 from raz.errors import RazError
+from raz.files import replacing
 from raz.paper import fusion as fuse
 from raz.paper.zoom import Points
 from raz.pipeline import nets
@@ -274,17 +273,12 @@ def save_model(model: Model, out: Path) -> None:
         "fitted": json.dumps(model.fitted.as_json()),
         "about": json.dumps(dict(model.about), sort_keys=True),
     }
-    aside = out.with_name(f".{out.name}.{uuid4().hex}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside, metadata)
-        os.replace(aside, out)
+        with replacing(out) as aside:
+            save_file(tensors, aside, metadata)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RazError(str(out), f"cannot be written ({reason})", "choose another --out") from error
-    finally:
-        with suppress(NotADirectoryError):  # where a part of the path is a file
-            aside.unlink(missing_ok=True)
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from raz.data.images import decode
 from raz.errors import RazError
+from raz.files import replacing
 from raz.predict.images import names_of
 
 if TYPE_CHECKING:
@@ -98,12 +97,8 @@ def write_files(out: Path, given: dict[str, Any]) -> None:
 
 def _write(path: Path, write: Any) -> None:
     """Aside and renamed, so that nothing is left half written."""
-    aside = path.with_name(f".{uuid4().hex}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            write(aside)
     except OSError as error:
         raise RazError(str(path), f"cannot be written ({error.strerror or error})", "choose another --out") from error
-    finally:
-        aside.unlink(missing_ok=True)

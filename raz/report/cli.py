@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -14,6 +13,7 @@ import typer
 
 from raz.data.option import HERE, DataRoot, Profile, Settings, Store
 from raz.errors import RazError
+from raz.files import replacing
 from raz.report.asked import Photographs
 
 if TYPE_CHECKING:
@@ -126,13 +126,8 @@ def _format(form: str | None, out: Path | None) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Aside and renamed, so that a full disk leaves no half table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _table(

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raz.errors import RazError
+from raz.files import replacing
 from raz.pipeline.cache import MANIFEST, StageCache
 
 LAYOUT = 2  # raise it when the same scores would give another index
@@ -188,12 +189,5 @@ class ScoreIndex:
                 "about": pa.array([row[1] for row in rows.values()], pa.string()),
             }
         ).replace_schema_metadata({"layout": str(LAYOUT)})
-        aside = self._path.with_name(f".{self._path.name}-{uuid.uuid4().hex}")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError), replacing(self._path) as aside:
             pq.write_table(table, aside)
-            aside.replace(self._path)
-        except OSError:
-            return
-        finally:
-            aside.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from raz.bucket import bucket_of
 from raz.errors import RazError
+from raz.files import replacing
 from raz.pipeline.cache import MANIFEST, StageCache, digest, file_digest, writing
 from raz.study import text
 from raz.study.describe import split_study
@@ -78,13 +79,8 @@ def export_study(store: Path, reference: str, out: Path, *, with_stages: bool = 
                 table.attrs = {}
                 table.to_parquet(path, index=False)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}-{uuid.uuid4().hex}{out.suffix}")
-    try:
+    with replacing(out) as aside:
         write(aside)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
     return {
         "study": name, "out": str(out), "bytes": out.stat().st_size, "trials": len(study.trials), "stages": count,
         "running": study.running,

@@ -10,8 +10,8 @@ made again. Where the store may only be read, the journal is replayed and nothin
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial
 
+from raz.files import replacing
 from raz.study.records import TrialRecord, is_running, journal_path, load_study, records
 
 LAYOUT = 1  # raise it when the same journal would give another index
@@ -166,15 +167,8 @@ def _write(path: Path, stamp: Mapping[str, int], study: StoredStudy) -> None:
         "stamp": stamp, "columns": list(_NAMES), "base": base, "directions": study.directions,
         "attributes": study.attributes,
     }  # fmt: skip
-    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
+    with suppress(OSError), replacing(path) as aside:
         pq.write_table(pa.table(columns).replace_schema_metadata({"raz": json.dumps(about)}), aside)
-        aside.replace(path)
-    except OSError:
-        return
-    finally:
-        if aside.exists():
-            aside.unlink()
 
 
 def _read(path: Path, stamp: Mapping[str, int]) -> StoredStudy | None:

@@ -1,0 +1,23 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside `path`, of the same suffix, to write to: it becomes `path` at the end, over what was there, and
+    is gone when something fails. Makes the folder. Raises OSError as the file system does."""
+    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        os.replace(aside, path)
+    finally:
+        with suppress(NotADirectoryError):  # where a part of the path is a file
+            aside.unlink(missing_ok=True)
