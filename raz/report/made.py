@@ -56,7 +56,7 @@ def stages_of(filled: FilledTable, data_root: Path | None) -> tuple[Used, ...]:
 
 
 def curve(artifact: Artifact) -> list[Mapping[str, float]]:
-    """The learning curve of a trained stage, a point an epoch: epoch, loss, value, rate, seconds. Empty where it
+    """The learning curve of a trained stage, a point an epoch: epoch, loss, value. Empty where it
     cannot be read."""
     try:
         points = json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8"))
