@@ -137,6 +137,55 @@ def check(store: Path, reference: Path, kills: int) -> None:
     assert not list((store / "stages").glob("*/.attempt-*"))
 
 
+NODES = """
+import os, subprocess, sys, tempfile, time
+from pathlib import Path
+from raz.engine.session import prepare
+prepare()
+import ray
+from ray.cluster_utils import Cluster
+from tests.journaling import journal
+from tests.test_chaos import DRIVER
+
+store, crowd, point = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+memory = {"object_store_memory": 100 * 2**20}
+head = {"num_cpus": 0, "resources": {"coordinator": 8}, "include_dashboard": False, **memory}
+cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": tempfile.mkdtemp(dir="/tmp")})
+node = cluster.add_node(num_cpus=2, **memory)
+driver = subprocess.Popen(
+    [sys.executable, "-c", DRIVER, store, crowd, "ray", "grid"], env={**os.environ, "RAY_ADDRESS": cluster.address}
+)
+
+def in_the_making():
+    told = journal(store) if (store / "journal.jsonl").exists() else []
+    begun, over = ({e["key"] for e in told if e["kind"] == kind} for kind in ("started", "finished"))
+    return len(told) >= point and begun - over
+
+try:
+    while not in_the_making():
+        assert driver.poll() is None, "the study ended before its node was struck"
+        time.sleep(0.02)
+    cluster.remove_node(node, allow_graceful=False)
+    (store / "struck").touch()
+    cluster.add_node(num_cpus=2, **memory)
+    sys.exit(driver.wait(600))
+finally:
+    driver.kill()
+    driver.wait()
+    cluster.shutdown()
+"""
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_a_node_is_lost(number: int, crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """All stages are made on one node, which goes while one of them is in the making; another takes its place."""
+    cluster = start(NODES, tmp_path, crowd, random.Random(number).randint(1, 14))
+    assert cluster.wait(900) == 0
+    assert (tmp_path / "struck").exists()
+    assert [record.state for record in read_records(tmp_path, "grid")] == ["complete"] * 4  # none was lost with it
+    check(tmp_path, undisturbed, 2)  # two stages may have been in the making
+
+
 def test_two_drivers_share_a_store(crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Two Ray sessions, two brokers, and a process without Ray."""
     drivers = [start(DRIVER, tmp_path, crowd, "ray", "grid"), start(DRIVER, tmp_path, crowd, "ray", "other")]
