@@ -93,13 +93,13 @@ def _points_of(where: str, name: str, xy: ArrayLike) -> tuple[Floats, list[RazEr
 
 def _by_rank(score: Floats, xy: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """The order by falling score, then y, then x, stable; and (n - 1,) which neighbours in it share all three."""
-    order = np.argsort(-score, kind="stable")
+    order = np.argsort(-score)  # not stable, so faster: what is tied is put in order below
     ranked = score[order]
     same = ranked[1:] == ranked[:-1]
     if not same.any():
         return order, same
     tied = _members(same)
-    rows = order[tied]
+    rows = np.sort(order[tied])
     rows = rows[np.lexsort((xy[rows, 0], xy[rows, 1], -score[rows]))]
     order[tied] = rows
     at = np.flatnonzero(same)
@@ -279,9 +279,9 @@ def _ap_ar(distance: Floats, best_before: Floats, heads: int, radius: float) -> 
     # Precision peaks at true positives, so its envelope is wanted there alone. Recall reaches k/100 with the
     # ceil(k·heads/100)-th of them, in whole numbers: no rounding decides it.
     precision = np.arange(1, len(hits) + 1) / (hits + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
     needed = np.maximum(-(-np.arange(101) * heads // 100), 1)
-    reached = envelope[needed[needed <= len(hits)] - 1]
+    at = needed[needed <= len(hits)] - 1  # never falls, so the envelope there is a maximum of the stretches' maxima
+    reached = np.maximum.accumulate(np.maximum.reduceat(precision, at)[::-1])
     return math.fsum(reached) / 101, len(hits) / heads
 
 
