@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +53,18 @@ def _said(store: Path) -> tuple[float, Prices]:
     return float(told["part"]), Stated(Sizes(told["images"], told["megapixels"]))
 
 
+def _begin(store: Path) -> None:
+    """Leaves the moment at which the first stage of the store began."""
+    with suppress(FileExistsError), (store / "begun").open("x"):
+        pass
+
+
+def first_stage(store: Path) -> float:
+    """Seconds since the epoch when the first stage of this store began; 0 where none has."""
+    mark = store / "begun"
+    return mark.stat().st_mtime if mark.exists() else 0.0
+
+
 def seconds(store: Path, config: TrialConfig, node: Node) -> float:
     """What a stage takes: a part of its likely price, nothing for a score."""
     part, prices = _said(store)
@@ -66,6 +79,7 @@ def _value(config: TrialConfig) -> float:
 
 def _trained(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
     took, value = seconds(self.at.cache.store, self.at.config, node), _value(self.at.config)
+    _begin(self.at.cache.store)
     epochs = int(parameters(self.at.config)[STAGES[node.stage].epochs])
     curve = []
     for told in range(1, TOLD + 1):
