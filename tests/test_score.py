@@ -514,7 +514,9 @@ def test_boxes_that_do_not_fit_are_told_and_left_out(boxes: Any, told: str, tmp_
         (["--gt", "GT", "--dataset", "toy"], "give one of them"),
         (["--gt", "GT", "--protocol", "nwpu"], "the true heads have no boxes"),
         (["--gt", "GT", "--protocol", "fidmt"], "did you mean fidtm"),
-        (["--gt", "GT", "--sigma", "40;20"], "expected numbers over 0 separated by commas"),
+        (["--gt", "GT", "--sigma", "40;20"], "expected different numbers over 0 separated by commas"),
+        (["--gt", "GT", "--sigma", "20,20"], "expected different numbers over 0 separated by commas"),
+        (["--gt", "GT", "--split", "val"], "the heads of --gt have no splits"),
         (["--dataset", "toy", "--split", "tset"], "did you mean test"),
     ],
 )

@@ -15,7 +15,7 @@ def score_command(
     gt: Annotated[Path | None, typer.Option("--gt", help="True heads, in the same forms; boxes as w,h.")] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="True heads of a data set instead.")] = None,
     data_root: DataRoot = None,
-    split: Annotated[str, typer.Option(help="Of the data set: train, val or test.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Of the data set: train, val or test.", show_default="test")] = None,
     protocol: Annotated[
         list[str] | None, typer.Option(help="raz, nwpu, fidtm or qnrf; repeatable. Default: all that apply.")
     ] = None,
@@ -62,6 +62,6 @@ def _numbers(text: str) -> tuple[float, ...]:
         values = tuple(float(word) for word in text.split(","))
     except ValueError:
         values = ()
-    if not values or not all(0 < value < float("inf") for value in values):
-        raise RazError("--sigma", f"{text!r}, expected numbers over 0 separated by commas", "--sigma 40,20,5")
+    if not values or not all(0 < value < float("inf") for value in values) or len(set(values)) < len(values):
+        raise RazError("--sigma", f"{text!r}, expected different numbers over 0 separated by commas", "--sigma 40,20,5")
     return values

@@ -94,13 +94,16 @@ def score_points(
     return Scores(len(images), heads, points, protocols.counting(images), tuple(rows), tuple(notes))
 
 
-def true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: str) -> dict[str, Marks]:
-    """The heads of a file, or of a split of a data set. Raises RazError unless exactly one is named."""
+def true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: str | None) -> dict[str, Marks]:
+    """The heads of a file, or of a split (test unless named) of a data set. Raises RazError unless exactly one of both
+    is named, and where a file is given what only a data set has."""
     if (gt is None) == (dataset is None):
         raise RazError("score", "the true heads come from --gt FILE or from --dataset NAME", "give one of them")
     if gt is not None:
+        if split is not None:
+            raise RazError("--split", f"{split!r}, but the heads of --gt have no splits", "leave it out")
         return read_points(gt)
-    opened = open_dataset(str(dataset), root)
+    opened, split = open_dataset(str(dataset), root), split or "test"
     if split not in opened.items:
         raise RazError("--split", f"{split!r}, expected one of {', '.join(opened.items)}", nearest(split, opened.items))
     return {item.id: _marks(item) for item in opened.items[cast(Split, split)]}
