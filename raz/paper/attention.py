@@ -74,7 +74,7 @@ def attention_distances(heads: NDArray[Any], height: int, width: int, sigma_z: f
 
 
 def attention_from(distances: Distances, sigma_z: float, x0: int, y0: int, h: int, w: int) -> Map:
-    """`attention_window` out of distances that are already known; the same bits.
+    """`attention_window` out of distances that are already known; the same bits. May be a part of a larger array.
 
     Raises RazError for a sigma_z beyond the one the distances were computed for, or an empty window.
     """
@@ -88,30 +88,25 @@ def attention_from(distances: Distances, sigma_z: float, x0: int, y0: int, h: in
     c0, c1 = max((max(x0, 0) - left) // TILE, 0), min(-(-(min(x0 + w, distances.width) - left) // TILE), columns)
     if r0 >= r1 or c0 >= c1:
         return np.zeros((h, w), dtype=np.float32)
-    out = np.zeros((h, w), dtype=np.float32)
     row, column = np.nonzero(distances.slots[r0:r1, c0:c1] >= 0)
     slots = distances.slots[r0 + row, c0 + column]
-    # Runs of tiles side by side are written by one assignment each, straight into the result.
-    starts = np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(column, prepend=-2) != 1))
-    ends = np.append(starts[1:], len(row))[: len(starts)]
-    tops = ((r0 + row[starts]) * TILE + top - y0).tolist()
-    lefts = ((c0 + column[starts]) * TILE + left - x0).tolist()
+    grid = np.zeros((r1 - r0, TILE, c1 - c0, TILE), dtype=np.float32)
+    tiles = grid.transpose(0, 2, 1, 3)
     factor, farthest = np.float32(-0.5 / sigma_z**2), np.float32(_reach(sigma_z) ** 2)
-    bottom, right = min(h, distances.height - y0), min(w, distances.width - x0)  # the tiles reach beyond
-    begun = known = 0  # `values` holds the tiles from begun to known: as many as fit into the cache, in whole runs
-    values = distances.squares[:0]
-    for start, end, y, x in zip(starts.tolist(), ends.tolist(), tops, lefts, strict=True):
-        if end > known:
-            begun, known = start, int(ends[min(int(np.searchsorted(ends, start + CACHED)), len(ends) - 1)])
-            squares = distances.squares[slots[begun:known]]
-            values = np.exp(squares * factor)
-            values *= squares <= farthest
-        run = values[start - begun : end - begun].transpose(1, 0, 2)
-        if y >= 0 and x >= 0 and y + TILE <= bottom and x + run.shape[1] * TILE <= right:
-            out[y : y + TILE, x : x + run.shape[1] * TILE].reshape(run.shape)[...] = run
-        else:
-            cut = run.reshape(TILE, -1)[max(-y, 0) : bottom - y, max(-x, 0) : right - x]
-            out[max(y, 0) : max(y, 0) + cut.shape[0], max(x, 0) : max(x, 0) + cut.shape[1]] = cut
+    for i in range(0, len(slots), CACHED):
+        squares = distances.squares[slots[i : i + CACHED]]
+        values = np.exp(squares * factor)
+        values *= squares <= farthest
+        tiles[row[i : i + CACHED], column[i : i + CACHED]] = values
+    # The tiles may reach beyond the window and the image, and the window beyond the tiles.
+    y, x = r0 * TILE + top, c0 * TILE + left
+    bottom, right = min(y0 + h, distances.height), min(x0 + w, distances.width)
+    known = grid.reshape((r1 - r0) * TILE, (c1 - c0) * TILE)[max(y0 - y, 0) : bottom - y, max(x0 - x, 0) : right - x]
+    if known.shape == (h, w):
+        return known
+    out = np.zeros((h, w), dtype=np.float32)
+    y, x = max(y - y0, 0), max(x - x0, 0)
+    out[y : y + known.shape[0], x : x + known.shape[1]] = known
     return out
 
 
