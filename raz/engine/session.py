@@ -67,6 +67,8 @@ def joined(address: str | None) -> Iterator[None]:
         return
     if address != "auto" and not re.fullmatch(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
         raise RazError("--address", f"{address!r} is neither auto nor HOST:PORT", "--address 10.0.0.1:6379")
+    if address == "auto":  # a job is told its own cluster; by itself Ray would take any that it finds on this machine
+        address = os.environ.get("RAY_ADDRESS") or address
     os.environ["RAY_ADDRESS"] = address
     prepare_client()
     import ray
