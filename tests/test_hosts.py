@@ -40,7 +40,8 @@ SWEEP = {
     "design": {"sampler": "grid"},
     "parameters": {"seed": {"choice": [0, 1, 2]}, "fusion.rule": {"choice": ["average", "localization"]}},
 }
-RAY = f"{sys.executable} -m ray.scripts.scripts"
+RAY, RAZ = f"{sys.executable} -m ray.scripts.scripts", f"{sys.executable} -m raz.cli"
+AT = "--cluster ~/onprem.yaml"
 PATIENCE = float(os.environ.get("RAZ_HOSTS_PATIENCE", "600"))  # seconds for what takes one where nothing else runs
 
 
@@ -95,7 +96,7 @@ def filled(made: Lab) -> str:
 def reference(machines: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of the same sweep on the laptop alone, without Ray."""
     store = tmp_path_factory.mktemp("reference") / "store"
-    laptop(machines, f"{sys.executable} -m raz.cli run ~/sweep.yaml --inline --store ~/alone --data-root /shared/data")
+    laptop(machines, f"{RAZ} run ~/sweep.yaml --inline --store ~/alone --data-root /shared/data")
     shutil.copytree(machines.laptop.home / "alone", store)
     return store
 
@@ -107,10 +108,6 @@ def laptop(made: Lab, command: str, patience: float = PATIENCE, **variables: str
     done = made.laptop.run(f"cd {ROOT} && {command}", timeout=patience, **variables)
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
-
-
-def on_head(made: Lab, command: str) -> str:
-    return laptop(made, f"{RAY} exec ~/onprem.yaml {command!r}")
 
 
 def in_mid_stage(made: Lab) -> list[Host]:
@@ -133,9 +130,7 @@ def test_a_sweep_survives_its_hosts(machines: Lab, reference: Path) -> None:
 
     laptop(machines, f"{RAY} up -y --no-config-cache ~/onprem.yaml")
     until(lambda: all(raylets(host) for host in machines.hosts), PATIENCE, lambda: log_of(machines))
-    laptop(machines, f"{RAY} rsync-up ~/onprem.yaml ~/sweep.yaml /root/sweep.yaml")
-    run = "RAY_ADDRESS=auto raz-sweep run sweep.yaml --jobs 6"
-    on_head(machines, f"ray job submit --no-wait --submission-id sweep -- {run}")
+    job = json.loads(laptop(machines, f"{RAZ} submit ~/sweep.yaml {AT} --jobs 6 --json"))["job"]
 
     # One host goes in mid-stage, with every process of it, and comes back.
     training: list[Host] = []
@@ -151,18 +146,16 @@ def test_a_sweep_survives_its_hosts(machines: Lab, reference: Path) -> None:
     victim.up()
     until(lambda: raylets(victim) > 0, PATIENCE, lambda: log_of(machines))
 
-    until(lambda: "SUCCEEDED" in on_head(machines, "ray job status sweep"), PATIENCE, lambda: job_log(machines))
-    shown = on_head(machines, "raz-sweep studies")
-    assert "three-hosts" in shown
+    laptop(machines, f"{RAZ} job logs {job} {AT} --follow", PATIENCE)  # exits as the job does
+    laptop(machines, f"{RAZ} pull {AT} --store ~/pulled")
     laptop(machines, f"{RAY} down -y ~/onprem.yaml")
     for host in machines.hosts:
         until(lambda h=host: not h.processes(), 180, lambda h=host: f"{h.name}: {h.processes()}")  # type: ignore[misc]
 
     check(store, reference)
-
-
-def job_log(made: Lab) -> str:
-    return on_head(made, "ray job logs sweep")[-6000:]
+    assert table(read_records(machines.laptop.home / "pulled", "three-hosts")) == table(
+        read_records(store, "three-hosts")
+    )
 
 
 def log_of(made: Lab) -> str:
@@ -213,7 +206,7 @@ def test_a_cluster_of_no_workers_grows_to_what_it_may_have(machines: Lab, refere
         AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_FAKE_CLUSTER="1", RAY_enable_autoscaler_v2="0", RAY_AUTH_MODE="token",
     )  # fmt: skip
     assert raylets(machines.laptop) == 1
-    run = f"{sys.executable} -m raz.cli run ~/sweep.yaml --store ~/store --data-root /shared/data --address auto"
+    run = f"{RAZ} run ~/sweep.yaml --store ~/store --data-root /shared/data --address auto"
     with ThreadPoolExecutor() as beside:
         ran = beside.submit(laptop, machines, run, 2 * PATIENCE)
         until(lambda: ran.done() or raylets(machines.laptop) == 4, PATIENCE)
