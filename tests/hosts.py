@@ -40,8 +40,8 @@ mkdir -p shared; mount -t tmpfs -o size=2g tmpfs tmp; chmod 1777 tmp
 mount -t tmpfs -o size=1g tmpfs dev/shm
 mount --bind "$home" root
 mount --bind "$folder/shared" shared
-for from; do  # what the test runs from may lie below a folder that is now another
-  [ -e "$root$from" ] && continue
+for from; do  # below what is now another folder; an empty one: mounted there before the plug was pulled
+  [ -e "$root$from" ] && [ -n "$(ls -A "$root$from")" ] && continue
   mkdir -p "$root$from"; mount --bind "$from" "$root$from"; mount -o remount,bind,ro "$root$from"
 done
 mkdir -p run/sshd run/old mnt; pivot_root . run/old; cd /
