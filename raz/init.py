@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
+from raz.bucket import bucket_of
 from raz.config import PRESETS, nearest
+from raz.data.option import DataRoot
 from raz.errors import RazError
+from raz.files import replacing
 from raz.resources import name_from
 
 _TEMPLATE = """\
@@ -20,7 +24,7 @@ _TEMPLATE = """\
 # Expect: what you believe before you look, so that the answer can surprise you.
 #
 #   {run}
-#   raz-sweep report {study}
+#   raz-sweep report {report}
 #
 # The same command again resumes or extends it. `--set key=value` tries another base without editing.
 study: {study}
@@ -59,14 +63,17 @@ parameters:
 """
 
 
-def space_text(study: str, dataset: str, preset: str, weights: str | None, file: str) -> str:
-    """The YAML text. Raises RazError for an unknown data set or preset."""
-    from raz.data import reader_of
+def space_text(
+    study: str, dataset: str, preset: str | None, weights: str | None, file: str, data_root: Path | None = None
+) -> str:
+    """The YAML text; `preset` None chooses one. Raises RazError for an unknown data set or preset."""
+    from raz.data import DATASETS, reader_of
 
-    reader = reader_of(dataset)
+    reader = reader_of(dataset, data_root)
+    if preset is None:  # one's own images are often small, and tiny needs no weights; photographs do
+        preset = "small" if weights is not None or (dataset in DATASETS and reader.find is not None) else "tiny"
     if preset not in PRESETS:
         raise RazError("--preset", f"unknown preset {preset!r}", nearest(preset, PRESETS))
-    run = f"raz-sweep run {file}" + (" --data-root DIR" if reader.find is not None else "")
     if weights is not None:
         line = f"    backbone.weights: {_quoted(weights)}\n"
     elif preset == "tiny":
@@ -74,14 +81,32 @@ def space_text(study: str, dataset: str, preset: str, weights: str | None, file:
     else:
         line = "    # backbone.weights: /path/to/vgg16.pt  # imagenet (the default) is fetched once\n"
     costs = {
-        "tiny": "minutes on two CPU cores.",
+        "tiny": "minutes on two CPU cores (images of some 200 px).",
         "small": "an hour or so on two CPU cores for some hundred photographs.",
         "paper": "days on a GPU.",
     }
     return _TEMPLATE.format(
-        title=reader.title, study=study, dataset=dataset, preset=preset, run=run, weights=line, cost=costs[preset],
+        title="".join(c if c.isprintable() else " " for c in reader.title), study=_name(study), dataset=_name(dataset),
+        preset=preset, run=run_words(dataset, file, data_root), report=study, weights=line, cost=costs[preset],
         epochs=PRESETS[preset].counting.train.epochs,
     )  # fmt: skip
+
+
+def run_words(dataset: str, file: str, data_root: Path | None) -> str:
+    """The command that runs the file. Raises RazError for an unknown data set, and where the root does not hold it."""
+    from raz.data import locate, reader_of
+
+    if reader_of(dataset, data_root).find is None:
+        return f"raz-sweep run {file}"
+    if data_root is None:
+        return f"raz-sweep run {file} --data-root DIR"
+    locate(dataset, data_root)
+    return f"raz-sweep run {file} --data-root {shlex.quote(str(bucket_of(data_root) or data_root))}"
+
+
+def _name(text: str) -> str:
+    """A name as a YAML scalar: bare, unless YAML takes it for a number, yes or no."""
+    return text if text[:1].isalpha() and isinstance(yaml.safe_load(text), str) else json.dumps(text)
 
 
 def _quoted(text: str) -> str:
@@ -89,7 +114,9 @@ def _quoted(text: str) -> str:
     return text if re.fullmatch(r"[\w./~-]*[/~.][\w./~-]*", text) and text.isascii() else json.dumps(text)
 
 
-def write_space(out: Path, dataset: str, preset: str | None, weights: str | None, force: bool) -> str:
+def write_space(
+    out: Path, dataset: str, preset: str | None, weights: str | None, force: bool, data_root: Path | None = None
+) -> str:
     """Write the file and return its study's name. What is written was parsed before.
 
     Raises RazError for what is not known, for a file that is there already (unless `force`), and where it cannot be
@@ -98,17 +125,17 @@ def write_space(out: Path, dataset: str, preset: str | None, weights: str | None
     from raz.study.parse import parse_space
     from raz.yamlfile import parse
 
-    if not str(out).isprintable():
-        raise RazError("--out", f"{str(out)!r} has a line break or the like in it", "another --out")
+    for option, path in (("--out", out), ("--data-root", data_root or Path())):
+        if not str(path).isprintable():
+            raise RazError(option, f"{str(path)!r} has a line break or the like in it", f"another {option}")
     study = name_from(out.stem, "_", "study")
-    file = shlex.quote(str(out))
-    text = space_text(study, dataset, preset or ("tiny" if dataset == "toy" else "small"), weights, file)
+    text = space_text(study, dataset, preset, weights, shlex.quote(str(out)), data_root)
     parse_space(parse(text, str(out)))
     if out.exists() and not force:
         raise RazError(str(out), "is there already", "another --out, or --force to write over it")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        with replacing(out) as aside:
+            aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RazError(str(out), f"cannot be written ({error.strerror or error})", "choose another --out") from error
     return study
@@ -117,7 +144,11 @@ def write_space(out: Path, dataset: str, preset: str | None, weights: str | None
 def init_command(
     dataset: Annotated[str, typer.Option(help="A data set, as `raz-sweep data list` names it.")] = "toy",
     out: Annotated[Path, typer.Option("--out", help="The file to write; its name names the study.")] = Path("my.yaml"),
-    preset: Annotated[str | None, typer.Option(help="tiny, small or paper. Default: tiny for toy, else small.")] = None,
+    data_root: DataRoot = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="tiny, small or paper. Default: small for published photographs or with weights, else tiny."),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
     ] = None,
@@ -127,7 +158,8 @@ def init_command(
 
     \b
     raz-sweep init
+    raz-sweep init --dataset cells --data-root . --out cells.yaml     a folder that `raz-sweep data add` described
     raz-sweep init --dataset shanghaitech_b --backbone-weights vgg16.pt --out b.yaml
     """
-    study = write_space(out, dataset, preset, weights, force)
-    typer.echo(f"{out}: study {study}; edit it, then: raz-sweep run {shlex.quote(str(out))}")
+    study = write_space(out, dataset, preset, weights, force, data_root)
+    typer.echo(f"{out}: study {study}; edit it, then: {run_words(dataset, shlex.quote(str(out)), data_root)}")

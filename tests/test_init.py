@@ -7,15 +7,17 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from raz.cli import app
 from raz.config import PRESETS
-from raz.data import DATASETS
+from raz.data import DATASETS, use_root
 from raz.init import space_text
 from raz.resources import name_from
 from raz.study.parse import load_space, parse_space
 from raz.yamlfile import parse
+from tests.conftest import noise
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -75,6 +77,39 @@ def test_a_name_in_any_script_gives_a_study_that_runs_by_the_words_told(
     assert shlex.split(words) == ["raz-sweep", "run", file]
     assert f"#   {words}\n" in (tmp_path / file).read_text("utf-8")
     assert load_space(Path(file)).study == study
+
+
+@pytest.mark.parametrize("name", ["cells", "007", "on"])
+def test_a_folder_of_ones_own_is_known_below_the_data_root(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAZ_DATA_ROOT", raising=False)
+    images = tmp_path / "my images" / name / "images"
+    images.mkdir(parents=True)
+    for i in range(5):
+        Image.fromarray(noise(i, 24, 32)).save(images / f"{i}.png")
+    (images.parent / "points.csv").write_text("image,x,y\n" + "".join(f"{i}.png,3.5,4.5\n" for i in range(5)))
+    added = CliRunner().invoke(app, ["data", "add", str(images.parent), "--title", "a: [\u2028b # c"])
+    assert added.exit_code == 0, added.output
+    told = next(line for line in added.stdout.splitlines() if line.startswith("raz-sweep init"))
+    done = CliRunner().invoke(app, shlex.split(told.partition("   (")[0])[1:])  # its words work as they stand
+    assert done.exit_code == 0, done.output
+    file = f"{name}.yaml"
+    assert shlex.split(done.stdout.partition("then: ")[2]) == [
+        "raz-sweep", "run", file, "--data-root", str(tmp_path / "my images")
+    ]  # fmt: skip
+    use_root(tmp_path / "my images")
+    space = load_space(Path(file))
+    assert (space.study, space.base.dataset, space.base.backbone.weights) == (name, name, "none")
+    lost = CliRunner().invoke(app, ["init", "--dataset", name, "--out", "b.yaml"])
+    assert lost.exit_code == 2
+    assert "needs --data-root" in lost.stderr
+    bare = CliRunner().invoke(
+        app, ["init", "--dataset", "shanghaitech_a", "--data-root", "my images", "--out", "b.yaml"]
+    )
+    assert bare.exit_code == 2
+    assert not Path("b.yaml").exists()
 
 
 @pytest.mark.parametrize(

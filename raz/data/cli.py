@@ -149,6 +149,7 @@ def add_(
     raz-sweep data add cars --points annotations.json --unlisted empty
     """
     import json
+    import shlex
     import sys
 
     from raz.data import add
@@ -161,6 +162,7 @@ def add_(
     counts = {split: len(found) for split, found in seen.found.items()}
     heads = sum(len(f.item.load_heads()) for found in seen.found.values() for f in found)
     root = spec.folder.parent
+    at = shlex.quote(str(root))
     if as_json:
         document = {
             "file": str(path), "name": spec.name, "images": counts, "points": heads, "data_root": str(root),
@@ -174,6 +176,7 @@ def add_(
         typer.echo(f"- {line}")
     if seen.faults:
         typer.echo(f"{len(seen.faults)} fault(s) to put right before it can be used (in the files, or in {path.name})")
-        typer.echo(f"raz-sweep data check {spec.name} --data-root {root}")
+        typer.echo(f"raz-sweep data check {spec.name} --data-root {at}")
         return
-    typer.echo(f"raz-sweep run search_spaces/fusion --set dataset={spec.name} --data-root {root}")
+    typer.echo(f"raz-sweep run search_spaces/fusion --set dataset={spec.name} --data-root {at}")
+    typer.echo(f"raz-sweep init --dataset {spec.name} --data-root {at} --out {spec.name}.yaml   (a search to edit)")
