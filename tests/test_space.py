@@ -16,8 +16,8 @@ from raz.pipeline.tree import TRAINED
 from raz.resources import find, shipped
 from raz.study.base import settings_of
 from raz.study.parse import load_space, parse_space
-from raz.study.resources import Resources
-from raz.study.space import Pruning, SearchSpace, combinations
+from raz.study.resources import Resources, asked
+from raz.study.space import Pruning, SearchSpace
 from raz.yamlfile import parse, read
 
 HEAD = "study: s\ndesign: {sampler: tpe, trials: 4}\n"
@@ -566,10 +566,10 @@ def test_what_a_file_says() -> None:
 
 def test_resources_of_a_stage_go_over_those_of_all() -> None:
     space = space_of(CONDITIONAL + "resources: {all: {cpus: 4, gpus: 0}, counting: {gpus: 0.5}, raz: {cpus: 2}}\n")
-    assert space.resources_of("counting") == Resources(cpus=4, gpus=0.5)
-    assert space.resources_of("raz") == Resources(cpus=2, gpus=0)
-    assert space.resources_of("score") == Resources(cpus=4, gpus=0)
-    assert space_of(CONDITIONAL).resources_of("score") == Resources(None, None)
+    assert asked(space.resources, "counting") == Resources(cpus=4, gpus=0.5)
+    assert asked(space.resources, "raz") == Resources(cpus=2, gpus=0)
+    assert asked(space.resources, "score") == Resources(cpus=4, gpus=0)
+    assert asked(space_of(CONDITIONAL).resources, "score") == Resources(None, None)
     assert space.digest() == space_of(CONDITIONAL).digest()  # where it ran is no part of the question
 
 
@@ -591,7 +591,7 @@ def test_the_grid_is_every_combination_once() -> None:
         )
         for p in points
     ]
-    assert len(got) == len(set(got)) == len(wanted) == combinations(space) == space.target == 12
+    assert len(got) == len(set(got)) == len(wanted) == space.target == 12
     assert set(got) == wanted
 
 

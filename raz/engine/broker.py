@@ -31,7 +31,7 @@ from raz.pipeline.cache import MANIFEST
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.told import StageEvent
 from raz.pipeline.tree import STAGES, Node, chain_key
-from raz.study.resources import ALL, Resources
+from raz.study.resources import Resources, asked
 from raz.study.schedule import ahead
 
 if TYPE_CHECKING:  # the broker itself needs no torch
@@ -344,7 +344,7 @@ class Asking:
 
     def _request(self, missing: Missing) -> dict[str, Any]:
         node, key, config = missing.nodes[0], missing.keys[0], missing.config
-        asked = self.resources.get(node.stage, Resources()).over(self.resources.get(ALL, Resources()))
+        wanted = asked(self.resources, node.stage)
         job = {
             "config": json.dumps(parameters(config)), "store": str(self.store.resolve()), "maker": self.maker,
             "data_root": str(missing.data_root) if missing.data_root else "",
@@ -353,7 +353,7 @@ class Asking:
             who=self.who, nodes=tuple((n.stage, n.split, n.zoom_pass) for n in missing.nodes),
             keys=tuple(k.key for k in missing.keys),
             lane=chain_key(key) if STAGES[node.stage].kind == "trained" else key.key,
-            path=ahead(self._ahead(missing), self._made), cpus=float(asked.cpus or config.threads), gpus=asked.gpus,
+            path=ahead(self._ahead(missing), self._made), cpus=float(wanted.cpus or config.threads), gpus=wanted.gpus,
             job=job,
         )  # fmt: skip
         return asdict(request)

@@ -292,6 +292,16 @@ def write_json(path: Path, value: Any) -> None:
         aside.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
 
 
+def stored_curve(folder: Path) -> list[dict[str, float]]:
+    """The learning curve of a trained stage's artifact, a point an epoch: epoch, loss, value, seconds. Empty where it
+    cannot be read."""
+    try:
+        points = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
+        return [{name: float(point[name]) for name in ("epoch", "loss", "value", "seconds")} for point in points]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

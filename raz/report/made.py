@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raz.pipeline.cache import Artifact, StageCache
+from raz.pipeline.cache import Artifact, StageCache, stored_curve
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.tree import TRAINED, Node
 from raz.report.fill import FilledTable
@@ -53,16 +52,6 @@ def stages_of(filled: FilledTable, data_root: Path | None) -> tuple[Used, ...]:
 
 
 # ------------------------------------------------------------------------------------ learning curves
-
-
-def curve(artifact: Artifact) -> list[Mapping[str, float]]:
-    """The learning curve of a trained stage, a point an epoch: epoch, loss, value. Empty where it
-    cannot be read."""
-    try:
-        points = json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8"))
-        return [{name: float(point[name]) for name in ("epoch", "loss", "value")} for point in points]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def learning_curves(uses: Sequence[Used]) -> tuple[Figure, ...]:
@@ -115,7 +104,7 @@ def _stage_curves(stage: str, dataset: str, found: Sequence[Used]) -> Figure | N
     )  # fmt: skip
 
 
-def _lines(found: Sequence[Used]) -> Iterator[tuple[str, int, list[Mapping[str, float]]]]:
+def _lines(found: Sequence[Used]) -> Iterator[tuple[str, int, list[dict[str, float]]]]:
     """(name, best epoch, curve) of every network among these uses."""
     networks: dict[str, list[Used]] = {}
     for use in found:
@@ -127,7 +116,7 @@ def _lines(found: Sequence[Used]) -> Iterator[tuple[str, int, list[Mapping[str, 
     for uses in networks.values():
         first = uses[0]
         assert first.artifact is not None
-        points = curve(first.artifact)
+        points = stored_curve(first.artifact.folder)
         if points:
             name = f"{first.row}, seed {first.seed}" if own else f"seed {first.seed}"
             yield name, int(first.artifact.manifest.get("best_epoch", 0)), points

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raz.errors import RazError
-from raz.pipeline.cache import MANIFEST, StageCache
+from raz.pipeline.cache import MANIFEST, StageCache, stored_curve
 from raz.study import text
 from raz.study.index import StoredStudy, read_study
 from raz.study.inventory import check_store
@@ -313,11 +313,7 @@ def _folder(cache: StageCache, stage: Mapping[str, Any]) -> Path | None:
 
 def _curve(cache: StageCache, stage: Mapping[str, Any]) -> list[dict[str, float]]:
     folder = _folder(cache, stage)
-    try:
-        found = json.loads((folder / "curve.json").read_text(encoding="utf-8")) if folder else []
-    except (OSError, ValueError):
-        return []
-    return found if isinstance(found, list) else []
+    return stored_curve(folder) if folder else []
 
 
 def _provenance(trial: TrialRecord, extra: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

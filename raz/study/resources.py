@@ -26,6 +26,11 @@ class Resources:
         return Resources(other.cpus if self.cpus is None else self.cpus, other.gpus if self.gpus is None else self.gpus)
 
 
+def asked(resources: Mapping[str, Resources], stage: str) -> Resources:
+    """What a stage asks for: its own line of `resources:` over that of `all`."""
+    return resources.get(stage, Resources()).over(resources.get(ALL, Resources()))
+
+
 def read_resources(document: Document, faults: Faults, threads: int) -> dict[str, Resources]:
     """`resources: {counting: {cpus: 2, gpus: 0.5}, all: {cpus: 1}}`; `threads` are those of the hungriest trial."""
     raw = document.data.get("resources", {})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from raz.config import TrialConfig, configure, parameters
-from raz.errors import RazError
 from raz.study.derive import Derived, derive
-from raz.study.design import DESIGNS, LARGEST_GRID, Point, grid, points_of
+from raz.study.design import DESIGNS, Point, points_of
 from raz.study.parameter import Parameter, Suggests
 from raz.study.resources import Resources
 
@@ -150,10 +147,6 @@ class SearchSpace:
 
     # ------------------------------------------------------------------ what it needs, and what it asks
 
-    def resources_of(self, stage: str) -> Resources:
-        """What a stage asks for: its own line of `resources:` over that of `all`."""
-        return self.resources.get(stage, Resources()).over(self.resources.get("all", Resources()))
-
     @property
     def threads(self) -> int:
         """CPU threads of the hungriest trial."""
@@ -193,17 +186,3 @@ def threads_of(base: TrialConfig, parameters: tuple[Parameter, ...]) -> int:
         if "threads" in parameter.names():
             counts += [int(parameter.settings(value).get("threads", 1)) for value in parameter.values()]
     return max(counts)
-
-
-def combinations(space: SearchSpace) -> int | None:
-    """How many different trials the space has; None when a float has no steps."""
-    if any(p.kind == "float" and p.step is None and p.grid is None for p in space.drawn):
-        return None
-    if space.fixed:
-        return len(space.points)
-    if not any(p.when for p in space.parameters):
-        return math.prod(len(p.values()) for p in space.parameters)
-    try:
-        return sum(1 for _ in itertools.islice(grid(space.parameters), LARGEST_GRID))
-    except RazError:  # more than can be listed
-        return None
