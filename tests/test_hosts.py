@@ -42,6 +42,7 @@ SWEEP = {
 }
 RAY, RAZ = f"{sys.executable} -m ray.scripts.scripts", f"{sys.executable} -m raz.cli"
 AT = "--cluster ~/onprem.yaml"
+UNASKED = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
 PATIENCE = float(os.environ.get("RAZ_HOSTS_PATIENCE", "600"))  # seconds for what takes one where nothing else runs
 
 
@@ -149,6 +150,8 @@ def test_a_sweep_survives_its_hosts(machines: Lab, reference: Path) -> None:
     laptop(machines, f"{RAZ} job logs {job} {AT} --follow", PATIENCE)  # exits as the job does
     laptop(machines, f"{RAZ} pull {AT} --store ~/pulled")
     laptop(machines, f"{RAY} down -y ~/onprem.yaml")
+    for host in workers:
+        laptop(machines, f"ssh -i ~/.ssh/key {UNASKED} root@{host.address} raz/venv/bin/ray stop")
     for host in machines.hosts:
         until(lambda h=host: not h.processes(), 180, lambda h=host: f"{h.name}: {h.processes()}")  # type: ignore[misc]
 
