@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -191,9 +192,13 @@ class Trial:
 
         return wait
 
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return parameters(self.at.config)  # asked for at every epoch of a curve
+
     def step(self, node: Node) -> int:
         """Epoch caps of the trained stages before this one, so that steps align among trials."""
-        return first_step(parameters(self.at.config), node.stage)
+        return first_step(self._settings, node.stage)
 
     def _replay(self, node: Node, artifact: Artifact) -> None:
         if self.tell is None:
@@ -209,7 +214,7 @@ class Trial:
             "seconds": seconds,
             "device": self.at.device_name,
             "versions": versions(),
-            "config": parameters(self.at.config),
+            "config": self._settings,
             "read": sorted(self.at.read),
         }
 
