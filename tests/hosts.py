@@ -133,13 +133,13 @@ class Host:
         )  # fmt: skip
 
     def processes(self) -> dict[int, str]:
-        """All that runs in it, without the SSH server: process numbers as seen from here, and how they are called."""
+        """All that runs in it, without what keeps it up: process numbers as seen from here, and how they are called."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if os.stat(folder / "ns" / "pid").st_ino == self.space and int(folder.name) != self.pid:
                     name = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    if name and not name.startswith("sshd:"):
+                    if name and not name.startswith(("sshd:", "sleep 3600")):  # its own
                         found[int(folder.name)] = name
         return found
 
