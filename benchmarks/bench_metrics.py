@@ -59,8 +59,7 @@ def naive(sample: list[Image], radii: list[tuple[float, float, float]]) -> list[
             taken = np.zeros(len(heads), dtype=np.bool_)
             hits = np.zeros(len(points), dtype=np.bool_)
             for i, point in enumerate(points):
-                step = heads - point
-                distance = np.sqrt(step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1])
+                distance = np.linalg.norm(heads - point, axis=1)
                 nearest = np.flatnonzero(distance == distance.min())
                 free = nearest[~taken[nearest]]
                 if len(free) and distance[free[0]] < radius:

@@ -93,13 +93,13 @@ def _points_of(where: str, name: str, xy: ArrayLike) -> tuple[Floats, list[RazEr
 
 def _by_rank(score: Floats, xy: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """The order by falling score, then y, then x, stable; and (n - 1,) which neighbours in it share all three."""
-    order = np.argsort(-score)  # not stable, so faster: what is tied is put in order below
+    order = np.argsort(-score, kind="stable")  # which is quick where images that are ranked already follow each other
     ranked = score[order]
     same = ranked[1:] == ranked[:-1]
     if not same.any():
         return order, same
     tied = _members(same)
-    rows = np.sort(order[tied])
+    rows = order[tied]
     rows = rows[np.lexsort((xy[rows, 0], xy[rows, 1], -score[rows]))]
     order[tied] = rows
     at = np.flatnonzero(same)
@@ -152,7 +152,7 @@ def _claim(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
     places = heads[by_place[starts]]
     ends = np.append(starts[1:], len(heads))
 
-    tree = cKDTree(places, leafsize=16, compact_nodes=False, balanced_tree=False)
+    tree = cKDTree(places, leafsize=24, compact_nodes=False, balanced_tree=False)
     found = tree.query(xy, k=[1, 2])  # a missing second place has distance inf
     near, at = np.asarray(found[0]), np.asarray(found[1])
     nearest = at[:, 0].astype(np.intp)
@@ -269,16 +269,16 @@ def _ranked(matches: Sequence[Matches]) -> tuple[Floats, Floats]:
     return distance[order], best_before[order]
 
 
-def _ap_ar(distance: Floats, best_before: Floats, heads: int, radius: float) -> tuple[float, float]:
-    """(AP, AR) of ranked points at one radius; a ratio without a denominator is nan."""
+def _ap_ar(distance: Floats, best_before: Floats, heads: int, radius: float, ranks: Floats) -> tuple[float, float]:
+    """(AP, AR) of ranked points at one radius; a ratio without a denominator is nan. `ranks` are 1, 2, 3 …"""
     if heads == 0:
         return (0.0 if len(distance) else math.nan), math.nan
-    hits = np.flatnonzero((distance < radius) & (radius <= best_before))
+    hits = np.compress((distance < radius) & (radius <= best_before), ranks)
     if len(hits) == 0:
         return 0.0, 0.0
     # Precision peaks at true positives, so its envelope is wanted there alone. Recall reaches k/100 with the
     # ceil(k·heads/100)-th of them, in whole numbers: no rounding decides it.
-    precision = np.arange(1, len(hits) + 1) / (hits + 1)
+    precision = ranks[: len(hits)] / hits
     needed = np.maximum(-(-np.arange(101) * heads // 100), 1)
     at = needed[needed <= len(hits)] - 1  # never falls, so the envelope there is a maximum of the stretches' maxima
     reached = np.maximum.accumulate(np.maximum.reduceat(precision, at)[::-1])
@@ -325,12 +325,13 @@ def localization_scores(
         lists = [(*pooled, sum(image.heads for image in matches))]
     else:
         lists = [(image.distance, image.best_before, image.heads) for image in matches]
+    ranks = np.arange(1.0, 1 + max((len(distance) for distance, _, _ in lists), default=0))
     scores = {}
     for sigma in sigmas:
         aps, ars = [], []
         for threshold in thresholds:
             radius = sigma * math.sqrt(-2 * math.log(threshold))
-            pairs = [_ap_ar(distance, best_before, heads, radius) for distance, best_before, heads in lists]
+            pairs = [_ap_ar(*ranked, radius, ranks[: len(ranked[0])]) for ranked in lists]
             aps.append(_mean([ap for ap, _ in pairs]))
             ars.append(_mean([ar for _, ar in pairs]))
         for shown in (50, 75):
