@@ -61,6 +61,14 @@ class Guarded(TyperGroup):
         except OSError as error:
             typer.echo(_said(error), err=True)
             raise typer.Exit(2) from None
+        except RuntimeError as error:
+            if "home directory" not in str(error):  # pathlib's words for `~nobody` of a name that is no user
+                raise
+            typer.echo(
+                str(RazError("~", "a path begins with ~ and no user is called so", "./~name, or its whole path")),
+                err=True,
+            )
+            raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
             code = getattr(stop, "code", 130)
             typer.echo("stopped; the same command goes on from here", err=True)

@@ -128,6 +128,10 @@ def write_space(
     for option, path in (("--out", out), ("--data-root", data_root or Path())):
         if not str(path).isprintable():
             raise RazError(option, f"{str(path)!r} has a line break or the like in it", f"another {option}")
+    if weights == "":  # an unset variable of a shell
+        raise RazError("--backbone-weights", "an empty name", "--backbone-weights vgg16.pt")
+    if out.is_dir():
+        raise RazError("--out", f"{out} is a folder, expected a file", f"--out {out / 'my.yaml'}")
     study = name_from(out.stem, "_", "study")
     text = space_text(study, dataset, preset, weights, shlex.quote(str(out)), data_root)
     parse_space(parse(text, str(out)))

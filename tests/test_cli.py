@@ -17,6 +17,7 @@ import raz
 from raz.cli import app
 from raz.console import _said
 from raz.engine.command import run_file
+from raz.files import replacing
 from raz.study.ledger import read_records
 
 HERE = Path(__file__).resolve().parent
@@ -170,6 +171,17 @@ def test_a_file_is_told_by_the_name_that_was_typed(here: Path) -> None:
 def test_a_renaming_that_fails_names_the_file_that_is_wanted() -> None:
     error = IsADirectoryError(21, "Is a directory", ".t.md.123", None, "t.md")
     assert _said(error) == "t.md: Is a directory\n  try: this is a folder, expected a file"
+
+
+def test_a_file_that_cannot_be_made_is_told_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as other, replacing(tmp_path / "a" / "b.csv"):
+        (tmp_path / "none").read_bytes()
+    assert other.value.filename == str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError) as lost, replacing(tmp_path / "a" / "b.csv") as aside:
+        aside.read_bytes()
+    assert lost.value.filename == str(tmp_path / "a" / "b.csv")
+    with pytest.raises(IsADirectoryError), replacing(Path("")):
+        pass
 
 
 def test_a_full_disk_is_said_in_one_message(here: Path) -> None:

@@ -239,6 +239,15 @@ def test_show_from_the_command_line(tmp_path: Path) -> None:
     assert Image.open(out).format == "PNG"
 
 
+def test_show_writes_over_no_file_of_another_kind(tmp_path: Path) -> None:
+    photo = tmp_path / "crowd.jpg"
+    photo.write_bytes(b"mine")
+    result = CliRunner().invoke(data_app, ["show", "toy", "--out", str(photo)])
+    assert isinstance(result.exception, RazError)
+    assert "ends with .jpg, expected .png" in str(result.exception)
+    assert photo.read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("command", ["list", "check", "show"])
 def test_help_has_examples(command: str) -> None:
     result = CliRunner().invoke(data_app, [command, "--help"])

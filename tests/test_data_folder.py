@@ -239,7 +239,18 @@ def test_add_asks_what_it_cannot_guess(cells: Callable[..., Any]) -> None:
         (["--points", "point.csv"], "did you mean points.csv"),
         (["--images", "../other"], "is not below"),
         (["--columns", "image,x,z"], "expected image,x,y of the columns image, x, y"),
+        (["--images", ""], "--images: an empty name"),
+        (["--images", "points.csv"], "--images: points.csv is a file, expected the folder of images"),
+        (["--points", ""], "--points: an empty name"),
+        (["--points", "images"], "no image to train or to test on is found so"),
+        (["--columns", "image,x,x"], "'image,x,x', expected image,x,y of"),
         (["--splits", "half"], "'half' is not understood"),
+        (["--splits", "test=nan"], "--splits: splits.test is nan, expected a part between 0 and 1"),
+        (["--splits", "bogus=3"], "--splits: unknown key 'splits.bogus'"),
+        (["--splits", "folders"], "splits leave no image for train"),
+        (["--splits", "train=a.txt,test=b.txt"], "a.txt: cannot be read"),
+        (["--offset", "7"], "--offset: offset is 7.0, expected a number from -1 to 1\n  try: --offset 0.5"),
+        (["--objects", "a\nb"], "--objects: 'a\\nb' has a line break"),
         (["--unlisted", "zero"], "'zero', expected fault or empty"),
     ],
 )
@@ -253,6 +264,17 @@ def test_add_refuses_with_one_message_and_writes_nothing(
     assert said in result.output
     assert "Traceback" not in result.output
     assert not [p for p in folder.iterdir() if "raz-dataset" in p.name]
+
+
+def test_an_image_named_twice_in_json_loses_no_points_unsaid(cells: Callable[..., Any]) -> None:
+    folder, points = cells()
+    (folder / FILE).unlink()
+    (folder / "points.csv").unlink()
+    inside = ", ".join(f'"{name}": [[1, 2]]' for name in [*points, next(iter(points))])
+    (folder / "points.json").write_text(f"{{{inside}}}")
+    result = run(str(folder))
+    assert result.exit_code == 2
+    assert f"{next(iter(points))!r} stands twice in one object" in result.output
 
 
 def test_names_of_ones_own_are_legal_where_data_sets_are_named(cells: Callable[..., Any], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from raz.cli import app
 from raz.config import PRESETS
 from raz.data import DATASETS, use_root
+from raz.data.folder import FILE
 from raz.init import space_text
 from raz.resources import name_from
 from raz.study.parse import load_space, parse_space
@@ -90,8 +91,10 @@ def test_a_folder_of_ones_own_is_known_below_the_data_root(
     for i in range(5):
         Image.fromarray(noise(i, 24, 32)).save(images / f"{i}.png")
     (images.parent / "points.csv").write_text("image,x,y\n" + "".join(f"{i}.png,3.5,4.5\n" for i in range(5)))
-    added = CliRunner().invoke(app, ["data", "add", str(images.parent), "--title", "a: [\u2028b # c"])
+    added = CliRunner().invoke(app, ["data", "add", str(images.parent), "--title", "mine"])
     assert added.exit_code == 0, added.output
+    description = images.parent / FILE  # a line break in a title must not end the comment that holds it
+    description.write_text(description.read_text().replace("title: mine", 'title: "a: [\\nb\\u2028c # d"'))
     told = next(line for line in added.stdout.splitlines() if line.startswith("raz-sweep init"))
     done = CliRunner().invoke(app, shlex.split(told.partition("   (")[0])[1:])  # its words work as they stand
     assert done.exit_code == 0, done.output
@@ -119,6 +122,8 @@ def test_a_folder_of_ones_own_is_known_below_the_data_root(
         (["--preset", "smal"], "did you mean small"),
         (["--out", "/proc/no/my.yaml"], "cannot be written"),
         (["--out", "a\nb.yaml"], "has a line break"),
+        (["--out", ""], "--out: . is a folder, expected a file"),
+        (["--backbone-weights", ""], "--backbone-weights: an empty name"),
         (["--weights", "vgg16.pt"], "No such option"),  # that is a model of predict's
     ],
 )

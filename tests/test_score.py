@@ -350,7 +350,7 @@ BROKEN = {
         [":2: score is 'x'", ":3: 3 values, expected 4", ":4: no image named", ":5: x is nan", ":7: y is inf"],
     ),
     "quote.csv": ('image,x,y\n"a,1,2\n', ["is no CSV"]),
-    "none.csv": ("image,x,y\n", ["holds no image"]),
+    "none.csv": ("image,x,y\n", ["none.csv: holds no image"]),
     "far.csv": (
         "image,x,y,w,h\na,1e10,2,3,4\na,1,2,3,1e200\n",
         [":2: x is 1e+10, expected pixels", ":3: h is 1e+200, expected pixels"],
@@ -359,6 +359,7 @@ BROKEN = {
     "level.csv": ("image,x,y,sigma_s,sigma_l,level\na,1,2,3,4,6\n", [":2: level is 6, expected 0 to 5"]),
     "cut.json": ('[{"image": "a", "points": [[1, 2', [":1: is no JSON"]),
     "kind.json": ("3", ["holds a int, expected a list"]),
+    "twice.json": ('{"a": [[1, 1, 0.5]], "a": [[2, 2, 0.5]]}', ["twice.json:1: 'a' stands twice in one object"]),
     "records.json": (
         '[{"image": "a", "x": 1, "y": 2}, {"image": "a", "x": true, "y": 1}, 7, {"x": 1, "y": 1},'
         ' {"image": "b", "x": 1}]',
@@ -515,6 +516,7 @@ def test_boxes_that_do_not_fit_are_told_and_left_out(boxes: Any, told: str, tmp_
         (["--gt", "GT", "--protocol", "nwpu"], "the true heads have no boxes"),
         (["--gt", "GT", "--protocol", "fidmt"], "did you mean fidtm"),
         (["--gt", "GT", "--sigma", "40;20"], "expected different numbers over 0 separated by commas"),
+        (["--gt", "GT", "--protocol", "qnrf", "--sigma", "5"], "--sigma: is of protocol raz, not of qnrf"),
         (["--gt", "GT", "--sigma", "20,20"], "expected different numbers over 0 separated by commas"),
         (["--gt", "GT", "--split", "val"], "the heads of --gt have no splits"),
         (["--dataset", "toy", "--split", "tset"], "did you mean test"),

@@ -15,12 +15,13 @@ import yaml
 from raz.config import nearest
 from raz.data import DATASETS, folder, pointfiles
 from raz.data.contract import SPLITS, Survey
-from raz.data.folder import FILE, NAME, Spec
+from raz.data.folder import FILE, KEYS, NAME, Spec
 from raz.data.images import SUFFIXES
 from raz.data.pairs import Findings, entries
-from raz.errors import RazError
+from raz.errors import RazError, RazErrors, raise_all
 from raz.files import replacing
 from raz.resources import name_from
+from raz.yamlfile import parse
 
 Ask = Callable[[str, str], str]  # question, what is taken for an empty answer -> answer
 _HEAD = "# Written by `raz-sweep data add`; `raz-sweep data check {name} --data-root ..` says whether all is right.\n"
@@ -49,6 +50,9 @@ def describe(place: Path, given: Given, ask: Ask | None) -> Spec:
     if not place.is_dir():
         raise RazError(str(place), "no such folder", "raz-sweep data add DIR, with the images and the points below DIR")
     place = place.resolve()
+    for option, text in (("--title", given.title), ("--objects", given.objects)):
+        if text is not None and not text.isprintable():
+            raise RazError(option, f"{text!r} has a line break or the like in it", f"another {option}")
     name = _answered(given.name, "--name", name_from(place.name, "-", "my-data"), "its name in commands and files", ask)
     if not NAME.fullmatch(name):
         raise RazError(
@@ -56,7 +60,7 @@ def describe(place: Path, given: Given, ask: Ask | None) -> Spec:
         )
     if name in DATASETS:
         raise RazError("--name", f"{name!r} is a published data set", f"--name my-{name.partition('@')[0]}")
-    objects = _answered(given.objects, "--objects", "objects", "what is counted", ask)
+    objects = _answered(given.objects, "--objects", "objects", "what is counted", ask) or "objects"
     images = _answered(given.images, "--images", _guess_images(place), "the folder of images in it", ask)
     points = _answered(given.points, "--points", _guess_points(place, images), "the file or folder of points", ask)
     spec = Spec(place, name, given.title or place.name, images, points, objects)
@@ -65,8 +69,11 @@ def describe(place: Path, given: Given, ask: Ask | None) -> Spec:
     header = _header(table_at)
     spec = replace(spec, columns=_columns(spec, given, header, ask))
     spec = replace(spec, splits=_splits(spec, given, header, ask))
+    _sound(spec)
     spec = replace(spec, offset=_offset(spec, given, ask))
-    return replace(spec, unlisted=_unlisted(spec, given, ask))
+    spec = replace(spec, unlisted=_unlisted(spec, given, ask))
+    _sound(spec)
+    return spec
 
 
 def text_of(spec: Spec) -> str:
@@ -99,8 +106,25 @@ def write(spec: Spec, replace_it: bool = False) -> Path:
 
 
 def look(spec: Spec) -> Survey:
-    """What the description finds."""
-    return folder.survey(spec, spec.folder)
+    """What the description finds. Raises RazError, with every fault, when that is nothing to train or to test on."""
+    seen = folder.survey(spec, spec.folder)
+    if not all(seen.found.get(split) for split in ("train", "test")):
+        nothing = RazError(str(spec.folder), "no image to train or to test on is found so", "other options")
+        raise_all([nothing, *seen.faults])
+    return seen
+
+
+def _sound(spec: Spec) -> None:
+    """Raise what is wrong with values that were given, in the names of their options."""
+    try:
+        folder.spec_of(parse(text_of(spec), FILE, strict=False), spec.folder)
+    except RazError as error:
+        found = []
+        for fault in error.faults if isinstance(error, RazErrors) else (error,):
+            key = next((key for key in KEYS if re.match(rf"(unknown key ')?{key}\b", fault.what)), None)
+            hint = f"--{key} {fault.hint.partition(': ')[2]}" if fault.hint.startswith(f"{key}: ") else fault.hint
+            found.append(RazError(f"--{key}", fault.what, hint) if key is not None else fault)
+        raise_all(found)
 
 
 # ------------------------------------------------------------------ guesses
@@ -121,9 +145,13 @@ def _legal(spec: Spec) -> None:
         path = (spec.folder / value).resolve()
         if not path.is_relative_to(spec.folder) and not (spec.folder / value).is_symlink():
             raise RazError(option, f"{value} is not below {spec.folder}", "copy or link it there")
+        if not value:
+            raise RazError(option, "an empty name", f"{option} NAME, or {option} . for {spec.folder} itself")
         if not os.path.exists(path):
             here = [p.name for p in entries(spec.folder)]
             raise RazError(option, f"no {value} in {spec.folder}", nearest(value, here))
+        if option == "--images" and not path.is_dir():
+            raise RazError(option, f"{value} is a file, expected the folder of images", "--images images")
 
 
 def _images_in(place: Path) -> int:
@@ -181,7 +209,7 @@ def _columns(spec: Spec, given: Given, header: list[str], ask: Ask | None) -> di
     if given.columns is not None:
         names = [name.strip() for name in given.columns.split(",")]
         missing = [name for name in names if name not in header]
-        if len(names) != len(wanted) or missing:
+        if len(names) != len(wanted) or missing or len(set(names)) < len(names):
             what = f"{given.columns!r}, expected {','.join(wanted)} of the columns {', '.join(header)}"
             raise RazError("--columns", what, nearest(missing[0], header) if missing else "")
         return dict(zip(wanted, names, strict=True))

@@ -157,8 +157,8 @@ def add_(
     ask = None if yes or as_json or not sys.stdin.isatty() else lambda text, guess: str(typer.prompt(text, guess))
     given = add.Given(name, title, objects, images, points, columns, offset, unlisted, splits)
     spec = add.describe(folder, given, ask)
-    path = add.write(spec, force)
     seen = add.look(spec)
+    path = add.write(spec, force)
     counts = {split: len(found) for split, found in seen.found.items()}
     heads = sum(len(f.item.load_heads()) for found in seen.found.values() for f in found)
     root = spec.folder.parent

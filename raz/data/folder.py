@@ -51,7 +51,11 @@ class Spec:
 
 def read_spec(path: Path) -> Spec:
     """The description in a file. Raises RazError(s) with `file:line`, all faults at once; OSError goes through."""
-    document = read(path, strict=False)
+    return spec_of(read(path, strict=False), path.parent)
+
+
+def spec_of(document: Document, folder: Path) -> Spec:
+    """What a document says of a folder. Raises RazError(s), all faults at once."""
     data, faults = document.data, Faults(document)
     faults.keys((), data, KEYS, ("name", "images", "points", "splits"))
     name = data.get("name")
@@ -79,7 +83,7 @@ def read_spec(path: Path) -> Spec:
     _check_splits(document, faults)
     faults.settle()
     return Spec(
-        path.parent, str(name), data.get("title") or str(name), data["images"], data["points"],
+        folder, str(name), data.get("title") or str(name), data["images"], data["points"],
         data.get("objects") or "objects", columns, float(offset), data.get("unlisted", "fault"), data["splits"],
     )  # fmt: skip
 

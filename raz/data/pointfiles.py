@@ -32,6 +32,19 @@ ALIASES: dict[str, tuple[str, ...]] = {
 _SAVE = "save the points as CSV with the header image,x,y"
 
 
+class TwiceError(ValueError):
+    """A name that stands twice in one JSON object, of which Python would keep the last and lose the others' points."""
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(…, object_pairs_hook=once_each)`. Raises TwiceError."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise TwiceError(f"{next(name for name in out if names.count(name) > 1)!r} stands twice in one object")
+    return out
+
+
 @dataclass
 class PointTable:
     """The points of many images, by the image's name as the file writes it."""
@@ -203,7 +216,7 @@ def _rows(data: bytes, where: str) -> tuple[list[str], list[tuple[int, list[str]
 
 def _json(data: bytes, where: str) -> Any:
     try:
-        return json.loads(_text(data, where))
+        return json.loads(_text(data, where), object_pairs_hook=once_each)
     except (ValueError, RecursionError) as error:
         raise RazError(where, f"is no JSON that can be read ({error})", _SAVE) from error
 

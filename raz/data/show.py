@@ -14,6 +14,7 @@ from raz.config import TrialConfig
 from raz.data import open_dataset
 from raz.data.contract import Heads, Item, Pixels, Split
 from raz.errors import RazError
+from raz.files import replacing
 
 # Dark to bright in even steps of lightness, readable in grey and by the colour-blind.
 _COLOURS = np.array([(8, 8, 24), (62, 18, 98), (150, 38, 104), (226, 86, 52), (250, 172, 40), (252, 250, 200)])
@@ -100,8 +101,10 @@ def show(
 ) -> Panels:
     """Draw image `index` of a split to the PNG file `out`.
 
-    Raises RazError when the data set cannot be opened, has no such image, or `out` cannot be written.
+    Raises RazError when the data set cannot be opened, has no such image, or `out` is no .png or cannot be written.
     """
+    if out.suffix.lower() != ".png":  # a photograph of another suffix would be written over
+        raise RazError("--out", f"{out} ends with {out.suffix or 'nothing'}, expected .png", "--out show.png")
     dataset = open_dataset(name, root)
     if split not in dataset.items:
         raise RazError("--split", f"{split!r}, expected one of {', '.join(dataset.items)}")
@@ -110,8 +113,8 @@ def show(
         raise RazError("--index", f"{index}, but {name} has {len(items)} {split} images", f"0 to {len(items) - 1}")
     panels = compute(items[index], config or TrialConfig(), f"{dataset.title}, {items[index].id}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draw(panels).save(out, format="PNG")
+        with replacing(out) as aside:
+            draw(panels).save(aside, format="PNG")
     except OSError as error:
         raise RazError(str(out), f"cannot be written ({error.strerror or error})", "choose another --out") from error
     return panels

@@ -19,7 +19,9 @@ def score_command(
     protocol: Annotated[
         list[str] | None, typer.Option(help="raz, nwpu, fidtm or qnrf; repeatable. Default: all that apply.")
     ] = None,
-    sigma: Annotated[str, typer.Option(help="Of protocol raz: px, separated by commas.")] = "40,20,5",
+    sigma: Annotated[
+        str | None, typer.Option(help="Of protocol raz: px, separated by commas.", show_default="40,20,5")
+    ] = None,
     floor: Annotated[
         bool, typer.Option("--floor", help="Round coordinates down first, as the scripts of nwpu, fidtm, qnrf do.")
     ] = False,
@@ -40,10 +42,15 @@ def score_command(
     from rich.console import Console
     from rich.progress import Progress
 
+    from raz.errors import RazError
     from raz.score.points import read_points
     from raz.score.table import render, score_points, true_heads
 
-    sigmas = _numbers(sigma)
+    if sigma is not None and protocol and "raz" not in protocol:
+        raise RazError(
+            "--sigma", f"is of protocol raz, not of {', '.join(protocol)}", "leave it out, or --protocol raz"
+        )
+    sigmas = _numbers("40,20,5" if sigma is None else sigma)
     true = true_heads(gt, dataset, data_root, split)
     found = read_points(pred)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:

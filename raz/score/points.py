@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raz.config import nearest
+from raz.data.pointfiles import TwiceError, once_each
 from raz.errors import RazError, raise_all
 
 Floats = NDArray[np.float64]
@@ -121,7 +122,7 @@ class _Reading:
         if self.more:
             self.faults.append(RazError(str(self.path), f"and {self.more} more faults"))
         if not self.faults and not self.names:
-            self.fault("", "holds no image", "one row a point: image,x,y,score")
+            self.faults.append(RazError(str(self.path), "holds no image", "one row a point: image,x,y,score"))
         raise_all(self.faults)
         owner = np.asarray(self.owner, dtype=np.int64)
         table = {name: np.asarray(column, dtype=np.float64) for name, column in self.values.items()}
@@ -258,9 +259,12 @@ def _plain_csv(reading: _Reading, data: bytes) -> bool:
 
 def _json(reading: _Reading, text: str) -> None:
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=once_each)
     except json.JSONDecodeError as error:
         reading.fault(error.lineno, f"is no JSON ({error.msg})")
+        return
+    except TwiceError as twice:
+        reading.fault(1, str(twice), "one list of points an image")
         return
     except RecursionError:
         reading.fault(1, "is nested too deeply to be a list of points")

@@ -49,9 +49,12 @@ def table_names() -> dict[str, tuple[str, ...]]:
 def check_words(values: Mapping[str, Any], where: str = "settings") -> list[RazError]:
     """Faults of values that should be a name in one of the code's tables."""
     tables = table_names()
+    own = "; one of your own needs --data-root (`raz-sweep data add DIR` describes it)"
     return [
         RazError(
-            where, f"{name} is {value!r}, expected one of {', '.join(tables[name])}", nearest(str(value), tables[name])
+            where,
+            f"{name} is {value!r}, expected one of {', '.join(tables[name])}",
+            nearest(str(value), tables[name]) + (own if name == "dataset" else ""),
         )
         for name, value in values.items()
         if name in tables and value not in tables[name]
