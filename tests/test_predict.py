@@ -339,7 +339,9 @@ def test_a_file_that_is_no_image_stops_nothing(exported: Path, photos: Path) -> 
     assert only.exit_code == 2
 
 
-def test_a_study_s_best_trial_is_what_predict_and_export_take(tmp_path: Path, photos: Path) -> None:
+def test_a_study_s_best_trial_is_what_predict_and_export_take(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     space = {
         "study": "pick", "base": {"preset": "tiny", "dataset": "toy"}, "design": {"sampler": "grid"},
         "objective": {"metric": "val.mae", "direction": "minimize"},
@@ -363,9 +365,21 @@ def test_a_study_s_best_trial_is_what_predict_and_export_take(tmp_path: Path, ph
     assert done.exit_code == 0, done.output
     assert f"trial {best.number} of pick" in done.stdout
     for word, number in (("pick", best.number), (f"pick#{1 - best.number}", 1 - best.number)):
-        done = CliRunner().invoke(app, ["export", word, "--store", str(place), "--out", str(tmp_path / "again")])
+        done = CliRunner().invoke(
+            app, ["export", word, "--store", str(place), "--out", str(tmp_path / "again.safetensors")]
+        )
         assert done.exit_code == 0, done.output
-        assert load_model(tmp_path / "again").about["trial"] == number
+        assert load_model(tmp_path / "again.safetensors").about["trial"] == number
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pick").mkdir()  # a folder of the study's name: the images it was searched on
+    for words in (["--best", "pick"], ["pick"]):
+        told = CliRunner().invoke(app, ["export", *words, "--store", str(place), "--out", "b.safetensors", "--json"])
+        assert told.exit_code == 0, told.output
+        assert json.loads(told.stdout)["about"]["trial"] == best.number
+        assert json.loads(told.stdout)["bytes"] == (tmp_path / "b.safetensors").stat().st_size
+    for number in ("²", "-1", "999", ""):
+        with pytest.raises(RazError, match="study pick has no complete trial"):
+            model_from_store(f"{place}#pick#{number}")
     here = model_from_store(str(place)).predict(photos / "0.png")
     assert same(load_model(file).predict(photos / "0.png"), here)
     key = model_from_store(str(place)).about["stages"]["score"]
@@ -434,7 +448,15 @@ SMALL_TOY = {
         (["predict", "", "--from", "x"], "IMAGE: an empty name"),
         (["predict", "PHOTOS", "--from", "x", "--out", "PHOTOS/0.png/out"], "/0.png is a file, expected a folder"),
         (["predict", "PHOTOS", "--weights", "PHOTOS/0.png"], "is no exported model"),
-        (["predict", "PHOTOS", "--weights", "PHOTOS"], "cannot be read"),
+        (["predict", "PHOTOS", "--weights", "PHOTOS"], "is a folder, expected a file"),
+        (["predict", "~no-such-user/x.jpg", "--from", "x"], "begins with ~ and no user is called so"),
+        (["predict", "PHOTOS", "--from", "PHOTOS"], "holds no study\n  try: raz-sweep run fusion --store "),
+        (["export", "fusion", "--out", ""], "--out: . ends with nothing, expected .safetensors, .zip, .csv, .parquet"),
+        (["export", "fusion", "--out", "x.ZIP"], "x.ZIP ends with .ZIP, expected .safetensors"),
+        (["export", "fusion", "--out", "PHOTOS/0.png/m.safetensors"], "/0.png is a file, expected a folder"),
+        (["export", "--best", "fusion#7"], "--best: 'fusion#7', expected a study"),
+        (["train", "fusion", "--out", "m.safetensors"], "--out: only --final writes a file"),
+        (["train", "fusion", "--final", "--out", "PHOTOS"], "is a folder, expected a file"),
         (["export"], "STUDY#TRIAL or from --best STUDY"),
         (["export", "fusion#7", "--store", "PHOTOS/none"], "none: no such store"),
         (["export", "fusion#7", "--store", "PHOTOS"], "study fusion: "),

@@ -285,6 +285,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     """A model from an exported file. Raises RazError when it is none, or damaged."""
     path = Path(path)
     hint = "raz-sweep export STORE#study#trial --out model.safetensors"
+    if path.is_dir():
+        raise RazError(str(path), "is a folder, expected a file", hint)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,7 @@ def export_command(
     with_stages: Annotated[
         bool, typer.Option("--with-stages", help="With FILE.zip: the trained and predicted stages of its trials, too.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Put a model, or a whole study, into one file.
 
@@ -89,29 +91,65 @@ def export_command(
     raz-sweep export fusion --out fusion.zip --with-stages
     raz-sweep export fusion --out trials.csv
     """
+    import json
+    import shlex
+
     from raz.errors import RazError
     from raz.study.exchange import SUFFIXES, export_lines, export_study
+
+    if out.suffix not in (*SUFFIXES, ".safetensors"):
+        known = ", ".join((".safetensors", *SUFFIXES))
+        raise RazError(
+            "--out", f"{out} ends with {out.suffix or 'nothing'}, expected {known}", "--out FILE.safetensors"
+        )
 
     if out.suffix in SUFFIXES or with_stages:
         if place is None or best is not None:
             raise RazError("export", f"{out} holds a study, expected its name", f"raz-sweep export fusion --out {out}")
         told = export_study(store, place, out.expanduser(), with_stages=with_stages)
-        typer.echo("\n".join(export_lines(told)))
+        typer.echo(json.dumps(told, indent=1) if as_json else "\n".join(export_lines(told)))
         return
+    _writable(out)
     from raz.pipeline.model import save_model
     from raz.predict.source import model_from_store
+    from raz.study.records import study_names
     from raz.study.space import STUDY_NAME
 
     if (place is None) == (best is None):
         raise RazError("export", "the trial comes from STUDY#TRIAL or from --best STUDY", "give one of them")
+    if best is not None and "#" in best:
+        raise RazError("--best", f"{best!r}, expected a study", f"raz-sweep export {shlex.quote(best)} --out {out}")
     named = place if place is not None else str(best)
-    if STUDY_NAME.fullmatch(named.partition("#")[0]) and not Path(named.partition("#")[0]).is_dir():
+    first = named.partition("#")[0]
+    # a study of the store comes before a folder of the same name, such as that of the images it was searched on
+    study = best is not None or first in study_names(store)
+    if study or (STUDY_NAME.fullmatch(first) and not (Path(first) / "stages").is_dir()):
         named = f"{store}#{named}"
     model = model_from_store(named)
-    save_model(model, out)
+    save_model(model, out.expanduser())
+    size = out.expanduser().stat().st_size
+    if as_json:
+        about = dict(model.about)
+        given = {"out": str(out), "bytes": size, "depth": model.config.depth, "about": about}
+        typer.echo(json.dumps(given, indent=1, default=str))
+        return
     trial = f"trial {model.about['trial']} of {model.about['study']}, " if "trial" in model.about else ""
     stages = ", ".join(model.trained)
-    typer.echo(f"{out}: {trial}{stages}; depth {model.config.depth}, {out.stat().st_size / 1e6:.1f} MB")
+    typer.echo(f"{out}: {trial}{stages}; depth {model.config.depth}, {size / 1e6:.1f} MB")
+
+
+def _writable(out: Path) -> None:
+    """Raise RazError where the file cannot be, before what goes into it is made."""
+    from raz.errors import RazError
+
+    place = out.expanduser().absolute()
+    there = next(at for at in (place, *place.parents) if at.exists())
+    if place.is_dir():
+        raise RazError(f"--out {out}", "is a folder, expected a file", f"--out {out / 'model.safetensors'}")
+    if there != place and not there.is_dir():
+        raise RazError(f"--out {out}", f"{there} is a file, expected a folder", "another --out")
+    if not os.access(there, os.W_OK):
+        raise RazError(f"--out {out}", f"{there} may not be written", "another --out")
 
 
 def train_command(
@@ -122,7 +160,9 @@ def train_command(
     store: Store = HERE,
     settings: Settings = None,
     data_root: DataRoot = None,
-    out: Annotated[Path, typer.Option("--out", help="With --final: the file to write.")] = Path("model.safetensors"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --final: the file to write.", show_default="model.safetensors")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a search's base once, or its best trial for good (--final).
@@ -146,6 +186,11 @@ def train_command(
 
     if final and settings:
         raise RazError("--set", "the best trial of a study is what it is", "leave out --set, or --final")
+    if out is not None and not final:
+        raise RazError("--out", "only --final writes a file", "--final, or raz-sweep export of what is trained here")
+    out = out or Path("model.safetensors")
+    if final:
+        _writable(out)
     own = Path(file).expanduser().is_file()
     path = find(file, ("search_spaces",))
     space = load_space(path, file if own else str(path), settings_of(settings or []))
@@ -155,7 +200,7 @@ def train_command(
 
     if final:
         model, about = train_final(space, store, data_root, log)
-        save_model(model, out)
+        save_model(model, out.expanduser())
         lines = [
             f"{out}: trial {about['trial']} of {about['study']}, on {about['images']} training and validation images",
             "epochs: " + ", ".join(f"{stage} {n}" for stage, n in about["epochs"].items()),

@@ -58,12 +58,13 @@ def chosen_trial(store: Path, parts: list[str], place: str) -> TrialRecord:
     if not parts:
         if len(names) != 1:
             what = f"holds {len(names)} studies, which one?" if names else "holds no study"
-            raise RazError(str(store), what, "--from " + (f"{store}#{names[0]}" if names else "STORE#KEY of a score"))
+            hint = f"{store}#{names[0]}" if names else f"raz-sweep run fusion --store {store}; or STORE#KEY of a score"
+            raise RazError(str(store), what, hint)
         parts = [names[0]]
     study = load_study(store, parts[0])  # raises RazError naming the nearest
     done = [r for r in read_records(store, parts[0]) if r.state == "complete" and r.value is not None]
     if len(parts) == 2:
-        if not parts[1].isdigit() or int(parts[1]) not in {r.number for r in done}:
+        if not parts[1].isdecimal() or int(parts[1]) not in {r.number for r in done}:
             numbers = [str(r.number) for r in done]
             hint = nearest(parts[1], numbers) if numbers else "none is complete yet"
             raise RazError(place, f"study {parts[0]} has no complete trial {parts[1]!r}", hint)

@@ -158,7 +158,9 @@ def doctor_command(
         str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="Ask every node of the Ray that is up.")] = False,
-    address: Annotated[str, typer.Option(help="With --cluster: the Ray at HOST:PORT, or that is up here.")] = "auto",
+    address: Annotated[
+        str | None, typer.Option(help="With --cluster: the Ray at HOST:PORT, or that is up here.", show_default="auto")
+    ] = None,
     with_json: Json = False,
 ) -> None:
     """Say what this machine has, or every node of a cluster, and what to do about what is missing.
@@ -172,6 +174,8 @@ def doctor_command(
     """
     import json
 
+    if address is not None and not cluster:
+        raise RazError("--address", "this machine alone is looked at", "--cluster, or leave it out")
     if not cluster:
         checks = examine(store, data_root, weights)
         typer.echo(json.dumps(as_json(checks), indent=1) if with_json else render(checks))
@@ -180,7 +184,7 @@ def doctor_command(
         raise RazError("--backbone-weights", "is looked into on this machine only", "leave out --cluster")
     from raz.engine.session import joined
 
-    with joined(address):
+    with joined(address or "auto"):
         found = examine_cluster(store.absolute(), data_root and data_root.expanduser().absolute())
     told = cluster_json(found)
     typer.echo(json.dumps(told, indent=1) if with_json else "\n".join(cluster_lines(found)))
