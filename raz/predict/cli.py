@@ -12,7 +12,11 @@ from raz.data.option import HERE, DataRoot, Json, OutFolder, Settings, Store
 
 _From = Annotated[
     str | None,
-    typer.Option("--from", metavar="STORE[#study[#trial]]", help="A trial of a store; by default the best one."),
+    typer.Option(
+        "--from",
+        metavar="STORE[#study[#trial]]",
+        help="A trial of a store, by default the best one; or STORE#KEY of a score.",
+    ),
 ]
 
 
@@ -32,6 +36,7 @@ def predict_command(
 
     \b
     raz-sweep predict photo.jpg --from ./raz-store#fusion
+    raz-sweep predict photo.jpg --from ./raz-store#3cad2310     a table's row (report --table T --out t.csv)
     raz-sweep predict photos/ --weights model.safetensors --out results
     raz-sweep predict 'photos/*.jpg' --weights model.safetensors --json > points.json
     """
@@ -67,7 +72,9 @@ def predict_command(
 def export_command(
     place: Annotated[
         str | None,
-        typer.Argument(metavar="[STUDY[#TRIAL] | STORE#study#trial]", help="A study (its best trial), or a trial."),
+        typer.Argument(
+            metavar="[STUDY[#TRIAL] | STORE#study#trial | STORE#KEY]", help="A study (its best trial), or a trial."
+        ),
     ] = None,
     best: Annotated[str | None, typer.Option("--best", metavar="STUDY", help="The best trial of this study.")] = None,
     store: Store = HERE,
@@ -88,6 +95,7 @@ def export_command(
     raz-sweep export --best fusion --out model.safetensors
     raz-sweep export fusion#7 --out model.safetensors
     raz-sweep export elsewhere/raz-store#fusion#7 --out model.safetensors
+    raz-sweep export ./raz-store#3cad2310 --out model.safetensors    of a table's row: see predict
     raz-sweep export fusion --out fusion.zip --with-stages
     raz-sweep export fusion --out trials.csv
     """
