@@ -242,7 +242,7 @@ def test_add_asks_what_it_cannot_guess(cells: Callable[..., Any]) -> None:
         (["--images", ""], "--images: an empty name"),
         (["--images", "points.csv"], "--images: points.csv is a file, expected the folder of images"),
         (["--points", ""], "--points: an empty name"),
-        (["--points", "images"], "no image to train or to test on is found so"),
+        (["--points", "images"], "no image to train or to test on is found so\n  try: put right what follows"),
         (["--columns", "image,x,x"], "'image,x,x', expected image,x,y of"),
         (["--splits", "half"], "'half' is not understood"),
         (["--splits", "test=nan"], "--splits: splits.test is nan, expected a part between 0 and 1"),
@@ -264,6 +264,18 @@ def test_add_refuses_with_one_message_and_writes_nothing(
     assert said in result.output
     assert "Traceback" not in result.output
     assert not [p for p in folder.iterdir() if "raz-dataset" in p.name]
+
+
+def test_add_leaves_faults_with_exit_code_1(cells: Callable[..., Any]) -> None:
+    folder, points = cells()
+    (folder / FILE).unlink()
+    write_csv(folder / "points.csv", dict(list(points.items())[1:]))  # one image without a row
+    for words in ([], ["--force", "--json"]):
+        result = run(str(folder), *words)
+        assert result.exit_code == 1
+        assert "no annotation, expected a row in" in result.stdout
+        assert read_spec(folder / FILE).name == "cells"
+    assert len(json.loads(result.stdout)["faults"]) == 1
 
 
 def test_an_image_named_twice_in_json_loses_no_points_unsaid(cells: Callable[..., Any]) -> None:

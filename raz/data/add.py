@@ -108,9 +108,11 @@ def write(spec: Spec, replace_it: bool = False) -> Path:
 def look(spec: Spec) -> Survey:
     """What the description finds. Raises RazError, with every fault, when that is nothing to train or to test on."""
     seen = folder.survey(spec, spec.folder)
-    if not all(seen.found.get(split) for split in ("train", "test")):
-        nothing = RazError(str(spec.folder), "no image to train or to test on is found so", "other options")
-        raise_all([nothing, *seen.faults])
+    without = [split for split in ("train", "test") if not seen.found.get(split)]
+    if without:
+        what = f"no image to {' or to '.join(without)} on is found so"
+        hint = "put right what follows, or give other options" if seen.faults else "--splits test=0.2"
+        raise_all([RazError(str(spec.folder), what, hint), *seen.faults])
     return seen
 
 

@@ -142,6 +142,7 @@ def add_(
 
     What cannot be guessed is asked for; with --yes, or without a terminal, it is an error that names its option. The
     description is FOLDER/raz-dataset.yaml, a file to read and to edit. Images: PNG, JPEG, TIFF, BMP, WebP, of one page.
+    Exits 1 when it is written and faults are left to put right, 2 when nothing is written.
 
     \b
     raz-sweep data add cells
@@ -169,7 +170,7 @@ def add_(
             "faults": [str(fault) for fault in seen.faults], "warnings": list(seen.warnings),
         }  # fmt: skip
         typer.echo(json.dumps(document, indent=1))
-        return
+        raise typer.Exit(1 if seen.faults else 0)
     told = ", ".join(f"{count} {split}" for split, count in counts.items())
     typer.echo(f"{path}: {told} images, {heads:,} {spec.objects}")
     for line in (*seen.warnings, *map(str, seen.faults)):
@@ -177,6 +178,6 @@ def add_(
     if seen.faults:
         typer.echo(f"{len(seen.faults)} fault(s) to put right before it can be used (in the files, or in {path.name})")
         typer.echo(f"raz-sweep data check {spec.name} --data-root {at}")
-        return
+        raise typer.Exit(1)
     typer.echo(f"raz-sweep run search_spaces/fusion --set dataset={spec.name} --data-root {at}")
     typer.echo(f"raz-sweep init --dataset {spec.name} --data-root {at} --out {spec.name}.yaml   (a search to edit)")

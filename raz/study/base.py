@@ -49,16 +49,26 @@ def table_names() -> dict[str, tuple[str, ...]]:
 def check_words(values: Mapping[str, Any], where: str = "settings") -> list[RazError]:
     """Faults of values that should be a name in one of the code's tables."""
     tables = table_names()
-    own = "; one of your own needs --data-root (`raz-sweep data add DIR` describes it)"
     return [
         RazError(
             where,
             f"{name} is {value!r}, expected one of {', '.join(tables[name])}",
-            nearest(str(value), tables[name]) + (own if name == "dataset" else ""),
+            _hint(name, str(value), tables[name]),
         )
         for name, value in values.items()
         if name in tables and value not in tables[name]
     ]
+
+
+def _hint(name: str, value: str, legal: tuple[str, ...]) -> str:
+    if name == "dataset":  # why one's own is not taken, too
+        from raz.data import reader_of
+
+        try:
+            reader_of(value)
+        except RazError as error:
+            return error.hint
+    return nearest(value, legal)
 
 
 def read_base(
