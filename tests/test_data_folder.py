@@ -437,19 +437,9 @@ def test_a_strangers_folder_comes_to_a_finished_study_in_three_commands(tmp_path
     short = [word for name in names for word in ("--set", f"{name}.epochs=2")]
     commands = [
         ["data", "add", "cells", "--objects", "cells"],
-        [
-            "run",
-            "search_spaces/fusion",
-            "--set",
-            "dataset=cells",
-            "--data-root",
-            ".",
-            "--trials",
-            "3",
-            "--inline",
-            *short,
-        ],
-        ["report", "fusion"],
+        ["init", "--dataset", "cells", "--data-root", ".", "--out", "cells.yaml"],
+        ["run", "cells.yaml", "--data-root", ".", "--trials", "3", "--inline", *short],
+        ["report", "cells"],
     ]
     told = []
     for words in commands:
@@ -459,6 +449,7 @@ def test_a_strangers_folder_comes_to_a_finished_study_in_three_commands(tmp_path
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         told.append(done.stdout)
     assert "11 train, 3 test images, 161 cells" in told[0]
-    assert "study fusion: 3 complete, 0 pruned, 0 failed" in told[1]
-    assert "held out: test.mae" in told[1]
-    assert "fusion" in told[2]
+    assert told[1] == "cells.yaml: study cells; edit it, then: raz-sweep run cells.yaml --data-root .\n"
+    assert "study cells: 3 complete, 0 pruned, 0 failed" in told[2]
+    assert "held out: test.mae" in told[2]
+    assert "Study cells" in told[3]
