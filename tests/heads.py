@@ -60,6 +60,19 @@ def raz(*words: object, env: dict[str, str], timeout: float = 280.0) -> subproce
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
+def family(pid: int) -> dict[int, str]:
+    """The process's descendants and how they are called."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError, ValueError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {child: names.get(child, "") for child in found - {pid}}
+
+
 @contextmanager
 def head(cpus: int = 1, *, dashboard: bool = False, **environment: str) -> Iterator[Head]:
     """Up within it. `dashboard`: with its job server, which needs ray[default]."""
@@ -87,8 +100,9 @@ def head(cpus: int = 1, *, dashboard: bool = False, **environment: str) -> Itera
                     time.sleep(0.2)
                 yield up
             finally:
-                process.send_signal(signal.SIGTERM)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(60)
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                began = family(process.pid)  # asked to end, they would take half a minute
+                process.kill()
+                for pid in began:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                process.wait(60)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from raz.engine.sweep import run_study
 from raz.pipeline.stages import run_trial
 from raz.study.ledger import read_records
 from tests.crowds import write_crowd
+from tests.heads import family
 from tests.journaling import journal, times
 from tests.test_broker import grid
 from tests.test_pipeline import artifacts, micro
@@ -71,19 +71,6 @@ def until(met: Callable[[], bool], seconds: float = 300.0) -> None:
     while not met():
         assert time.monotonic() < end, "it never came to pass"
         time.sleep(0.05)
-
-
-def family(pid: int) -> dict[int, str]:
-    """The process's descendants and how they are called."""
-    parents, names = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError, ValueError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {child: names.get(child, "") for child in found - {pid}}
 
 
 def victim(kind: str, driver: int) -> int | None:
