@@ -47,13 +47,12 @@ class S3:
         self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=bare())
         end = time.monotonic() + 240
         while True:
-            try:
-                self.forward("PUT", f"/{BUCKET}", b"", {})
-                break
-            except OSError:
-                assert self.process.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.1)
+            with suppress(OSError):
+                if self.forward("PUT", f"/{BUCKET}", b"", {})[0] == 200:
+                    break
+            assert self.process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.1)
         for path, body in self.objects.items():
             if body is not None:
                 assert self.forward("PUT", path, body, {})[0] == 200

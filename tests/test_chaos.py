@@ -137,7 +137,8 @@ from tests.test_chaos import DRIVER
 store, crowd, point = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 memory = {"object_store_memory": 100 * 2**20}
 head = {"num_cpus": 0, "resources": {"coordinator": 8}, "include_dashboard": False, **memory}
-cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": tempfile.mkdtemp(dir="/tmp")})
+folder = tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)
+cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": folder.name})
 node = cluster.add_node(num_cpus=2, **memory)
 driver = subprocess.Popen(
     [sys.executable, "-c", DRIVER, store, crowd, "ray", "grid"], env={**os.environ, "RAY_ADDRESS": cluster.address}
@@ -160,6 +161,7 @@ finally:
     driver.kill()
     driver.wait()
     cluster.shutdown()
+    folder.cleanup()
 """
 
 

@@ -19,10 +19,15 @@ def _noted(root: Path | None) -> Path | None:
     return use_root(place(root) if root is not None else None)
 
 
+def standing(path: Path) -> Path:
+    """The path, or the nearest of the folders above it that is there."""
+    return next((at for at in (path, *path.absolute().parents) if at.exists()), path)
+
+
 def folder(path: Path, where: str, hint: str) -> Path:
     """A folder's path with `~` opened; it may not be there yet. Raises RazError where a file stands in its place."""
     path = path.expanduser()
-    there = next((at for at in (path, *path.absolute().parents) if at.exists()), path)
+    there = standing(path)
     if there.exists() and not there.is_dir():
         raise RazError(where, f"{there} is a file, expected a folder", hint)
     return path

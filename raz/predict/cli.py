@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raz.data.option import HERE, DataRoot, Json, OutFolder, Settings, Store
+from raz.data.option import HERE, DataRoot, Json, OutFolder, Settings, Store, folder, standing
 
 _From = Annotated[
     str | None,
@@ -117,7 +117,7 @@ def export_command(
         told = export_study(store, place, out.expanduser(), with_stages=with_stages)
         typer.echo(json.dumps(told, indent=1) if as_json else "\n".join(export_lines(told)))
         return
-    _writable(out)
+    path = _writable(out)
     from raz.pipeline.model import save_model
     from raz.predict.source import model_from_store
     from raz.study.records import study_names
@@ -134,8 +134,8 @@ def export_command(
     if study or (STUDY_NAME.fullmatch(first) and not (Path(first) / "stages").is_dir()):
         named = f"{store}#{named}"
     model = model_from_store(named)
-    save_model(model, out.expanduser())
-    size = out.expanduser().stat().st_size
+    save_model(model, path)
+    size = path.stat().st_size
     if as_json:
         about = dict(model.about)
         given = {"out": str(out), "bytes": size, "depth": model.config.depth, "about": about}
@@ -146,18 +146,17 @@ def export_command(
     typer.echo(f"{out}: {trial}{stages}; depth {model.config.depth}, {size / 1e6:.1f} MB")
 
 
-def _writable(out: Path) -> None:
-    """Raise RazError where the file cannot be, before what goes into it is made."""
+def _writable(out: Path) -> Path:
+    """The path with `~` opened. Raises RazError where the file cannot be, before what goes into it is made."""
     from raz.errors import RazError
 
-    place = out.expanduser().absolute()
-    there = next(at for at in (place, *place.parents) if at.exists())
-    if place.is_dir():
+    path = out.expanduser()
+    if path.is_dir():
         raise RazError(f"--out {out}", "is a folder, expected a file", f"--out {out / 'model.safetensors'}")
-    if there != place and not there.is_dir():
-        raise RazError(f"--out {out}", f"{there} is a file, expected a folder", "another --out")
-    if not os.access(there, os.W_OK):
-        raise RazError(f"--out {out}", f"{there} may not be written", "another --out")
+    folder(path.parent, f"--out {out}", "another --out")
+    if not os.access(standing(path), os.W_OK):
+        raise RazError(f"--out {out}", f"{standing(path)} may not be written", "another --out")
+    return path
 
 
 def train_command(
@@ -197,8 +196,7 @@ def train_command(
     if out is not None and not final:
         raise RazError("--out", "only --final writes a file", "--final, or raz-sweep export of what is trained here")
     out = out or Path("model.safetensors")
-    if final:
-        _writable(out)
+    written = _writable(out) if final else out
     own = Path(file).expanduser().is_file()
     path = find(file, ("search_spaces",))
     space = load_space(path, file if own else str(path), settings_of(settings or []))
@@ -208,7 +206,7 @@ def train_command(
 
     if final:
         model, about = train_final(space, store, data_root, log)
-        save_model(model, out.expanduser())
+        save_model(model, written)
         lines = [
             f"{out}: trial {about['trial']} of {about['study']}, on {about['images']} training and validation images",
             "epochs: " + ", ".join(f"{stage} {n}" for stage, n in about["epochs"].items()),
