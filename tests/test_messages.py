@@ -70,6 +70,24 @@ parameters: {depth: {choice: [1, 2]}}
     (
         """\
 study: s
+design: {sampler: cma-es, trials: 4, proposals: 4}
+parameters: {counting.beta: {float: [0.1, 0.5]}}
+""",
+        """\
+f.yaml:2: design.proposals is not for cma-es, which needs the results of all that it draws
+  try: sampler: tpe, or leave it out""",
+    ),
+    (
+        """\
+study: s
+design: {sampler: tpe, trials: 4, proposals: 65}
+parameters: {depth: {choice: [1, 2]}}
+""",
+        "f.yaml:2: design.proposals is 65, expected a whole number from 1 to 64",
+    ),
+    (
+        """\
+study: s
 design: {sampler: cma-es, trials: 4}
 parameters: {depth: {choice: [1, 2]}}
 """,

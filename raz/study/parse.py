@@ -21,8 +21,10 @@ from raz.study.pruners import read_pruning
 from raz.study.resources import read_resources
 from raz.study.space import (
     DIRECTIONS,
+    MOST_PROPOSALS,
     MOST_TRIALS,
     POPULATIONS,
+    PROPOSING,
     SAMPLERS,
     STUDY_NAME,
     Objective,
@@ -74,7 +76,7 @@ def parse_space(document: Document, settings: Mapping[str, Any] | None = None) -
 
 
 def _design(data: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
-    raw = _section(data, "design", faults, ("sampler", "trials", "seed", "seeds", "population"))
+    raw = _section(data, "design", faults, ("sampler", "trials", "seed", "seeds", "population", "proposals"))
     sampler = _word(raw, ("design", "sampler"), SAMPLERS, "tpe", faults)
     seed = _whole(raw, ("design", "seed"), 0, 0, 2**32 - 1, faults)
     if "design" in data and sampler not in DESIGNS and "trials" not in raw:
@@ -86,8 +88,13 @@ def _design(data: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
         if sampler not in POPULATIONS:
             what = f"design.population is not for {sampler}, which draws no generations"
             faults.add(("design", "population"), what, f"sampler: {POPULATIONS[-1]}, or leave it out")
+    proposals = _whole(raw, ("design", "proposals"), 1, 1, MOST_PROPOSALS, faults)
+    if proposals > 1 and sampler not in PROPOSING:
+        what = f"design.proposals is not for {sampler}, which needs the results of all that it draws"
+        faults.add(("design", "proposals"), what, f"sampler: {PROPOSING[0]}, or leave it out")
     return {
-        "sampler": sampler, "seed": seed, "trials": trials, "population": population, "seeds": _seeds(raw, faults),
+        "sampler": sampler, "seed": seed, "trials": trials, "population": population, "proposals": proposals,
+        "seeds": _seeds(raw, faults),
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from raz.study.schedule import alive
 from raz.study.simulate import Schedule, Step, simulate, unshared
 from raz.study.space import SearchSpace
 from raz.study.text import size
+from raz.study.thrift import Thrift
 from raz.study.ways import in_turn
 
 DRAWS = 5  # sets of trials that stand for what a search may draw
@@ -151,12 +152,17 @@ class _Dice:
 
 def drawn(space: SearchSpace, trials: int, seed: int) -> tuple[list[TrialConfig], int]:
     """`trials` configurations at random, and how many draws could not go together (a run counts these as failed)."""
-    dice, out, skipped = _Dice(seed), [], 0
+    dice, thrift, out, skipped = _Dice(seed), Thrift(space), [], 0
     for _ in range(trials):
+        proposals = [space.suggest(dice) for _ in range(space.proposals)]
+        values = proposals[thrift.cheapest(proposals)] if space.proposals > 1 else proposals[0]
         try:
-            out.append(space.config(space.suggest(dice)))
+            out.append(space.config(values))
         except RazError:
             skipped += 1
+            continue
+        if space.proposals > 1:
+            thrift.note(values, thrift.way(values))
     return out, skipped
 
 

@@ -18,6 +18,8 @@ from raz.study.resources import Resources
 
 SAMPLERS = ("tpe", "random", "grid", "cma-es", "nsga-ii", "loo", "ofat", "factorial", "pairs")
 POPULATIONS = ("cma-es", "nsga-ii")  # samplers that draw a generation at a time
+PROPOSING = ("tpe", "random")  # samplers of which any draw may be left out
+MOST_PROPOSALS = 64
 DIRECTIONS = ("minimize", "maximize")
 STUDY_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 MOST_TRIALS = 1_000_000
@@ -61,6 +63,7 @@ class SearchSpace:
     seed: int = 0  # of the sampler
     seeds: tuple[int, ...] = ()  # of the trials
     population: int | None = None
+    proposals: int = 1  # draws a trial, of which the one that adds least work is taken
     objectives: tuple[Objective, ...] = (Objective("val.mae"),)
     pruning: Pruning = Pruning()
     derived: tuple[Derived, ...] = ()  # each after those it reads
@@ -164,6 +167,8 @@ class SearchSpace:
             "design.population": self.population,
             "pruner": self.pruning.meaning(),
         }
+        if self.proposals > 1:
+            out["design.proposals"] = self.proposals
         out.update({f"base.{name}": value for name, value in parameters(self.base).items()})
         out.update({f"parameters.{p.name}": p.meaning() for p in self.parameters})
         out.update({f"derive.{d.name}": d.text for d in self.derived})

@@ -1,0 +1,118 @@
+"""Searches of `everything.yaml` with and without `proposals`: what they find for the same work.
+
+    python benchmarks/bench_thrift.py [--proposals 2 4 8] [--trials 60] [--studies 20]
+
+No network is trained: a trial's error is a made-up response of its values, drawn anew for each study (an optimum
+somewhere in each range, the same weight on each of the tree's stages on average), and its work is what the plan counts
+(GFLOP of the stages that no trial before it had made). Each study is run by every number of proposals on the same
+response and the same sampler seed, one after the other. Regret is the error of the best trial so far above the
+response's optimum, mean over studies. The same work is what one proposal spends on half, and on all, of its trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from raz.study.base import open_named
+from raz.study.ledger import Outcome, open_ledger
+from raz.study.parse import parse_space
+from raz.study.space import Pruning, SearchSpace
+from raz.study.ways import nominal_way
+
+AT_A_TIME = 4
+Response = Callable[[Mapping[str, Any]], float]
+
+
+def response_of(space: SearchSpace, seed: int) -> Response:
+    """Error above the optimum: squared distance from a place in each range, a share for each choice but the best."""
+    dice = random.Random(seed)
+    parts: dict[str, Callable[[Any], float]] = {}
+    for parameter in space.parameters:
+        weight, values = dice.uniform(0.2, 1.0), parameter.values()
+        if parameter.kind == "choice":
+            shares = [dice.uniform(0.2, 1.0) for _ in values]
+            shares[dice.randrange(len(values))] = 0.0
+            parts[parameter.name] = lambda v, w=weight, values=values, shares=shares: w * shares[values.index(v)]
+        else:
+            scale = math.log if parameter.log else float
+            low, high, best = scale(parameter.low), scale(parameter.high), scale(dice.choice(values))
+            parts[parameter.name] = lambda v, w=weight, s=scale, b=best, r=high - low: 4 * w * ((s(v) - b) / r) ** 2
+    return lambda values: math.fsum(part(values[name]) for name, part in parts.items() if name in values)
+
+
+def run(space: SearchSpace, response: Response) -> list[tuple[float, float]]:
+    """By trial: GFLOP spent up to it, and the least regret up to it."""
+    spent, begun, best, out = 0.0, set[str](), math.inf, []
+    with tempfile.TemporaryDirectory(prefix="raz-bench-") as folder, open_ledger(Path(folder), space) as ledger:
+        ledger.adopt(space.target)
+        running: list[tuple[int, float]] = []
+        while (got := ledger.ask()) is not None:
+            number, values, _ = got
+            way = nominal_way(space.config(values), ("val",))
+            spent += math.fsum(work for key, work in way.items() if key not in begun)
+            begun.update(way)
+            error = response(values)
+            best = min(best, error)
+            out.append((spent, best))
+            running.append((number, error))
+            if len(running) == AT_A_TIME:
+                number, error = running.pop(0)
+                ledger.tell(number, Outcome("complete", metrics={space.metric: error}))
+        for number, error in running:
+            ledger.tell(number, Outcome("complete", metrics={space.metric: error}))
+    return out
+
+
+def at(curve: Sequence[tuple[float, float]], work: float) -> float:
+    """The least regret for at most this work."""
+    return min((regret for spent, regret in curve if spent <= work), default=curve[0][1])
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--proposals", type=int, nargs="+", default=[2, 4, 8])
+    asked.add_argument("--trials", type=int, default=60)
+    asked.add_argument("--studies", type=int, default=20)
+    given = asked.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = replace(parse_space(open_named("search_spaces/everything.yaml")[0]), trials=given.trials, pruning=Pruning())
+    counts = [1, *given.proposals]
+    curves: dict[int, list[list[tuple[float, float]]]] = {n: [] for n in counts}
+    for seed in range(given.studies):
+        response = response_of(space, seed)
+        for n in counts:
+            curves[n].append(run(replace(space, proposals=n, seed=seed), response))
+    half = given.trials // 2
+    print(
+        f"{given.studies} studies of {given.trials} trials; regret after {half} and {given.trials} trials; work of all"
+    )
+    print("against one proposal; regret for the work that one proposal spends on half and on all of its trials")
+    for n in counts:
+        mean = statistics.fmean
+
+        def by_trials(i: int, n: int = n) -> float:
+            return statistics.fmean(curve[i - 1][1] for curve in curves[n])
+
+        work = mean(one[-1][0] / own[-1][0] for one, own in zip(curves[1], curves[n], strict=True))
+        same = [
+            mean(at(own, one[i - 1][0]) for one, own in zip(curves[1], curves[n], strict=True))
+            for i in (half, given.trials)
+        ]
+        print(
+            f"{n} proposal{'s' if n > 1 else ' '}: {by_trials(half):.3f} {by_trials(given.trials):.3f}; "
+            f"{work:.1f}x less work; {same[0]:.3f} {same[1]:.3f}", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
