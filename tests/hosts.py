@@ -66,8 +66,21 @@ def missing() -> str:
     lacking += [] if Path("/usr/sbin/sshd").exists() else ["sshd"]
     if lacking:
         return f"not installed: {', '.join(lacking)}"
-    tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "true"], capture_output=True)
-    return "" if tried.returncode == 0 else f"no namespaces here: {tried.stderr.decode().strip()}"
+    wire = f"rzv{os.getpid()}"
+    attempts = (
+        ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
+        ["ip", "link", "add", f"{wire}b", "type", "bridge"],
+        ["ip", "link", "add", wire, "type", "veth", "peer", "name", f"{wire}p"],
+    )
+    try:
+        for words in attempts:
+            tried = subprocess.run(words, capture_output=True, text=True)
+            if tried.returncode != 0:
+                return f"no namespaces here: {' '.join(words[:4])}: {tried.stderr.strip()}"
+    finally:
+        for name in (wire, f"{wire}b"):
+            subprocess.run(["ip", "link", "del", name], capture_output=True)
+    return ""
 
 
 def needed() -> list[Path]:
