@@ -177,7 +177,7 @@ def test_images_are_mirrored_checked_and_kept_up(here: Path) -> None:
 
 SPACE = """
 study: far
-base: {preset: tiny, dataset: toy, set: {depth: 1, counting.train.epochs: 6, localization.train.epochs: 4}}
+base: {preset: tiny, dataset: toy, set: {depth: 1, counting.train.epochs: 3, localization.train.epochs: 2}}
 design: {sampler: grid}
 objective: {metric: val.mae}
 parameters:

@@ -54,6 +54,16 @@ def test_no_ray_is_told() -> None:
     assert call("doctor", "--cluster", "--backbone-weights", "x.pt")[0] == 2
 
 
+SPACE = {
+    "study": "secrets",
+    "base": {
+        "preset": "tiny", "dataset": "toy",
+        "set": {"depth": 1, "counting.train.epochs": 1, "localization.train.epochs": 1},
+    },
+    "design": {"sampler": "grid"}, "parameters": {"fusion.rule": {"choice": ["density"]}},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def up() -> Iterator[Head]:
     with head(1) as found:
@@ -84,15 +94,15 @@ def test_a_client_without_the_token_is_refused_and_nothing_keeps_it(up: Head, tm
     """A run with the token and a key in its environment: neither is in its store, its output or its report."""
     key = "a-key-that-nobody-may-see"
     secret = {**up.environment, "AWS_SECRET_ACCESS_KEY": key}
-    words = ("run", "search_spaces/fusion", "--trials", "1", "--set", "counting.train.epochs=1",
-             "--set", "localization.train.epochs=1", "--set", "attention.train.epochs=1",
-             "--set", "raz.train.epochs=1")  # fmt: skip
+    file = tmp_path / "secrets.yaml"
+    file.write_text(json.dumps(SPACE))
+    words = ("run", file)
     store = tmp_path / "served"
     served = raz(*words, "--store", store, "--address", up.address, env=secret, timeout=600)
     assert served.returncode == 0, served.stderr
-    page = raz("report", "fusion", "--store", store, "--out", tmp_path / "page.html", env=secret)
+    page = raz("report", "secrets", "--store", store, "--out", tmp_path / "page.html", env=secret)
     assert page.returncode == 0, page.stderr
-    shown = raz("show", "fusion#0", "--store", store, "--json", env=secret)
+    shown = raz("show", "secrets#0", "--store", store, "--json", env=secret)
     told = served.stdout + served.stderr + page.stdout + shown.stdout + (tmp_path / "page.html").read_text()
     written = [path.read_bytes() for path in store.rglob("*") if path.is_file()]
     assert len(written) > 10
