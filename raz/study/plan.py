@@ -223,10 +223,10 @@ def draw_of_table(table: AblationTable, profile: Profile, prices: Prices) -> Dra
 
 def plan_of(
     name: str, kind: str, draws: Sequence[Draw], *, devices: int, prices: Prices, exact: bool, done: int = 0,
-    skipped: int = 0, start: float = START_SECONDS, adaptive: bool = False,
+    skipped: int = 0, start: float = START_SECONDS, ahead: bool = True,
 ) -> Plan:  # fmt: skip
     """The figures of these draws on `devices`. `start` are the seconds until the first stage can begin."""
-    living = alive(devices, adaptive=adaptive)
+    living = alive(devices, ahead=ahead)
     n = len(draws)
     rows = []
     for stage in STAGES:
@@ -261,11 +261,11 @@ def plan_of(
     )  # fmt: skip
 
 
-def schedules(draw: Draw, devices: int, *, adaptive: bool) -> tuple[Schedule, Schedule]:
+def schedules(draw: Draw, devices: int, *, ahead: bool) -> tuple[Schedule, Schedule]:
     """The likely schedule of a draw on `devices`, from an empty store; and that of plain training, without sharing,
     where each trial has a device to itself."""
     steps = draw.steps("likely", stored=False)
-    return simulate(steps, devices, alive(devices, adaptive=adaptive)), unshared(steps, devices, devices)
+    return simulate(steps, devices, alive(devices, ahead=ahead)), unshared(steps, devices, devices)
 
 
 def lines(plan: Plan) -> list[str]:

@@ -40,10 +40,10 @@ def ahead(way: Iterable[tuple[str, float]], made: Callable[[str], bool]) -> floa
     return sum(seconds for key, seconds in way if not made(key))
 
 
-def alive(slots: int, *, adaptive: bool) -> int:
-    """Trials at a time where `slots` stages can be made at a time. What learns from results asks no further ahead than
-    it can run; else some more trials than stages may run let the broker choose what is urgent."""
-    return slots if adaptive else slots + max(2, slots // 2)
+def alive(slots: int, *, ahead: bool) -> int:
+    """Trials at a time where `slots` stages can be made at a time. `ahead`: some more trials than stages may run, so
+    that slots have work where trials wait for one stage together, and the broker chooses what is urgent."""
+    return slots + max(2, slots // 2) if ahead else slots
 
 
 def spread(ways: Sequence[Mapping[str, float]], made: Iterable[str] = ()) -> list[int]:

@@ -89,9 +89,11 @@ class SearchSpace:
         return self.sampler in DESIGNS
 
     @property
-    def adaptive(self) -> bool:
-        """Whether what comes of a trial decides about others: by what is drawn next, or by pruning."""
-        return not (self.fixed or self.sampler == "random") or self.pruning.name != "none"
+    def ahead(self) -> bool:
+        """Whether more trials may begin than can run. What learns from results (by what it draws next, or by pruning)
+        would know less of them; but trials that were chosen to share wait for one another, and leave slots idle."""
+        learns = not (self.fixed or self.sampler == "random") or self.pruning.name != "none"
+        return not learns or self.proposals > 1
 
     @property
     def mean_over(self) -> tuple[int, ...]:
