@@ -97,6 +97,18 @@ def test_a_stage_is_one_however_many_trials_tell_of_it() -> None:
     assert "1 made, 0 running, 0 waiting, 1 from the store" in screen(board)
 
 
+def test_before_the_first_stage_it_says_so() -> None:
+    board = Board("study s", 9, "val.mae", clock=Clock())
+    assert "starting: no stage has begun yet" in screen(board)
+    board.started(0, {})
+    assert "starting" in screen(board)
+    board.stage(0, StageEvent("waiting", "counting", "k"))
+    assert "starting" not in screen(board)
+    board = Board("study s", 9, "val.mae", clock=Clock())
+    board.stage(0, StageEvent("hit", "counting", "k", seconds=1))
+    assert "starting" not in screen(board)
+
+
 def test_a_stage_that_nobody_makes_any_more_is_not_shown_running() -> None:
     board = Board("s", 3, "val.mae")
     board.stage(0, StageEvent("started", "counting", "a"))

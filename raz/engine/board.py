@@ -155,6 +155,9 @@ class Board:
         parts: list[RenderableType] = [self._head(now)]
         if self.running:
             parts.append(self._stages(now))
+        elif not (self.waiting or self.made or self.stored or self.over):
+            # Under Ray some ten processes load torch first: seconds, on a busy machine a minute.
+            parts.append(Text("  starting: no stage has begun yet", style="dim"))
         parts.append(self._facts())
         if self.stopping:
             parts.append(Text(self.stopping, style="yellow"))
