@@ -153,7 +153,9 @@ def session(cpus: int) -> Iterator[Path]:
                 object_store_memory=OBJECT_STORE, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
             )  # fmt: skip
         yield folder
-    except SystemExit:  # while it starts, Ray answers SIGTERM itself
+    except SystemExit as error:  # while it starts, Ray answers SIGTERM itself
+        if error.code != signal.SIGTERM:
+            raise
         raise Interrupted(signal.SIGTERM) from None
     finally:
         ray.shutdown()
