@@ -19,7 +19,8 @@ import optuna
 import pytest
 
 from raz.engine.events import Silent
-from raz.engine.session import prepare
+from raz.engine.session import prepare, session
+from raz.engine.stop import Interrupted
 from raz.engine.summary import summary
 from raz.engine.sweep import SweepResult, jobs_for, run_study
 from raz.engine.tables import TableResult, run_table
@@ -559,3 +560,16 @@ def test_a_trial_whose_process_dies_is_lost_and_the_search_goes_on(tmp_path: Pat
     assert result.failed == 1
     ran = [line.split()[2] for line in lines(tmp_path)]
     assert ran.count("15") == 3  # begun again twice
+
+
+@pytest.mark.parametrize(("code", "raised"), [("its words", "its words"), (signal.SIGTERM.value, 143)])
+def test_only_the_exit_of_sigterm_is_an_interruption(code: Any, raised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it starts, Ray answers SIGTERM with an exit of that number; whatever else exits keeps its words."""
+    import ray
+
+    for name in ("init", "shutdown"):
+        monkeypatch.setattr(ray, name, lambda **options: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises((SystemExit, Interrupted)) as told, session(1):
+        sys.exit(code)
+    assert told.value.code == raised
