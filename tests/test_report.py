@@ -309,6 +309,13 @@ def test_differences_are_paired_by_seed() -> None:
     assert record["to_base"]["p"] is None  # three seeds: an interval, no p
 
 
+def test_rows_of_the_same_numbers_are_called_the_same() -> None:
+    """RMSE is 9 in every run of both rows; one run says nothing of others."""
+    for seeds, said in (((0, 1, 2), "the same"), ((0,), "one run")):
+        sheets = [sheet for sheet in claims(*seeds).sheets if "differences" in sheet.title]
+        assert [line[-1] for sheet in sheets for line in sheet.lines if line[0] == "RMSE"] == [said]
+
+
 @pytest.mark.parametrize(
     ("seeds", "gain", "ours"),
     [

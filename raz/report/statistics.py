@@ -51,6 +51,11 @@ class Effect:
         return self.adjusted is not None and self.adjusted < 1 - LEVEL
 
     @property
+    def same(self) -> bool:
+        """Whether every run, or every image, gave the same number: as where two rows share what a metric is of."""
+        return self.value == self.low == self.high == 0
+
+    @property
     def shown_p(self) -> float | None:
         """The corrected p where it may be shown: over images, or over six seeds and more."""
         return self.adjusted if self.over == "images" or self.n >= P_FROM else None

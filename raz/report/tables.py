@@ -295,6 +295,12 @@ def _p(effect: Effect | None) -> str:
     return f"{effect.shown_p:.3f}" if effect.shown_p >= 0.001 else "< 0.001"
 
 
+def _says(effect: Effect) -> str:
+    if effect.p is None:
+        return "one run"
+    return "the same" if effect.same else "differs" if effect.differs else "cannot tell"
+
+
 def _differences(filled: FilledTable, dataset: str, effects: Mapping[tuple[str, str], Effect]) -> Sheet:
     table = filled.table
     lines = []
@@ -302,10 +308,12 @@ def _differences(filled: FilledTable, dataset: str, effects: Mapping[tuple[str, 
         for row in table.run_rows:
             effect = effects.get((row.name, metric))
             if effect is not None:
-                says = "differs" if effect.differs else ("cannot tell" if effect.p is not None else "one run")
                 lines.append(
-                    (metric_title(metric), row.name, interval(metric, effect), _over(effect), _p(effect), says)
-                )
+                    (
+                        metric_title(metric), row.name, interval(metric, effect), _over(effect), _p(effect),
+                        _says(effect),
+                    )
+                )  # fmt: skip
     header = ("metric", "row", f"minus {table.base_row} [95 %]", "over", "p", "")
     return Sheet(f"{dataset_title(dataset)}, differences", header, tuple(lines), left=frozenset({0, 1, 3, 5}))
 
