@@ -8,6 +8,7 @@ metrics that follow from the configuration. All else (keys, leases, cache, broke
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from contextlib import suppress
@@ -22,7 +23,7 @@ from raz.pipeline import stages
 from raz.pipeline.cache import Artifact, StageKey, digest, write_json
 from raz.pipeline.lease import Lease
 from raz.pipeline.told import StageEvent
-from raz.pipeline.tree import STAGES, Node
+from raz.pipeline.tree import STAGES, Node, inputs_of, needed_for
 from raz.pipeline.trial import Trial
 from raz.study.prices import Prices, Sizes
 
@@ -71,14 +72,17 @@ def seconds(store: Path, config: TrialConfig, node: Node) -> float:
     return 0.0 if node.stage == "score" else part * prices.seconds(config, node)[0].likely
 
 
-def _value(config: TrialConfig) -> float:
-    """A validation error to which each parameter's value adds its own share, so that a sampler has what to learn."""
-    shares = [int(digest([name, value])[:8], 16) / 16**8 for name, value in parameters(config).items()]
-    return 20 + sum(shares)
+def _value(config: TrialConfig, node: Node) -> float:
+    """A validation error to which the value of each parameter that it or a stage before it reads adds its own share:
+    a sampler has what to learn, and what shares the stage has the same."""
+    resolved = config.resolved()
+    before = dict.fromkeys(each.stage for each in needed_for(resolved, [node]))
+    read = {name: value for stage in before for name, value in inputs_of(parameters(resolved), stage).items()}
+    return 20 + math.fsum(int(digest([name, value])[:8], 16) / 16**8 for name, value in read.items())
 
 
 def _trained(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
-    took, value = seconds(self.at.cache.store, self.at.config, node), _value(self.at.config)
+    took, value = seconds(self.at.cache.store, self.at.config, node), _value(self.at.config, node)
     _begin(self.at.cache.store)
     epochs = int(parameters(self.at.config)[STAGES[node.stage].epochs])
     curve = []
@@ -98,7 +102,7 @@ def _trained(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
 def _other(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
     took = seconds(self.at.cache.store, self.at.config, node)
     time.sleep(took)
-    found, about = {"mae": _value(self.at.config)}, self._about(node, took)
+    found, about = {"mae": _value(self.at.config, node)}, self._about(node, took)
     return self.at.cache.publish(key, lambda folder: write_json(folder / "metrics.json", found), about, lease)
 
 

@@ -89,6 +89,14 @@ def test_a_trial_that_was_drawn_before_or_cannot_be_is_taken_last():
     assert thrift.cheapest([invalid, BEGUN]) == 0
 
 
+def test_a_trial_that_differs_in_what_nothing_reads_is_taken_last():
+    asked = space()
+    thrift = Thrift(asked)
+    shallow = {**BEGUN, "depth": 1}
+    thrift.note(shallow, thrift.way(shallow))
+    assert thrift.cheapest([{**shallow, "zooming.k_z": 10}, {**BEGUN, "counting.beta": 0.6}]) == 1
+
+
 def test_what_was_pruned_draws_no_others_to_it():
     asked = space()
     thrift = Thrift(asked)

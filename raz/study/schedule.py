@@ -41,9 +41,9 @@ def ahead(way: Iterable[tuple[str, float]], made: Callable[[str], bool]) -> floa
 
 
 def alive(slots: int, *, ahead: bool) -> int:
-    """Trials at a time where `slots` stages can be made at a time. `ahead`: some more trials than stages may run, so
+    """Trials at a time where `slots` stages can be made at a time. `ahead`: twice as many trials as stages may run, so
     that slots have work where trials wait for one stage together, and the broker chooses what is urgent."""
-    return slots + max(2, slots // 2) if ahead else slots
+    return max(slots + 2, 2 * slots) if ahead else slots
 
 
 def spread(ways: Sequence[Mapping[str, float]], made: Iterable[str] = ()) -> list[int]:

@@ -37,16 +37,21 @@ class Thrift:
         return nominal_way(self.space.config(values), ("val",), self.space.mean_over)
 
     def cheapest(self, proposals: Sequence[Mapping[str, Any]]) -> int:
-        """Which of these values of a trial adds least work; of equals the first. One that was drawn before, or whose
-        values cannot go together, is taken only where all are such."""
+        """Which of these values of a trial adds least work; of equals the first.
+
+        One that tells nothing new is taken only where all are such: values that were drawn before, that differ from
+        them in what no stage of the trial reads, or that cannot go together.
+        """
 
         def adds(values: Mapping[str, Any]) -> float:
             if _written(values) in self._drawn:
                 return math.inf
             try:
-                return math.fsum(work for key, work in self.way(values).items() if key not in self._begun)
+                way = self.way(values)
             except RazError:
                 return math.inf
+            new = [work for key, work in way.items() if key not in self._begun]
+            return math.fsum(new) if new else math.inf
 
         added = [adds(values) for values in proposals]
         return added.index(min(added))
