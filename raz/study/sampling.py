@@ -40,7 +40,26 @@ def _sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)  # a design's points are queued, none is drawn
 
 
-class Snapping(optuna.samplers.BaseSampler):  # type: ignore[misc]
+class Around(optuna.samplers.BaseSampler):  # type: ignore[misc]
+    """A sampler around another one, which draws."""
+
+    inner: optuna.samplers.BaseSampler
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        found: dict[str, BaseDistribution] = self.inner.infer_relative_search_space(study, trial)
+        return found
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.inner.before_trial(study, trial)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        self.inner.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self.inner.reseed_rng()
+
+
+class Snapping(Around):
     """A sampler whose draws of some ranges go to the nearest place of their grid before Optuna writes them down."""
 
     def __init__(self, inner: optuna.samplers.BaseSampler, gridded: Mapping[str, Parameter]) -> None:
@@ -48,10 +67,6 @@ class Snapping(optuna.samplers.BaseSampler):  # type: ignore[misc]
 
     def _snap(self, name: str, value: Any) -> Any:
         return self.gridded[name].snap(value) if name in self.gridded else value
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        found: dict[str, BaseDistribution] = self.inner.infer_relative_search_space(study, trial)
-        return found
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -63,15 +78,6 @@ class Snapping(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return self._snap(param_name, self.inner.sample_independent(study, trial, param_name, param_distribution))
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self.inner.before_trial(study, trial)
-
-    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        self.inner.after_trial(study, trial, state, values)
-
-    def reseed_rng(self) -> None:
-        self.inner.reseed_rng()
 
 
 class _Proposal:
@@ -100,7 +106,7 @@ class _Proposal:
         return float(self._value(name, FloatDistribution(low, high, log, step)))
 
 
-class Thrifty(optuna.samplers.BaseSampler):  # type: ignore[misc]
+class Thrifty(Around):
     """A sampler that is asked for several trials, of which the one that adds least work is drawn (`Thrift`).
 
     Work counts as begun when a trial that is complete or runs has it on its way. A trial that was pruned or failed
@@ -111,10 +117,6 @@ class Thrifty(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self.inner, self.space = inner, space
         self._drawn: dict[str, Any] = {}  # of the trial that is drawn now: every value of the proposal
         self._known: dict[int, tuple[dict[str, Any], frozenset[str]]] = {}  # trial -> values, stages on its way
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        found: dict[str, BaseDistribution] = self.inner.infer_relative_search_space(study, trial)
-        return found
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -151,13 +153,7 @@ class Thrifty(optuna.samplers.BaseSampler):  # type: ignore[misc]
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._drawn = {}
-        self.inner.before_trial(study, trial)
-
-    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        self.inner.after_trial(study, trial, state, values)
-
-    def reseed_rng(self) -> None:
-        self.inner.reseed_rng()
+        super().before_trial(study, trial)
 
 
 class CmaEs(optuna.samplers.CmaEsSampler):  # type: ignore[misc]
