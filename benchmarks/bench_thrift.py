@@ -3,10 +3,11 @@
     python benchmarks/bench_thrift.py [--proposals 2 4 8] [--trials 60] [--studies 20]
 
 No network is trained: a trial's error is a made-up response of its values, drawn anew for each study (an optimum
-somewhere in each range, the same weight on each of the tree's stages on average), and its work is what the plan counts
-(GFLOP of the stages that no trial before it had made). Each study is run by every number of proposals on the same
-response and the same sampler seed, one after the other. Regret is the error of the best trial so far above the
-response's optimum, mean over studies. The same work is what one proposal spends on half, and on all, of its trials.
+somewhere in each range; a parameter that a trial does not have costs what it costs on average), and its work is what
+the plan counts (GFLOP of the stages that no trial before it had made). Nothing is pruned, and as many trials run at a
+time as a run on four slots keeps alive. Each study is run by every number of proposals on the same response and the
+same sampler seed, one after the other. Regret is the error of the best trial so far above that of the best choices,
+mean over studies ± its standard error. The same work is what one proposal spends on half, and on all, of its trials.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ import optuna
 from raz.study.base import open_named
 from raz.study.ledger import Outcome, open_ledger
 from raz.study.parse import parse_space
+from raz.study.schedule import alive
 from raz.study.space import Pruning, SearchSpace
 from raz.study.ways import nominal_way
 
-AT_A_TIME = 4
+SLOTS = 4
 Response = Callable[[Mapping[str, Any]], float]
 
 
@@ -47,7 +49,10 @@ def response_of(space: SearchSpace, seed: int) -> Response:
             scale = math.log if parameter.log else float
             low, high, best = scale(parameter.low), scale(parameter.high), scale(dice.choice(values))
             parts[parameter.name] = lambda v, w=weight, s=scale, b=best, r=high - low: 4 * w * ((s(v) - b) / r) ** 2
-    return lambda values: math.fsum(part(values[name]) for name, part in parts.items() if name in values)
+    absent = {p.name: statistics.fmean(parts[p.name](value) for value in p.values()) for p in space.parameters}
+    return lambda values: math.fsum(
+        part(values[name]) if name in values else absent[name] for name, part in parts.items()
+    )
 
 
 def run(space: SearchSpace, response: Response) -> list[tuple[float, float]]:
@@ -65,7 +70,7 @@ def run(space: SearchSpace, response: Response) -> list[tuple[float, float]]:
             best = min(best, error)
             out.append((spent, best))
             running.append((number, error))
-            if len(running) == AT_A_TIME:
+            if len(running) == alive(SLOTS, ahead=space.ahead):
                 number, error = running.pop(0)
                 ledger.tell(number, Outcome("complete", metrics={space.metric: error}))
         for number, error in running:
@@ -76,6 +81,12 @@ def run(space: SearchSpace, response: Response) -> list[tuple[float, float]]:
 def at(curve: Sequence[tuple[float, float]], work: float) -> float:
     """The least regret for at most this work."""
     return min((regret for spent, regret in curve if spent <= work), default=curve[0][1])
+
+
+def shown(regrets: Iterable[float]) -> str:
+    """Mean and standard error."""
+    values = list(regrets)
+    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
 
 
 def main() -> None:
@@ -100,17 +111,17 @@ def main() -> None:
     for n in counts:
         mean = statistics.fmean
 
-        def by_trials(i: int, n: int = n) -> float:
-            return statistics.fmean(curve[i - 1][1] for curve in curves[n])
+        def by_trials(i: int, n: int = n) -> str:
+            return shown(curve[i - 1][1] for curve in curves[n])
 
         work = mean(one[-1][0] / own[-1][0] for one, own in zip(curves[1], curves[n], strict=True))
         same = [
-            mean(at(own, one[i - 1][0]) for one, own in zip(curves[1], curves[n], strict=True))
+            shown(at(own, one[i - 1][0]) for one, own in zip(curves[1], curves[n], strict=True))
             for i in (half, given.trials)
         ]
         print(
-            f"{n} proposal{'s' if n > 1 else ' '}: {by_trials(half):.3f} {by_trials(given.trials):.3f}; "
-            f"{work:.1f}x less work; {same[0]:.3f} {same[1]:.3f}", flush=True,
+            f"{n} proposal{'s' if n > 1 else ' '}: {by_trials(half)}, {by_trials(given.trials)}; "
+            f"{work:.1f}x less work; {same[0]}, {same[1]}", flush=True,
         )  # fmt: skip
 
 

@@ -90,7 +90,8 @@ def _design(data: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
             faults.add(("design", "population"), what, f"sampler: {POPULATIONS[-1]}, or leave it out")
     proposals = _whole(raw, ("design", "proposals"), 1, 1, MOST_PROPOSALS, faults)
     if proposals > 1 and sampler not in PROPOSING:
-        what = f"design.proposals is not for {sampler}, which needs the results of all that it draws"
+        why = "all of whose trials are known" if sampler in DESIGNS else "which needs the results of all that it draws"
+        what = f"design.proposals is not for {sampler}, {why}"
         faults.add(("design", "proposals"), what, f"sampler: {PROPOSING[0]}, or leave it out")
     return {
         "sampler": sampler, "seed": seed, "trials": trials, "population": population, "proposals": proposals,

@@ -13,6 +13,7 @@ from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from raz.errors import RazError
 from raz.study.parameter import Parameter
 from raz.study.space import SearchSpace
 from raz.study.thrift import Thrift
@@ -90,8 +91,8 @@ class _Proposal:
         self._ask = partial(sampler.sample_independent, study, trial)
 
     def _value(self, name: str, domain: BaseDistribution) -> Any:
-        if name not in self.drawn:
-            self.drawn[name] = self._ask(name, domain)
+        if name not in self.drawn:  # of a domain of one value Optuna asks no sampler either
+            self.drawn[name] = _only(domain) if domain.single() else self._ask(name, domain)
         return self.drawn[name]
 
     def suggest_categorical(self, name: str, choices: Any, /) -> Any:
@@ -104,6 +105,10 @@ class _Proposal:
         self, name: str, low: float, high: float, /, *, step: float | None = None, log: bool = False
     ) -> float:
         return float(self._value(name, FloatDistribution(low, high, log, step)))
+
+
+def _only(domain: BaseDistribution) -> Any:
+    return domain.choices[0] if isinstance(domain, CategoricalDistribution) else domain.low
 
 
 class Thrifty(Around):
@@ -145,8 +150,10 @@ class Thrifty(Around):
                 continue
             if other.number not in self._known:
                 found = other.user_attrs["values"]
-                valid = other.user_attrs.get("reason") != "invalid"
-                self._known[other.number] = found, frozenset(thrift.way(found) if valid else ())
+                try:
+                    self._known[other.number] = found, frozenset(thrift.way(found))
+                except RazError:  # they cannot go together, whatever else is written of the trial
+                    self._known[other.number] = found, frozenset()
             values, way = self._known[other.number]
             thrift.note(values, way if other.state in (TrialState.RUNNING, TrialState.COMPLETE) else ())
         return thrift

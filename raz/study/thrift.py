@@ -1,10 +1,11 @@
 """Of several draws for a trial, the one that adds least work to what its study has begun.
 
 A trial that shares its first stages costs a fraction of one that shares none, and a sampler knows nothing of cost. So a
-search may have its sampler propose several trials and take the cheapest: each proposal is one the sampler could have
-made, only which of them it is comes from the tree. (Cost-aware search divides the acquisition by the cost: Snoek,
-Larochelle, Adams, "Practical Bayesian Optimization of Machine Learning Algorithms", 2012, §3.2. Choosing among draws
-needs no value of the acquisition, which Optuna's samplers do not tell.)
+search may have its sampler propose several trials and take the cheapest of those with the same stages: each proposal is
+one the sampler could have made, and how many zoom, how deep, is as the sampler has it. (Cost-aware search divides the
+acquisition by the cost: Snoek, Larochelle, Adams, "Practical Bayesian Optimization of Machine Learning Algorithms",
+2012, §3.2. Choosing among draws needs no value of the acquisition, which Optuna's samplers do not tell.) Work counts
+against this study's trials, at the sizes of no data set: what a store holds besides makes no difference.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from raz.errors import RazError
+from raz.pipeline.tree import Node, ordered
 from raz.study.space import SearchSpace
 from raz.study.ways import nominal_way
 
@@ -39,22 +41,28 @@ class Thrift:
     def cheapest(self, proposals: Sequence[Mapping[str, Any]]) -> int:
         """Which of these values of a trial adds least work; of equals the first.
 
-        One that tells nothing new is taken only where all are such: values that were drawn before, that differ from
-        them in what no stage of the trial reads, or that cannot go together.
+        Compared are those that have the stages of the first: what a trial costs must not decide how deep it zooms. One
+        that tells nothing new is taken only where all are such: values that were drawn before, that differ from them in
+        what no stage of the trial reads, or that cannot go together.
         """
+        added = [self._adds(values) for values in proposals]
+        new = [(i, found) for i, found in enumerate(added) if found is not None]
+        if not new:
+            return 0
+        (_, (stages, _)), *_ = new
+        return min((i for i, found in new if found[0] == stages), key=lambda i: added[i][1])  # type: ignore[index]
 
-        def adds(values: Mapping[str, Any]) -> float:
-            if _written(values) in self._drawn:
-                return math.inf
-            try:
-                way = self.way(values)
-            except RazError:
-                return math.inf
-            new = [work for key, work in way.items() if key not in self._begun]
-            return math.fsum(new) if new else math.inf
-
-        added = [adds(values) for values in proposals]
-        return added.index(min(added))
+    def _adds(self, values: Mapping[str, Any]) -> tuple[list[Node], float] | None:
+        """The stages of a trial, and the work in those that no trial has begun; None where it tells nothing new."""
+        if _written(values) in self._drawn:
+            return None
+        try:
+            config = self.space.config(values)
+            way = self.way(values)
+        except RazError:
+            return None
+        new = [work for key, work in way.items() if key not in self._begun]
+        return (ordered(config.resolved(), ("val",)), math.fsum(new)) if new else None
 
 
 def _written(values: Mapping[str, Any]) -> str:
