@@ -131,7 +131,7 @@ def simulate(
 
     It starts from an empty store, in the order a run starts its stages. Says how long it takes, how busy the devices
     are, the floor that no schedule goes below, and what training each trial by itself would take. A search's trials are
-    drawn at random here.
+    drawn at random here (with `proposals` the cheapest of as many draws each).
 
     \b
     raz-sweep simulate search_spaces/everything --devices 8

@@ -1,7 +1,8 @@
 """What a run will cost before it is paid: trials, distinct stages, device hours, wall time and disk. No torch, no Ray.
 
 The trials of a fixed design and of a table are known. A search draws its own as it learns, so for it several sets of
-random draws are planned, and the plan says that it is an estimate: a sampler that settles on a few values shares more.
+random draws are planned (with `proposals` the cheapest of as many each), and the plan says that it is an estimate: a
+sampler that settles on a few values shares more.
 Nothing is pruned in a plan and no training stops early unless like ones did.
 """
 
