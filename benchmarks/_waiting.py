@@ -76,8 +76,8 @@ def _value(config: TrialConfig, node: Node) -> float:
     """A validation error to which the value of each parameter that it or a stage before it reads adds its own share:
     a sampler has what to learn, and what shares the stage has the same."""
     resolved = config.resolved()
-    before = dict.fromkeys(each.stage for each in needed_for(resolved, [node]))
-    read = {name: value for stage in before for name, value in inputs_of(parameters(resolved), stage).items()}
+    values, before = parameters(resolved), dict.fromkeys(each.stage for each in needed_for(resolved, [node]))
+    read = {name: value for stage in before for name, value in inputs_of(values, stage).items()}
     return 20 + math.fsum(int(digest([name, value])[:8], 16) / 16**8 for name, value in read.items())
 
 

@@ -179,7 +179,7 @@ def compare(space: SearchSpace, part: float, slots: int, real: bool, only_ours: 
             steps = steps_of(configs, store)
             if space.fixed:
                 steps = [steps[i] for i in in_turn(configs, ("val",))]
-            best = simulate(steps, slots, alive(slots, ahead=space.ahead))
+            best = simulate(steps, slots, alive(slots, eager=space.eager))
             all_, floor = best.busy / part, best.floor
             aim = ", aim 1.10" if all_ > LONG else ""
             print(

@@ -70,7 +70,7 @@ def run(space: SearchSpace, response: Response) -> list[tuple[float, float]]:
             best = min(best, error)
             out.append((spent, best))
             running.append((number, error))
-            if len(running) == alive(SLOTS, ahead=space.ahead):
+            if len(running) == alive(SLOTS, eager=space.eager):
                 number, error = running.pop(0)
                 ledger.tell(number, Outcome("complete", metrics={space.metric: error}))
         for number, error in running:
@@ -109,20 +109,14 @@ def main() -> None:
     )
     print("against one proposal; regret for the work that one proposal spends on half and on all of its trials")
     for n in counts:
-        mean = statistics.fmean
-
-        def by_trials(i: int, n: int = n) -> str:
-            return shown(curve[i - 1][1] for curve in curves[n])
-
-        work = mean(one[-1][0] / own[-1][0] for one, own in zip(curves[1], curves[n], strict=True))
-        same = [
-            shown(at(own, one[i - 1][0]) for one, own in zip(curves[1], curves[n], strict=True))
-            for i in (half, given.trials)
-        ]
+        pairs = list(zip(curves[1], curves[n], strict=True))
+        work = statistics.fmean(one[-1][0] / own[-1][0] for one, own in pairs)
+        by_trials = [shown(own[i - 1][1] for _, own in pairs) for i in (half, given.trials)]
+        by_work = [shown(at(own, one[i - 1][0]) for one, own in pairs) for i in (half, given.trials)]
         print(
-            f"{n} proposal{'s' if n > 1 else ' '}: {by_trials(half)}, {by_trials(given.trials)}; "
-            f"{work:.1f}x less work; {same[0]}, {same[1]}", flush=True,
-        )  # fmt: skip
+            f"{n} proposal{'s' if n > 1 else ' '}: {', '.join(by_trials)}; {work:.1f}x less work; {', '.join(by_work)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -485,7 +485,7 @@ def test_ray_and_inline_give_the_same_records(tmp_path: Path) -> None:
     assert len(seen("ray")) == 9
     workers = {line.split()[4] for line in lines(tmp_path / "ray") if line.split()[3] == "val"}
     assert str(os.getpid()) not in workers
-    assert len(workers) <= alive(2, ahead=True) < 9  # processes are reused
+    assert len(workers) <= alive(2, eager=True) < 9  # processes are reused
 
 
 @pytest.mark.usefixtures("ray_session")

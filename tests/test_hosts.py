@@ -26,12 +26,10 @@ from tests.crowds import write_crowd
 from tests.hosts import ROOT, Host, Lab, lab, missing, until
 from tests.test_pipeline import MICRO, artifacts
 
-NO_HOSTS = missing()
 LACKING = next((name for name in ("aiohttp", "hatchling", "pip") if importlib.util.find_spec(name) is None), "")
 pytestmark = [
     pytest.mark.hosts,
     pytest.mark.timeout(6 * 600),
-    pytest.mark.skipif(bool(NO_HOSTS), reason=NO_HOSTS or "-"),
     pytest.mark.skipif(bool(LACKING), reason=f"{LACKING} is not installed: pip install -e '.[dev]'"),
 ]
 SWEEP = {
@@ -48,6 +46,8 @@ PATIENCE = float(os.environ.get("RAZ_HOSTS_PATIENCE", "600"))  # seconds for wha
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    if lacking := missing():
+        pytest.skip(lacking)
     folder = tmp_path_factory.mktemp("hosts") / "lab"
     with lab(folder, hosts=3) as made:
         write_crowd(made.shared / "data")

@@ -257,10 +257,10 @@ def test_leaving_one_out_with_seeds_keeps_the_devices_busy() -> None:
     first = [ways[i].keys() for i in turn[:6]]  # three seeds, two kernels: nothing in common
     assert all(not one & other for one, other in itertools.combinations(first, 2))
     for devices, most in ((2, 1.02), (3, 1.05), (4, 1.1)):
-        found = simulate([steps[i] for i in turn], devices, alive(devices, ahead=True))
+        found = simulate([steps[i] for i in turn], devices, alive(devices, eager=True))
         assert found.starts.keys() == {key for way in ways for key in way}
         assert found.makespan <= most * found.floor
-    listed = simulate(steps, 4, alive(4, ahead=True))
+    listed = simulate(steps, 4, alive(4, eager=True))
     assert listed.makespan > 1.15 * listed.floor
     # what is done counts as begun: the whole method of the first seed shares with most of its own
     assert configs[0].seed == 0

@@ -73,10 +73,15 @@ def run(asked: SearchSpace, store: Path, most: int = 1000, slope: float = 20.0) 
 BEGUN = {"counting.beta": 0.05, "localization.gamma": 10.0, "zooming.k_z": 4, "depth": 2, "fusion.rule": "average"}
 
 
+def after(values: dict[str, Any]) -> Thrift:
+    """What is known when one trial has begun."""
+    thrift = Thrift(space())
+    thrift.note(values, thrift.way(values))
+    return thrift
+
+
 def test_the_cheapest_changes_what_comes_last():
-    asked = space()
-    thrift = Thrift(asked)
-    thrift.note(BEGUN, thrift.way(BEGUN))
+    thrift = after(BEGUN)
     other_counting = {**BEGUN, "counting.beta": 0.6}
     other_gamma = {**BEGUN, "localization.gamma": 300.0}
     other_zoom = {**BEGUN, "zooming.k_z": 10}
@@ -89,9 +94,7 @@ def test_the_cheapest_changes_what_comes_last():
 
 
 def test_what_a_trial_costs_does_not_decide_how_deep_it_zooms():
-    asked = space()
-    thrift = Thrift(asked)
-    thrift.note(BEGUN, thrift.way(BEGUN))
+    thrift = after(BEGUN)
     new = {**BEGUN, "counting.beta": 0.6}
     known, shallow = {**BEGUN, "fusion.rule": "grid", "fusion.theta_f": "cell"}, {**BEGUN, "depth": 1}
     assert thrift.cheapest([new, shallow, known]) == 2
@@ -102,9 +105,7 @@ def test_what_a_trial_costs_does_not_decide_how_deep_it_zooms():
 
 
 def test_a_trial_that_was_drawn_before_or_cannot_be_is_taken_last():
-    asked = space()
-    thrift = Thrift(asked)
-    thrift.note(BEGUN, thrift.way(BEGUN))
+    thrift = after(BEGUN)
     invalid = {**BEGUN, "depth": 0}
     new = {**BEGUN, "counting.beta": 0.6}
     assert thrift.cheapest([BEGUN, invalid, new]) == 2
@@ -112,10 +113,8 @@ def test_a_trial_that_was_drawn_before_or_cannot_be_is_taken_last():
 
 
 def test_a_trial_that_differs_in_what_nothing_reads_is_taken_last():
-    asked = space()
-    thrift = Thrift(asked)
     shallow = {**BEGUN, "depth": 1}
-    thrift.note(shallow, thrift.way(shallow))
+    thrift = after(shallow)
     assert thrift.cheapest([{**shallow, "zooming.k_z": 10}, {**BEGUN, "counting.beta": 0.6}]) == 1
 
 

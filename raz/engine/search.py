@@ -24,11 +24,11 @@ from raz.engine.stop import Stop
 from raz.pipeline.told import StageEvent
 from raz.study.ledger import Ledger, Outcome
 from raz.study.prices import Prices
+from raz.study.space import SPLITS
 from raz.study.ways import seconds_of
 
 # Keys of what a trial reports: [step, value, shared] each, stage events, how it ended, an error of all trials.
 POINTS, EVENTS, OUTCOME, HOPELESS = "points", "events", "outcome", "hopeless"
-SPLITS = ("val",)  # that a search scores
 
 
 class StudySearch(Searcher):  # type: ignore[misc]

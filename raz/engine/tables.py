@@ -151,7 +151,7 @@ def _together(
     prices = Prices(store, data_root)
     root = str(data_root.expanduser().resolve()) if data_root else None
     cells: dict[int, Cell] = {}
-    most = alive(jobs, ahead=True)
+    most = alive(jobs, eager=True)
     with session(jobs * threads), signals(stop):
         held = {name: n for name, n in coordinator_resources().items() if name == COORDINATOR}
         task = ray.remote(num_cpus=0, resources=held, max_retries=MOST_RESTARTS)(_remote)

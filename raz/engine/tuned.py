@@ -141,7 +141,7 @@ def run_tuned(
         "resources": json.dumps({stage: [asked.cpus, asked.gpus] for stage, asked in space.resources.items()}),
     }
     search = StudySearch(ledger, events, constants, Prices(store, data_root), stop)
-    trials = alive(jobs, ahead=space.ahead)
+    trials = alive(jobs, eager=space.eager)
     with session(jobs * threads) as folder, signals(stop):  # after Ray, which sets handlers of its own
         tuner = tune.Tuner(
             tune.with_resources(coordinate, coordinator_resources()),

@@ -308,12 +308,8 @@ def _differences(filled: FilledTable, dataset: str, effects: Mapping[tuple[str, 
         for row in table.run_rows:
             effect = effects.get((row.name, metric))
             if effect is not None:
-                lines.append(
-                    (
-                        metric_title(metric), row.name, interval(metric, effect), _over(effect), _p(effect),
-                        _says(effect),
-                    )
-                )  # fmt: skip
+                told = interval(metric, effect), _over(effect), _p(effect), _says(effect)
+                lines.append((metric_title(metric), row.name, *told))
     header = ("metric", "row", f"minus {table.base_row} [95 %]", "over", "p", "")
     return Sheet(f"{dataset_title(dataset)}, differences", header, tuple(lines), left=frozenset({0, 1, 3, 5}))
 

@@ -35,7 +35,7 @@ from raz.study.records import (
     records,
 )  # fmt: skip
 from raz.study.sampling import sampler_of
-from raz.study.space import SearchSpace
+from raz.study.space import SPLITS, SearchSpace
 from raz.study.ways import in_turn
 from raz.versions import versions
 
@@ -98,7 +98,7 @@ class Ledger:
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         turn = in_turn(
-            [self._planned(trial) for trial in waiting], ("val",), self.space.mean_over,
+            [self._planned(trial) for trial in waiting], SPLITS, self.space.mean_over,
             [config for trial in over if (config := self._planned(trial)) is not None],
         )  # fmt: skip
         turn.sort(key=lambda i: not waiting[i].intermediate_values)  # stable

@@ -23,7 +23,7 @@ from raz.study.ablation import AblationTable, Profile
 from raz.study.prices import NOTHING, PRIORS, START_SECONDS, Prices, Range
 from raz.study.schedule import alive
 from raz.study.simulate import Schedule, Step, simulate, unshared
-from raz.study.space import SearchSpace
+from raz.study.space import SPLITS, SearchSpace
 from raz.study.text import size
 from raz.study.thrift import Thrift
 from raz.study.ways import in_turn
@@ -205,13 +205,13 @@ def draws_of_search(
                 configs.append(space.config(point))
             except RazError:
                 skipped += 1
-        configs = [configs[i] for i in in_turn(configs, ("val",), space.mean_over)]
-        return [walk(configs, ("val",), prices, cache, space.mean_over)], skipped
+        configs = [configs[i] for i in in_turn(configs, SPLITS, space.mean_over)]
+        return [walk(configs, SPLITS, prices, cache, space.mean_over)], skipped
     out, skipped = [], 0
     for i in range(sets):
         configs, wrong = drawn(space, trials, space.seed + 7919 * i)
         skipped += wrong
-        out.append(walk(configs, ("val",), prices, cache, space.mean_over))
+        out.append(walk(configs, SPLITS, prices, cache, space.mean_over))
     return out, round(skipped / sets)
 
 
@@ -224,10 +224,10 @@ def draw_of_table(table: AblationTable, profile: Profile, prices: Prices) -> Dra
 
 def plan_of(
     name: str, kind: str, draws: Sequence[Draw], *, devices: int, prices: Prices, exact: bool, done: int = 0,
-    skipped: int = 0, start: float = START_SECONDS, ahead: bool = True,
+    skipped: int = 0, start: float = START_SECONDS, eager: bool = True,
 ) -> Plan:  # fmt: skip
     """The figures of these draws on `devices`. `start` are the seconds until the first stage can begin."""
-    living = alive(devices, ahead=ahead)
+    living = alive(devices, eager=eager)
     n = len(draws)
     rows = []
     for stage in STAGES:
@@ -262,11 +262,11 @@ def plan_of(
     )  # fmt: skip
 
 
-def schedules(draw: Draw, devices: int, *, ahead: bool) -> tuple[Schedule, Schedule]:
+def schedules(draw: Draw, devices: int, *, eager: bool) -> tuple[Schedule, Schedule]:
     """The likely schedule of a draw on `devices`, from an empty store; and that of plain training, without sharing,
     where each trial has a device to itself."""
     steps = draw.steps("likely", stored=False)
-    return simulate(steps, devices, alive(devices, ahead=ahead)), unshared(steps, devices, devices)
+    return simulate(steps, devices, alive(devices, eager=eager)), unshared(steps, devices, devices)
 
 
 def lines(plan: Plan) -> list[str]:

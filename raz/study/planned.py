@@ -59,7 +59,7 @@ def plan_file(
     draws, skipped = draws_of_search(asked, left, prices, first=done)
     return plan_of(
         asked.study, "search", draws, devices=_devices(jobs, asked.threads, inline), prices=prices,
-        exact=asked.fixed or left == 0, done=done, skipped=skipped, start=start, ahead=asked.ahead,
+        exact=asked.fixed or left == 0, done=done, skipped=skipped, start=start, eager=asked.eager,
     )  # fmt: skip
 
 
@@ -100,11 +100,11 @@ def simulate_file(
     draw: Draw
     if isinstance(asked, AblationTable):
         assert chosen is not None
-        name, draw, ahead = f"{asked.table} ({chosen.name})", draw_of_table(asked, chosen, prices), True
+        name, draw, eager = f"{asked.table} ({chosen.name})", draw_of_table(asked, chosen, prices), True
     else:
         draws, _ = draws_of_search(asked, asked.target if trials is None else trials, prices, sets=1)
-        name, draw, ahead = asked.study, draws[0], asked.ahead
-    shared, plain = schedules(draw, devices, ahead=ahead)
+        name, draw, eager = asked.study, draws[0], asked.eager
+    shared, plain = schedules(draw, devices, eager=eager)
     return {
         "name": name, "trials": len(draw.trials), "stages": len(draw.stages), "devices": devices,
         "device": prices.kind, **_figures(shared), "without_sharing": _figures(plain),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -150,10 +151,10 @@ class Thrifty(Around):
                 continue
             if other.number not in self._known:
                 found = other.user_attrs["values"]
-                try:
-                    self._known[other.number] = found, frozenset(thrift.way(found))
-                except RazError:  # they cannot go together, whatever else is written of the trial
-                    self._known[other.number] = found, frozenset()
+                way = frozenset[str]()
+                with suppress(RazError):  # they cannot go together, whatever else is written of the trial
+                    way = frozenset(thrift.way(found))
+                self._known[other.number] = found, way
             values, way = self._known[other.number]
             thrift.note(values, way if other.state in (TrialState.RUNNING, TrialState.COMPLETE) else ())
         return thrift

@@ -40,10 +40,10 @@ def ahead(way: Iterable[tuple[str, float]], made: Callable[[str], bool]) -> floa
     return sum(seconds for key, seconds in way if not made(key))
 
 
-def alive(slots: int, *, ahead: bool) -> int:
-    """Trials at a time where `slots` stages can be made at a time. `ahead`: twice as many trials as stages may run, so
+def alive(slots: int, *, eager: bool) -> int:
+    """Trials at a time where `slots` stages can be made at a time. `eager`: twice as many trials as stages may run, so
     that slots have work where trials wait for one stage together, and the broker chooses what is urgent."""
-    return max(slots + 2, 2 * slots) if ahead else slots
+    return max(slots + 2, 2 * slots) if eager else slots
 
 
 def spread(ways: Sequence[Mapping[str, float]], made: Iterable[str] = ()) -> list[int]:

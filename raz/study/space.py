@@ -20,6 +20,7 @@ SAMPLERS = ("tpe", "random", "grid", "cma-es", "nsga-ii", "loo", "ofat", "factor
 POPULATIONS = ("cma-es", "nsga-ii")  # samplers that draw a generation at a time
 PROPOSING = ("tpe", "random")  # samplers of which any draw may be left out
 MOST_PROPOSALS = 64
+SPLITS = ("val",)  # that a search scores
 DIRECTIONS = ("minimize", "maximize")
 STUDY_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 MOST_TRIALS = 1_000_000
@@ -89,7 +90,7 @@ class SearchSpace:
         return self.sampler in DESIGNS
 
     @property
-    def ahead(self) -> bool:
+    def eager(self) -> bool:
         """Whether more trials may begin than can run. What learns from results (by what it draws next, or by pruning)
         would know less of them; but trials that were chosen to share wait for one another, and leave slots idle."""
         learns = not (self.fixed or self.sampler == "random") or self.pruning.name != "none"

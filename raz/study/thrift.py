@@ -15,9 +15,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.pipeline.tree import Node, ordered
-from raz.study.space import SearchSpace
+from raz.study.space import SPLITS, SearchSpace
 from raz.study.ways import nominal_way
 
 
@@ -36,7 +37,10 @@ class Thrift:
 
     def way(self, values: Mapping[str, Any]) -> dict[str, float]:
         """The stages of a trial and the work in each, GFLOP. Raises RazError for values that cannot go together."""
-        return nominal_way(self.space.config(values), ("val",), self.space.mean_over)
+        return self._way(self.space.config(values))
+
+    def _way(self, config: TrialConfig) -> dict[str, float]:
+        return nominal_way(config, SPLITS, self.space.mean_over)
 
     def cheapest(self, proposals: Sequence[Mapping[str, Any]]) -> int:
         """Which of these values of a trial adds least work; of equals the first.
@@ -49,8 +53,8 @@ class Thrift:
         new = [(i, found) for i, found in enumerate(added) if found is not None]
         if not new:
             return 0
-        (_, (stages, _)), *_ = new
-        return min((i for i, found in new if found[0] == stages), key=lambda i: added[i][1])  # type: ignore[index]
+        _, (stages, _) = new[0]
+        return min((work, i) for i, (own, work) in new if own == stages)[1]
 
     def _adds(self, values: Mapping[str, Any]) -> tuple[list[Node], float] | None:
         """The stages of a trial, and the work in those that no trial has begun; None where it tells nothing new."""
@@ -58,11 +62,10 @@ class Thrift:
             return None
         try:
             config = self.space.config(values)
-            way = self.way(values)
         except RazError:
             return None
-        new = [work for key, work in way.items() if key not in self._begun]
-        return (ordered(config.resolved(), ("val",)), math.fsum(new)) if new else None
+        new = [work for key, work in self._way(config).items() if key not in self._begun]
+        return (ordered(config.resolved(), SPLITS), math.fsum(new)) if new else None
 
 
 def _written(values: Mapping[str, Any]) -> str:
