@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import logging
 import os
 import tempfile
@@ -12,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from io import StringIO
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from raz.config import nearest
+from raz.engine.ray_internals import bootstrapped, cluster_schema, prepared, validate
 from raz.errors import RazError
 from raz.yamlfile import Document, Place
 
@@ -27,11 +26,7 @@ def against_schema(document: Document) -> Iterator[RazError]:
     """Faults against the schema that Ray brings, all of them, with their lines."""
     import jsonschema
 
-    spec = importlib.util.find_spec("ray")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    schema = json.loads((Path(spec.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json").read_text())
-    for error in jsonschema.Draft7Validator(schema).iter_errors(document.data):
+    for error in jsonschema.Draft7Validator(cluster_schema()).iter_errors(document.data):
         place: Place = tuple(error.absolute_path)
         prefix = "".join(f"{part}." for part in place)
         if error.validator == "additionalProperties":
@@ -46,11 +41,9 @@ def against_schema(document: Document) -> Iterator[RazError]:
 
 def against_validation(document: Document) -> list[RazError]:
     """What Ray's own defaults and validation say: the first fault, if any."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
     try:
         with _quiet():
-            validate_config(prepare_config(copy.deepcopy(document.data)))
+            validate(prepared(copy.deepcopy(document.data)))
     except (Exception, SystemExit) as error:  # Ray raises what it likes, and its logger ends the process
         return [RazError(document.where(), f"Ray refuses it: {_first(error)}")]
     return []
@@ -121,9 +114,6 @@ def _boot(raw: dict[str, Any], home: str) -> None:
     """Ray's bootstrap of the file, and EC2's answer to each machine it would start, on moto's AWS."""
     import boto3
     from moto import mock_aws
-    from ray.autoscaler._private.aws.config import bootstrap_aws
-    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
-    from ray.autoscaler._private.util import prepare_config
 
     fake = {
         "HOME": home,  # bootstrap writes ~/.ssh/*.pem
@@ -135,7 +125,7 @@ def _boot(raw: dict[str, Any], home: str) -> None:
         mock.patch.dict(os.environ, {**kept, **fake}, clear=True),
         mock_aws(config={"iam": {"load_aws_managed_policies": True}}),
     ):
-        config = prepare_config(raw)
+        config = prepared(raw)
         ec2 = boto3.client("ec2", region_name=config["provider"]["region"])
         iam = boto3.client("iam", region_name=config["provider"]["region"])
         image = ec2.describe_images()["Images"][0]["ImageId"]
@@ -145,7 +135,7 @@ def _boot(raw: dict[str, Any], home: str) -> None:
             profiles.add((node["node_config"].get("IamInstanceProfile") or {}).get("Name"))
         for profile in profiles - {None}:
             iam.create_instance_profile(InstanceProfileName=profile)
-        config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
+        config = bootstrapped(config)
         for node in config["available_node_types"].values():
             asked: Mapping[str, Any] = node["node_config"]
             rest = {key: value for key, value in asked.items() if key != "SubnetIds"}

@@ -10,7 +10,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from raz.engine.ray_internals import STOP, ray_command
 from raz.engine.session import prepare_client
 from raz.errors import RazError
 
 PATIENCE = 90.0  # seconds until the way to the head is open
 LOOK = 2.0  # seconds between two looks at a job
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
-# A stop is a Ctrl-C: the running epochs end and are kept. Who takes longer is killed, and loses that epoch.
-ENVIRONMENT = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
 
 class Jobs:
@@ -44,7 +42,7 @@ class Jobs:
         with _told(self.url):
             told = self._client.submit_job(
                 entrypoint=entry, submission_id=f"{study}-{secrets.token_hex(4)}", metadata={"study": study},
-                runtime_env={"working_dir": str(folder), "env_vars": ENVIRONMENT},
+                runtime_env={"working_dir": str(folder), "env_vars": STOP},
             )  # fmt: skip
         return str(told)
 
@@ -140,11 +138,6 @@ def way_to(cluster: Path) -> Iterator[str]:
             with suppress(ProcessLookupError):
                 os.killpg(tunnel.pid, signal.SIGTERM)
             tunnel.wait()
-
-
-def ray_command(*words: str) -> list[str]:
-    """Ray's command line, that of this interpreter."""
-    return [sys.executable, "-m", "ray.scripts.scripts", *words]
 
 
 def _open(port: int) -> bool:

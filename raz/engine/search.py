@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from raz.config import from_parameters
 from raz.engine.events import Events
+from raz.engine.ray_internals import out_of_memory, searcher_of
 from raz.engine.stop import Stop
 from raz.pipeline.told import StageEvent
 from raz.study.ledger import Ledger, Outcome
@@ -142,7 +143,9 @@ class StudySearch(Searcher):  # type: ignore[misc]
 class OptunaPruner(FIFOScheduler):  # type: ignore[misc]
     """Asks the study at every step whether the trial is worth going on."""
 
-    _supports_buffered_results = False  # each step must reach the pruner before the next one is trained
+    @property
+    def supports_buffered_results(self) -> bool:
+        return False  # each step must reach the pruner before the next one is trained
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         search = _search_of(controller)
@@ -151,7 +154,7 @@ class OptunaPruner(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, controller: Any, trial: Any) -> None:
-        if any(word in str(trial.get_error()) for word in ("OutOfMemory", "low on memory")):
+        if out_of_memory(trial):
             _search_of(controller).starved.add(trial.trial_id)
 
     def debug_string(self) -> str:
@@ -159,8 +162,6 @@ class OptunaPruner(FIFOScheduler):  # type: ignore[misc]
 
 
 def _search_of(controller: Any) -> StudySearch:
-    search = controller.search_alg
-    while hasattr(search, "searcher"):  # Tune wraps it to limit how many run at a time
-        search = search.searcher
-    found: StudySearch = search
-    return found
+    search = searcher_of(controller)
+    assert isinstance(search, StudySearch)
+    return search

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raz.engine.ray_internals import LOCAL_ONLY, QUIET, start_local
 from raz.engine.stop import Interrupted
 from raz.errors import RazError
 
@@ -23,26 +24,14 @@ GROWTH = {"CPU": "most_cpus", "GPU": "most_gpus"}  # the head of a cluster that 
 PREFIX = "raz-ray-"  # then the driver's process id
 OBJECT_STORE = 100 * 2**20  # bytes; arrays and weights travel by path, not through Ray
 
-QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would return from fit() as if all were well
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial without a GPU of its own must still see the node's
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints a lost worker to stdout; the trial's own line says it
-}
-
 
 def prepare() -> None:
     """Sets the environment that Ray reads. To be called before Ray is imported, which keeps what it read."""
     os.environ.update(QUIET)
     if "ray" in sys.modules or "RAY_ADDRESS" in os.environ:
         return  # its owner, or the cluster, has decided how processes prove who they are
-    # A setting that is 0 on other systems: nothing of the session listens beyond this machine.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    for name, value in LOCAL_ONLY.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     given = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if os.environ["RAY_AUTH_MODE"] == "token" and not any(name in os.environ for name in given):
@@ -148,10 +137,7 @@ def session(cpus: int) -> Iterator[Path]:
         else:
             # The workers import what the driver can import, also from a checkout that is not installed.
             os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-            ray.init(
-                num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-                object_store_memory=OBJECT_STORE, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
-            )  # fmt: skip
+            start_local(cpus, OBJECT_STORE, folder)
         yield folder
     except SystemExit as error:  # while it starts, Ray answers SIGTERM itself
         if error.code != signal.SIGTERM:

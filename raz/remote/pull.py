@@ -74,7 +74,7 @@ def fetch(file: Path, place: Path, names: Sequence[str], there: str | None, arti
 
 def ray(words: Sequence[str]) -> None:
     """Ray's command line. Raises RazError with its last words when it fails."""
-    from raz.engine.jobs import ray_command
+    from raz.engine.ray_internals import ray_command
     from raz.engine.session import prepare_client
 
     prepare_client()

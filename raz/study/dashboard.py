@@ -20,6 +20,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from raz.errors import RazError
 from raz.study.inventory import check_store
 from raz.study.journal import Held, journal_path, study_names
+from raz.study.optuna_internals import CREATE_STUDY, CREATE_TRIAL
 from raz.study.records import load_study
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -54,9 +55,9 @@ class Journals(BaseJournalBackend):  # type: ignore[misc]
             out["study_id"] = self._studies[i][log["study_id"]]
         if "trial_id" in log:
             out["trial_id"] = self._trials[i][log["trial_id"]]
-        if log["op_code"] == 0:  # a study is made
+        if log["op_code"] == CREATE_STUDY:
             self._new("study", self._studies[i])
-        elif log["op_code"] == 4:  # a trial is made
+        elif log["op_code"] == CREATE_TRIAL:
             self._new("trial", self._trials[i])
         return out
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial
 
 from raz.files import replacing
+from raz.study.optuna_internals import fixed_values
 from raz.study.records import TrialRecord, is_running, journal_path, load_study, records
 
 LAYOUT = 1  # raise it when the same journal would give another index
@@ -140,7 +141,7 @@ def _replay(store: Path, name: str) -> StoredStudy:
 def _extras(trial: FrozenTrial) -> dict[str, Any]:
     """What the record leaves out; of a waiting trial also the values it was queued with (`fixed`)."""
     out = {name: value for name, value in trial.user_attrs.items() if name not in _KNOWN}
-    fixed = trial.system_attrs.get("fixed_params")
+    fixed = fixed_values(trial)
     return {**out, "fixed": fixed} if fixed and not trial.user_attrs.get("parameters") else out
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import filelock
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.storages.journal._storage import JournalOperation
 
 from raz.errors import RazError
+from raz.study.optuna_internals import CREATE_STUDY, SET_STATE, append
 
 # What must survive a machine that stops; what lies before it in the file survives with it.
-DURABLE = (JournalOperation.CREATE_STUDY, JournalOperation.SET_TRIAL_STATE_VALUES)
+DURABLE = (CREATE_STUDY, SET_STATE)
 LOCK_WAIT = 2.0  # seconds; a reader that looks whether the driver lives holds the lock for an instant
 
 
@@ -75,9 +75,13 @@ class _Backend(JournalFileBackend):  # type: ignore[misc]
     What is written is the file's at once, so a killed driver loses nothing; a machine without power loses steps.
     """
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=Held())
+        self.path = path
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with open(self._file_path, "ab") as file:
+        with self.path.open("ab") as file:
             file.write(text.encode())
             file.flush()
             if any(log["op_code"] in DURABLE for log in logs):
@@ -91,21 +95,14 @@ class Journal(optuna.storages.JournalStorage):  # type: ignore[misc]
         self, trial_id: int, attributes: Mapping[str, Any] | None = None, steps: Mapping[int, float] | None = None
     ) -> None:
         """User attributes and intermediate values of a running trial, as one append."""
-        me = {"worker_id": self._replay_result.worker_id, "trial_id": trial_id}
-        attribute, step_of = JournalOperation.SET_TRIAL_USER_ATTR, JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE
-        logs = [{"op_code": attribute, **me, "user_attr": {n: value}} for n, value in (attributes or {}).items()]
-        logs += [{"op_code": step_of, **me, "step": s, "intermediate_value": v} for s, v in (steps or {}).items()]
-        if logs:
-            with self._thread_lock:
-                self._backend.append_logs(logs)
-                self._sync_with_backend()
+        append(self, trial_id, attributes or {}, steps or {})
 
 
 def open_journal(path: Path) -> Journal:
     """The journal in the file. Raises RazError when it is damaged."""
     logging.getLogger("optuna").setLevel(logging.ERROR)  # the console tells each event, and once
     try:
-        return Journal(_Backend(str(path), lock_obj=Held()))
+        return Journal(_Backend(path))
     except (ValueError, KeyError, TypeError) as error:
         raise RazError(str(path), f"the journal is damaged: {error}", "move the file away and run again") from None
 

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from raz.config import TrialConfig, nearest, parameters
 from raz.errors import RazError
 from raz.study.journal import LOCK_WAIT, Journal, entrance, journal_path, lock_path, mend, open_journal, study_names
+from raz.study.optuna_internals import fixed_values, set_state, trial_id, trial_in, trial_numbered
 from raz.study.parameter import label
 from raz.study.pruning import Pruner
 from raz.study.records import (
@@ -69,7 +70,7 @@ class Ledger:
         """
         for trial in self._trials():
             if trial.state == TrialState.RUNNING:
-                self._journal.write(trial._trial_id, {"reason": "lost", "message": "its driver went away"})
+                self._journal.write(trial_id(trial), {"reason": "lost", "message": "its driver went away"})
                 self.study.tell(trial.number, state=TrialState.FAIL)
         trials = self._trials()
         by_number = {trial.number: trial for trial in trials}
@@ -102,7 +103,7 @@ class Ledger:
             [config for trial in over if (config := self._planned(trial)) is not None],
         )  # fmt: skip
         turn.sort(key=lambda i: not waiting[i].intermediate_values)  # stable
-        self._turn = [waiting[i]._trial_id for i in reversed(turn)]
+        self._turn = [trial_id(waiting[i]) for i in reversed(turn)]
 
     def _planned(self, trial: FrozenTrial) -> TrialConfig | None:
         """The configuration of a design's point; None of one whose values cannot go together."""
@@ -112,7 +113,7 @@ class Ledger:
             return None
 
     def _queue_again(self, trial: FrozenTrial) -> None:
-        fixed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        fixed = {**fixed_values(trial), **trial.params}
         attributes = {"retry_of": trial.number}
         if "point" in trial.user_attrs:
             attributes["point"] = trial.user_attrs["point"]
@@ -138,13 +139,13 @@ class Ledger:
             try:
                 config = parameters(self.space.config(values))
             except RazError as error:
-                self._journal.write(trial._trial_id, about)
+                self._journal.write(trial_id(trial), about)
                 self.tell(trial.number, Outcome("failed", reason="invalid", message=str(error)))
                 continue
             about["changed"] = {n: v for n, v in config.items() if n not in self._base or self._base[n] != v}
             if without := [name for name in self._base if name not in config]:
                 about["without"] = without
-            self._journal.write(trial._trial_id, about)
+            self._journal.write(trial_id(trial), about)
             self._pruner.begin(trial.number, config)
             return trial.number, values, config
         return None
@@ -152,9 +153,9 @@ class Ledger:
     def _ask(self) -> optuna.Trial:
         if not self._turn:
             return self.study.ask()
-        trial_id = self._turn.pop()
-        self._journal.set_trial_state_values(trial_id, state=TrialState.RUNNING)
-        return optuna.Trial(self.study, trial_id)
+        waiting = self._turn.pop()
+        set_state(self._journal, waiting, TrialState.RUNNING)
+        return trial_in(self.study, waiting)
 
     @property
     def _base(self) -> Mapping[str, Any]:
@@ -184,7 +185,7 @@ class Ledger:
             stop = self._pruner.report(number, step, float(value), ask=not shared)
             if stop:
                 break
-        self._journal.write(self._live[number]._trial_id, steps=told)
+        self._journal.write(trial_id(self._live[number]), steps=told)
         return stop
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
@@ -211,7 +212,7 @@ class Ledger:
             "rungs": self._pruner.end(number, final),
             "seconds": outcome.seconds,
         }
-        self._journal.write(trial._trial_id, {name: value for name, value in known.items() if value or value == 0})
+        self._journal.write(trial_id(trial), {name: value for name, value in known.items() if value or value == 0})
         self.study.tell(trial, values if final == TrialState.COMPLETE else None, state=final)
         return self.record(number)
 
@@ -234,13 +235,12 @@ class Ledger:
         if trial is not None:
             self._steps.pop(number)
             self._pruner.pause(number)
-            self._journal.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
+            set_state(self._journal, trial_id(trial), TrialState.WAITING)
             self.left += 1
 
     def record(self, number: int) -> TrialRecord:
         """The record of one trial."""
-        trial_id = self._journal.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-        return record_of(self._about, self._journal.get_trial(trial_id), alive=True)
+        return record_of(self._about, trial_numbered(self.study, number), alive=True)
 
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials, in the order of their numbers."""

@@ -22,10 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import parameters as flat
 from raz.pipeline.tree import STAGES, measure_of, stage_of_step
+from raz.study.optuna_internals import frozen_trial, rungs, set_rungs, trial_id, trial_in
 from raz.study.seeds import seed_of_step
 from raz.study.space import Pruning, SearchSpace
-
-RUNG = "completed_rung_"  # how Optuna's halving pruners remember in a trial what it reached
 
 
 @dataclass
@@ -78,7 +77,7 @@ class Pruner:
             self._leave(number, before, TrialState.COMPLETE)
         self._at[number] = name
         trial = self._trial(lane, number)
-        if epoch in lane.study._storage.get_trial(trial._trial_id).intermediate_values:
+        if epoch in frozen_trial(lane.study, trial_id(trial)).intermediate_values:
             return False
         trial.report(value, epoch)
         with warnings.catch_warnings():  # of a pruner that would rather have seen other values: it then keeps the trial
@@ -97,19 +96,23 @@ class Pruner:
         self._measures.pop(number)
         if number in self._at:
             self._leave(number, self._at.pop(number), state)
-        rungs = {name: self._rungs(lane, number) for name, lane in self._lanes.items() if number in lane.ids}
-        return {name: reached for name, reached in rungs.items() if reached}
+        found = {
+            name: rungs(frozen_trial(lane.study, lane.ids[number]))
+            for name, lane in self._lanes.items()
+            if number in lane.ids
+        }
+        return {name: reached for name, reached in found.items() if reached}
 
-    def remember(self, trial: FrozenTrial, config: Mapping[str, Any], rungs: Mapping[str, Mapping[str, float]]) -> None:
+    def remember(
+        self, trial: FrozenTrial, config: Mapping[str, Any], reached: Mapping[str, Mapping[str, float]]
+    ) -> None:
         """A finished trial of an earlier run, as `end` left it."""
         if not self.acts or not trial.state.is_finished() or not trial.intermediate_values:
             return
         self.begin(trial.number, config)
-        for name, reached in rungs.items():
+        for name, rung_values in reached.items():
             lane = self._lane(name)
-            trial_id = self._trial(lane, trial.number)._trial_id
-            for rung, value in reached.items():
-                lane.study._storage.set_trial_system_attr(trial_id, rung, value)
+            set_rungs(lane.study, trial_id(self._trial(lane, trial.number)), rung_values)
         for step in sorted(trial.intermediate_values):
             self.report(trial.number, step, trial.intermediate_values[step], ask=False)
         self.end(trial.number, trial.state)
@@ -141,28 +144,24 @@ class Pruner:
         """The trial in the lane. Hyperband deals out its brackets by number, so there the numbers must agree."""
         if uses_hyperband(self.pruning):
             while len(lane.ids) <= number:
-                lane.ids[len(lane.ids)] = lane.study.ask()._trial_id
+                lane.ids[len(lane.ids)] = trial_id(lane.study.ask())
         if number not in lane.ids:
             lane.living[number] = lane.study.ask()
-            lane.ids[number] = lane.living[number]._trial_id
+            lane.ids[number] = trial_id(lane.living[number])
         if number not in lane.living:
-            lane.living[number] = optuna.Trial(lane.study, lane.ids[number])
+            lane.living[number] = trial_in(lane.study, lane.ids[number])
         return lane.living[number]
 
     def _leave(self, number: int, name: str, state: TrialState) -> None:
         lane = self._lanes[name]
         trial = self._trial(lane, number)
         del lane.living[number]
-        values = lane.study._storage.get_trial(trial._trial_id).intermediate_values
+        values = frozen_trial(lane.study, trial_id(trial)).intermediate_values
         best = min(values.values(), default=None)
         if state == TrialState.COMPLETE and best is not None:
             lane.study.tell(trial, best)
         else:
             lane.study.tell(trial, state=TrialState.PRUNED if state == TrialState.PRUNED else TrialState.FAIL)
-
-    def _rungs(self, lane: Lane, number: int) -> dict[str, float]:
-        attributes = lane.study._storage.get_trial(lane.ids[number]).system_attrs
-        return {key: value for key, value in attributes.items() if key.startswith(RUNG)}
 
 
 # ------------------------------------------------------------------ Optuna's pruners

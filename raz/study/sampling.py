@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import optuna
-from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from raz.errors import RazError
+from raz.study.optuna_internals import CmaEs
 from raz.study.parameter import Parameter
 from raz.study.space import SearchSpace
 from raz.study.thrift import Thrift
@@ -162,40 +161,3 @@ class Thrifty(Around):
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._drawn = {}
         super().before_trial(study, trial)
-
-
-class CmaEs(optuna.samplers.CmaEsSampler):  # type: ignore[misc]
-    """Optuna's CMA-ES without its pickles: it would keep its state in the study as one, and read it from there.
-
-    Here the state stays in this process; a resumed search computes it again from the trials, generation by
-    generation, as they were told the first time.
-    """
-
-    _kept: str | None = None  # what Optuna would have written into the study
-
-    def _split_optimizer_str(self, optimizer_str: str) -> dict[str, str]:
-        self._kept = optimizer_str
-        return {}
-
-    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
-        return None if self._kept is None else pickle.loads(bytes.fromhex(self._kept))  # made by this process
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        completed = self._get_trials(study)
-        if self._kept is None and search_space and completed:
-            self._catch_up(study, search_space, completed)
-        drawn: dict[str, Any] = super().sample_relative(study, trial, search_space)
-        return drawn
-
-    def _catch_up(
-        self, study: optuna.Study, search_space: dict[str, BaseDistribution], completed: list[FrozenTrial]
-    ) -> None:
-        space = _SearchSpaceTransform(search_space, transform_step=True, transform_0_1=True)
-        optimizer = self._init_optimizer(space, study.direction)
-        sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-        while len(told := self._get_solution_trials(completed, optimizer.generation)) >= optimizer.population_size:
-            told = told[: optimizer.population_size]
-            optimizer.tell([(space.transform(t.params), sign * t.value) for t in told])
-        self._kept = pickle.dumps(optimizer).hex()
