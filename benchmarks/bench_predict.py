@@ -36,6 +36,7 @@ def model_file(folder: Path, weights: str, depth: int, threads: int) -> Path:
     from raz.pipeline.assemble import Trained
     from raz.pipeline.model import Model, save_model
     from raz.pipeline.score import Fitted
+    from raz.pipeline.tree import declared
 
     small = PRESETS["small"]
     config = replace(small, depth=depth, threads=threads, backbone=replace(small.backbone, weights=weights))
@@ -55,7 +56,7 @@ def model_file(folder: Path, weights: str, depth: int, threads: int) -> Path:
     def state(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
         return {f"{n}.{k}": v.clone() for n, m in modules.items() for k, v in m.state_dict().items()}
 
-    trained = {stage: Trained(stage, config, state(modules)) for stage, modules in parts.items()}
+    trained = {stage: Trained(stage, declared(config, stage), state(modules)) for stage, modules in parts.items()}
     model = Model(config, trained, Fitted(0.5, 0.5, np.zeros(config.fusion.cells**2)), {"untrained": True})
     path = folder / "model.safetensors"
     save_model(model, path)

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raz.config import TrialConfig
 from raz.paper.networks import Backbone
 from raz.pipeline import nets
 from raz.pipeline.infer import Network, weights_of
+from raz.pipeline.tree import Declared
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a trained stage left: its key, the configuration that shaped it, its weights by `part.name`."""
+    """What a trained stage left: its key, the declared inputs that shaped it, its weights by `part.name`."""
 
     key: str
-    config: TrialConfig
+    given: Declared
     weights: Mapping[str, Tensor]
 
     def has(self, part: str) -> bool:
@@ -44,9 +44,10 @@ def _ready(width: float, device: torch.device, *parts: nn.Module) -> None:
 def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
     """Main-Net up to and with the branch `through` (counting, localization or attention)."""
     stage = trained("counting")
-    c = stage.config
+    c = stage.given
+    width = c.backbone.width
     if stage.has("backbone"):
-        backbone = Backbone(c.backbone.width)
+        backbone = Backbone(width)
         stage.load(backbone, "backbone")
     else:  # frozen: its weights are those it began with
         backbone = nets.build_backbone(c.backbone, c.seed)
@@ -56,9 +57,9 @@ def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
     own, localization, attention, name = backbone, None, None, stage.key
     if through in ("localization", "attention"):
         stage = trained("localization")
-        c = stage.config
+        c = stage.given
         if stage.has("backbone"):
-            own, name = Backbone(c.backbone.width), stage.key
+            own, name = Backbone(width), stage.key
             stage.load(own, "backbone")
             parts.append(own)
         localization = nets.build_localization(c.localization, backbone, c.seed)
@@ -66,30 +67,31 @@ def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
         parts.append(localization)
     if through == "attention" and localization is not None:
         stage = trained("attention")
-        c = stage.config
+        c = stage.given
         attention = nets.build_attention(c.attention, localization.channels + counting.channels, c.seed)
         stage.load(attention, "attention")
         parts.append(attention)
-    _ready(c.backbone.width, device, *parts)
+    _ready(width, device, *parts)
     return Network(name, backbone, own, counting, localization, attention)
 
 
 def raz_net(trained: TrainedOf, with_attention: bool, device: torch.device) -> Network:
     """RAZ-Net: its own localization branch and, if it was trained, backbone."""
     stage = trained("raz")
-    c = stage.config
+    width = trained("counting").given.backbone.width
     base = main_net(trained, "localization", device)
     assert base.localization is not None
     backbone, name = base.localization_backbone, base.name
     if stage.has("backbone"):
-        backbone, name = Backbone(c.backbone.width), stage.key
+        backbone, name = Backbone(width), stage.key
         stage.load(backbone, "backbone")
     stage.load(base.localization, "localization")
     parts: list[nn.Module] = [backbone, base.localization]
     attention = None
     if with_attention:
+        c = trained("attention").given  # RAZ-Net's branch has the shape of Main-Net's
         attention = nets.build_attention(c.attention, base.localization.channels, c.seed)
         trained("raz_attention").load(attention, "attention")
         parts.append(attention)
-    _ready(c.backbone.width, device, *parts)
+    _ready(width, device, *parts)
     return Network(name, backbone, backbone, None, base.localization, attention)

@@ -14,11 +14,11 @@ from raz.data.contract import Split
 from raz.paper.zoom import Points
 from raz.pipeline.regions import points_of, zoom_pass
 from raz.pipeline.score import Predicted, Scores, ceiling_counts, score_split, within
-from raz.pipeline.tree import Node, fits_on_train
+from raz.pipeline.tree import Declared, Node, fits_on_train
 from raz.pipeline.workbench import MEMO, Workbench, frames_of
 
 
-def density(w: Workbench, node: Node, given: Any) -> dict[str, NDArray[Any]]:
+def density(w: Workbench, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
     network, frames = w.main(through="counting"), w.frames(node.split)
     out = {}
     for i in w.each(node, frames):
@@ -27,7 +27,7 @@ def density(w: Workbench, node: Node, given: Any) -> dict[str, NDArray[Any]]:
     return out
 
 
-def points(w: Workbench, node: Node, given: Any) -> dict[str, NDArray[Any]]:
+def points(w: Workbench, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
     network, frames = w.main(through="localization"), w.frames(node.split)
     points = []
     for i in w.each(node, frames):
@@ -36,7 +36,7 @@ def points(w: Workbench, node: Node, given: Any) -> dict[str, NDArray[Any]]:
     return _pack_points(points)
 
 
-def zoom(w: Workbench, node: Node, given: Any) -> dict[str, NDArray[Any]]:
+def zoom(w: Workbench, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
     frames, config, number = w.frames(node.split), given.zooming, node.zoom_pass
     proposed = None
     if number == 2:
@@ -65,7 +65,7 @@ def zoom(w: Workbench, node: Node, given: Any) -> dict[str, NDArray[Any]]:
     return packed | {"regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}
 
 
-ARRAYS: Mapping[str, Callable[[Workbench, Node, Any], dict[str, NDArray[Any]]]] = {
+ARRAYS: Mapping[str, Callable[[Workbench, Node, Declared], dict[str, NDArray[Any]]]] = {
     "density": density,
     "points": points,
     "zoom": zoom,
@@ -73,7 +73,7 @@ ARRAYS: Mapping[str, Callable[[Workbench, Node, Any], dict[str, NDArray[Any]]]] 
 
 
 def _read_pass(w: Workbench, node: Node) -> tuple[list[Points], list[NDArray[np.float64]]]:
-    with np.load(w.artifacts[node].folder / "arrays.npz", allow_pickle=False) as arrays:
+    with np.load(w.folders[node] / "arrays.npz", allow_pickle=False) as arrays:
         points = _unpack_points(arrays)
         if "regions" not in arrays:
             return points, [np.zeros((0, 4)) for _ in points]
@@ -104,25 +104,23 @@ def _ceiling(name: str, root: Path | None, split: Split, scale: float, max_side:
 
 
 def predicted(w: Workbench, split: str, *, ceiling: bool = True) -> Predicted:
-    """What the passes of a trial gave of a split, out of the artifacts that `w` has found; without `ceiling`, which
+    """What the passes of a trial gave of a split, out of the artifacts that a score needs; without `ceiling`, which
     takes as long as the rest, zeros stand in its place."""
-    frames = w.frames(split)
-    with np.load(w.artifacts[Node("density", split)].folder / "arrays.npz", allow_pickle=False) as arrays:
+    given, frames = w.inputs["score"], w.frames(split)
+    with np.load(w.folders[Node("density", split)] / "arrays.npz", allow_pickle=False) as arrays:
         density = [arrays[f"d{i}"] for i in range(len(frames))]
     passes, regions = [_read_pass(w, Node("points", split))[0]], []
-    for number in range(2, w.config.depth + 1):
+    for number in range(2, given.depth + 1):
         points, chosen = _read_pass(w, Node("zoom", split, number))
         passes.append(points)
         regions.append(chosen)
-    given = w.config.input
     counts = np.zeros(len(frames), dtype=np.int64)
     if ceiling:
         counts = _ceiling(
-            w.config.dataset, w.data_root, cast(Split, split), given.scale, given.max_side,
-            w.cache.store / "packs",
-        )  # fmt: skip
+            given.dataset, w.data_root, cast(Split, split), given.input.scale, given.input.max_side, w.store / "packs"
+        )
     scales = [frames.scale(i) for i in range(len(frames))]
-    stride = w.stage_config("counting").counting.output_stride
+    stride = w.inputs["counting"].counting.output_stride
     found = Predicted(
         frames.ids, [frames.original_heads(i) for i in range(len(frames))],
         [frames.size(i) for i in range(len(frames))], [(1 / x, 1 / y) for x, y in scales],
@@ -131,10 +129,10 @@ def predicted(w: Workbench, split: str, *, ceiling: bool = True) -> Predicted:
     return within(found, [item.region for item in frames.items])
 
 
-def score(w: Workbench, node: Node, given: Any) -> Scores:
+def score(w: Workbench, node: Node, given: Declared) -> Scores:
     split = predicted(w, node.split)
     val = split if node.split == "val" else predicted(w, "val")
     learned = None
-    if fits_on_train(w.config):
+    if fits_on_train(given):
         learned = split if node.split == "train" else predicted(w, "train")
     return score_split(node.split, split, val, learned, given.depth, given.peaks, given.fusion, given.metrics)

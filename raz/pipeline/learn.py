@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from raz.config import ZoomingConfig
 from raz.pipeline import nets
 from raz.pipeline.cache import digest
 from raz.pipeline.frozen import RICH_BYTES, FeatureCache, SizedFeatures, rich_bytes
@@ -20,17 +21,17 @@ from raz.pipeline.samples import Sizes
 from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
 from raz.pipeline.told import StageEvent
 from raz.pipeline.train import Task
-from raz.pipeline.tree import Node
+from raz.pipeline.tree import Declared, Node
 from raz.pipeline.workbench import Workbench, untrained
 
 
-def _material(w: Workbench, given: Any, sizes: tuple[float, ...], k: int = 4) -> Material:
+def _material(w: Workbench, given: Declared, sizes: tuple[float, ...], k: int = 4) -> Material:
     """Training images at these sizes, validation images at the input's."""
     train = Sizes(tuple(w.frames("train", size) for size in sizes))
     return Material(train, w.frames("val"), given.seed, w.device, k)
 
 
-def counting(w: Workbench, given: Any) -> tuple[Task, Any]:
+def counting(w: Workbench, given: Declared) -> tuple[Task, Any]:
     c = given.counting
     m = _material(w, given, c.sizes, c.k)
     backbone = nets.build_backbone(given.backbone, given.seed).to(w.device)
@@ -52,13 +53,13 @@ def counting(w: Workbench, given: Any) -> tuple[Task, Any]:
     return task, c.train
 
 
-def localization(w: Workbench, given: Any) -> tuple[Task, Any]:
+def localization(w: Workbench, given: Declared) -> tuple[Task, Any]:
     c = given.localization
     m = _material(w, given, c.sizes)
     base = w.main(through="counting")
     backbone = base.backbone
     branch = nets.build_localization(c, backbone, given.seed).to(w.device)
-    nets.narrow_layout(w.config.backbone.width, branch)
+    nets.narrow_layout(w.inputs["counting"].backbone.width, branch)
     modules = nn.ModuleDict({"localization": branch})
     frozen: tuple[SizedFeatures | None, FeatureCache | None] = (None, None)
     if c.unfreeze == "backbone":
@@ -75,7 +76,7 @@ def localization(w: Workbench, given: Any) -> tuple[Task, Any]:
     return task, c.train
 
 
-def attention(w: Workbench, given: Any) -> tuple[Task, Any]:
+def attention(w: Workbench, given: Declared) -> tuple[Task, Any]:
     c = given.attention
     data = w.keys[Node("attention")].data
     names = digest([data["train"], asdict(given.input)]), digest([data["val"], asdict(given.input)])
@@ -85,7 +86,7 @@ def attention(w: Workbench, given: Any) -> tuple[Task, Any]:
     assert base.localization is not None
     counting, localization = base.counting, base.localization
     branch = nets.build_attention(c, localization.channels + counting.channels, given.seed).to(w.device)
-    nets.narrow_layout(w.config.backbone.width, branch)
+    nets.narrow_layout(w.inputs["counting"].backbone.width, branch)
     shared = base.localization_backbone is base.backbone
     den = w.frozen_features(base, "counting")
     loc = den if shared else w.frozen_features(base, "localization")
@@ -114,9 +115,10 @@ def attention(w: Workbench, given: Any) -> tuple[Task, Any]:
     return task, c.train
 
 
-def _region_material(w: Workbench, node: Node, given: Any, network: Network) -> tuple[Material, dict[str, str]]:
+def _region_material(w: Workbench, node: Node, given: Declared, network: Network) -> tuple[Material, dict[str, str]]:
     """Zoomed regions of the training and validation images, and names of these data."""
     config = given.raz.regions
+    assert isinstance(config, ZoomingConfig)  # `same` is written out
     key = w.keys[Node("attention")]
     sets = {
         split: region_images(
@@ -131,7 +133,7 @@ def _region_material(w: Workbench, node: Node, given: Any, network: Network) -> 
     return m, names
 
 
-def raz_net(w: Workbench, given: Any) -> tuple[Task | None, Any]:
+def raz_net(w: Workbench, given: Declared) -> tuple[Task | None, Any]:
     network = w.main(through="attention")
     m, names = _region_material(w, Node("raz"), given, network)
     assert network.localization is not None
@@ -158,16 +160,16 @@ def raz_net(w: Workbench, given: Any) -> tuple[Task | None, Any]:
     return task, given.raz.train
 
 
-def raz_attention(w: Workbench, given: Any) -> tuple[Task | None, Any]:
+def raz_attention(w: Workbench, given: Declared) -> tuple[Task | None, Any]:
     main = w.main(through="attention")
     m, names = _region_material(w, Node("raz_attention"), given, main)
     network = w.raz(with_attention=False)
     assert network.localization is not None
     assert main.attention is not None
     localization = network.localization
-    c = w.stage_config("attention").attention
+    c = w.inputs["attention"].attention
     branch = nets.raz_attention_from(main.attention, localization.channels, c).to(w.device)
-    nets.narrow_layout(w.config.backbone.width, branch)
+    nets.narrow_layout(w.inputs["counting"].backbone.width, branch)
     modules = nn.ModuleDict({"attention": branch})
     if not len(m.train) or not len(m.val):
         return None, modules
@@ -192,7 +194,7 @@ def raz_attention(w: Workbench, given: Any) -> tuple[Task | None, Any]:
     return task, train
 
 
-TASKS: Mapping[str, Callable[[Workbench, Any], tuple[Task | None, Any]]] = {
+TASKS: Mapping[str, Callable[[Workbench, Declared], tuple[Task | None, Any]]] = {
     "counting": counting,
     "localization": localization,
     "attention": attention,

@@ -40,7 +40,7 @@ from raz.pipeline.cache import StageCache
 from raz.pipeline.infer import TILE_PIXELS, FeatureMemo, Network
 from raz.pipeline.regions import candidates, points_of, zoom_pass
 from raz.pipeline.score import Fitted, Predicted, cell_counts
-from raz.pipeline.tree import TRAINED
+from raz.pipeline.tree import TRAINED, declared
 
 FORMAT = "raz-sweep model 1"
 CROP_BYTES = 1 << 28  # of remembered features of one image's crops
@@ -239,7 +239,8 @@ def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None
         if stage in keys:
             artifact = found(stage, keys[stage])
             weights = nets.read_state(artifact.folder / "weights.safetensors")
-            trained[stage] = Trained(keys[stage], from_parameters(artifact.manifest["config"]), weights)
+            given = declared(from_parameters(artifact.manifest["config"]), stage)
+            trained[stage] = Trained(keys[stage], given, weights)
     try:
         fitted = Fitted.from_json(json.loads((found("score", score).folder / "fitted.json").read_text("utf-8")))
     except FileNotFoundError:
@@ -303,7 +304,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         keys = json.loads(metadata["stages"])
         fitted, about = Fitted.from_json(json.loads(metadata["fitted"])), json.loads(metadata["about"])
         trained = {
-            stage: Trained(str(key), config, {
+            stage: Trained(str(key), declared(config, stage), {
                 name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(f"{stage}/")
             })
             for stage, key in keys.items() if stage in TRAINED

@@ -25,7 +25,7 @@ from raz.pipeline.told import Tell
 from raz.pipeline.train import Progress, Pruned
 from raz.pipeline.tree import STAGES, Node, needed_for, ordered
 from raz.pipeline.trial import Make, Missing, StageUse, Trial
-from raz.pipeline.workbench import Workbench
+from raz.pipeline.workbench import TrialState
 
 __all__ = [
     "STAGES", "Missing", "Pruned", "StageUse", "TrialResult", "forget_failures", "make_stages", "run_trial",
@@ -77,7 +77,7 @@ def run_trial(
     its reason when the trial cannot give a number, RazError for what the user can put right.
     """
     began = time.monotonic()
-    trial = Trial(_workbench(config, store, data_root, log), make)
+    trial = Trial(_state(config, store, data_root, log), make)
     if progress is not None:
         trial.tell = lambda node, epoch, value: progress(trial.step(node) + epoch, value)
     with _threads(config.threads):
@@ -113,7 +113,7 @@ def make_stages(
     `tell(node, epoch, value) -> stop?` hears each epoch of those that are trained, `made(node)` when each is in
     the store. Raises as `run_trial`.
     """
-    trial = Trial(_workbench(config, store, data_root, log))
+    trial = Trial(_state(config, store, data_root, log))
     with _threads(config.threads):
         for node in needed_for(trial.at.config, nodes):
             trial.tell = tell if node in nodes else None
@@ -130,8 +130,8 @@ def forget_failures(
     return sum(cache.forget(key) for key in stage_keys(config, data_root=data_root, splits=splits).values())
 
 
-def _workbench(config: TrialConfig, store: Path, data_root: Path | None, log: Tell | None) -> Workbench:
-    return Workbench(config.resolved(), _cache(Path(store)), data_root, log or (lambda _: None))
+def _state(config: TrialConfig, store: Path, data_root: Path | None, log: Tell | None) -> TrialState:
+    return TrialState(config.resolved(), _cache(Path(store)), data_root, log or (lambda _: None))
 
 
 @contextmanager

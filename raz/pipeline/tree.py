@@ -1,7 +1,8 @@
 """The stage tree: what each stage reads and needs, and from that its key. No torch, no training.
 
 A stage's key is a sha256 over its name, the version of its meaning, its declared inputs, the keys of what
-it needs and the fingerprint of the data it reads. `declared` hands a stage function exactly those inputs.
+it needs and the fingerprint of the data it reads. A stage's function gets its declared inputs and those of the
+stages it needs (`inputs_for`), nothing else.
 """
 
 from __future__ import annotations
@@ -9,10 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from raz.config import TrialConfig, parameters
+from raz.config import (
+    AttentionConfig,
+    BackboneConfig,
+    CountingConfig,
+    FusionConfig,
+    InputConfig,
+    LocalizationConfig,
+    MetricsConfig,
+    PeaksConfig,
+    RazConfig,
+    TrialConfig,
+    ZoomingConfig,
+    parameters,
+)
 from raz.pipeline.cache import StageKey
 
 Kind = Literal["trained", "inferred", "computed"]
@@ -72,7 +85,7 @@ class Node:
         return f"{self.stage}{number}" + (f"@{self.split}" if self.split else "")
 
 
-def fits_on_train(config: TrialConfig) -> bool:
+def fits_on_train(config: TrialConfig | Declared) -> bool:
     """Whether theta_f is fitted on training images, so that they too must be predicted."""
     fusion = config.fusion
     return fusion.rule == "grid" and isinstance(fusion.theta_f, str) and fusion.fit_on == "train"
@@ -165,22 +178,87 @@ def _read_by(stage: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(n for n in names if any(n == w or n.startswith(f"{w}.") for w in wanted))
 
 
-def declared(config: TrialConfig, stage: str) -> Any:
-    """The declared inputs as nested attributes. Anything else raises AttributeError: a stage cannot read a
-    hyperparameter that its key lacks."""
-    config = config.resolved()
-    root = SimpleNamespace()
-    for path in (*COMMON, *STAGES[stage].reads):
+class UndeclaredInput(AttributeError):
+    """A stage's function read a parameter that the stage does not declare, so that its key lacks it."""
+
+    def __init__(self, stage: str, parameter: str) -> None:
+        super().__init__(
+            f"stage {stage} does not declare {parameter}: declare it in STAGES, or read it from a stage it needs"
+        )
+
+
+class Declared:
+    """The declared inputs of one stage, read-only, by the names that they have in a TrialConfig.
+
+    A part of which single parameters are declared (`raz.train`) holds these alone. Reading anything else raises
+    UndeclaredInput: a stage cannot read a hyperparameter that its key lacks.
+    """
+
+    __slots__ = ("_path", "_stage", "_values")
+
+    _stage: str
+    _path: str
+    _values: Mapping[str, Any]
+    dataset: str
+    seed: int
+    threads: int
+    input: InputConfig
+    backbone: BackboneConfig
+    counting: CountingConfig
+    localization: LocalizationConfig
+    attention: AttentionConfig
+    raz: RazConfig
+    zooming: ZoomingConfig
+    peaks: PeaksConfig
+    depth: int
+    fusion: FusionConfig
+    metrics: MetricsConfig
+
+    def __init__(self, stage: str, values: Mapping[str, Any], path: str = "") -> None:
+        """values: name -> value, or the same again for a part of which single parameters are declared."""
+        inner = {
+            name: Declared(stage, value, f"{path}{name}.") if isinstance(value, Mapping) else value
+            for name, value in values.items()
+        }
+        object.__setattr__(self, "_stage", stage)
+        object.__setattr__(self, "_path", path)
+        object.__setattr__(self, "_values", inner)
+
+    if not TYPE_CHECKING:  # a name that is no parameter is told by the type checker
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            try:
+                return self._values[name]
+            except KeyError:
+                raise UndeclaredInput(self._stage, self._path + name) from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"the declared inputs of stage {self._stage} are read-only")
+
+
+def declared(config: TrialConfig, stage: str) -> Declared:
+    """The declared inputs of a stage, with `raz.regions: same` written out."""
+    paths = (*COMMON, *STAGES[stage].reads)
+    if "raz.regions" in paths:
+        config = config.resolved()
+    values: dict[str, Any] = {}
+    for path in paths:
         *outer, last = path.split(".")
-        value: Any = config
-        place = root
+        part: Any = config
+        place = values
         for name in outer:
-            value = getattr(value, name)
-            if not hasattr(place, name):
-                setattr(place, name, SimpleNamespace())
-            place = getattr(place, name)
-        setattr(place, last, getattr(value, last))
-    return root
+            part = getattr(part, name)
+            place = place.setdefault(name, {})
+        place[last] = getattr(part, last)
+    return Declared(stage, values)
+
+
+def inputs_for(config: TrialConfig, node: Node) -> dict[str, Declared]:
+    """What the function of a node's stage may read: the declared inputs of its stage and of all stages it needs, by
+    stage. The node's key holds the first, and the keys of what it needs hold the others."""
+    return {stage: declared(config, stage) for stage in dict.fromkeys(n.stage for n in needed_for(config, [node]))}
 
 
 def keys_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,8 +28,8 @@ from raz.pipeline.learn import TASKS
 from raz.pipeline.lease import Lease, LostLease
 from raz.pipeline.told import Kind, StageEvent
 from raz.pipeline.train import Checkpoint, Outcome, Pruned, train
-from raz.pipeline.tree import STAGES, Node, chain_key, declared, first_step
-from raz.pipeline.workbench import Workbench
+from raz.pipeline.tree import STAGES, Node, chain_key, first_step
+from raz.pipeline.workbench import TrialState
 from raz.versions import versions
 
 Hear = Callable[[int, float], bool]  # (epoch, validation value) of a trained stage -> stop?
@@ -73,7 +73,7 @@ class Make(Protocol):
 class Trial:
     """The stages of one trial, found or made in order."""
 
-    at: Workbench
+    at: TrialState
     make: Make | None = None
     tell: Callable[[Node, int, float], bool] | None = None
     path: Sequence[Node] = ()
@@ -115,7 +115,6 @@ class Trial:
             failure = self.at.cache.failure(key, self.at.device_name)
             if failure is not None:
                 raise failure
-            self.at.read.clear()
             self._bring_back()
             try:
                 with self._told(node, key), writing(self.at.cache.store), _memory_of(f"stage {node}"):
@@ -208,14 +207,14 @@ class Trial:
             if hear(int(point["epoch"]), float(point["value"])):
                 raise Pruned(self.step(node) + int(point["epoch"]), float(point["value"]))
 
-    def _about(self, node: Node, seconds: float) -> dict[str, Any]:
+    def _about(self, node: Node, seconds: float, read: Iterable[str] = ()) -> dict[str, Any]:
         return {
             "stage": str(node),
             "seconds": seconds,
             "device": self.at.device_name,
             "versions": versions(),
             "config": self._settings,
-            "read": sorted(self.at.read),
+            "read": sorted(read),
         }
 
     def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
@@ -230,8 +229,8 @@ class Trial:
                 )
             )  # fmt: skip
 
-        given = declared(self.at.config, node.stage)
-        task, config = TASKS[node.stage](self.at, given)
+        bench = self.at.workbench(node)
+        task, config = TASKS[node.stage](bench, bench.given)
         if task is None:  # nothing to learn from: the copy of Main-Net stays as it is
             outcome = Outcome(_state(config), 0, 0.0, [])
         else:
@@ -246,14 +245,17 @@ class Trial:
             write_json(folder / "curve.json", outcome.curve)
 
         seconds = sum(point["seconds"] for point in outcome.curve)
-        about = self._about(node, seconds) | {"best_epoch": outcome.best_epoch, "best_value": outcome.best_value}
+        about = self._about(node, seconds, bench.read) | {
+            "best_epoch": outcome.best_epoch,
+            "best_value": outcome.best_value,
+        }
         return self.at.cache.publish(key, write, about, lease)
 
     def _make(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
         began = time.monotonic()
-        given = declared(self.at.config, node.stage)
+        bench = self.at.workbench(node)
         if node.stage == "score":
-            scores = score(self.at, node, given)
+            scores = score(bench, node, bench.given)
 
             def write(folder: Path) -> None:
                 write_json(folder / "metrics.json", scores.metrics)
@@ -261,13 +263,13 @@ class Trial:
                 # Not compressed: that would take four times as long as writing it, and save a third of the space.
                 np.savez(folder / "per_image.npz", allow_pickle=False, **scores.per_image)
         else:
-            arrays = ARRAYS[node.stage](self.at, node, given)
+            arrays = ARRAYS[node.stage](bench, node, bench.given)
 
             def write(folder: Path) -> None:
                 np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
 
         cheap = STAGES[node.stage].kind == "computed"  # waiting for the disk would take longer than making it again
-        about = self._about(node, time.monotonic() - began)
+        about = self._about(node, time.monotonic() - began, bench.read)
         return self.at.cache.publish(key, write, about, lease, durable=not cheap)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
-from raz.config import BackboneConfig, InputConfig, TrialConfig, from_parameters
+from raz.config import BackboneConfig, InputConfig, TrialConfig, ZoomingConfig
 from raz.data.contract import Split
 from raz.data.frames import Frames
 from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch
@@ -25,7 +24,7 @@ from raz.pipeline.keys import opened, stage_keys, weights_identity
 from raz.pipeline.regions import candidates
 from raz.pipeline.samples import Images
 from raz.pipeline.told import StageEvent, Tell
-from raz.pipeline.tree import Node
+from raz.pipeline.tree import Declared, Node, inputs_for, needed_for
 
 MEMO = FeatureMemo()
 IMAGES_TOLD = 2.0  # seconds between two words on how many images are predicted
@@ -36,24 +35,15 @@ def frames_of(name: str, root: Path | None, split: Split, scale: float, max_side
     return Frames(opened(name, root).items[split], scale=scale, max_side=max_side, pack=pack)
 
 
-@lru_cache(maxsize=64)
-def _configured(values: str) -> TrialConfig:
-    return from_parameters(json.loads(values))
-
-
 @dataclass
-class Workbench:
-    """A trial's configuration and keys, and the artifacts found or made so far.
-
-    `read` collects the packs and features that the stage in the making has read.
-    """
+class TrialState:
+    """A trial's configuration and keys, and the artifacts found or made so far."""
 
     config: TrialConfig
     cache: StageCache
     data_root: Path | None
     log: Tell
     artifacts: dict[Node, Artifact] = field(default_factory=dict)
-    read: set[str] = field(default_factory=set)
 
     @cached_property
     def keys(self) -> dict[Node, StageKey]:
@@ -67,26 +57,54 @@ class Workbench:
     def device_name(self) -> str:
         return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
+    def workbench(self, node: Node) -> Workbench:
+        """What the function of the node's stage works with. It may read artifacts that were found by now."""
+        nodes = needed_for(self.config, [node])
+        return Workbench(
+            node, inputs_for(self.config, node), {n: self.keys[n] for n in nodes},
+            {n: self.artifacts[n].folder for n in nodes if n in self.artifacts},
+            self.cache.store, self.data_root, self.device, self.log,
+        )  # fmt: skip
+
+
+@dataclass
+class Workbench:
+    """What the function of one stage works with: declared inputs, keys and artifacts of its node and of all that this
+    needs, and nothing else of the trial, so that everything that can change its output is in its key.
+
+    `read` collects the packs and features that the stage has read.
+    """
+
+    node: Node
+    inputs: Mapping[str, Declared]  # by stage
+    keys: Mapping[Node, StageKey]
+    folders: Mapping[Node, Path]  # of the artifacts
+    store: Path
+    data_root: Path | None
+    device: torch.device
+    log: Tell
+    read: set[str] = field(default_factory=set)
+
+    @property
+    def given(self) -> Declared:
+        """The declared inputs of the stage itself."""
+        return self.inputs[self.node.stage]
+
     def frames(self, split: str, size: float = 1.0) -> Frames:
         """The images of a split at the network's input size, or at `size` times it."""
-        given = resized(self.config.input, size)
-        pack = self.cache.store / "packs"
-        frames = frames_of(self.config.dataset, self.data_root, cast(Split, split), given.scale, given.max_side, pack)
+        size_of, pack = resized(self.given.input, size), self.store / "packs"
+        frames = frames_of(
+            self.given.dataset, self.data_root, cast(Split, split), size_of.scale, size_of.max_side, pack
+        )
         self.read |= {f"packs/{name}" for name in frames.packs}
         return frames
 
     # -------------------------------------------------------------- networks out of artifacts
 
-    def folder(self, stage: str) -> Path:
-        return self.artifacts[Node(stage)].folder
-
-    def stage_config(self, stage: str) -> TrialConfig:
-        """The configuration with only what went into `stage`; how networks are shaped."""
-        return _configured(json.dumps(self.artifacts[Node(stage)].manifest["config"]))
-
     def trained(self, stage: str) -> Trained:
-        weights = nets.read_state(self.folder(stage) / "weights.safetensors")
-        return Trained(self.keys[Node(stage)].key, self.stage_config(stage), weights)
+        node = Node(stage)
+        weights = nets.read_state(self.folders[node] / "weights.safetensors")
+        return Trained(self.keys[node].key, self.inputs[stage], weights)
 
     def main(self, through: str) -> Network:
         """Main-Net up to and with the branch `through` (counting, localization or attention)."""
@@ -104,9 +122,9 @@ class Workbench:
 
     def frozen_folder(self, weights: str, data: str, size: float = 1.0) -> Path:
         """Where what these frozen weights give of these data is kept."""
-        name = digest([weights, data, asdict(resized(self.config.input, size)), self.config.threads, self.device.type])
+        name = digest([weights, data, asdict(resized(self.given.input, size)), self.given.threads, self.device.type])
         self.read.add(f"features/{name}")
-        return self.cache.store / "features" / name
+        return self.store / "features" / name
 
     def rich_maps(
         self, features: FeatureCache, branch: CountingBranch | LocalizationBranch, weights: str, data: str
@@ -118,7 +136,7 @@ class Workbench:
 
     def weights_name(self, network: Network, kind: str) -> str:
         """What names the weights of the backbone before a branch."""
-        c = self.stage_config("counting")
+        c = self.inputs["counting"]
         shared = kind == "counting" or network.localization_backbone is network.backbone
         return untrained(c.backbone, c.seed) if shared and c.counting.unfreeze == "none" else f"{network.name}/{kind}"
 
@@ -136,7 +154,7 @@ class Workbench:
         return SizedFeatures(tuple(caches)), self.features(backbone, weights, self.frames("val"), data["val"])
 
     def candidates(
-        self, node: Node, network: Network, split: str, data: str, given: Any, config: Any
+        self, node: Node, network: Network, split: str, data: str, given: Declared, config: ZoomingConfig
     ) -> list[Candidates]:
         """What Main-Net's attention proposes on each image of a split: once for every stage and every theta_z, k_z
         and IoU that choose among it."""

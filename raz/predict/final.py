@@ -44,7 +44,7 @@ def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: Te
     from raz.pipeline.model import Model
     from raz.pipeline.nets import read_state
     from raz.pipeline.stages import make_stages
-    from raz.pipeline.tree import Node
+    from raz.pipeline.tree import Node, declared
 
     record = chosen_trial(store, [space.study], f"{store}#{space.study}")
     found = model_of_trial(store, record)
@@ -65,7 +65,7 @@ def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: Te
         if artifact is None:
             raise RazError(f"store {store}", f"{node} was made and is gone", "the same command makes it again")
         weights = read_state(artifact.folder / "weights.safetensors")
-        stages[node.stage] = Trained(keys[node].key, config, weights)
+        stages[node.stage] = Trained(keys[node].key, declared(config, node.stage), weights)
     items = opened(config.dataset, data_root).items
     about = {
         **found.about, "final": True, "epochs": best, "images": len(items["train"]),

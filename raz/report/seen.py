@@ -54,20 +54,21 @@ def look(
     """
     from raz.pipeline.inferred import predicted
     from raz.pipeline.score import Fitted
-    from raz.pipeline.workbench import Workbench
+    from raz.pipeline.workbench import TrialState
 
-    w = Workbench(config, StageCache(store), data_root, lambda _: None)
+    trial = TrialState(config, StageCache(store), data_root, lambda _: None)
     score = Node("score", split)
     nodes = [node for node in needed_for(config, [score]) if node.split == split or node.stage == "counting"]
     for node in nodes:
-        artifact = w.cache.find(w.keys[node])
+        artifact = trial.cache.find(trial.keys[node])
         if artifact is None:
             raise RazError(
                 f"stage {node}", f"is not in {store}, so there is nothing to draw",
                 "run the study or the table again: it makes what is missing",
             )  # fmt: skip
-        w.artifacts[node] = artifact
-    folder = w.artifacts[score].folder
+        trial.artifacts[node] = artifact
+    folder = trial.artifacts[score].folder
+    w = trial.workbench(score)
     try:
         fitted = Fitted.from_json(json.loads((folder / "fitted.json").read_text(encoding="utf-8")))
         with np.load(folder / "per_image.npz", allow_pickle=False) as arrays:
