@@ -2,6 +2,10 @@
 
 Each part belongs to one stage (see `raz.pipeline.stages.STAGES`), so that a stage's key is made of the
 parts it declares. Numbers in brackets refer to the rows of the reading of the paper.
+
+A field that is added when stores and studies exist is written `name: float = added(default=0.5, before=0.0)`: `before`
+is what the code did until then. At that value the field is in no key and in no study's meaning, so these stay as they
+were, and a stored configuration that lacks the field has that value, whatever the default is.
 """
 
 from __future__ import annotations
@@ -11,12 +15,18 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Literal
 
 from raz.errors import RazError, raise_all
+
+
+def added(*, default: Any, before: Any) -> Any:
+    """A dataclass field that came later. before: the value of it that gives what the code gave without the field, of
+    the field's type; where the field is a whole part, a part."""
+    return field(default=default, metadata={"before": before})
 
 
 @dataclass(frozen=True)
@@ -283,6 +293,60 @@ def known_names() -> Mapping[str, Any]:
     return out
 
 
+_NOTHING = object()
+
+
+@lru_cache(maxsize=1)  # as known_names
+def before_values() -> Mapping[str, Any]:
+    """Dotted names and JSON values of what every field that was `added` stood for before it existed.
+
+    Raises ValueError for a value that is not of the field's type.
+    """
+    out: dict[str, Any] = {}
+
+    def walk(cls: type, prefix: str, outer: Any) -> None:
+        hints = typing.get_type_hints(cls)
+        for f in fields(cls):
+            name, hint = f"{prefix}{f.name}", hints[f.name]
+            before = f.metadata.get("before", _NOTHING if outer is _NOTHING else getattr(outer, f.name))
+            part = _part_class(hint)
+            if part is not None:
+                walk(part, f"{name}.", before if is_dataclass(before) else _NOTHING)
+            if before is not _NOTHING and not is_dataclass(before):  # a leaf, or the word for a part
+                value = coerce(hint, before)
+                out[name] = list(value) if isinstance(value, tuple) else value
+
+    walk(TrialConfig, "", _NOTHING)
+    return out
+
+
+def without_before(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as a key or a study's meaning holds them: without later fields that are as they were before."""
+    before = before_values()
+    return {
+        name: value for name, value in values.items()
+        if name not in before or before[name] != value or isinstance(before[name], bool) != isinstance(value, bool)
+    }  # fmt: skip
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the later fields that it lacks, at their values of before. The parameters of a part
+    for which a word stands (`raz.regions: same`) are not lacking."""
+    out = dict(values)
+    for name, value in before_values().items():
+        outer = name.split(".")
+        parts = (".".join(outer[:i]) for i in range(1, len(outer)))
+        if name not in out and not any(p in out for p in parts) and not any(n.startswith(f"{name}.") for n in values):
+            out[name] = value
+    return out
+
+
+def changed_since(part: Any) -> dict[str, Any]:
+    """Names and values of a dataclass's own later fields that are not as they were before."""
+    values = {f.name: (getattr(part, f.name), f.metadata["before"]) for f in fields(part) if "before" in f.metadata}
+    return {name: value for name, (value, before) in values.items() if value != before}
+
+
 def nearest(word: str, legal: typing.Iterable[str]) -> str:
     """A hint that names the closest legal words."""
     names = [str(name) for name in legal]
@@ -469,7 +533,9 @@ def range_faults(config: TrialConfig) -> list[str]:
 
 
 def from_parameters(values: Mapping[str, Any]) -> TrialConfig:
-    """The inverse of `parameters`. Raises RazError when a name is unknown or a value illegal."""
+    """The inverse of `parameters`, for what was stored: a later field that is lacking has its value of before, any
+    other its default. Raises RazError when a name is unknown or a value illegal."""
+    values = completed(values)
     last = _last_of(frozenset(values))
     last[0] = configure(last[0], values, "stored configuration")
     return last[0]

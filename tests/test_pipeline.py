@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from raz.config import PRESETS, TrialConfig, configure
+from raz.config import PRESETS, TrialConfig, configure, parameters, without_before
 from raz.errors import RazError, TrialFailure
 from raz.pipeline import nets, stages, workbench
 from raz.pipeline.cache import Artifact, StageCache, StageKey
 from raz.pipeline.score import ceiling_counts
 from raz.pipeline.stages import Pruned, devices_of, run_trial, stage_keys, stored_metrics
 from raz.pipeline.told import StageEvent
-from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, keys_of
+from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, inputs_of, keys_of
 from tests.conftest import write_mat
 from tests.crowds import write_crowd
 
@@ -193,12 +193,12 @@ def test_a_stage_cannot_read_what_it_does_not_declare() -> None:
 
 def test_every_parameter_reaches_some_key() -> None:
     """A hyperparameter that no key holds would silently do nothing, or worse, share artifacts it changes."""
-    from raz.config import parameters
-
+    values = parameters(micro())
+    assert {name for stage in STAGES for name in inputs_of(values, stage)} == set(values)
     reached = set()
     for key in keys_of(micro(), ("val", "test"), lambda s: s, lambda w: w).values():
         reached |= set(key.inputs)
-    assert reached - {"pass"} == set(parameters(micro()))
+    assert reached - {"pass"} == set(without_before(values))  # what is as before the field existed is in no key
 
 
 def test_keys_are_what_they_were() -> None:

@@ -25,6 +25,7 @@ from raz.config import (
     TrialConfig,
     ZoomingConfig,
     parameters,
+    without_before,
 )
 from raz.pipeline.cache import StageKey
 
@@ -267,11 +268,16 @@ def keys_of(
     fingerprint: Callable[[str], str],
     weights_identity: Callable[[str], str],
 ) -> dict[Node, StageKey]:
-    """The key of every node of a trial, in order of need. `fingerprint(split)` names the data."""
+    """The key of every node of a trial, in order of need. `fingerprint(split)` names the data.
+
+    An input that came later (`raz.config.added`) is in a key only where it is not as it was before.
+    """
     out: dict[Node, StageKey] = {}
     path = ordered(config, splits)
     values = parameters(config.resolved())
-    declared_by = {stage: inputs_of(values, stage) for stage in dict.fromkeys(node.stage for node in path)}
+    declared_by = {
+        stage: without_before(inputs_of(values, stage)) for stage in dict.fromkeys(node.stage for node in path)
+    }
     for node in path:
         inputs = dict(declared_by[node.stage])
         if "backbone.weights" in inputs:

@@ -17,7 +17,7 @@ from raz.pipeline.cache import MANIFEST, StageCache, stored_curve
 from raz.study import text
 from raz.study.index import StoredStudy, read_study
 from raz.study.inventory import check_store
-from raz.study.records import TrialRecord, study_names
+from raz.study.records import TrialRecord, base_in, study_names
 from raz.study.space import STUDY_NAME
 
 UNKNOWN = "unknown"  # what an older record does not tell
@@ -50,7 +50,7 @@ def pick(study: StoredStudy, number: int) -> int:
 
 def base_of(study: StoredStudy) -> dict[str, Any]:
     """The base configuration: dotted name -> value; empty where the study does not tell."""
-    return {k.removeprefix("base."): v for k, v in study.meaning.items() if k.startswith("base.")}
+    return base_in(study.meaning)
 
 
 def changed(base: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial
 
+from raz.config import completed
 from raz.files import replacing
 from raz.study.optuna_internals import fixed_values
-from raz.study.records import TrialRecord, is_running, journal_path, load_study, records
+from raz.study.records import TrialRecord, is_running, journal_path, load_study, records, with_later_fields
 
 LAYOUT = 1  # raise it when the same journal would give another index
 _PLAIN: dict[str, pa.DataType] = {
@@ -48,11 +50,12 @@ class StoredStudy:
     trials: tuple[TrialRecord, ...]
     extras: tuple[Mapping[str, Any], ...]  # attributes of each trial that its record leaves out: `trace`, `fixed` …
 
-    @property
+    @cached_property
     def meaning(self) -> Mapping[str, Any]:
-        """What it asks, flat; empty in a journal that another tool wrote."""
+        """What it asks, flat, with the fields that its base lacks since they came later; empty in a journal that
+        another tool wrote."""
         told = self.attributes.get("meaning", {})
-        return told if isinstance(told, Mapping) else {}
+        return with_later_fields(told) if isinstance(told, Mapping) else {}
 
     @property
     def metric(self) -> str:
@@ -188,7 +191,8 @@ def _read(path: Path, stamp: Mapping[str, int]) -> StoredStudy | None:
                 column = table.column(name).to_pylist()
                 columns[name] = column if name in _PLAIN else _parsed(column)
         base = about["base"]
-        columns["config"] = [_apply(base, difference) for difference in columns["config"]]
+        configs = (_apply(base, difference) for difference in columns["config"])
+        columns["config"] = [completed(config) if config else config for config in configs]
         columns["steps"] = [{int(step): value for step, value in steps.items()} for steps in columns["steps"]]
         columns["stages"] = [tuple(stages) for stages in columns["stages"]]
         order = [columns[f.name] for f in fields(TrialRecord)]

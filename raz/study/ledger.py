@@ -18,7 +18,7 @@ import filelock
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from raz.config import TrialConfig, nearest, parameters
+from raz.config import TrialConfig, completed, nearest, parameters
 from raz.errors import RazError
 from raz.study.journal import LOCK_WAIT, Journal, entrance, journal_path, lock_path, mend, open_journal, study_names
 from raz.study.optuna_internals import fixed_values, set_state, trial_id, trial_in, trial_numbered
@@ -34,6 +34,7 @@ from raz.study.records import (
     read_records,
     record_of,
     records,
+    with_later_fields,
 )  # fmt: skip
 from raz.study.sampling import sampler_of
 from raz.study.space import SPLITS, SearchSpace
@@ -142,8 +143,9 @@ class Ledger:
                 self._journal.write(trial_id(trial), about)
                 self.tell(trial.number, Outcome("failed", reason="invalid", message=str(error)))
                 continue
-            about["changed"] = {n: v for n, v in config.items() if n not in self._base or self._base[n] != v}
-            if without := [name for name in self._base if name not in config]:
+            base = completed(self._about.base)
+            about["changed"] = {n: v for n, v in config.items() if n not in base or base[n] != v}
+            if without := [name for name in base if name not in config]:
                 about["without"] = without
             self._journal.write(trial_id(trial), about)
             self._pruner.begin(trial.number, config)
@@ -156,10 +158,6 @@ class Ledger:
         waiting = self._turn.pop()
         set_state(self._journal, waiting, TrialState.RUNNING)
         return trial_in(self.study, waiting)
-
-    @property
-    def _base(self) -> Mapping[str, Any]:
-        return self._about.base
 
     def report(self, number: int, step: int, value: float, *, shared: bool = False) -> bool:
         """Writes down a step of a running trial and says whether to prune it.
@@ -322,7 +320,11 @@ def _open(journal: Journal, space: SearchSpace, pruner: Pruner) -> optuna.Study:
         study.set_user_attr("meaning", space.meaning())
         study.set_user_attr("digest", space.digest())
     elif told != space.meaning():
-        raise RazError(f"study {space.study}", _difference(told, space.meaning()), "give the new question a new name")
+        raise RazError(
+            f"study {space.study}",
+            _difference(with_later_fields(told), with_later_fields(space.meaning())),
+            "give the new question a new name",
+        )
     base = About.of(study).base
     for trial in trials:
         config = configuration(base, trial.user_attrs)

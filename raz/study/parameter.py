@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from raz.config import added, changed_since
+
 
 class Suggests(Protocol):
     """The part of an Optuna trial that a space draws from."""
@@ -28,9 +30,11 @@ class Parameter:
     choices: tuple[Any, ...] = ()  # of a named choice: the names
     low: float = 0
     high: float = 0
-    step: float | None = None
-    log: bool = False
-    grid: int | None = None  # a range is drawn at this many places only, so that trials share stages
+    step: float | None = added(default=None, before=None)
+    log: bool = added(default=False, before=False)
+    grid: int | None = added(
+        default=None, before=None
+    )  # a range is drawn at this many places only, so that trials share stages
     when: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # active when each of these parameters has one of the values
     sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name of a choice -> dotted names and values
 
@@ -86,7 +90,7 @@ class Parameter:
         return tuple(dict.fromkeys(n for body in self.sets.values() for n in body)) if self.sets else (self.name,)
 
     def meaning(self) -> dict[str, Any]:
-        """What the file says of it, defaults left out."""
+        """What the file says of it; a later field where it is not as it was before."""
         out: dict[str, Any] = {}
         if self.sets:
             out["choice"] = {name: dict(body) for name, body in self.sets.items()}
@@ -94,12 +98,7 @@ class Parameter:
             out["choice"] = list(self.choices)
         else:
             out[self.kind] = [self.low, self.high]
-        if self.step is not None:
-            out["step"] = self.step
-        if self.log:
-            out["log"] = True
-        if self.grid is not None:
-            out["grid"] = self.grid
+        out |= changed_since(self)
         if self.when:
             out["when"] = {name: list(legal) for name, legal in self.when}
         return out

@@ -16,7 +16,7 @@ import filelock
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from raz.config import nearest
+from raz.config import completed, nearest
 from raz.errors import RazError
 from raz.study.inventory import check_store
 from raz.study.journal import journal_path, lock_path, open_journal, study_names
@@ -141,16 +141,28 @@ class About:
     """What the records of a study have in common."""
 
     study: str
-    base: Mapping[str, Any]  # dotted name -> value
+    base: Mapping[str, Any]  # dotted name -> value, as recorded: without fields that came later
     metrics: tuple[str, ...]  # of its objectives
 
     @staticmethod
     def of(study: optuna.Study) -> About:
         told = study.user_attrs.get("meaning", {})
         meaning: Mapping[str, Any] = told if isinstance(told, Mapping) else {}  # a journal of another tool
-        base = {name.removeprefix("base."): value for name, value in meaning.items() if name.startswith("base.")}
+        base = base_in(meaning)
         first = [meaning["objective.metric"]] if "objective.metric" in meaning else []
         return About(study.study_name, base, (*first, *(metric for metric, _ in meaning.get("objective.others", ()))))
+
+
+def base_in(meaning: Mapping[str, Any]) -> dict[str, Any]:
+    """The base of a study's recorded meaning: dotted name -> value."""
+    return {name.removeprefix("base."): value for name, value in meaning.items() if name.startswith("base.")}
+
+
+def with_later_fields(meaning: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's recorded meaning with the later fields that its base lacks, at their values of before. A meaning
+    without a base stays without one."""
+    base = base_in(meaning)
+    return {**meaning, **{f"base.{name}": value for name, value in completed(base).items()}} if base else {**meaning}
 
 
 STATES = {
@@ -192,7 +204,11 @@ def record_of(about: About, trial: FrozenTrial, alive: bool) -> TrialRecord:
 
 
 def configuration(base: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's parameters: the base's, and what it changed (a trial that could not be configured has none)."""
+    """A trial's parameters: the base's, what it changed, and fields that came later, at their values of before (a trial
+    that could not be configured has none). base: as `About` has it."""
     if "changed" not in attributes:
-        return dict(attributes.get("parameters", {}))  # as an older raz-sweep wrote them, in full
-    return {n: v for n, v in {**base, **attributes["changed"]}.items() if n not in attributes.get("without", ())}
+        full: Mapping[str, Any] = attributes.get("parameters", {})  # as an older raz-sweep wrote them
+    else:
+        without = attributes.get("without", ())
+        full = {n: v for n, v in {**base, **attributes["changed"]}.items() if n not in without}
+    return completed(full) if full else {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from raz.config import TrialConfig, configure, parameters
+from raz.config import TrialConfig, added, changed_since, configure, parameters, without_before
 from raz.study.derive import Derived, derive
 from raz.study.design import DESIGNS, Point, points_of
 from raz.study.parameter import Parameter, Suggests
@@ -44,7 +44,8 @@ class Pruning:
     inner: Pruning | None = None  # of `patient`: the pruner that decides once patience is at its end
 
     def meaning(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"name": self.name, **self.options}
+        """What the file says of it; a later field where it is not as it was before."""
+        out: dict[str, Any] = {"name": self.name, **self.options, **changed_since(self)}
         if self.stages:
             out["stages"] = list(self.stages)
         if self.inner is not None:
@@ -64,7 +65,7 @@ class SearchSpace:
     seed: int = 0  # of the sampler
     seeds: tuple[int, ...] = ()  # of the trials
     population: int | None = None
-    proposals: int = 1  # draws a trial, of which the one that adds least work is taken
+    proposals: int = added(default=1, before=1)  # draws a trial, of which the one that adds least work is taken
     objectives: tuple[Objective, ...] = (Objective("val.mae"),)
     pruning: Pruning = Pruning()
     derived: tuple[Derived, ...] = ()  # each after those it reads
@@ -159,7 +160,11 @@ class SearchSpace:
         return threads_of(self.base, self.parameters)
 
     def meaning(self) -> dict[str, Any]:
-        """What the study asks, flat. The number of trials is no part of it: a study may be extended."""
+        """What the study asks, flat. The number of trials is no part of it: a study may be extended.
+
+        A field of the base or of the design that came later is in it only where it is not as it was before, so an old
+        study asks the same as the same file does now.
+        """
         out: dict[str, Any] = {
             "objective.metric": self.metric,
             "objective.direction": self.direction,
@@ -170,9 +175,8 @@ class SearchSpace:
             "design.population": self.population,
             "pruner": self.pruning.meaning(),
         }
-        if self.proposals > 1:
-            out["design.proposals"] = self.proposals
-        out.update({f"base.{name}": value for name, value in parameters(self.base).items()})
+        out.update({f"design.{name}": value for name, value in changed_since(self).items()})
+        out.update({f"base.{name}": value for name, value in without_before(parameters(self.base)).items()})
         out.update({f"parameters.{p.name}": p.meaning() for p in self.parameters})
         out.update({f"derive.{d.name}": d.text for d in self.derived})
         loaded: dict[str, Any] = json.loads(json.dumps(out))
