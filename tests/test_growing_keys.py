@@ -7,9 +7,8 @@ then runs on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,9 @@ from raz.study.parse import parse_space
 from raz.study.space import Pruning, SearchSpace
 from raz.yamlfile import parse
 from tests.crowds import write_crowd
+from tests.fields import forget, with_field
 
 FAKE = "tests.fakes_engine:run_trial"
-GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__match_args__")
 STUDY = """\
 study: grows
 base: {preset: tiny, dataset: toy%s}
@@ -58,42 +57,6 @@ parameters:
   depth: {choice: [1, 2]}
   zooming.k_z: {choice: [4, 7]}
 """
-
-
-def forget() -> None:
-    """What is kept of the fields of the configuration: a process has but one set of them."""
-    for cached in (known_names, before_values, configuration._last_of, tree._read_by):
-        cached.cache_clear()
-
-
-@contextmanager
-def with_field(cls: type, name: str, kind: Any, later: Any) -> Iterator[None]:
-    """`cls` with one more field, as if its source had the line `name: kind = later`. Configurations that exist have it
-    at its default."""
-    annotations, generated = dict(cls.__annotations__), {n: cls.__dict__[n] for n in GENERATED if n in cls.__dict__}
-    known = cls.__dict__["__dataclass_fields__"]
-
-    cls.__annotations__ = {**annotations, name: kind}
-    for one, field in known.items():  # as their lines say, so that factories and what is beside a default stay
-        if field.default is not MISSING or field.default_factory is not MISSING:
-            setattr(cls, one, field)
-    setattr(cls, name, later)
-    for one in generated:
-        delattr(cls, one)
-    dataclass(frozen=True)(cls)
-    forget()
-    try:
-        yield
-    finally:
-        cls.__annotations__ = annotations
-        delattr(cls, name)
-        for one in GENERATED:
-            if one in cls.__dict__:
-                delattr(cls, one)
-        for one, value in generated.items():
-            setattr(cls, one, value)
-        cls.__dataclass_fields__ = known  # type: ignore[attr-defined]
-        forget()
 
 
 def keys(config: TrialConfig) -> dict[str, str]:

@@ -29,6 +29,7 @@ from raz.report.tables import table_report
 from raz.study.ablation import load_table, parse_table
 from raz.study.ledger import TrialRecord
 from raz.yamlfile import parse
+from tests.fields import with_field
 
 TABLE = """\
 table: two_rows
@@ -756,7 +757,7 @@ def test_help_imports_nothing_slow() -> None:
 
 def test_results_of_older_code_or_other_data_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same trials are in the store, but a stage's meaning, a setting or the data changed since."""
-    from raz.config import parameters
+    from raz.config import ZoomingConfig, added, parameters
     from raz.pipeline import keys as pipeline_keys
     from raz.pipeline import tree
     from raz.pipeline.cache import StageCache, write_json
@@ -788,6 +789,11 @@ def test_results_of_older_code_or_other_data_are_told(tmp_path: Path, monkeypatc
         (note,) = notes()
         assert "stage counting had other settings then (counting." in note
     tree._read_by.cache_clear()
+    with with_field(ZoomingConfig, "later", float, added(default=0.5, before=0.0)):  # a new field, and a new default
+        (note,) = notes()
+        assert note.endswith("stage raz had other settings then (raz.regions.later).")
+    with with_field(ZoomingConfig, "later", float, added(default=0.0, before=0.0)):
+        assert notes() == []
 
 
 def test_a_table_says_on_what_its_networks_were_trained(tmp_path: Path) -> None:

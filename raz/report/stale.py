@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raz.config import TrialConfig, completed, parameters
+from raz.config import TrialConfig, parameters
 from raz.pipeline.cache import StageKey
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.tree import Node, inputs_of, ordered
@@ -62,8 +62,7 @@ def _reason(filled: FilledTable, config: TrialConfig, data_root: Path | None) ->
 
 def _same(config: Mapping[str, Any], read: Mapping[str, tuple[Any, Any]]) -> bool:
     """Whether a trial had these settings (resolved, as given), as far as both know them: a setting may be newer."""
-    known = completed(config) if config else {}
-    return bool(known) and all(known[name] in values for name, values in read.items() if name in known)
+    return bool(config) and all(config[name] in values for name, values in read.items() if name in config)
 
 
 def _difference(store: Path, kept: Kept, keys: Mapping[Node, StageKey], split: str) -> str:
