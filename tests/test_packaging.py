@@ -7,10 +7,15 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 import raz
 from raz.resources import FOLDERS, find, roots, shipped
@@ -25,6 +30,32 @@ def test_a_checkout_finds_its_own_files() -> None:
             path.name for path in (ROOT / folder).glob("*.yaml")
         }
     assert find("search_spaces/fusion").read_bytes() == (ROOT / "search_spaces" / "fusion.yaml").read_bytes()
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+REQUIRED = [(extra, Requirement(line)) for extra, lines in EXTRAS.items() for line in lines]
+
+
+@pytest.mark.parametrize(("extra", "asked"), [pytest.param(*each, id=f"{each[0]}:{each[1].name}") for each in REQUIRED])
+def test_a_dependency_has_both_bounds_and_one_meaning(extra: str, asked: Requirement) -> None:
+    """And the installed version is within them, where it is installed."""
+    assert {bound.operator for bound in asked.specifier} == {">=", "<"}
+    assert {other.specifier for _, other in REQUIRED if other.name == asked.name} == {asked.specifier}
+    if extra == "" or importlib.util.find_spec(asked.name.replace("-", "_")) is not None:
+        assert asked.specifier.contains(version(asked.name)), f"{asked.name} {version(asked.name)} is installed"
+
+
+def test_libraries_whose_insides_are_borrowed_are_bounded_by_the_minor_version() -> None:
+    for name in ("ray", "optuna"):
+        (asked,) = {required.specifier for _, required in REQUIRED if required.name == name}
+        least, below = sorted(Version(bound.version) for bound in asked)
+        assert (below.major, below.minor) == (least.major, least.minor + 1)
+
+
+def test_torch_may_be_any_of_its_major_version() -> None:
+    (asked,) = {other.specifier for _, other in REQUIRED if other.name == "torch"}
+    assert asked == SpecifierSet(">=2.9,<3")
 
 
 @pytest.fixture(scope="module")
