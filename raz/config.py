@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Literal
 
 from raz.errors import RazError, raise_all
@@ -363,24 +363,25 @@ def configure(base: TrialConfig, settings: Mapping[str, Any], where: str = "sett
     naming every unknown name and every value of the wrong kind or out of range, all at once.
     """
     hints = known_names()
-    faults: list[RazError] = []
-    tree: dict[str, Any] = {}
-    for name, value in sorted(settings.items(), key=lambda kv: kv[0].count(".")):
+    faults: list[tuple[int, RazError]] = []
+    legal: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
+    for name, value in settings.items():
         if name not in hints:
-            faults.append(RazError(where, f"unknown parameter {name!r}", nearest(name, hints)))
+            faults.append((name.count("."), RazError(where, f"unknown parameter {name!r}", nearest(name, hints))))
             continue
         if _has(base, name, value):  # legal, then: most of a stored configuration is as it was
-            tree[name] = value
+            kept[name] = value
             continue
         try:
-            tree[name] = coerce(hints[name], value)
+            legal[name] = coerce(hints[name], value)
         except ValueError as error:
-            faults.append(RazError(where, f"{name} is {value!r}, expected {error}", ""))
-    raise_all(faults)
-    config = base
-    for name, value in tree.items():
-        if not _has(config, name, value):
-            config = _set(config, name.split("."), value)
+            faults.append((name.count("."), RazError(where, f"{name} is {value!r}, expected {error}", "")))
+    raise_all([fault for _, fault in sorted(faults, key=itemgetter(0))])  # those of whole parts first
+    for word in [name for name, value in legal.items() if isinstance(value, str) and _part_class(hints[name])]:
+        undone = {name: value for name, value in kept.items() if name.startswith(f"{word}.")}  # or set
+        legal |= {name: coerce(hints[name], value) for name, value in undone.items()}
+    config: TrialConfig = _set(base, legal) if legal else base
     raise_all([RazError(where, fault) for fault in range_faults(config)])
     return config
 
@@ -391,6 +392,8 @@ def _has(config: TrialConfig, name: str, value: Any) -> bool:
         found = _getter(name)(config)
     except AttributeError:  # a word stands for the part
         return False
+    if type(found) is tuple and type(value) is list:  # as it is stored
+        return found == tuple(value) and [*map(type, found)] == [*map(type, value)]
     return type(found) is type(value) and bool(found == value)
 
 
@@ -399,13 +402,22 @@ def _getter(name: str) -> Callable[[Any], Any]:
     return attrgetter(name)
 
 
-def _set(part: Any, path: list[str], value: Any) -> Any:
-    if len(path) == 1:
-        return replace(part, **{path[0]: value})
-    inner = getattr(part, path[0])
-    if not is_dataclass(inner):  # the word is replaced by the part's defaults, then set
-        inner = _part_class(typing.get_type_hints(type(part))[path[0]])()  # type: ignore[misc]
-    return replace(part, **{path[0]: _set(inner, path[1:], value)})
+def _set(part: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """The part with legal values by their dotted names below it. Each part is made once, however many are set in it."""
+    own: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            inner.setdefault(first, {})[rest] = value
+        else:
+            own[first] = value
+    for first, below in inner.items():
+        at = own.get(first, getattr(part, first))
+        if not is_dataclass(at):  # the word is replaced by the part's defaults, then set
+            at = _part_class(known_names()[f"{prefix}{first}"])()  # type: ignore[misc]
+        own[first] = _set(at, below, f"{prefix}{first}.")
+    return type(part)(**{**vars(part), **own})  # as `replace`, in a third of the time
 
 
 def _part_class(hint: Any) -> type | None:
@@ -420,6 +432,22 @@ def _part_class(hint: Any) -> type | None:
 
 def coerce(hint: Any, value: Any) -> Any:
     """`value` as the annotated type. Raises ValueError with what was expected."""
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("true or false")
+    if hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise ValueError("a whole number")
+    if hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        raise ValueError("a finite number" + (" (write 1.0e-4: YAML reads 1e-4 as text)" if _texty(value) else ""))
+    if hint is str:
+        if isinstance(value, str):
+            return value
+        raise ValueError("a text")
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if any(value == option and type(value) is type(option) for option in args):
@@ -440,22 +468,6 @@ def coerce(hint: Any, value: Any) -> Any:
         return tuple(coerce(kinds[min(i, len(kinds) - 1)], v) for i, v in enumerate(value))
     if is_dataclass(hint):
         raise ValueError("its own parameters, each by its dotted name")
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError("true or false")
-    if hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise ValueError("a whole number")
-    if hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-        raise ValueError("a finite number" + (" (write 1.0e-4: YAML reads 1e-4 as text)" if _texty(value) else ""))
-    if hint is str:
-        if isinstance(value, str):
-            return value
-        raise ValueError("a text")
     raise ValueError(f"a {hint}")
 
 
@@ -535,18 +547,7 @@ def range_faults(config: TrialConfig) -> list[str]:
 def from_parameters(values: Mapping[str, Any]) -> TrialConfig:
     """The inverse of `parameters`, for what was stored: a later field that is lacking has its value of before, any
     other its default. Raises RazError when a name is unknown or a value illegal."""
-    values = completed(values)
-    last = _last_of(frozenset(values))
-    last[0] = configure(last[0], values, "stored configuration")
-    return last[0]
-
-
-@lru_cache(maxsize=16)
-def _last_of(names: frozenset[str]) -> list[TrialConfig]:
-    """The last configuration that was read from these names, first the defaults. Each name is set again and all others
-    are at their defaults, so where it starts from changes nothing but how much there is to set: trials of a study
-    differ in a few names."""
-    return [TrialConfig()]
+    return configure(TrialConfig(), completed(values), "stored configuration")
 
 
 def differences(a: TrialConfig, b: TrialConfig) -> dict[str, tuple[Any, Any]]:
