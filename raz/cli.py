@@ -14,7 +14,7 @@ import typer
 from raz import __version__
 from raz.console import Guarded
 from raz.data.cli import data_app
-from raz.data.option import HERE, DataRoot, Json, Profile, Settings, Store
+from raz.data.option import HERE, DataRoot, Json, Profile, Settings, Store, folder_of
 from raz.errors import RazError
 from raz.init import init_command
 from raz.predict.cli import export_command, predict_command, train_command
@@ -94,6 +94,7 @@ def run(
     raz-sweep run everything --max-hours 8            a night's worth; the same command goes on
     raz-sweep run everything --address auto           on the Ray cluster that this machine is part of
     """
+    store = folder_of(store)
     if dry_run:
         from raz.study.planned import plan_file, show_plan
 
@@ -137,6 +138,7 @@ def simulate(
     raz-sweep simulate search_spaces/everything --devices 8
     raz-sweep simulate everything --devices 512 --trials 1000 --json
     """
+    store = folder_of(store)
     from raz.study.planned import show_simulation, simulate_file
 
     found = simulate_file(

@@ -134,7 +134,7 @@ def write_space(
         raise RazError("--out", f"{out} is a folder, expected a file", f"--out {out / 'my.yaml'}")
     study = name_from(out.stem, "_", "study")
     text = space_text(study, dataset, preset, weights, shlex.quote(str(out)), data_root)
-    parse_space(parse(text, str(out)))
+    parse_space(parse(text, str(out)), data_root=data_root)
     if out.exists() and not force:
         raise RazError(str(out), "is there already", "another --out, or --force to write over it")
     try:

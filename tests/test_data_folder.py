@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raz.cli import app
-from raz.data import DATASETS, add, open_dataset, readers, use_root
+from raz.data import DATASETS, add, open_dataset, readers
 from raz.data.check import check
 from raz.data.contract import Item
 from raz.data.folder import FILE, read_spec
@@ -295,20 +295,16 @@ def test_names_of_ones_own_are_legal_where_data_sets_are_named(cells: Callable[.
     space.write_text(
         "study: own\nbase: {dataset: cells}\ndesign: {sampler: grid}\nparameters:\n  depth: {choice: [1, 2]}\n"
     )
-    use_root(tmp_path)  # as the option --data-root does
-    try:
-        assert load_space(space).base.dataset == "cells"
-        assert dataset_title("cells") == "cells"
-    finally:
-        use_root(None)
+    assert load_space(space, data_root=tmp_path).base.dataset == "cells"
+    assert dataset_title("cells", tmp_path) == "cells"
     with pytest.raises(RazError, match=r"space.yaml:2: dataset is 'cells', expected one of toy"):
         load_space(space)
 
 
-def test_every_command_with_data_notes_its_root(cells: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_command_leaves_no_data_root_behind(cells: Callable[..., Any], tmp_path: Path) -> None:
     cells()
     listed = CliRunner().invoke(app, ["data", "list", "--data-root", str(tmp_path), "--json"])
-    assert "cells" in readers()
+    assert "cells" not in readers()
     assert [row["name"] for row in json.loads(listed.stdout) if row["own"]] == ["cells"]
     CliRunner().invoke(app, ["data", "list"])
     assert "cells" not in readers()

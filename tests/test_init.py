@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from raz.cli import app
 from raz.config import PRESETS
-from raz.data import DATASETS, use_root
+from raz.data import DATASETS
 from raz.data.folder import FILE
 from raz.init import space_text
 from raz.resources import name_from
@@ -102,8 +102,7 @@ def test_a_folder_of_ones_own_is_known_below_the_data_root(
     assert shlex.split(done.stdout.partition("then: ")[2]) == [
         "raz-sweep", "run", file, "--data-root", str(tmp_path / "my images")
     ]  # fmt: skip
-    use_root(tmp_path / "my images")
-    space = load_space(Path(file))
+    space = load_space(Path(file), data_root=tmp_path / "my images")
     assert (space.study, space.base.dataset, space.base.backbone.weights) == (name, name, "none")
     lost = CliRunner().invoke(app, ["init", "--dataset", name, "--out", "b.yaml"])
     assert lost.exit_code == 2

@@ -52,7 +52,7 @@ misprints:
 @pytest.fixture(autouse=True)
 def readers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever readers there come to be, UCF_QNRF has none here."""
-    monkeypatch.setattr("raz.report.fill.readable", lambda: ("toy", "shanghaitech_a"))
+    monkeypatch.setattr("raz.report.fill.readable", lambda data_root: ("toy", "shanghaitech_a"))
 
 
 class Known:

@@ -21,7 +21,7 @@ from raz.errors import RazError, raise_all
 
 __all__ = [
     "DATASETS", "Dataset", "Frames", "Item", "Reader", "Split", "locate", "open_dataset", "reader_of", "readers",
-    "survey", "use_root",
+    "survey",
 ]  # fmt: skip
 
 DATASETS: dict[str, Reader] = {
@@ -36,15 +36,6 @@ DATASETS: dict[str, Reader] = {
 }
 
 
-_ROOT: list[Path] = []  # the data root of the command that runs, for whoever asks which names there are
-
-
-def use_root(root: Path | None) -> Path | None:
-    """Note the command's data root (or that it has none), so that names of one's own are known; returns it."""
-    _ROOT[:] = [root] if root is not None else []
-    return root
-
-
 def _root(root: Path | None) -> Path | None:
     """The root given, else the environment's RAZ_DATA_ROOT."""
     if root is None and os.environ.get("RAZ_DATA_ROOT"):
@@ -56,9 +47,9 @@ def _root(root: Path | None) -> Path | None:
 def readers(root: Path | None = None) -> dict[str, Reader]:
     """Every data set by name: the published ones, and those of one's own that the data root holds.
 
-    `root` None means the running command's, or the environment's RAZ_DATA_ROOT.
+    `root` None means the environment's RAZ_DATA_ROOT.
     """
-    root = _root(root or next(iter(_ROOT), None))
+    root = _root(root)
     own = folder.find_own(root) if root is not None else {}
     return {**DATASETS, **{name: reader for name, reader in own.items() if name not in DATASETS}}
 
@@ -72,7 +63,7 @@ def reader_of(name: str, root: Path | None = None) -> Reader:
         return known[name]
     folds = [other for other in known if other.startswith(f"{name}@")]
     hint = f"{', '.join(folds)}: a fold each" if folds else nearest(name, known)
-    at = _root(root or next(iter(_ROOT), None))
+    at = _root(root)
     if at is not None:
         hint += "".join(f"\n  not taken: {fault.where}: {fault.what}" for fault in folder.faults_of(at))
     elif not folds:

@@ -13,10 +13,9 @@ from raz.errors import RazError
 HERE = Path("raz-store")  # the store, where nothing says otherwise
 
 
-def _noted(root: Path | None) -> Path | None:
-    from raz.data import use_root  # after the command line is understood: numpy takes its time
-
-    return use_root(place(root) if root is not None else None)
+def _place(text: str) -> Path:
+    # click looks at a path of its own kind while it parses
+    return place(Path(text))
 
 
 def standing(path: Path) -> Path:
@@ -34,14 +33,18 @@ def folder(path: Path, where: str, hint: str) -> Path:
 
 
 def folder_of(store: Path) -> Path:
-    """The store's folder, or the one that stands for its bucket, with what drivers have noted there."""
+    """The folder of a `--store`, or the one that stands for its bucket, with what drivers have noted there. To be
+    called by the command itself: what is typed is looked at nowhere else. Raises RazError where a file stands in its
+    place, and for a URL that is none."""
     found = folder(place(store), f"store {store}", "--store DIR, or RAZ_STORE")
     bring_notes(found)
     return found
 
 
-def _out(out: Path | None) -> Path | None:
-    return None if out is None else folder(out, f"--out {out}", "another --out")
+def out_folder(out: Path) -> Path:
+    """The folder of an `--out`, with `~` opened; called as `folder_of`. Raises RazError where a file stands in its
+    place."""
+    return folder(out, f"--out {out}", "another --out")
 
 
 DataRoot = Annotated[
@@ -51,7 +54,8 @@ DataRoot = Annotated[
         "--root",
         envvar="RAZ_DATA_ROOT",
         help="The folder that holds the data sets, or s3://….",
-        callback=_noted,
+        parser=_place,
+        metavar="<path>",
     ),
 ]
 Store = Annotated[
@@ -60,12 +64,13 @@ Store = Annotated[
         "--store",
         envvar="RAZ_STORE",
         help="Where studies and stages are kept: a folder, or s3://….",
-        callback=folder_of,
+        parser=Path,
+        metavar="<path>",
     ),
 ]
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", help="Write a picture an image, points.csv and predictions.json here.", callback=_out),
+    typer.Option("--out", help="Write a picture an image, points.csv and predictions.json here."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 Settings = Annotated[

@@ -51,7 +51,7 @@ def run_file(
             source, store, settings=settings_of(settings), data_root=data_root, profile=profile, jobs=jobs,
             inline=inline, as_json=as_json, max_hours=max_hours, run_trial=run_trial,
         )  # fmt: skip
-    space = parse_space(source, settings_of(settings))
+    space = parse_space(source, settings_of(settings), data_root=data_root)
     check_data(space.base, data_root)
 
     @contextmanager

@@ -271,7 +271,7 @@ def run_table_file(
     """Runs the table of a document and prints what was done. Returns 0, 1 when a trial failed, and where a clean stop
     left more to do 3 (the `max_hours` are up) or 130 (Ctrl-C)."""
     stop = Stop(max_hours)
-    table = parse_table(source, settings, profile)
+    table = parse_table(source, settings, profile, data_root=data_root)
     total = sum(1 for _ in table.trials(table.profile(profile)))
     with redirect_stdout(sys.stderr), synced(store):  # whatever a library prints, stdout is the result's
         result = run_table(

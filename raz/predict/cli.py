@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raz.data.option import HERE, DataRoot, Json, OutFolder, Settings, Store, folder, standing
+from raz.data.option import HERE, DataRoot, Json, OutFolder, Settings, Store, folder, folder_of, out_folder, standing
 
 _From = Annotated[
     str | None,
@@ -46,6 +46,7 @@ def predict_command(
     from raz.predict.run import document, predict_images, write_files
     from raz.predict.source import model_of
 
+    out = None if out is None else out_folder(out)
     paths = find_images(images)
     model = model_of(place, weights)
     seen = []
@@ -105,6 +106,7 @@ def export_command(
     from raz.errors import RazError
     from raz.study.exchange import SUFFIXES, export_lines, export_study
 
+    store = folder_of(store)
     if out.suffix not in (*SUFFIXES, ".safetensors"):
         known = ", ".join((".safetensors", *SUFFIXES))
         raise RazError(
@@ -191,6 +193,7 @@ def train_command(
     from raz.study.base import settings_of
     from raz.study.parse import load_space
 
+    store = folder_of(store)
     if final and settings:
         raise RazError("--set", "the best trial of a study is what it is", "leave out --set, or --final")
     if out is not None and not final:
@@ -199,7 +202,7 @@ def train_command(
     written = _writable(out) if final else out
     own = Path(file).expanduser().is_file()
     path = find(file, ("search_spaces",))
-    space = load_space(path, file if own else str(path), settings_of(settings or []))
+    space = load_space(path, file if own else str(path), settings_of(settings or []), data_root=data_root)
 
     def log(event: object) -> None:
         typer.echo(str(event), err=True)

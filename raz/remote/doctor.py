@@ -18,7 +18,7 @@ import typer
 
 from raz import doctor
 from raz.bucket import bucket_of
-from raz.data.option import HERE, DataRoot, Json, Store
+from raz.data.option import HERE, DataRoot, Json, Store, folder_of
 from raz.doctor import Check, Status, as_json, examine, render, worst
 from raz.engine.nodes import Node, each_node
 from raz.errors import RazError
@@ -174,6 +174,7 @@ def doctor_command(
     """
     import json
 
+    store = folder_of(store)
     if address is not None and not cluster:
         raise RazError("--address", "this machine alone is looked at", "--cluster, or leave it out")
     if not cluster:

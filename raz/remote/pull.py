@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from raz.data.option import HERE, DataRoot, Json, Store
+from raz.data.option import HERE, DataRoot, Json, Store, folder_of
 from raz.errors import RazError
 from raz.remote.submit import Cluster, cluster_file
 
@@ -47,10 +47,9 @@ def pull_command(
     from raz.study.cli import tell
     from raz.study.pull import pull, pull_lines
 
+    store = folder_of(store)
     names = tuple(studies or ())
     if source is not None:
-        from raz.data.option import folder_of
-
         told = pull(folder_of(source), store, names, artifacts=artifacts, data_root=data_root)
     else:
         file = cluster_file(cluster)

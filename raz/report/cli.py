@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from raz.data.option import HERE, DataRoot, Profile, Settings, Store
+from raz.data.option import HERE, DataRoot, Profile, Settings, Store, folder_of
 from raz.errors import RazError
 from raz.files import replacing
 from raz.report.asked import Photographs
@@ -65,6 +65,7 @@ def report_command(
     raz-sweep report fusion --compare zooming             the best trials of a study, beside another
     raz-sweep report --list                               what there is
     """
+    store = folder_of(store)
     from raz.report.render import FORMATS, terminal
 
     chosen = _format(form, out)
@@ -144,7 +145,7 @@ def _table(
     path = find(name, ("ablations",))
     own = Path(name).expanduser().is_file()
     shown = name if own else f"ablations/{path.name}"
-    table = load_table(path, shown, settings_of(settings), profile)
+    table = load_table(path, shown, settings_of(settings), profile, data_root=data_root)
     scale = table.profile(profile)
     filled = fill_table(table, scale, store, data_root=data_root)
     command = fill_command(shown, scale.name, scale.datasets, store, data_root, settings)
@@ -156,7 +157,7 @@ def _table(
     from raz.report.figures import table_figures
 
     uses = made.stages_of(filled, data_root)
-    figures = (*table_figures(filled, over), *made.learning_curves(uses), *spent.drawn(spent.of_uses(uses)))
+    figures = (*table_figures(filled, over), *made.learning_curves(uses, data_root), *spent.drawn(spent.of_uses(uses)))
     photographed = photographs.of_table(filled, data_root) if photographs.which else ()
     return replace(report, figures=(*photographed, *figures))
 
@@ -184,7 +185,7 @@ def fill_command(
     words = ["raz-sweep", "run", file, "--profile", profile, "--store", str(store)]
     if data_root is not None:
         words += ["--data-root", str(data_root)]
-    elif any(reader.find is not None for name, reader in readers().items() if name in datasets):
+    elif any(reader.find is not None for name, reader in readers(data_root).items() if name in datasets):
         words += ["--data-root", "DIR"]
     for pair in settings:
         words += ["--set", pair]

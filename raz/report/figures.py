@@ -20,7 +20,6 @@ from raz.report.fill import Cell, FilledTable
 from raz.report.layout import Figure, metric_title
 from raz.report.shapes import figure
 from raz.report.statistics import LEVEL, Over, summarize
-from raz.study.ablation import dataset_title
 
 MOST_POINTS = 3000  # of a scatter; more only hide each other
 BINS = 8
@@ -39,7 +38,7 @@ def table_figures(filled: FilledTable, over: Over | None = None) -> tuple[Figure
             seed, kept = _first(cell, filled.table.splits[-1])
         except RazError:  # told among the notes where it matters: the differences
             continue
-        where = f"{dataset_title(dataset)}, row {cell.row}, seed {seed}"
+        where = f"{filled.title(dataset)}, row {cell.row}, seed {seed}"
         out += [_cells(kept, where), _crowd_size(kept, where), _local_density(kept, where)]
         out += _precision_recall(filled, dataset)
     return tuple(figure for figure in out if figure.rows)
@@ -70,7 +69,7 @@ def _by_parameter(filled: FilledTable, dataset: str) -> Iterator[Figure]:
                 rows.append({"family": family or metric, name: settings[name], "mean": summary.mean,
                              "half": _half(summary.n, summary.sd), "n": summary.n, "row": row})  # fmt: skip
             if len(rows) > 1:
-                yield _lines(f"{metric_title(metric)} by {name}, {dataset_title(dataset)}", rows, name, metric)
+                yield _lines(f"{metric_title(metric)} by {name}, {filled.title(dataset)}", rows, name, metric)
 
 
 def _number(value: Any) -> bool:
@@ -118,7 +117,7 @@ def _forest(filled: FilledTable, dataset: str, over: Over | None) -> Iterator[Fi
             },
         }  # fmt: skip
         yield figure(
-            f"{metric_title(metric)}: differences to {filled.table.base_row}, {dataset_title(dataset)}", rows, [trace],
+            f"{metric_title(metric)}: differences to {filled.table.base_row}, {filled.title(dataset)}", rows, [trace],
             f"difference of {metric_title(metric)}", "", f"95 % intervals, over {rows[0]['n']} {rows[0]['over']}.",
             height=120 + 28 * len(rows), shapes=[_zero()],
         )  # fmt: skip
@@ -241,7 +240,7 @@ def _precision_recall(filled: FilledTable, dataset: str) -> Iterator[Figure]:
             traces.append({"type": "scatter", "mode": "lines", "name": name, "x": recall[at].round(4).tolist(),
                            "y": precision[at].round(4).tolist()})  # fmt: skip
         yield figure(
-            f"Precision and recall at sigma {sigma}, affinity 0.50, {dataset_title(dataset)}", rows, traces, "recall",
+            f"Precision and recall at sigma {sigma}, affinity 0.50, {filled.title(dataset)}", rows, traces, "recall",
             "precision", "All test images' counted points, ranked together.", xaxis={"range": [0, 1]},
             yaxis={"range": [0, 1]},
         )  # fmt: skip

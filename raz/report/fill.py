@@ -52,11 +52,16 @@ class FilledTable:
     damaged: tuple[Path, ...] = ()  # scores that are there and not whole
     store: Path = field(default_factory=Path)
     kept: tuple[Kept, ...] = ()  # all scores of the store, looked at only where cells are empty
+    data_root: Path | None = None
+
+    def title(self, dataset: str) -> str:
+        """A data set as it stands in a header."""
+        return dataset_title(dataset, self.data_root)
 
     @property
     def wanted(self) -> int:
         """Trials (row x data set x seed) that a run can give: those of data sets that have a reader."""
-        there = readable()
+        there = readable(self.data_root)
         return len(self.table.seeds) * sum(c.dataset in there and c.config is not None for c in self.cells.values())
 
     @property
@@ -78,8 +83,8 @@ def fill_table(
     cells: dict[tuple[str, str], Cell] = {}
     troubles: dict[str, str] = {}
     for dataset in profile.datasets:
-        if dataset not in readable():
-            troubles[dataset] = f"{dataset_title(dataset)} has no reader, so its cells stay empty"
+        if dataset not in readable(data_root):
+            troubles[dataset] = f"{dataset_title(dataset, data_root)} has no reader, so its cells stay empty"
         for row in table.rows:
             if row.quoted:
                 cells[row.name, dataset] = Cell(row.name, dataset, False, {})
@@ -92,7 +97,7 @@ def fill_table(
                 except RazError as error:
                     troubles[dataset] = str(error)
             cells[row.name, dataset] = Cell(row.name, dataset, config.depth > 1, found, config)
-    filled = FilledTable(table, profile, cells, troubles, tuple(index.damaged), store)
+    filled = FilledTable(table, profile, cells, troubles, tuple(index.damaged), store, data_root=data_root)
     return replace(filled, kept=index.kept()) if filled.missing and stored is None else filled
 
 

@@ -54,7 +54,7 @@ def stages_of(filled: FilledTable, data_root: Path | None) -> tuple[Used, ...]:
 # ------------------------------------------------------------------------------------ learning curves
 
 
-def learning_curves(uses: Sequence[Used]) -> tuple[Figure, ...]:
+def learning_curves(uses: Sequence[Used], data_root: Path | None = None) -> tuple[Figure, ...]:
     """A figure a trained stage and data set: the validation value and the training loss, epoch by epoch.
 
     A network that many rows share is one line; where rows trained networks of their own, each is named after the
@@ -64,13 +64,13 @@ def learning_curves(uses: Sequence[Used]) -> tuple[Figure, ...]:
     for dataset in dict.fromkeys(use.dataset for use in uses):
         for stage in TRAINED:
             found = [use for use in uses if (use.dataset, use.node.stage) == (dataset, stage) and use.artifact]
-            drawn = _stage_curves(stage, dataset, found)
+            drawn = _stage_curves(stage, dataset_title(dataset, data_root), found)
             if drawn is not None:
                 out.append(drawn)
     return tuple(out)
 
 
-def _stage_curves(stage: str, dataset: str, found: Sequence[Used]) -> Figure | None:
+def _stage_curves(stage: str, title: str, found: Sequence[Used]) -> Figure | None:
     lines = list(_lines(found))
     shown = lines[:MOST_CURVES]
     rows: list[Mapping[str, Any]] = []
@@ -97,7 +97,7 @@ def _stage_curves(stage: str, dataset: str, found: Sequence[Used]) -> Figure | N
     if len(lines) > len(shown):
         note += f" {len(shown)} of {len(lines)} networks are shown."
     return figure(
-        f"Learning curves: {stage}, {dataset_title(dataset)}", rows, [*value, *loss], "epoch",
+        f"Learning curves: {stage}, {title}", rows, [*value, *loss], "epoch",
         f"validation {_VALUE.get(stage, 'value')}", note, xaxis={"domain": [0, 0.45]},
         xaxis2={"domain": [0.55, 1], "title": {"text": "epoch"}, "anchor": "y2", "matches": "x"},
         yaxis2={"title": {"text": "training loss"}, "anchor": "x2", "automargin": True},

@@ -18,7 +18,6 @@ from raz.pipeline.keys import stage_keys
 from raz.pipeline.tree import Node, inputs_of, ordered
 from raz.report.fill import FilledTable
 from raz.report.stored import Kept, manifest_of
-from raz.study.ablation import dataset_title
 
 MOST = 60  # empty cells that are looked into; what is said of these holds for the rest
 
@@ -43,7 +42,7 @@ def stale_notes(filled: FilledTable, data_root: Path | None) -> Iterator[str]:
                     reasons[why] += 1
         for why, trials in reasons.items():
             yield (
-                f"{dataset_title(dataset)}: the store has results of {trials} of the missing trials that no longer"
+                f"{filled.title(dataset)}: the store has results of {trials} of the missing trials that no longer"
                 f" count: {why}."
             )
 

@@ -9,7 +9,7 @@ from raz.report.contrast import Judged, best_rows, judge, to_base
 from raz.report.fill import Cell, FilledTable
 from raz.report.layout import WIDEST, Report, Sheet, digits, mean_sd, metric_title, number, printed_number
 from raz.report.statistics import Effect, Over, difference, summarize, verdict
-from raz.study.ablation import REGIONS, Misprint, dataset_title
+from raz.study.ablation import REGIONS, Misprint
 
 BEST = " *"
 # The test splits the paper's numbers are of: images, and heads where their number is known. The annotations circulate
@@ -43,11 +43,11 @@ def table_report(
         beside = _beside(filled, dataset)
         claims = judge(filled, dataset, over, beside)
         if any(claim.effect or claim.printed is not None for claim in claims):
-            sheets.append(_claims(dataset, claims, beside))
+            sheets.append(_claims(filled, dataset, claims, beside))
         records += _records(filled, dataset, effects)
         records += [_claim_record(filled, dataset, claim) for claim in claims]
         if best:
-            notes.append(f"{dataset_title(dataset)}:{BEST} differs from every other row of its column (corrected).")
+            notes.append(f"{filled.title(dataset)}:{BEST} differs from every other row of its column (corrected).")
     if any("ours" in record for record in records):
         notes.append("A claim is one question asked before the runs, so it is judged by its own interval, uncorrected.")
     if any(told.values()):
@@ -90,9 +90,10 @@ def _opening(filled: FilledTable) -> list[str]:
     if any(metric.partition(".")[2].startswith("rmse") for metric in table.metrics):
         notes.append('RMSE is what the paper heads "MSE": the root is taken.')
     if foreign:
-        beside = dataset_title(table.printed_datasets[0])
+        beside = filled.title(table.printed_datasets[0])
+        shown = _and([filled.title(name) for name in foreign])
         notes.append(
-            f"The numbers beside {_and(foreign)} are the paper's on {beside}, another data set:"
+            f"The numbers beside {shown} are the paper's on {beside}, another data set:"
             " compare the order of the rows, not the values."
         )
     if profile.name == "paper":
@@ -136,7 +137,7 @@ def _ceiling(filled: FilledTable, dataset: str) -> Iterator[str]:
                 mae, rmse = (next(iter(value.values())) for value in values)
                 words = {"test": "test", "val": "validation"}[split]
                 yield (
-                    f"{dataset_title(dataset)}, {words} images: heads nearer than 4 px share a label, so the true label"
+                    f"{filled.title(dataset)}, {words} images: heads nearer than 4 px share a label, so the true label"
                     f" maps themselves give back MAE {mae:.1f}, RMSE {rmse:.1f}; zooming is what lifts it."
                 )
                 break
@@ -162,11 +163,10 @@ def _made_by(filled: FilledTable, dataset: str) -> Iterator[str]:
         by_split = len({value.rpartition("(")[2] for value in values}) if kind == "data" else 1
         if len(values) > by_split:
             rows = "; ".join(f"{value}: {len(names)} rows" for value, names in sorted(values.items()))
-            yield f"{dataset_title(dataset)}: the rows were made by different {kind} ({rows})."
+            yield f"{filled.title(dataset)}: the rows were made by different {kind} ({rows})."
 
 
-def _and(names: Sequence[str]) -> str:
-    titles = [dataset_title(name) for name in names]
+def _and(titles: Sequence[str]) -> str:
     return titles[0] if len(titles) == 1 else ", ".join(titles[:-1]) + " and " + titles[-1]
 
 
@@ -207,7 +207,7 @@ def _sheet(filled: FilledTable, dataset: str, marks: Mapping[int, str], best: Ma
     regions = tuple(f"{table.splits[-1]}.{name}" for name in REGIONS) if zooming else ()
 
     def columns(metric: str) -> tuple[str, ...]:
-        paper = ("paper" if own else f"paper ({dataset_title(beside)})",) if beside else ()
+        paper = ("paper" if own else f"paper ({filled.title(beside)})",) if beside else ()
         return (metric, *paper, *(("diff",) if own and beside else ()), *(("",) if judged else ()))
 
     def texts(cell: Cell, metric: str) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ def _sheet(filled: FilledTable, dataset: str, marks: Mapping[int, str], best: Ma
         return f"{len(cell.found)}/{len(table.seeds)}" if cell.config is not None else ""
 
     cells = [filled.cells[row.name, dataset] for row in table.rows]
-    title = f"{dataset_title(dataset)}"
+    title = f"{filled.title(dataset)}"
     width = len(columns(""))
     if len(metrics) <= WIDEST:
         header = ["row", *(text for metric in metrics for text in columns(metric_title(metric))), "n"]
@@ -311,10 +311,10 @@ def _differences(filled: FilledTable, dataset: str, effects: Mapping[tuple[str, 
                 told = interval(metric, effect), _over(effect), _p(effect), _says(effect)
                 lines.append((metric_title(metric), row.name, *told))
     header = ("metric", "row", f"minus {table.base_row} [95 %]", "over", "p", "")
-    return Sheet(f"{dataset_title(dataset)}, differences", header, tuple(lines), left=frozenset({0, 1, 3, 5}))
+    return Sheet(f"{filled.title(dataset)}, differences", header, tuple(lines), left=frozenset({0, 1, 3, 5}))
 
 
-def _claims(dataset: str, claims: Sequence[Judged], beside: str) -> Sheet:
+def _claims(filled: FilledTable, dataset: str, claims: Sequence[Judged], beside: str) -> Sheet:
     lines = []
     for judged in claims:
         metric = judged.metrics[0]
@@ -325,9 +325,9 @@ def _claims(dataset: str, claims: Sequence[Judged], beside: str) -> Sheet:
                 interval(metric, judged.effect), _over(judged.effect), judged.ours,
             )
         )  # fmt: skip
-    paper = f"the paper's, {dataset_title(beside)}" if beside else "the paper's"
+    paper = f"the paper's, {filled.title(beside)}" if beside else "the paper's"
     header = ("claim", "metric", paper, "ours [95 %]", "over", "in our runs")
-    return Sheet(f"{dataset_title(dataset)}, claims", header, tuple(lines), left=frozenset({0, 1, 4, 5}))
+    return Sheet(f"{filled.title(dataset)}, claims", header, tuple(lines), left=frozenset({0, 1, 4, 5}))
 
 
 # ------------------------------------------------------------------------------------ records

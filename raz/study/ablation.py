@@ -45,17 +45,26 @@ MetricsOf = Callable[[str], tuple[str, ...]]  # the columns of a data set
 
 
 def load_table(
-    path: Path, name: str = "", settings: Mapping[str, Any] | None = None, profile: str | None = None
+    path: Path,
+    name: str = "",
+    settings: Mapping[str, Any] | None = None,
+    profile: str | None = None,
+    *,
+    data_root: Path | None = None,
 ) -> AblationTable:
     """The table in a file; `settings` (of `--set`) go on top of the base of `profile` (None: the default one).
 
     Raises RazError(s) with `file:line`, all faults at once; OSError goes through.
     """
-    return parse_table(read(path, name, strict=False), settings, profile)
+    return parse_table(read(path, name, strict=False), settings, profile, data_root=data_root)
 
 
 def parse_table(
-    document: Document, settings: Mapping[str, Any] | None = None, profile: str | None = None
+    document: Document,
+    settings: Mapping[str, Any] | None = None,
+    profile: str | None = None,
+    *,
+    data_root: Path | None = None,
 ) -> AblationTable:
     """The table of a document. See `load_table`."""
     settings = settings or {}
@@ -71,9 +80,9 @@ def parse_table(
         faults.add(("table",), f"table is {kind(table)}, expected a name of a-z, 0-9, _ and -", "recurrence")
     title, source = _text(data, "title", faults), _text(data, "paper", faults)
     metrics = _metrics(data.get("metrics"), ("metrics",), faults) if "metrics" in data else ()
-    by_dataset = _dataset_metrics(data, faults)
+    by_dataset = _dataset_metrics(data, faults, data_root)
     seeds = _seeds(data, faults)
-    profiles = _profiles(document, faults, settings, profile)
+    profiles = _profiles(document, faults, settings, profile, data_root)
     rows = _rows(data, faults, profiles, lambda dataset: by_dataset.get(dataset, metrics), settings)
     misprints = _misprints(data, faults, rows)
     base_row = _base_row(data, faults, rows)
@@ -134,12 +143,12 @@ def _is_metric(metric: str) -> bool:
     return split in SPLITS and ok
 
 
-def _dataset_metrics(data: Mapping[str, Any], faults: Faults) -> dict[str, tuple[str, ...]]:
+def _dataset_metrics(data: Mapping[str, Any], faults: Faults, data_root: Path | None) -> dict[str, tuple[str, ...]]:
     raw = data.get("dataset_metrics", {})
     if not isinstance(raw, dict):
         faults.add(("dataset_metrics",), f"dataset_metrics is {kind(raw)}, expected metrics by data set")
         return {}
-    legal = [*readable(), *(name for name in PUBLISHED if name not in readable())]
+    legal = list(dict.fromkeys([*readable(data_root), *PUBLISHED]))
     out = {}
     for name, metrics in raw.items():
         if name not in legal:
@@ -176,7 +185,9 @@ def _seeds(data: Mapping[str, Any], faults: Faults) -> tuple[int, ...]:
     return found
 
 
-def _profiles(document: Document, faults: Faults, settings: Mapping[str, Any], asked: str | None) -> dict[str, Profile]:
+def _profiles(
+    document: Document, faults: Faults, settings: Mapping[str, Any], asked: str | None, data_root: Path | None
+) -> dict[str, Profile]:
     raw = document.data.get("profiles", {})
     if not isinstance(raw, dict) or ("profiles" in document.data and not raw):
         shown = "empty" if raw == {} else kind(raw)
@@ -190,7 +201,7 @@ def _profiles(document: Document, faults: Faults, settings: Mapping[str, Any], a
             raise RazError(
                 f"--set {name}", f"the rows of {document.name} say so themselves", f"edit {name}s in the file"
             )
-    legal = [*readable(), *(name for name in PUBLISHED if name not in readable())]
+    legal = list(dict.fromkeys([*readable(data_root), *PUBLISHED]))
     asked = default_profile(raw) if asked is None else asked
     out = {}
     for name, body in raw.items():
@@ -207,7 +218,7 @@ def _profiles(document: Document, faults: Faults, settings: Mapping[str, Any], a
             if isinstance(chosen, dict) and key in chosen:
                 faults.add((*place, "base", "set", key), f"profiles.{name}.base sets {key}", f"use {key}s")
         # what fits the profile that is run (pretrained weights, say) need not fit the others
-        config = read_base(document, faults, settings if name == asked else {}, (*place, "base"))
+        config = read_base(document, faults, settings if name == asked else {}, (*place, "base"), data_root=data_root)
         datasets: tuple[str, ...] = ()
         if "datasets" in body:
             datasets = _list((*place, "datasets"), body["datasets"], faults, str, "a data set's name")

@@ -31,48 +31,54 @@ def open_named(
     return source, table
 
 
-def table_names() -> dict[str, tuple[str, ...]]:
-    """Parameters whose legal words are the names in a table of the code."""
+def table_names(data_root: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """Parameters whose legal words are the names in a table of the code, or of data sets in the data root."""
     from raz.data import readers
     from raz.paper.fusion import RULES
     from raz.paper.zoom import ANCHOR_SETS
 
     anchors = tuple(ANCHOR_SETS)
     return {
-        "dataset": tuple(readers()),
+        "dataset": tuple(readers(data_root)),
         "fusion.rule": tuple(RULES),
         "zooming.anchors": anchors,
         "raz.regions.anchors": anchors,
     }
 
 
-def check_words(values: Mapping[str, Any], where: str = "settings") -> list[RazError]:
+def check_words(values: Mapping[str, Any], where: str = "settings", data_root: Path | None = None) -> list[RazError]:
     """Faults of values that should be a name in one of the code's tables."""
-    tables = table_names()
+    tables = table_names(data_root)
     return [
         RazError(
             where,
             f"{name} is {value!r}, expected one of {', '.join(tables[name])}",
-            _hint(name, str(value), tables[name]),
+            _hint(name, str(value), tables[name], data_root),
         )
         for name, value in values.items()
         if name in tables and value not in tables[name]
     ]
 
 
-def _hint(name: str, value: str, legal: tuple[str, ...]) -> str:
+def _hint(name: str, value: str, legal: tuple[str, ...], data_root: Path | None) -> str:
     if name == "dataset":  # why one's own is not taken, too
         from raz.data import reader_of
 
         try:
-            reader_of(value)
+            reader_of(value, data_root)
         except RazError as error:
             return error.hint
     return nearest(value, legal)
 
 
 def read_base(
-    document: Document, faults: Faults, settings: Mapping[str, Any], place: Place = ("base",), preset: str = "tiny"
+    document: Document,
+    faults: Faults,
+    settings: Mapping[str, Any],
+    place: Place = ("base",),
+    preset: str = "tiny",
+    *,
+    data_root: Path | None = None,
 ) -> TrialConfig:
     """`base: {preset, dataset, set: {dotted name: value}}`, with the command line's settings on top."""
     base = document.data
@@ -99,7 +105,7 @@ def read_base(
     legal: dict[str, Any] = {}
     for key, value in given.items():
         where = (*place, "set", key) if key in chosen else (*place, "dataset")
-        wrong = faults_of(PRESETS["paper"], {key: value}, ranges=False)
+        wrong = faults_of(PRESETS["paper"], {key: value}, ranges=False, data_root=data_root)
         for fault in wrong:
             faults.add(where, fault.what, fault.hint)
         if not wrong:
@@ -111,7 +117,7 @@ def read_base(
             culprit = next((key for key in legal if fault.what.startswith(f"{key} ")), None)
             faults.add((*place, "set", culprit) if culprit else place, fault.what, fault.hint)
     if settings:
-        wrong = check_words(settings, "--set") if all(key in known_names() for key in settings) else []
+        wrong = check_words(settings, "--set", data_root) if all(key in known_names() for key in settings) else []
         try:
             config = configure(config, settings, "--set")
         except RazError as error:
@@ -121,8 +127,10 @@ def read_base(
     return config
 
 
-def faults_of(base: TrialConfig, values: Mapping[str, Any], *, ranges: bool = True) -> list[RazError]:
-    wrong = check_words(values)
+def faults_of(
+    base: TrialConfig, values: Mapping[str, Any], *, ranges: bool = True, data_root: Path | None = None
+) -> list[RazError]:
+    wrong = check_words(values, data_root=data_root)
     if wrong:
         return wrong
     try:

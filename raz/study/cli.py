@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raz.data.option import HERE, DataRoot, Json, Store
+from raz.data.option import HERE, DataRoot, Json, Store, folder_of
 
 
 def tell(document: Any, lines: Sequence[str], as_json: bool) -> None:
@@ -26,6 +26,7 @@ def studies_command(store: Store = HERE, as_json: Json = False) -> None:
     """
     from raz.study.describe import studies_document, studies_lines
 
+    store = folder_of(store)
     documents = studies_document(store)
     tell(documents, studies_lines(documents, store), as_json)
 
@@ -47,6 +48,7 @@ def show_command(
     from raz.study.describe import split_reference, study_document, study_lines, trial_document, trial_lines
     from raz.study.index import read_study
 
+    store = folder_of(store)
     name, number = split_reference(reference)
     study = read_study(store, name)
     if number is None:
@@ -73,6 +75,7 @@ def diff_command(
     """
     from raz.study.compare import diff_document, diff_lines
 
+    store = folder_of(store)
     document = diff_document(store, a, b)
     tell(document, diff_lines(document), as_json)
 
@@ -92,6 +95,7 @@ def import_command(
     """
     from raz.study.exchange import import_study
 
+    store = folder_of(store)
     told = import_study(store, file.expanduser())
     state = "" if told["new"] else ", which the store already had"
     tell(told, [f"study {told['study']}, {told['trials']} trials{state}; {told['stages']} new stages"], as_json)
@@ -122,6 +126,7 @@ def rerun_command(
     from raz.study.index import read_study
     from raz.study.rerun import rerun, rerun_lines
 
+    store = folder_of(store)
     name, number = split_reference(reference)
     if number is None:
         raise RazError(reference, "expected a trial of a study", f"{name}#0")
@@ -152,6 +157,7 @@ def dashboard_command(
     from raz.study.dashboard import LOOPBACK, server
     from raz.study.describe import split_study
 
+    store = folder_of(store)
     with server(store, study and split_study(study), host, port) as serving:
         shown = f"[{host}]" if ":" in host else host
         typer.echo(f"http://{shown}:{serving.server_port}/dashboard  (read-only; Ctrl-C ends it)")
@@ -174,6 +180,7 @@ def status_command(store: Store = HERE, as_json: Json = False) -> None:
     """
     from raz.study.status import status_document, status_lines
 
+    store = folder_of(store)
     document = status_document(store)
     tell(document, status_lines(document, store), as_json)
 

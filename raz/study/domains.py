@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig, known_names, nearest
@@ -20,7 +21,9 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")  # of a named choice
 MOST_PLACES = 1000  # of `grid:`
 
 
-def read_parameters(document: Document, faults: Faults, base: TrialConfig, sampler: str) -> tuple[Parameter, ...]:
+def read_parameters(
+    document: Document, faults: Faults, base: TrialConfig, sampler: str, data_root: Path | None = None
+) -> tuple[Parameter, ...]:
     """The parameters of the file, each after those its conditions name."""
     raw = document.data.get("parameters", {})
     if not isinstance(raw, dict) or ("parameters" in document.data and not raw):
@@ -48,7 +51,7 @@ def read_parameters(document: Document, faults: Faults, base: TrialConfig, sampl
             _condition(parameter.name, other, legal, raw, found, faults)
     ordered = _ordered(found, faults)
     for parameter in ordered:
-        _try_values(parameter, found, base, faults)
+        _try_values(parameter, found, base, faults, data_root)
     return ordered
 
 
@@ -229,16 +232,18 @@ def _ordered(found: dict[str, Parameter], faults: Faults) -> tuple[Parameter, ..
     return tuple(out)
 
 
-def _try_values(parameter: Parameter, found: Mapping[str, Parameter], base: TrialConfig, faults: Faults) -> None:
+def _try_values(
+    parameter: Parameter, found: Mapping[str, Parameter], base: TrialConfig, faults: Faults, data_root: Path | None
+) -> None:
     """Sets every choice, or both ends of a range, on the base, beside values that make it active."""
     beside = around(parameter, found)
     parents = [found[name].settings(value) for name, value in beside.items() if _has(found[name], value)]
-    if any(faults_of(base, settings) for settings in parents):
+    if any(faults_of(base, settings, data_root=data_root) for settings in parents):
         return  # the parent is at fault, and says so
     context = {name: value for settings in parents for name, value in settings.items()}
     told = set()
     for i, value in enumerate(ends_of(parameter)):
-        for fault in faults_of(base, {**context, **parameter.settings(value)}):
+        for fault in faults_of(base, {**context, **parameter.settings(value)}, data_root=data_root):
             if fault.what not in told:
                 told.add(fault.what)
                 where: Place = (value, next((n for n in parameter.names() if f"{n} is" in fault.what), ""))

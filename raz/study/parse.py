@@ -39,24 +39,29 @@ MOST_SEEDS = 100
 MOST_OBJECTIVES = 8
 
 
-def load_space(path: Path, name: str = "", settings: Mapping[str, Any] | None = None) -> SearchSpace:
-    """The search space in a file; `settings` (of `--set`) go on top of the file's base.
+def load_space(
+    path: Path, name: str = "", settings: Mapping[str, Any] | None = None, *, data_root: Path | None = None
+) -> SearchSpace:
+    """The search space in a file; `settings` (of `--set`) go on top of the file's base. Its data set is published, or
+    lies in the data root (None: the environment's RAZ_DATA_ROOT).
 
     Raises RazError(s) with `file:line`, all faults at once.
     """
-    return parse_space(read(path, name, strict=False), settings)
+    return parse_space(read(path, name, strict=False), settings, data_root=data_root)
 
 
-def parse_space(document: Document, settings: Mapping[str, Any] | None = None) -> SearchSpace:
+def parse_space(
+    document: Document, settings: Mapping[str, Any] | None = None, *, data_root: Path | None = None
+) -> SearchSpace:
     """The search space of a document. See `load_space`."""
     data, faults, settings = document.data, Faults(document), settings or {}
     faults.keys((), data, KEYS, ("study", "design", "parameters"))
     study = data.get("study")
     if "study" in data and not (isinstance(study, str) and STUDY_NAME.fullmatch(study)):
         faults.add(("study",), f"study is {kind(study)}, expected 1 to 64 of a-z, 0-9, _ and -", _plain_name(study))
-    base = read_base(document, faults, settings)
+    base = read_base(document, faults, settings, data_root=data_root)
     design = _design(data, faults)
-    found = read_parameters(document, faults, base, design["sampler"])
+    found = read_parameters(document, faults, base, design["sampler"], data_root)
     objectives = _objectives(data, faults, base, found)
     pruning = read_pruning(data, faults, base, objectives)
     derived = _derived(document, faults, found)

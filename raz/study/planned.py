@@ -18,13 +18,13 @@ from raz.versions import machine_cores
 
 
 def _open(
-    file: str, settings: list[str], profile: str | None, trials: int | None
+    file: str, settings: list[str], profile: str | None, trials: int | None, data_root: Path | None
 ) -> tuple[SearchSpace | AblationTable, Profile | None]:
     source, is_table = open_named(file, profile=profile, trials=trials)
     if is_table:
-        table = parse_table(source, settings_of(settings), profile)
+        table = parse_table(source, settings_of(settings), profile, data_root=data_root)
         return table, table.profile(profile)
-    return parse_space(source, settings_of(settings)), None
+    return parse_space(source, settings_of(settings), data_root=data_root), None
 
 
 def plan_file(
@@ -40,7 +40,7 @@ def plan_file(
 ) -> Plan:
     """What `raz-sweep run` of the same words would cost. Raises RazError for what the user can put right."""
     store, data_root = store.expanduser(), data_root and data_root.expanduser()
-    asked, chosen = _open(file, settings, profile, trials)
+    asked, chosen = _open(file, settings, profile, trials, data_root)
     prices = Prices(store, data_root)
     start = 0.0 if inline else START_SECONDS
     if isinstance(asked, AblationTable):
@@ -95,7 +95,7 @@ def simulate_file(
 ) -> dict[str, Any]:
     """The schedule of a file's trials on `devices`, from an empty store. Raises RazError as `plan_file`."""
     store, data_root = store.expanduser(), data_root and data_root.expanduser()
-    asked, chosen = _open(file, settings, profile, trials)
+    asked, chosen = _open(file, settings, profile, trials, data_root)
     prices = Prices(store, data_root)
     draw: Draw
     if isinstance(asked, AblationTable):

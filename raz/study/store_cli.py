@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raz.data.option import HERE, DataRoot, Json, Store
+from raz.data.option import HERE, DataRoot, Json, Store, folder_of
 from raz.study.cli import tell
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ _Keep = Annotated[
 ]
 
 
-def _tables(own: list[str] | None) -> list[AblationTable]:
+def _tables(own: list[str] | None, data_root: Path | None) -> list[AblationTable]:
     from raz.resources import find, shipped
     from raz.study.ablation import load_table
 
     paths = [*shipped("ablations").values(), *(find(name, ("ablations",)) for name in own or [])]
-    return [load_table(path, str(path)) for path in paths]
+    return [load_table(path, str(path), data_root=data_root) for path in paths]
 
 
 @store_app.command("ls")
@@ -48,8 +49,9 @@ def ls_(
     from raz.study.garbage import check
     from raz.study.reach import reach
 
+    store = folder_of(store)
     artifacts = check(store)
-    users = reach(store, artifacts, data_root=data_root, tables=_tables(None)).users if artifacts else {}
+    users = reach(store, artifacts, data_root=data_root, tables=_tables(None, data_root)).users if artifacts else {}
     names = sorted({artifact.stage for artifact in artifacts})
     if stage is not None and stage not in names:
         raise RazError("--stage", f"{store} has no {stage!r}, expected one of {', '.join(names) or 'none'}")
@@ -85,6 +87,7 @@ def du_(store: Store = HERE, as_json: Json = False) -> None:
     from raz.study import text
     from raz.study.inventory import check_store, usage
 
+    store = folder_of(store)
     check_store(store)
     found = usage(store)
     total = sum(use.bytes for use in found)
@@ -105,6 +108,7 @@ def verify_(store: Store = HERE, as_json: Json = False) -> None:
     from raz.study.garbage import check
     from raz.study.inventory import faults
 
+    store = folder_of(store)
     artifacts = check(store)
     damaged = [(artifact, found) for artifact in artifacts if (found := faults(artifact))]
     document = {
@@ -139,7 +143,8 @@ def gc_(
     from raz.study.garbage import check, collect, plan, quiet
     from raz.study.reach import reach
 
-    tables = _tables(keep_table)
+    store = folder_of(store)
+    tables = _tables(keep_table, data_root)
     check(store)
     with nullcontext() if dry_run else quiet(store):
         artifacts = check(store)

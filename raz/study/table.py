@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from raz.config import TrialConfig, configure, nearest
@@ -185,18 +186,18 @@ class AblationTable:
         return None
 
 
-def readable() -> tuple[str, ...]:
+def readable(data_root: Path | None = None) -> tuple[str, ...]:
     """The data sets that have a reader, those of one's own in the data root among them."""
     from raz.data import readers
 
-    return tuple(readers())
+    return tuple(readers(data_root))
 
 
-def dataset_title(name: str) -> str:
+def dataset_title(name: str, data_root: Path | None = None) -> str:
     """A data set as it stands in a header."""
     from raz.data import readers
 
     if name in PUBLISHED:
         return PUBLISHED[name]
-    known = readers()
+    known = readers(data_root)
     return known[name].title if name in known else name
