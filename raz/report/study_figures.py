@@ -46,7 +46,7 @@ def rebuilt(records: Sequence[TrialRecord], directions: Sequence[str]) -> optuna
         else:
             spaces[name] = CategoricalDistribution(sorted({_label(value) for value in values}))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=list(directions))
+    study = optuna.create_study(directions=[optuna.study.StudyDirection[name.upper()] for name in directions])
     for record in done:
         params = {
             name: _label(value) if isinstance(spaces[name], CategoricalDistribution) else value

@@ -28,7 +28,7 @@ READS = ("GET", "HEAD")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class Journals(BaseJournalBackend):  # type: ignore[misc]
+class Journals(BaseJournalBackend):
     """Several journals as one, to be read: each line as it comes, with study and trial numbers that do not clash."""
 
     def __init__(self, paths: Sequence[Path]) -> None:

@@ -56,7 +56,7 @@ def entrance(store: Path) -> Iterator[None]:
         lock.release()
 
 
-class Held(JournalFileOpenLock):  # type: ignore[misc]
+class Held(JournalFileOpenLock):
     """The journal's own lock, which the ledger's lock makes needless: it would outlive a killed driver."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Held(JournalFileOpenLock):  # type: ignore[misc]
         return None
 
 
-class _Backend(JournalFileBackend):  # type: ignore[misc]
+class _Backend(JournalFileBackend):
     """Optuna's, but only a trial's state is forced to the disk: a step of training is not worth waiting for it.
 
     What is written is the file's at once, so a killed driver loses nothing; a machine without power loses steps.
@@ -88,7 +88,7 @@ class _Backend(JournalFileBackend):  # type: ignore[misc]
                 os.fsync(file.fileno())
 
 
-class Journal(optuna.storages.JournalStorage):  # type: ignore[misc]
+class Journal(optuna.storages.JournalStorage):
     """Optuna's storage, with several values of a trial written at once."""
 
     def write(

@@ -16,6 +16,7 @@ from typing import Any
 
 import filelock
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import TrialConfig, completed, nearest, parameters
@@ -308,9 +309,9 @@ def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
 
 
 def _open(journal: Journal, space: SearchSpace, pruner: Pruner) -> optuna.Study:
+    directions = [StudyDirection[objective.direction.upper()] for objective in space.objectives]
     study = optuna.create_study(
-        storage=journal, study_name=space.study, directions=[o.direction for o in space.objectives],
-        load_if_exists=True, pruner=pruner.on_study,
+        storage=journal, study_name=space.study, directions=directions, load_if_exists=True, pruner=pruner.on_study,
     )  # fmt: skip
     trials = study.get_trials(deepcopy=False)
     told = study.user_attrs.get("meaning")

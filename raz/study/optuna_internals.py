@@ -101,7 +101,7 @@ def append(storage: JournalStorage, trial_id: int, attributes: Mapping[str, Any]
 # ------------------------------------------------------------------ CMA-ES
 
 
-class CmaEs(optuna.samplers.CmaEsSampler):  # type: ignore[misc]
+class CmaEs(optuna.samplers.CmaEsSampler):
     """Optuna's CMA-ES without its pickles: it would keep its state in the study as one, and read it from there.
 
     Here the state stays in this process; a resumed search computes it again from the trials, generation by
@@ -134,5 +134,6 @@ class CmaEs(optuna.samplers.CmaEsSampler):  # type: ignore[misc]
         sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
         while len(told := self._get_solution_trials(completed, optimizer.generation)) >= optimizer.population_size:
             told = told[: optimizer.population_size]
-            optimizer.tell([(space.transform(t.params), sign * t.value) for t in told])
+            values = [(t.params, t.value) for t in told if t.value is not None]  # as every complete one has
+            optimizer.tell([(space.transform(params), sign * value) for params, value in values])
         self._kept = pickle.dumps(optimizer).hex()

@@ -41,7 +41,7 @@ def _sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)  # a design's points are queued, none is drawn
 
 
-class Around(optuna.samplers.BaseSampler):  # type: ignore[misc]
+class Around(optuna.samplers.BaseSampler):
     """A sampler around another one, which draws."""
 
     inner: optuna.samplers.BaseSampler
@@ -108,7 +108,10 @@ class _Proposal:
 
 
 def _only(domain: BaseDistribution) -> Any:
-    return domain.choices[0] if isinstance(domain, CategoricalDistribution) else domain.low
+    if isinstance(domain, CategoricalDistribution):
+        return domain.choices[0]
+    assert isinstance(domain, FloatDistribution | IntDistribution)
+    return domain.low
 
 
 class Thrifty(Around):
