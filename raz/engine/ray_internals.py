@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def start_local(cpus: int, object_store: int, folder: Path) -> None:
     import ray
 
     ray.init(
-        num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
         object_store_memory=object_store, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
     )  # fmt: skip
 

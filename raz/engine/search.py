@@ -32,7 +32,7 @@ from raz.study.ways import seconds_of
 POINTS, EVENTS, OUTCOME, HOPELESS = "points", "events", "outcome", "hopeless"
 
 
-class StudySearch(Searcher):  # type: ignore[misc]
+class StudySearch(Searcher):
     """Gives Tune the ledger's next trial, and the ledger how each one ended."""
 
     def __init__(
@@ -51,7 +51,9 @@ class StudySearch(Searcher):  # type: ignore[misc]
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # the study knows its metric and its space
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(  # type: ignore[override]  # Ray's own FINISHED, which it may return, is a text
+        self, trial_id: str
+    ) -> dict[str, Any] | str:
         with self._kept():
             asked = None if self.stop.asked else self.ledger.ask()
         if asked is None:
@@ -140,8 +142,11 @@ class StudySearch(Searcher):  # type: ignore[misc]
         return {"study": self.ledger.space.study}
 
 
-class OptunaPruner(FIFOScheduler):  # type: ignore[misc]
+class OptunaPruner(FIFOScheduler):
     """Asks the study at every step whether the trial is worth going on."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray gives it no types
 
     @property
     def supports_buffered_results(self) -> bool:

@@ -63,7 +63,7 @@ def joined(address: str | None) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray's own kinds differ with what is wrong: nobody listens, the token, the version
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         hint = "`ray status` on that machine; run it on a node of the cluster, with its ~/.ray/auth_token"
@@ -133,7 +133,7 @@ def session(cpus: int) -> Iterator[Path]:
     paths = os.environ.get("PYTHONPATH")
     try:
         if "RAY_ADDRESS" in os.environ:
-            ray.init(log_to_driver=False, logging_level="ERROR")
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
             # The workers import what the driver can import, also from a checkout that is not installed.
             os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)

@@ -155,7 +155,7 @@ def _together(
     with session(jobs * threads), signals(stop):
         held = {name: n for name, n in coordinator_resources().items() if name == COORDINATOR}
         task = ray.remote(num_cpus=0, resources=held, max_retries=MOST_RESTARTS)(_remote)
-        ear = ray.remote(num_cpus=0, max_restarts=-1)(_Ear).remote()
+        ear: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Ear).remote()  # Ray knows its methods as it runs
         running: dict[Any, int] = {}
 
         def hear() -> None:
