@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from raz import config as configuration
 from raz.config import before_values, known_names
 from raz.pipeline import tree
 
@@ -16,7 +15,7 @@ GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__del
 
 def forget() -> None:
     """What is kept of the fields of the configuration: a process has but one set of them."""
-    for cached in (known_names, before_values, configuration._last_of, tree._read_by):
+    for cached in (known_names, before_values, tree._read_by):
         cached.cache_clear()
 
 
