@@ -90,11 +90,12 @@ def test_the_wheel_holds_the_code_and_the_files_it_reads(built: tuple[Path, Path
 
 
 @pytest.mark.slow
-def test_the_source_archive_holds_the_tests(built: tuple[Path, Path]) -> None:
+def test_the_source_archive_holds_the_tests_and_the_documentation(built: tuple[Path, Path]) -> None:
     archive, _ = built
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    assert tracked("tests") | {"pyproject.toml", "LICENSE", "README.md"} <= names
+    pages = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"}
+    assert tracked("tests") | tracked("docs") | pages | {"pyproject.toml", "LICENSE"} <= names
 
 
 @pytest.mark.slow

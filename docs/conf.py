@@ -1,0 +1,239 @@
+"""Sphinx's one configuration file. `sphinx-build -W -n docs docs/_build` builds the pages and fails on any warning.
+
+What would go stale is written by the code itself as the pages are built: the command line reference, the table of
+hyperparameters, the Python API. A name `raz.…` or a path of this repository in backticks must exist.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import sys
+import typing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.nodes import make_refnode
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT))  # the checkout is described, not an installed copy
+
+import raz  # noqa: E402
+from raz.cli import app  # noqa: E402
+from raz.config import PRESETS, known_names, parameters  # noqa: E402
+from raz.console import GROUPS  # noqa: E402
+
+project = "raz-sweep"
+author = "the raz-sweep authors"
+copyright = "the raz-sweep authors, MIT licence"
+version = release = raz.__version__
+html_title = f"raz-sweep {release}"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_copy_source = False
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+default_role = "code"
+autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
+autodoc_typehints_format = "short"
+autodoc_inherit_docstrings = False  # those of Ray and Optuna are theirs
+python_use_unqualified_type_names = True
+# Only names of this package are looked up: those of numpy, torch and the rest would need the network.
+suppress_warnings = ["ref.python"]  # two classes of one name, where an annotation does not say which
+nitpick_ignore_regex = [("py:.*", r"(?!raz\.).*")]
+
+API = DOCS / "api"  # written by `write_api`, ignored by git
+log = logging.getLogger(__name__)
+
+
+# ------------------------------------------------------------------------------------------ the Python API
+
+
+def rooms() -> dict[str, list[str]]:
+    """Every public module of the package by room: `raz.paper` -> its modules; single modules are in the room `raz`."""
+    out: dict[str, list[str]] = {"raz": ["raz"]}
+    for found in pkgutil.walk_packages(raz.__path__, "raz."):
+        if "._" not in found.name:
+            room = found.name if found.ispkg else found.name.rpartition(".")[0]
+            out.setdefault(room, []).append(found.name)
+    return out
+
+
+def write_api(app: Sphinx) -> None:
+    """A page a room. Pages of rooms that are gone are removed, and what is unchanged is not written again."""
+    API.mkdir(exist_ok=True)
+    pages = {}
+    for room, modules in rooms().items():
+        if len(modules) == 0:
+            continue
+        lines = [f"# {room}", ""]
+        for name in modules:
+            # A command's docstring is its help, which stands in the reference of commands.
+            members = [":no-members:"] if name.startswith("raz.cli") else []
+            heading = [] if name == room else [f"## {name}", ""]
+            lines += [*heading, "```{eval-rst}", f".. automodule:: {name}", *(f"   {m}" for m in members), "```", ""]
+        pages[f"{room}.md"] = "\n".join(lines)
+    for path in API.glob("*.md"):
+        if path.name not in pages:
+            path.unlink()
+    for name, text in pages.items():
+        path = API / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def read_docstring(app: Sphinx, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with `code` in backticks and indented blocks. Sphinx reads reStructuredText."""
+    out: list[str] = []
+    for block in re.split(r"\n\s*\n", "\n".join(lines).replace("\b", "").strip("\n")):
+        if block.startswith("    "):
+            out += ["::", "", *block.split("\n"), ""]
+            continue
+        parts = re.split(r"`([^`]+)`", block)
+        for i, part in enumerate(parts):
+            parts[i] = f"``{part}``" if i % 2 else re.sub(r"([\\*|_])", r"\\\1", part)
+            if i % 2 == 0 and i and parts[i][:1].isalnum():  # a literal ends at something that is no letter
+                parts[i] = "\\ " + parts[i]
+        out += ["".join(parts), ""]
+    lines[:] = "\n".join(out).split("\n")
+
+
+# ------------------------------------------------------------------------- names and paths in backticks exist
+
+PATH = re.compile(r"(?:raz|tests|docs|benchmarks|ablations|search_spaces|cluster|\.ci)/[\w./-]*")
+NAME = re.compile(r"raz(?:\.[A-Za-z_]\w*)+")
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module of the package or stands in one."""
+    parts = name.split(".")
+    if (ROOT / Path(*parts[1:])).is_dir():  # the wheel holds these folders below the package
+        return True
+    for cut in range(len(parts), 0, -1):
+        try:
+            at: ModuleType | Any = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[cut:]:
+            if not hasattr(at, attribute) and attribute not in getattr(at, "__dataclass_fields__", {}):
+                return False
+            at = getattr(at, attribute, None)
+        return True
+    return False
+
+
+def check_names(app: Sphinx, doctree: nodes.document) -> None:
+    for node in doctree.findall(nodes.literal):
+        text = node.astext()
+        parameter = any(f"{name}.".startswith(f"{text}.") for name in known_names())  # `raz.train.epochs`, `raz.train`
+        if NAME.fullmatch(text) and not parameter and not exists(text):
+            log.warning("there is no %s", text, location=node)
+        if PATH.fullmatch(text) and not (ROOT / text).exists() and not text.startswith("docs/_build"):
+            log.warning("there is no file %s", text, location=node)
+
+
+def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """What the Python API documents is a link wherever it is named."""
+    objects = app.env.domains.python_domain.objects
+    for node in list(doctree.findall(nodes.literal)):
+        found = objects.get(node.astext())
+        if found is not None and NAME.fullmatch(node.astext()) and not isinstance(node.parent, nodes.reference):
+            link = make_refnode(app.builder, page, found.docname, found.node_id, node.deepcopy())
+            node.replace_self(link)
+
+
+# ---------------------------------------------------------------------------------------- written by the code
+
+
+class Commands(Directive):
+    """`raz-sweep --help` of every command, as it is printed."""
+
+    def run(self) -> list[nodes.Node]:
+        from typer.main import get_command
+
+        top = get_command(app)
+        root = top.context_class(top, info_name="raz-sweep", terminal_width=110)
+        grouped = {name for group in GROUPS.values() for name in group}
+        rest = tuple(name for name in top.list_commands(root) if name not in grouped)
+        sections: list[nodes.Node] = [nodes.literal_block(text=top.get_help(root))]
+        for heading, names in {**GROUPS, "Other": rest}.items():
+            if names:
+                inner = [part for name in names for part in self.described(top.get_command(root, name), name, root)]
+                sections.append(self.section(heading, inner))
+        return sections
+
+    def described(self, command: Any, name: str, parent: Any) -> list[nodes.Node]:
+        at = command.context_class(command, info_name=name, parent=parent, terminal_width=110)
+        inner: list[nodes.Node] = [nodes.literal_block(text=command.get_help(at))]
+        inner = [self.section(at.command_path, inner)]
+        for below in command.list_commands(at) if hasattr(command, "list_commands") else ():
+            inner += self.described(command.get_command(at, below), below, at)
+        return inner
+
+    def section(self, heading: str, inner: list[nodes.Node]) -> nodes.section:
+        section = nodes.section("", nodes.title(text=heading), *inner, names=[heading.lower()])
+        self.state.document.note_implicit_target(section, section)
+        return section
+
+
+class Hyperparameters(Directive):
+    """Every hyperparameter with its legal values and what each preset sets."""
+
+    def run(self) -> list[nodes.Node]:
+        presets = {name: parameters(config.resolved()) for name, config in PRESETS.items()}
+        rows = [["parameter", "values", *presets]]
+        for name in presets["paper"]:
+            rows.append([name, legal(known_names()[name]), *(shown(values[name]) for values in presets.values())])
+        return [table(rows)]
+
+
+def legal(hint: Any) -> str:
+    """The words or the kind of a parameter's values."""
+    words = [str(word) for word in typing.get_args(hint) if isinstance(word, (str, int))]
+    for option in typing.get_args(hint):
+        if typing.get_origin(option) is typing.Literal:
+            words += [str(word) for word in typing.get_args(option)]
+        elif option in (int, float, str):
+            words.append(option.__name__)
+    if typing.get_origin(hint) is tuple:
+        return "list of " + ("numbers" if Ellipsis in typing.get_args(hint) else str(len(typing.get_args(hint))))
+    return ", ".join(words) or hint.__name__
+
+
+def shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def table(rows: list[list[str]]) -> nodes.table:
+    """Rows of text, the first of them the heading; the first column is code."""
+    group = nodes.tgroup(cols=len(rows[0]))
+    group += [nodes.colspec(colwidth=1) for _ in rows[0]]
+    head, body = nodes.thead(), nodes.tbody()
+    for number, row in enumerate(rows):
+        line = nodes.row()
+        for column, text in enumerate(row):
+            kind = nodes.literal if column == 0 and number else nodes.Text
+            inner = nodes.literal(text=text) if kind is nodes.literal else nodes.Text(text)
+            line += nodes.entry("", nodes.paragraph("", "", inner))
+        (body if number else head).append(line)
+    group += [head, body]
+    return nodes.table("", group)
+
+
+def setup(sphinx: Sphinx) -> dict[str, Any]:
+    sphinx.add_directive("raz-commands", Commands)
+    sphinx.add_directive("raz-hyperparameters", Hyperparameters)
+    sphinx.connect("builder-inited", write_api)
+    sphinx.connect("autodoc-process-docstring", read_docstring)
+    sphinx.connect("doctree-read", check_names)
+    sphinx.connect("doctree-resolved", link_names)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
