@@ -41,7 +41,7 @@ _COMMON: dict[str, Any] = {
     **{f"{name}.{field}": value for name in _TRAINS for field, value in (("crop", 32), ("batch", 2), ("average", 0.0))},
 }  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
-    "first": {"zooming.anchors": "large", "zooming.border": 2},
+    "first": {"counting.loss": "pyramid", "zooming.anchors": "large", "zooming.border": 2},
     "second": {
         "seed": 4, "input.scale": 0.75, "counting.loss": "rmse", "counting.kernel": "csrnet",
         "counting.output_stride": 2, "counting.sizes": [1.0, 0.7], "counting.init": "normal",
