@@ -42,6 +42,15 @@ def truth(config: TrialConfig) -> float:
     return 10 * abs(config.depth - 3) + abs(math.log10(config.localization.gamma) - 2) + config.seed
 
 
+def _sleep(store: Path) -> float:
+    """Seconds a step. Of several in the file the n-th trial that begins takes the n-th, all after them the last."""
+    if not (store / "sleep").exists():
+        return 0.0
+    each = (store / "sleep").read_text().split()
+    begun = len((store / "count").read_text().splitlines()) if (store / "count").exists() else 0
+    return float(each[min(begun, len(each) - 1)])
+
+
 def run_trial(
     config: TrialConfig,
     store: Path,
@@ -52,7 +61,7 @@ def run_trial(
     log: Any = None,
     make: Any = None,
 ) -> FakeResult:
-    sleep = float((store / "sleep").read_text()) if (store / "sleep").exists() else 0.0
+    sleep = _sleep(store)
     with (store / "count").open("a") as file:
         file.write(f"{config.depth} {config.localization.gamma} {config.seed} {'+'.join(splits)} {os.getpid()}\n")
     if config.seed == 13:

@@ -443,11 +443,11 @@ def check_resumed(store: Path, lost: int) -> None:
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_inline_driver_is_resumed_exactly(tmp_path: Path, sent: signal.Signals, code: int) -> None:
-    (tmp_path / "sleep").write_text("0.1")
+    (tmp_path / "sleep").write_text("0 0 600")  # the third waits for the signal
     process = driver(tmp_path, SLOW, "inline")
     until(lambda: started(tmp_path, 3))
     process.send_signal(sent)
-    assert process.wait(30) == code
+    assert process.wait(240) == code
     assert states(read_records(tmp_path, "grid")) == {"complete": 2, "lost": 1, "waiting": 6}
     check_resumed(tmp_path, lost=1)
 
@@ -459,7 +459,7 @@ def test_a_stopped_ray_driver_is_resumed_exactly(tmp_path: Path, sent: signal.Si
     process = driver(tmp_path, SLOW, "ray")
     until(lambda: started(tmp_path, 4))
     process.send_signal(sent)
-    assert process.wait(60) == code
+    assert process.wait(240) == code
     left = states(read_records(tmp_path, "grid"))
     assert "running" not in left
     assert 1 <= left["lost"] <= 4  # two jobs, and two trials that may wait for stages beside them
