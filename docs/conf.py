@@ -45,6 +45,7 @@ myst_heading_anchors = 3
 default_role = "code"
 autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
 autodoc_inherit_docstrings = False  # those of Ray and Optuna are theirs
 python_use_unqualified_type_names = True
 # Only names of this package are looked up: those of numpy, torch and the rest would need the network.
@@ -105,6 +106,14 @@ def read_docstring(app: Sphinx, what: str, name: str, of: Any, options: Any, lin
                 parts[i] = "\\ " + parts[i]
         out += ["".join(parts), ""]
     lines[:] = "\n".join(out).split("\n")
+
+
+def short_arrays(
+    app: Sphinx, what: str, name: str, of: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """NDArray[float64], as it stands in the code, for what it is an alias of."""
+    alias = re.compile(r"~?[\w.]*ndarray\[tuple\[~?[\w.]*Any, \.\.\.\], ~?[\w.]*dtype\[(~?[\w.]+)\]\]")
+    return signature and alias.sub(r"NDArray[\1]", signature), returns and alias.sub(r"NDArray[\1]", returns)
 
 
 # ------------------------------------------------------------------------- names and paths in backticks exist
@@ -234,6 +243,7 @@ def setup(sphinx: Sphinx) -> dict[str, Any]:
     sphinx.add_directive("raz-hyperparameters", Hyperparameters)
     sphinx.connect("builder-inited", write_api)
     sphinx.connect("autodoc-process-docstring", read_docstring)
+    sphinx.connect("autodoc-process-signature", short_arrays)
     sphinx.connect("doctree-read", check_names)
     sphinx.connect("doctree-resolved", link_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
