@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raz.study.ablation import parse_table
+from raz.study.parse import parse_space
+from raz.yamlfile import parse
 from tests.conftest import noise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +76,36 @@ def test_the_edits_of_a_page_fit_the_code(page: Path, copy: Path) -> None:
     for path in copy.rglob("*.py"):
         if before.get(path) != path.read_bytes():
             compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
+YAML = [
+    pytest.param(body, id=f"{page.stem}-{i}")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for i, (kind, body) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
+    if kind == "yaml" and ("study:" in body or "table:" in body)
+]
+
+
+@pytest.mark.parametrize("text", YAML)
+def test_the_files_that_pages_show_are_right(text: str) -> None:
+    if "fusion.rule: {choice: [density, larger]}" in text:  # a rule that the page adds
+        text = text.replace("larger]", "average]")
+    if "peaks.least" in text:  # a parameter that the page adds
+        text = text.replace("peaks.least: {choice: [0.0, 0.9]}", "peaks.threshold: {choice: [0.1, 0.9]}")
+    document = parse(text, "page.yaml", strict=False)
+    (parse_table if "table:" in text else parse_space)(document)
+
+
+def test_readme_points_at_what_is_there() -> None:
+    """The documentation's own build checks the links of every other page."""
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 20
+    for link in links:
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).is_file(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
 
 
 @pytest.mark.slow
