@@ -1,6 +1,7 @@
 """A trial whose stages wait instead of computing: what is left is what an engine makes of them.
 
-Imported in every process that makes a stage. Each stage takes its likely price (`raz.study.prices`) times the part that
+Imported in every process that makes a stage. Each stage takes its likely price (`raz.planning.cost_model`) times the
+part that
 `prepare` wrote into the store, and publishes an artifact with what later stages and the engine read of it: a curve,
 metrics that follow from the configuration. All else (keys, leases, cache, broker, Tune) is the product's own code.
 """
@@ -18,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig, from_parameters, parameters
-from raz.engine.trial import resolve
-from raz.pipeline import stages
-from raz.pipeline.cache import Artifact, StageKey, digest, write_json
-from raz.pipeline.lease import Lease
-from raz.pipeline.told import StageEvent
-from raz.pipeline.tree import STAGES, Node, inputs_of, needed_for
-from raz.pipeline.trial import Trial
-from raz.study.prices import Prices, Sizes
+from raz.engine.trial_runner import resolve
+from raz.pipeline import trial
+from raz.pipeline.events import StageEvent
+from raz.pipeline.executor import Trial
+from raz.pipeline.graph import STAGES, Node, inputs_of, needed_for
+from raz.planning.cost_model import Prices, Sizes
+from raz.store.cache import Artifact, StageKey, digest, write_json
+from raz.store.lease import Lease
 
 RUN, MAKER = "_waiting:run_trial", "_waiting:make_stages"
 TOLD = 3  # epochs of a stage that are told, evenly spread: at a small part all would come faster than they ever do
@@ -110,12 +111,12 @@ def run_trial(config: TrialConfig, store: Path, *, make: Any = None, **options: 
     Trial._make_trained, Trial._make = _trained, _other  # type: ignore[method-assign]
     if make is not None:
         make.maker = MAKER
-    return stages.run_trial(config, store, make=make, **options)
+    return trial.run_trial(config, store, make=make, **options)
 
 
 def make_stages(*given: Any, **options: Any) -> None:
     Trial._make_trained, Trial._make = _trained, _other  # type: ignore[method-assign]
-    stages.make_stages(*given, **options)
+    trial.make_stages(*given, **options)
 
 
 def alone(given: dict[str, Any]) -> None:

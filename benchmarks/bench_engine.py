@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 from raz.config import PRESETS, configure
-from raz.engine.sweep import run_study
-from raz.pipeline.stages import run_trial
-from raz.study.parse import parse_space
-from raz.study.space import SearchSpace
-from raz.yamlfile import parse
+from raz.engine.study_runner import run_study
+from raz.pipeline.trial import run_trial
+from raz.spec.search_space import SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.utils.yamlfile import parse
 
 BASE = {
     "dataset": "toy", "backbone.width": 0.0625, "counting.channels": [8], "localization.channels": [8],

@@ -34,9 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from raz.config import PRESETS
 from raz.paper.losses import counting_loss
 from raz.paper.networks import STRIDE, network_input, radius
-from raz.pipeline import nets
-from raz.pipeline.frozen import FeatureCache, RichCache
-from raz.pipeline.memory import keep_freed_memory
+from raz.pipeline import builders
+from raz.pipeline.feature_cache import FeatureCache, RichCache
+from raz.pipeline.malloc import keep_freed_memory
 from raz.pipeline.samples import Truth, Window, crop_pixels, draw_windows, generator
 from raz.pipeline.tasks import (
     FeaturesOf,
@@ -47,7 +47,7 @@ from raz.pipeline.tasks import (
     features_from,
     localization_task,
 )
-from raz.pipeline.train import Task
+from raz.pipeline.training_loop import Task
 
 BATCH, CROP = 8, 128
 TINY = PRESETS["tiny"]
@@ -88,12 +88,12 @@ class Main:
     """Main-Net of the tiny preset, its seeded weights in the layout that the pipeline gives narrow networks."""
 
     def __init__(self) -> None:
-        self.backbone = nets.build_backbone(TINY.backbone, 0)
-        self.counting = nets.build_counting(TINY.counting, self.backbone, 0)
-        self.localization = nets.build_localization(TINY.localization, self.backbone, 0)
+        self.backbone = builders.build_backbone(TINY.backbone, 0)
+        self.counting = builders.build_counting(TINY.counting, self.backbone, 0)
+        self.localization = builders.build_localization(TINY.localization, self.backbone, 0)
         channels = self.localization.channels + self.counting.channels
-        self.attention = nets.build_attention(TINY.attention, channels, 0)
-        nets.narrow_layout(TINY.backbone.width, self.backbone, self.counting, self.localization, self.attention)
+        self.attention = builders.build_attention(TINY.attention, channels, 0)
+        builders.narrow_layout(TINY.backbone.width, self.backbone, self.counting, self.localization, self.attention)
 
 
 class Computed:
@@ -482,7 +482,7 @@ def main() -> int:
 
     main = Main()
     for part in (main.backbone, main.counting, main.localization):
-        nets.freeze(part)
+        builders.freeze(part)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), main.backbone, images, CPU)
         prove_cache(bench, main, images, cache)

@@ -32,25 +32,25 @@ def model_file(folder: Path, weights: str, depth: int, threads: int) -> Path:
     import torch
 
     from raz.config import PRESETS
-    from raz.pipeline import nets
-    from raz.pipeline.assemble import Trained
+    from raz.pipeline import builders
+    from raz.pipeline.assembly import Trained
+    from raz.pipeline.graph import declared
     from raz.pipeline.model import Model, save_model
-    from raz.pipeline.score import Fitted
-    from raz.pipeline.tree import declared
+    from raz.pipeline.scoring import Fitted
 
     small = PRESETS["small"]
     config = replace(small, depth=depth, threads=threads, backbone=replace(small.backbone, weights=weights))
-    backbone = nets.build_backbone(config.backbone, 0)
-    counting = nets.build_counting(config.counting, backbone, 0)
-    localization = nets.build_localization(config.localization, backbone, 0)
+    backbone = builders.build_backbone(config.backbone, 0)
+    counting = builders.build_counting(config.counting, backbone, 0)
+    localization = builders.build_localization(config.localization, backbone, 0)
     parts = {
         "counting": {"backbone": backbone, "counting": counting},
         "localization": {"localization": localization},
         "attention": {
-            "attention": nets.build_attention(config.attention, localization.channels + counting.channels, 0)
+            "attention": builders.build_attention(config.attention, localization.channels + counting.channels, 0)
         },
         "raz": {"localization": localization},
-        "raz_attention": {"attention": nets.build_attention(config.attention, localization.channels, 0)},
+        "raz_attention": {"attention": builders.build_attention(config.attention, localization.channels, 0)},
     }
 
     def state(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:

@@ -18,15 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from raz.pipeline.cache import MANIFEST, digest, file_digest
+from raz.pipeline.graph import STAGES
 from raz.pipeline.keys import score_keys
-from raz.pipeline.tree import STAGES
 from raz.report.fill import FilledTable, fill_table
 from raz.report.html import page
 from raz.report.render import terminal
 from raz.report.tables import table_report
-from raz.resources import shipped
-from raz.study.ablation import AblationTable, load_table
+from raz.spec.ablation import AblationTable
+from raz.spec.ablation_yaml import load_table
+from raz.store.cache import digest, file_digest
+from raz.store.s3_tier import MANIFEST
+from raz.utils.shipped import shipped
 
 LIMIT = 3.0  # seconds of CPU: one thread, and the same beside other work
 

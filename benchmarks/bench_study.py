@@ -29,18 +29,18 @@ from _waiting import RUN, alone, first_stage, prepare, seconds
 
 from raz.config import TrialConfig, from_parameters, parameters
 from raz.engine.events import Silent
-from raz.engine.session import session
-from raz.engine.trial import PIPELINE
+from raz.engine.ray_session import session
+from raz.engine.trial_runner import PIPELINE
 from raz.pipeline.keys import stage_keys
-from raz.study.base import open_named
+from raz.planning.cost_model import Prices
+from raz.planning.schedule import alive
+from raz.planning.simulate import Step, simulate
+from raz.planning.work_order import in_turn
+from raz.spec.base_config import open_named
+from raz.spec.search_space import Pruning, SearchSpace
+from raz.spec.space_yaml import parse_space
 from raz.study.ledger import open_ledger
-from raz.study.parse import parse_space
-from raz.study.prices import Prices
-from raz.study.schedule import alive
-from raz.study.simulate import Step, simulate
-from raz.study.space import Pruning, SearchSpace
-from raz.study.ways import in_turn
-from raz.yamlfile import parse
+from raz.utils.yamlfile import parse
 
 LOO = {
     "study": "loo", "base": {"preset": "tiny", "dataset": "toy", "set": {"fusion.rule": "grid"}},
@@ -110,7 +110,7 @@ def epochs_in(store: Path) -> int:
 
 def ours(space: SearchSpace, store: Path, run_trial: str, slots: int) -> tuple[Side, list[TrialConfig]]:
     """The study as `raz-sweep run` runs it, without what follows the search (the test images)."""
-    from raz.engine.tuned import run_tuned  # imports Ray, which reads what `session` has set
+    from raz.engine.tune_runner import run_tuned  # imports Ray, which reads what `session` has set
 
     began, clock = time.monotonic(), time.time()
     with open_ledger(store, space) as ledger:

@@ -24,12 +24,13 @@ from typing import Any
 
 import optuna
 
-from raz.study.base import open_named
-from raz.study.ledger import Outcome, open_ledger
-from raz.study.parse import parse_space
-from raz.study.schedule import alive
-from raz.study.space import Pruning, SearchSpace
-from raz.study.ways import nominal_way
+from raz.planning.schedule import alive
+from raz.planning.work_order import nominal_way
+from raz.spec.base_config import open_named
+from raz.spec.search_space import Pruning, SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.study.ledger import open_ledger
+from raz.study.records import Outcome
 
 SLOTS = 4
 Response = Callable[[Mapping[str, Any]], float]

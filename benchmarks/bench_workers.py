@@ -18,12 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from raz.engine.session import session
-from raz.engine.sweep import run_study
-from raz.study.ledger import read_records
-from raz.study.parse import parse_space
-from raz.study.space import SearchSpace
-from raz.yamlfile import parse
+from raz.engine.ray_session import session
+from raz.engine.study_runner import run_study
+from raz.spec.search_space import SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.study.records import read_records
+from raz.utils.yamlfile import parse
 
 WANTED = 1.5
 

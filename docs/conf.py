@@ -25,10 +25,11 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))  # the checkout is described, not an installed copy
 
+from raz.console import GROUPS  # noqa: E402
+
 import raz  # noqa: E402
 from raz.cli import app  # noqa: E402
 from raz.config import PRESETS, known_names, parameters  # noqa: E402
-from raz.console import GROUPS  # noqa: E402
 
 project = "raz-sweep"
 author = "the raz-sweep authors"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raz._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -11,12 +13,10 @@ if TYPE_CHECKING:
 
     from raz.pipeline.model import Model
 
-__version__ = "0.1.0"
-
 
 def load_study(name: str, *, store: str | Path | None = None) -> pandas.DataFrame:
-    """The trials of a study as a table, a row each: see `raz.study.frame.load_study`."""
-    from raz.study.frame import load_study
+    """The trials of a study as a table, a row each: see `raz.study.dataframe.load_study`."""
+    from raz.study.dataframe import load_study
 
     return load_study(name, store=store)
 

@@ -1,6 +1,6 @@
 """TrialConfig: everything a trial is, as frozen dataclasses. The defaults are the paper's values.
 
-Each part belongs to one stage (see `raz.pipeline.stages.STAGES`), so that a stage's key is made of the
+Each part belongs to one stage (see `raz.pipeline.trial.STAGES`), so that a stage's key is made of the
 parts it declares. Numbers in brackets refer to the rows of the reading of the paper.
 
 A field that is added when stores and studies exist is written `name: float = added(default=0.5, before=0.0)`: `before`
@@ -10,7 +10,6 @@ were, and a stored configuration that lacks the field has that value, whatever t
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 import typing
@@ -21,6 +20,7 @@ from operator import attrgetter, itemgetter
 from typing import Any, Literal
 
 from raz.errors import RazError, raise_all
+from raz.utils.suggestions import nearest
 
 
 def added(*, default: Any, before: Any) -> Any:
@@ -345,15 +345,6 @@ def changed_since(part: Any) -> dict[str, Any]:
     """Names and values of a dataclass's own later fields that are not as they were before."""
     values = {f.name: (getattr(part, f.name), f.metadata["before"]) for f in fields(part) if "before" in f.metadata}
     return {name: value for name, (value, before) in values.items() if value != before}
-
-
-def nearest(word: str, legal: typing.Iterable[str]) -> str:
-    """A hint that names the closest legal words."""
-    names = [str(name) for name in legal]
-    close = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)
-    if close:
-        return "did you mean " + " or ".join(close) + "?"
-    return "legal are " + ", ".join(names[:24]) + (" …" if len(names) > 24 else "")
 
 
 def configure(base: TrialConfig, settings: Mapping[str, Any], where: str = "settings") -> TrialConfig:

@@ -86,7 +86,7 @@ def real_root() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    from raz.engine.session import prepare
+    from raz.engine.ray_session import prepare
 
     prepare()
     import ray

@@ -16,7 +16,7 @@ from typing import Any
 
 from raz.config import TrialConfig
 from raz.errors import TrialFailure
-from raz.pipeline.told import StageEvent
+from raz.pipeline.events import StageEvent
 
 STEPS = 4
 

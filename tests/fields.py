@@ -8,14 +8,14 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from raz.config import before_values, known_names
-from raz.pipeline import tree
+from raz.pipeline import graph
 
 GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__match_args__")
 
 
 def forget() -> None:
     """What is kept of the fields of the configuration: a process has but one set of them."""
-    for cached in (known_names, before_values, tree._read_by):
+    for cached in (known_names, before_values, graph._read_by):
         cached.cache_clear()
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig
-from raz.pipeline import stages
-from raz.pipeline.told import StageEvent
+from raz.pipeline import trial
+from raz.pipeline.events import StageEvent
 
 MAKER = "tests.journaling:make_stages"
 PIPELINE = "tests.journaling:run_trial"
@@ -34,11 +34,11 @@ def _writing(store: Path, log: Callable[[StageEvent], None] | None) -> Callable[
 def run_trial(config: TrialConfig, store: Path, *, log: Any = None, make: Any = None, **options: Any) -> Any:
     if make is not None:
         make.maker = MAKER
-    return stages.run_trial(config, store, log=_writing(store, log), make=make, **options)
+    return trial.run_trial(config, store, log=_writing(store, log), make=make, **options)
 
 
 def make_stages(config: TrialConfig, store: Path, nodes: Any, *, log: Any = None, **options: Any) -> None:
-    stages.make_stages(config, store, nodes, log=_writing(store, log), **options)
+    trial.make_stages(config, store, nodes, log=_writing(store, log), **options)
 
 
 def journal(store: Path) -> list[dict[str, Any]]:

@@ -6,9 +6,10 @@ import pytest
 
 from raz.config import PRESETS, configure, differences
 from raz.errors import RazError
-from raz.resources import shipped
-from raz.study.ablation import AblationTable, load_table, parse_table
-from raz.yamlfile import parse
+from raz.spec.ablation import AblationTable
+from raz.spec.ablation_yaml import load_table, parse_table
+from raz.utils.shipped import shipped
+from raz.utils.yamlfile import parse
 
 GOOD = """\
 table: small_one

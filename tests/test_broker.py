@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from raz.engine.desk import ABSENT, GRACE, MOST_LOSSES, MOST_NODES, Desk, Flight, Request
-from raz.engine.sweep import run_study
-from raz.study.ledger import read_records
-from raz.study.parse import parse_space
-from raz.yamlfile import parse
+from raz.engine.stage_queue import ABSENT, GRACE, MOST_LOSSES, MOST_NODES, Desk, Flight, Request
+from raz.engine.study_runner import run_study
+from raz.spec.space_yaml import parse_space
+from raz.study.records import read_records
+from raz.utils.yamlfile import parse
 from tests.crowds import write_crowd
 from tests.journaling import PIPELINE, times
 from tests.test_pipeline import MICRO, artifacts

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from raz import bucket
-from raz.bucket import Bucket, bucket_of, mirrored, place
 from raz.errors import RazError
-from raz.pipeline.cache import StageCache, StageKey
-from raz.pipeline.tier import tier_of
+from raz.store import s3 as s3_store
+from raz.store.cache import StageCache, StageKey
+from raz.store.s3 import Bucket, bucket_of, mirrored, place
+from raz.store.s3_tier import tier_of
 from tests.buckets import BUCKET, S3, s3_server, variables
 from tests.heads import HERE, raz
 
@@ -66,10 +66,10 @@ def here(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAZ_CACHE", str(tmp_path / "one"))
     monkeypatch.setenv("RAZ_S3_SECONDS", "60")
-    bucket._bucket.cache_clear()
+    s3_store._bucket.cache_clear()
     yield place(Path(f"s3://{BUCKET}/{tmp_path.name}"))
     s3.delay = s3.faulty = 0.0
-    bucket._bucket.cache_clear()
+    s3_store._bucket.cache_clear()
 
 
 def other(folder: Path, name: str) -> Path:

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from raz.engine.sweep import run_study
-from raz.pipeline.stages import run_trial
-from raz.study.ledger import read_records
+from raz.engine.study_runner import run_study
+from raz.pipeline.trial import run_trial
+from raz.study.records import read_records
 from tests.crowds import write_crowd
 from tests.heads import family
 from tests.journaling import journal, times
@@ -36,7 +36,7 @@ PARAMETERS = {"seed": [0, 1], "fusion.rule": ["density", "average"]}
 DRIVER = """
 import dataclasses, sys
 from pathlib import Path
-from raz.engine.sweep import run_study
+from raz.engine.study_runner import run_study
 from tests.journaling import PIPELINE
 from tests.test_broker import grid
 from tests.test_chaos import PARAMETERS
@@ -127,7 +127,7 @@ def check(store: Path, reference: Path, kills: int) -> None:
 NODES = """
 import os, subprocess, sys, tempfile, time
 from pathlib import Path
-from raz.engine.session import prepare
+from raz.engine.ray_session import prepare
 prepare()
 import ray
 from ray.cluster_utils import Cluster

@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 import raz
-from raz.cli import app
-from raz.console import _said
-from raz.engine.command import run_file
-from raz.files import replacing
-from raz.study.ledger import read_records
+from raz.cli.console import _said
+from raz.cli.main import app
+from raz.cli.run import run_file
+from raz.study.records import read_records
+from raz.utils.atomic import replacing
 
 HERE = Path(__file__).resolve().parent
 SPACE = """\
@@ -61,7 +61,7 @@ def call(*words: str) -> tuple[int, str, str]:
 
 def test_help_is_quick_and_needs_none_of_the_heavy_libraries() -> None:
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom raz.cli import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom raz.cli.main import app\n"
         "for words in (['--help'], ['run', '--help'], ['data', '--help'], ['report', '--help']):\n"
         "    result = CliRunner().invoke(app, words)\n    assert result.exit_code == 0, words\n"
         "    assert words == ['--help'] or 'raz-sweep' in result.stdout, words\n"
@@ -208,9 +208,9 @@ def test_a_stop_leaves_a_study_that_goes_on(here: Path, sent: signal.Signals, co
     store.mkdir()
     (store / "sleep").write_text("1")  # four of them a trial: a busy machine finds the first one running
     script = (
-        "from raz.engine.command import run_file\n"
+        "from raz.cli.run import run_file\n"
         "run_file.__kwdefaults__['run_trial'] = 'tests.fakes_engine:run_trial'\n"
-        "import sys\nsys.argv = ['raz-sweep', 'run', 'depths.yaml', '--inline']\nfrom raz.cli import main\nmain()"
+        "import sys\nsys.argv = ['raz-sweep', 'run', 'depths.yaml', '--inline']\nfrom raz.cli.main import main\nmain()"
     )
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env=environment)

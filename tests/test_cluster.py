@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from raz.cli import app
+from raz.cli.cluster import cluster_files
+from raz.cli.main import app
 from raz.errors import RazError, RazErrors
-from raz.remote.check import Checked, check_file
-from raz.remote.cli import cluster_files
+from raz.remote.cluster_file import Checked, check_file
 
 ROOT = Path(__file__).resolve().parents[1]
 FILLED = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from raz.cli import app
-from raz.engine.session import joined
+from raz.cli.main import app
+from raz.engine.ray_session import joined
 
 
 @pytest.mark.parametrize("address", ["ray://x:1", "host", "10.0.0.1:", "a b:1"])

@@ -15,11 +15,11 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from raz.cli import app
+from raz.cli.data import data_app
+from raz.cli.main import app
 from raz.config import TrialConfig
 from raz.data import DATASETS, open_dataset
 from raz.data.check import Report, check, render, shared_pixels
-from raz.data.cli import data_app
 from raz.data.show import colour, compute, draw, show
 from raz.data.splits import Leak
 from raz.errors import RazError

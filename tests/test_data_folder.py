@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from raz.cli import app
-from raz.data import DATASETS, add, open_dataset, readers
+from raz.cli.main import app
+from raz.data import DATASETS, describe_folder, open_dataset, readers
 from raz.data.check import check
 from raz.data.contract import Item
-from raz.data.folder import FILE, read_spec
+from raz.data.custom import FILE, read_spec
 from raz.errors import RazError
-from raz.study.parse import load_space
-from raz.study.table import dataset_title
+from raz.spec.ablation import dataset_title
+from raz.spec.space_yaml import load_space
 from tests.conftest import noise
 
 SIZE = (24, 40)
@@ -222,13 +222,16 @@ def test_add_asks_what_it_cannot_guess(cells: Callable[..., Any]) -> None:
         asked.append(question)
         return next((answer for part, answer in answers.items() if part in question), guess)
 
-    spec = add.describe(folder, add.Given(), ask)
+    spec = describe_folder.describe(folder, describe_folder.Given(), ask)
     assert spec.columns == {"image": "photo", "x": "east", "y": "south"}
     assert (spec.unlisted, spec.offset) == ("empty", 0.5)  # whole numbers: of pixels
     assert any("whole numbers" in question for question in asked)
     with pytest.raises(RazError, match="cannot be guessed: which column of photo, east, south holds the image"):
-        add.describe(folder, add.Given(), None)
-    assert add.describe(folder, add.Given(columns="photo,east,south"), None).columns == spec.columns
+        describe_folder.describe(folder, describe_folder.Given(), None)
+    assert (
+        describe_folder.describe(folder, describe_folder.Given(columns="photo,east,south"), None).columns
+        == spec.columns
+    )
 
 
 @pytest.mark.parametrize(

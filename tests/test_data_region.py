@@ -12,7 +12,7 @@ from raz.config import FusionConfig, MetricsConfig
 from raz.data.region import OUTSIDE, Polygon, area, inside, mask, shares
 from raz.paper.networks import IMAGENET_MEAN
 from raz.paper.zoom import Points
-from raz.pipeline.score import Fitted, Predicted, score, within
+from raz.pipeline.scoring import Fitted, Predicted, score, within
 
 STAR: Polygon = ((3.2, 1.1), (30.4, 9.7), (47.9, 2.3), (41.0, 33.6), (25.5, 20.2), (7.7, 36.4))  # dented, simple
 

@@ -13,11 +13,12 @@ import pytest
 
 from raz.config import configure
 from raz.errors import RazError
-from raz.study.derive import parse_derived
-from raz.study.ledger import Outcome, open_ledger, read_records
-from raz.study.parse import parse_space
-from raz.study.space import SearchSpace
-from raz.yamlfile import parse
+from raz.spec.derived import parse_derived
+from raz.spec.search_space import SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.study.ledger import open_ledger
+from raz.study.records import Outcome, read_records
+from raz.utils.yamlfile import parse
 
 HEAD = "study: s\nbase: {preset: tiny, dataset: toy}\n"
 FIVE = """\

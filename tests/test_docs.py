@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raz.study.ablation import parse_table
-from raz.study.parse import parse_space
-from raz.yamlfile import parse
+from raz.spec.ablation_yaml import parse_table
+from raz.spec.space_yaml import parse_space
+from raz.utils.yamlfile import parse
 from tests.conftest import noise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,7 +117,7 @@ def test_the_commands_of_a_page_run(page: Path, copy: Path) -> None:
         words = shlex.split(line)
         if words[:2] == ["raz-sweep", "run"]:
             words += [*QUICK, *(["--trials", "1"] if "search_spaces/" in line else [])]
-        program = [sys.executable, "-m", *(["raz.cli", *words[1:]] if words[0] == "raz-sweep" else words[2:])]
+        program = [sys.executable, "-m", *(["raz.cli.main", *words[1:]] if words[0] == "raz-sweep" else words[2:])]
         done = subprocess.run(
             program, cwd=copy, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
         )

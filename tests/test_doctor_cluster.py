@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from raz.engine.nodes import Node
-from raz.remote.doctor import clock, images, shared
+from raz.remote.cluster_doctor import clock, images, shared
+from raz.remote.nodes import Node
 from tests.heads import Head, head, raz
 from tests.test_studies import call
 

@@ -19,22 +19,23 @@ import optuna
 import pytest
 
 from raz.engine.events import Silent
-from raz.engine.session import prepare, session
-from raz.engine.stop import Interrupted
+from raz.engine.interrupt import Interrupted
+from raz.engine.ray_session import prepare, session
+from raz.engine.study_runner import SweepResult, jobs_for, run_study
 from raz.engine.summary import summary
-from raz.engine.sweep import SweepResult, jobs_for, run_study
-from raz.engine.tables import TableResult, run_table
-from raz.engine.trial import attempt
+from raz.engine.table_runner import TableResult, run_table
+from raz.engine.trial_runner import attempt
 from raz.errors import RazError
-from raz.pipeline.told import StageEvent
-from raz.study.ablation import parse_table
-from raz.study.journal import Journal
-from raz.study.ledger import TrialRecord, is_running, journal_path, open_ledger, read_records, study_names
-from raz.study.parse import parse_space
-from raz.study.prices import Prices
-from raz.study.schedule import alive
-from raz.study.space import SearchSpace
-from raz.yamlfile import parse
+from raz.pipeline.events import StageEvent
+from raz.planning.cost_model import Prices
+from raz.planning.schedule import alive
+from raz.spec.ablation_yaml import parse_table
+from raz.spec.search_space import SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.study.journal import Journal, journal_path, study_names
+from raz.study.ledger import open_ledger
+from raz.study.records import TrialRecord, is_running, read_records
+from raz.utils.yamlfile import parse
 from tests.fakes_engine import STEPS
 
 HERE = Path(__file__).resolve().parent
@@ -273,7 +274,7 @@ def test_an_outcome_for_each_kind_of_error(tmp_path: Path) -> None:
 
 
 def test_jobs_leave_each_trial_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raz.engine.sweep.machine_cores", lambda: 8)
+    monkeypatch.setattr("raz.engine.study_runner.machine_cores", lambda: 8)
     assert jobs_for(space_of(GRID)) == 8
     assert jobs_for(space_of(GRID.replace("dataset: toy", "dataset: toy, set: {threads: 3}"))) == 2
     assert jobs_for(space_of(GRID.replace("seed: {choice: [0, 1]}", "threads: {choice: [1, 16]}"))) == 1
@@ -297,7 +298,7 @@ def test_a_replayed_curve_is_written_at_once_and_prunes_only_where_nobody_shares
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare()
-    from raz.engine.search import POINTS, StudySearch
+    from raz.engine.tune_bridge import POINTS, StudySearch
 
     written: list[Any] = []
     write = Journal.write
@@ -392,9 +393,9 @@ def test_a_data_set_that_is_not_there_is_left_out_and_named(tmp_path: Path) -> N
 DRIVER = """
 import sys
 from pathlib import Path
-from raz.engine.sweep import run_study
-from raz.study.parse import parse_space
-from raz.yamlfile import parse
+from raz.engine.study_runner import run_study
+from raz.spec.space_yaml import parse_space
+from raz.utils.yamlfile import parse
 try:
     space = parse_space(parse(sys.argv[2], "f.yaml"))
     options = {"inline": sys.argv[3] == "inline", "jobs": 2}
@@ -507,7 +508,7 @@ def test_ray_prunes_what_the_study_says(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_process_that_was_killed_for_memory_says_so(tmp_path: Path, error: str, reason: str) -> None:
     prepare()
-    from raz.engine.search import OptunaPruner, StudySearch
+    from raz.engine.tune_bridge import OptunaPruner, StudySearch
 
     with open_ledger(tmp_path, space_of(GRID)) as ledger:
         ledger.adopt(1)

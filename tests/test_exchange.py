@@ -16,13 +16,14 @@ import pandas
 import pytest
 
 from raz.errors import RazError
-from raz.pipeline.lease import hold
-from raz.study import dashboard
-from raz.study.exchange import export_study, import_study
+from raz.inspection import dashboard
+from raz.inspection.rerun import rerun
+from raz.maintenance.archive import export_study, import_study
+from raz.store.lease import hold
 from raz.study.index import read_study
+from raz.study.journal import journal_path
 from raz.study.ledger import open_ledger
-from raz.study.records import journal_path, read_records
-from raz.study.rerun import rerun
+from raz.study.records import read_records
 from tests import fakes_engine
 from tests.test_studies import call, run_again, space
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from raz.paper import attention as att
 from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch, initialise, network_input
-from raz.pipeline import frozen
-from raz.pipeline.frozen import FeatureCache, RichCache, kept_candidates, rich_bytes
+from raz.pipeline import feature_cache
+from raz.pipeline.feature_cache import FeatureCache, RichCache, kept_candidates, rich_bytes
 from raz.pipeline.samples import DistanceMemo, Truth, Window, draw_windows, mirrored_heads
 
 CPU = torch.device("cpu")
@@ -132,7 +132,7 @@ def test_candidates_are_kept_once_and_damage_is_made_good(tmp_path: Path) -> Non
     some = [(rng.integers(0, 9, (n, 4)), rng.random(n)) for n in (3, 0, 5)]
     calls: list[int] = []
 
-    def compute() -> list[frozen.Candidates]:
+    def compute() -> list[feature_cache.Candidates]:
         calls.append(1)
         return some
 

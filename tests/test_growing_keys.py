@@ -32,18 +32,17 @@ from raz.config import (
 from raz.engine.events import Silent
 from raz.engine.inline import run_inline
 from raz.errors import RazError
-from raz.pipeline import tree
+from raz.inspection.compare import diff_document
+from raz.pipeline import graph
+from raz.pipeline.graph import TRAINED, Node, Stage, chain_key, declared, inputs_of, keys_of, measure_of
 from raz.pipeline.model import stored_model
-from raz.pipeline.stages import run_trial
-from raz.pipeline.tree import TRAINED, Node, Stage, chain_key, declared, inputs_of, keys_of, measure_of
-from raz.study import parameter
-from raz.study.compare import diff_document
-from raz.study.describe import base_of
-from raz.study.index import read_study
+from raz.pipeline.trial import run_trial
+from raz.spec import parameter
+from raz.spec.search_space import Pruning, SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.study.index import base_of, read_study
 from raz.study.ledger import open_ledger
-from raz.study.parse import parse_space
-from raz.study.space import Pruning, SearchSpace
-from raz.yamlfile import parse
+from raz.utils.yamlfile import parse
 from tests.crowds import write_crowd
 from tests.fields import forget, with_field
 
@@ -162,9 +161,9 @@ def test_a_whole_part_may_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
 
     old, there = keys(PRESETS["tiny"]), dict(before_values())
     stored = parameters(PRESETS["tiny"])
-    points = tree.STAGES["points"]
+    points = graph.STAGES["points"]
     reads = Stage(points.kind, points.version, (*points.reads, "blur"), points.needs)
-    monkeypatch.setitem(tree.STAGES, "points", reads)
+    monkeypatch.setitem(graph.STAGES, "points", reads)
     monkeypatch.setattr(configuration, "Blur", Blur, raising=False)  # where annotations are looked up
     with with_field(TrialConfig, "blur", "Blur", added(default=Blur(), before=Blur(0.0, "none"))):
         assert before_values() == there | {"blur.width": 0.0, "blur.kind": "none"}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from raz.study.ledger import TrialRecord, read_records
+from raz.study.records import TrialRecord, read_records
 from tests.crowds import write_crowd
 from tests.hosts import ROOT, Host, Lab, lab, missing, until
 from tests.test_pipeline import MICRO, artifacts
@@ -38,7 +38,7 @@ SWEEP = {
     "design": {"sampler": "grid"},
     "parameters": {"seed": {"choice": [0, 1, 2]}, "fusion.rule": {"choice": ["average", "localization"]}},
 }
-RAY, RAZ = f"{sys.executable} -m ray.scripts.scripts", f"{sys.executable} -m raz.cli"
+RAY, RAZ = f"{sys.executable} -m ray.scripts.scripts", f"{sys.executable} -m raz.cli.main"
 AT = "--cluster ~/onprem.yaml"
 UNASKED = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
 PATIENCE = float(os.environ.get("RAZ_HOSTS_PATIENCE", "600"))  # seconds for what takes one where nothing else runs

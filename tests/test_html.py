@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from raz.report.figures.style import figure
 from raz.report.html import page
 from raz.report.layout import Report, Sheet
-from raz.report.shapes import figure
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from raz.cli import app
+from raz.cli.main import app
 from raz.config import PRESETS
 from raz.data import DATASETS
-from raz.data.folder import FILE
-from raz.init import space_text
-from raz.resources import name_from
-from raz.study.parse import load_space, parse_space
-from raz.yamlfile import parse
+from raz.data.custom import FILE
+from raz.spec.space_yaml import load_space, parse_space
+from raz.spec.template import space_text
+from raz.utils.shipped import name_from
+from raz.utils.yamlfile import parse
 from tests.conftest import noise
 
 

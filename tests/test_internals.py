@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from raz.engine import ray_internals
-from raz.engine.session import prepare
+from raz.engine.ray_session import prepare
 from raz.study import optuna_internals as inside
 from raz.study.journal import Held, open_journal
 
@@ -425,7 +425,7 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> None:
     from ray.tune.schedulers import FIFOScheduler
 
-    from raz.engine.search import OptunaPruner
+    from raz.engine.tune_bridge import OptunaPruner
 
     assert isinstance(inspect.getattr_static(FIFOScheduler, "supports_buffered_results"), property)
     assert (FIFOScheduler().supports_buffered_results, OptunaPruner().supports_buffered_results) == (True, False)
@@ -434,7 +434,7 @@ def _(folder: Path) -> None:
 
 @borrowed("tune.report raises SystemExit in a stopped trial", RAY)
 def _(folder: Path) -> None:
-    """`raz.engine.tuned` takes it for the word to stop."""
+    """`raz.engine.tune_runner` takes it for the word to stop."""
     from ray.train._internal.session import _TrainingResult, _TrainSession
 
     session = _TrainSession.__new__(_TrainSession)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from raz.config import PRESETS, TrialConfig, configure, parameters
-from raz.pipeline import learn, stages
-from raz.pipeline.cache import StageCache
-from raz.pipeline.stages import run_trial
-from raz.pipeline.tree import (
+from raz.pipeline import train_stages
+from raz.pipeline.context import TrialState
+from raz.pipeline.executor import Trial
+from raz.pipeline.graph import (
     COMMON,
     STAGES,
     Node,
@@ -26,8 +26,8 @@ from raz.pipeline.tree import (
     needed_for,
     ordered,
 )
-from raz.pipeline.trial import Trial
-from raz.pipeline.workbench import TrialState
+from raz.pipeline.trial import _threads, run_trial
+from raz.store.cache import StageCache
 from tests.crowds import write_crowd
 
 TRAINS = ("counting.train", "localization.train", "attention.train", "raz.train", "raz.attention_train")
@@ -121,7 +121,7 @@ def test_every_stage_runs_on_its_declared_inputs_alone(variant: str, crowd: Path
         trial = Trial(state)
         state.__dict__["keys"] = keys  # they are made of the whole configuration, and so is what manifests tell
         trial.__dict__["_settings"] = parameters(config)
-        with stages._threads(config.threads):
+        with _threads(config.threads):
             assert not trial.ensure(node).hit
         # No later stage finds the configuration in the manifest either.
         manifest = cache.folder(node.stage, keys[node].key) / "manifest.json"
@@ -159,10 +159,10 @@ def test_a_hidden_read_is_told_by_stage_and_parameter(
         return w.inputs["zooming"]
 
     config = configure(PRESETS["tiny"], DEEP)
-    monkeypatch.setitem(learn.TASKS, "counting", reads_depth)  # type: ignore[arg-type]
+    monkeypatch.setitem(train_stages.TASKS, "counting", reads_depth)  # type: ignore[arg-type]
     with pytest.raises(UndeclaredInput, match="stage counting does not declare depth"):
         run_trial(config, tmp_path, data_root=crowd)
-    monkeypatch.setitem(learn.TASKS, "counting", reads_a_later_stage)  # type: ignore[arg-type]
+    monkeypatch.setitem(train_stages.TASKS, "counting", reads_a_later_stage)  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="zooming"):
         run_trial(config, tmp_path, data_root=crowd)
 

@@ -10,8 +10,8 @@ import pytest
 from raz.report.fill import fill_table
 from raz.report.render import latex
 from raz.report.tables import table_report
-from raz.resources import shipped
-from raz.study.ablation import load_table
+from raz.spec.ablation_yaml import load_table
+from raz.utils.shipped import shipped
 from tests.test_report import NASTY, zoomed
 
 

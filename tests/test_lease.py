@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from raz.errors import TrialFailure
-from raz.pipeline import lease as leases
-from raz.pipeline.cache import StageCache, StageKey
-from raz.pipeline.lease import ATTEMPT, Lease, LostLease, hold
+from raz.store import lease as leases
+from raz.store.cache import StageCache, StageKey
+from raz.store.lease import ATTEMPT, Lease, LostLease, hold
 
 HERE = Path(__file__).resolve().parents[1]
 KEY = StageKey("counting", 1, {"a": 1}, {}, {})
@@ -44,7 +44,7 @@ def until(met: Callable[[], bool], seconds: float = 120.0) -> None:
 COUNT = """
 import sys
 from pathlib import Path
-from raz.pipeline.lease import hold
+from raz.store.lease import hold
 folder = Path(sys.argv[1])
 for _ in range(10):
     with hold(folder, "x"):
@@ -65,7 +65,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from raz.pipeline.lease import LostLease, hold
+from raz.store.lease import LostLease, hold
 folder = Path(sys.argv[1])
 with hold(folder, "x", [folder]) as lease:
     aside = lease.aside(folder, ".txt")

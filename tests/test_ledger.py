@@ -13,16 +13,17 @@ import optuna
 import pytest
 
 from raz.config import parameters
-from raz.study.ledger import Outcome, open_ledger, read_records
-from raz.study.parse import parse_space
-from raz.study.space import SearchSpace
-from raz.yamlfile import parse
+from raz.spec.search_space import SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.study.ledger import open_ledger
+from raz.study.records import Outcome, read_records
+from raz.utils.yamlfile import parse
 from tests.test_pruning import PRUNERS, run, space_of
 
 DRIVER = """\
 import sys, time
 from pathlib import Path
-from raz.study.ledger import Outcome, open_ledger
+from raz.study.records import Outcome; from raz.study.ledger import open_ledger
 from tests.test_pruning import PRUNERS, curve, run, space_of
 
 name, store = sys.argv[1], Path(sys.argv[2])

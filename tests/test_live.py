@@ -22,16 +22,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raz.engine.board import MOST_LINES, Board, compute, spent_and_saved
 from raz.engine.events import Watch
-from raz.engine.stop import OUT_OF_TIME, Interrupted, Stop, signals
-from raz.engine.sweep import run_study
-from raz.engine.tables import run_table
-from raz.pipeline.told import StageEvent
-from raz.study.ablation import parse_table
-from raz.study.parse import parse_space
+from raz.engine.interrupt import OUT_OF_TIME, Interrupted, Stop, signals
+from raz.engine.progress import MOST_LINES, Board, compute, spent_and_saved
+from raz.engine.study_runner import run_study
+from raz.engine.table_runner import run_table
+from raz.pipeline.events import StageEvent
+from raz.spec.ablation_yaml import parse_table
+from raz.spec.space_yaml import parse_space
 from raz.study.records import TrialRecord, read_records
-from raz.yamlfile import parse
+from raz.utils.yamlfile import parse
 
 HERE = Path(__file__).resolve().parent
 SPACE = """\
@@ -284,9 +284,9 @@ def test_a_table_stops_and_goes_on_too(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ real processes on a terminal
 
 SCRIPT = (
-    "from raz.engine.command import run_file\n"
+    "from raz.cli.run import run_file\n"
     "run_file.__kwdefaults__['run_trial'] = 'tests.fakes_engine:run_trial'\n"
-    "import sys\nfrom raz.cli import main\nmain()"
+    "import sys\nfrom raz.cli.main import main\nmain()"
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from raz.pipeline import memory
+from raz.pipeline import malloc
 
 ROOT = Path(__file__).parents[1]
 SIZE, TIMES = 64 << 20, 8
@@ -33,7 +33,7 @@ for value in range({2 * TIMES}):
     del tensor
 print(*told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-UNSET = (*memory._OWN_SETTINGS, "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
+UNSET = (*malloc._OWN_SETTINGS, "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
 
 def child(word: str, **settings: str) -> list[str]:
@@ -100,7 +100,7 @@ def test_an_older_glibc_gets_the_most_it_accepts(
 ) -> None:
     library = Recorder(limit)
     unset.setattr(ctypes, "CDLL", lambda _: library)
-    assert memory.keep_freed_memory() is result
+    assert malloc.keep_freed_memory() is result
     assert library.asked == [*((-3, size) for size in thresholds), (-1, 2**30)]
 
 
@@ -109,7 +109,7 @@ def test_another_c_library_is_left_alone(unset: pytest.MonkeyPatch, missing: str
     library = Recorder(2**31 - 1)
     delattr(library, missing)
     unset.setattr(ctypes, "CDLL", lambda _: library)
-    assert memory.keep_freed_memory() is False
+    assert malloc.keep_freed_memory() is False
     assert library.asked == []
 
 
@@ -120,7 +120,7 @@ def test_other_systems_are_left_alone(unset: pytest.MonkeyPatch, system: str) ->
 
     unset.setattr(sys, "platform", system)
     unset.setattr(ctypes, "CDLL", refuse)
-    assert memory.keep_freed_memory() is False
+    assert malloc.keep_freed_memory() is False
 
 
 # Prints by how many bytes the three maps of a picture of 24 million pixels raise the peak of resident memory.
@@ -128,9 +128,9 @@ LARGE = """
 import numpy as np, torch
 from pathlib import Path
 from raz.config import PRESETS
-from raz.pipeline import nets
-from raz.pipeline.infer import Network
-from raz.pipeline.memory import keep_freed_memory
+from raz.pipeline import builders
+from raz.pipeline.inference import Network
+from raz.pipeline.malloc import keep_freed_memory
 
 def peak():
     status = Path("/proc/self/status").read_text()
@@ -139,13 +139,13 @@ def peak():
 torch.set_num_threads(1)
 keep_freed_memory()
 tiny = PRESETS["tiny"]
-backbone = nets.build_backbone(tiny.backbone, 0)
-counting = nets.build_counting(tiny.counting, backbone, 0)
-localization = nets.build_localization(tiny.localization, backbone, 0)
-attention = nets.build_attention(tiny.attention, localization.channels + counting.channels, 0)
-nets.narrow_layout(tiny.backbone.width, backbone, counting, localization, attention)
+backbone = builders.build_backbone(tiny.backbone, 0)
+counting = builders.build_counting(tiny.counting, backbone, 0)
+localization = builders.build_localization(tiny.localization, backbone, 0)
+attention = builders.build_attention(tiny.attention, localization.channels + counting.channels, 0)
+builders.narrow_layout(tiny.backbone.width, backbone, counting, localization, attention)
 for part in (backbone, counting, localization, attention):
-    nets.freeze(part)
+    builders.freeze(part)
 network = Network("tiny", backbone, backbone, counting, localization, attention)
 pixels = np.random.default_rng(0).integers(0, 256, (4000, 6000, 3), dtype=np.uint8)
 before = peak()

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from raz.errors import RazError
-from raz.study.base import settings_of
-from raz.study.parse import parse_space
-from raz.yamlfile import parse
+from raz.spec.base_config import settings_of
+from raz.spec.space_yaml import parse_space
+from raz.utils.yamlfile import parse
 from tests.test_space import BAD
 
 MORE = [
@@ -697,8 +697,8 @@ def test_a_wrong_file_is_told_without_what_is_slow_to_import() -> None:
     code = (
         "import sys\n"
         "from raz.errors import RazError\n"
-        "from raz.study.parse import parse_space\n"
-        "from raz.yamlfile import parse\n"
+        "from raz.spec.space_yaml import parse_space\n"
+        "from raz.utils.yamlfile import parse\n"
         "assert not {'torch', 'torchvision', 'ray', 'optuna', 'pandas'} & set(sys.modules)\n"
         "from tests.test_messages import MORE\n"
         "slow = ('torch', 'torchvision', 'ray', 'optuna', 'pandas')\n"

@@ -20,7 +20,7 @@ from raz.paper.networks import (
     radius,
 )
 from raz.paper.peaks import find_peaks
-from raz.pipeline.infer import Network
+from raz.pipeline.inference import Network
 
 
 def test_backbone_is_torchvisions_vgg16_through_relu4_3() -> None:

@@ -12,8 +12,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import raz.data.option as option
-from raz.cli import app
+import raz.cli.options as options
+from raz.cli.main import app
 
 
 def commands(group: Any, name: str = "raz-sweep") -> Iterator[tuple[str, Any]]:
@@ -49,10 +49,10 @@ def test_parsing_a_place_looks_at_nothing(
     with monkeypatch.context() as patched:
         for name in LOOKS:
             patched.setattr(os, name, watched(name, getattr(os, name)))
-        patched.setattr(option, "bring_notes", watched("bring_notes", lambda folder: None))
+        patched.setattr(options, "bring_notes", watched("bring_notes", lambda folder: None))
         found = parameter.process_value(context, value)
         parsed = list(looked)
-        option.standing(Path("not/there"))
+        options.standing(Path("not/there"))
     assert parsed == []
     assert isinstance(found, (str, Path))
     assert looked  # or the test could see nothing

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import raz
-from raz.resources import FOLDERS, find, roots, shipped
+from raz.utils.shipped import FOLDERS, find, roots, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,9 +114,9 @@ def test_the_wheel_runs_from_elsewhere(built: tuple[Path, Path], tmp_path: Path)
         return done.stdout.strip()
 
     assert run("import raz; print(raz.__file__)") == str(installed / "raz" / "__init__.py")
-    where = run("from raz.resources import find; print(find('search_spaces/fusion.yaml'))")
+    where = run("from raz.utils.shipped import find; print(find('search_spaces/fusion.yaml'))")
     assert where == str(installed / "raz" / "search_spaces" / "fusion.yaml")
-    run("from raz.study.parse import *; from raz.resources import *; load_space(find('search_spaces/fusion'))")
+    run("from raz.spec.space_yaml import *; from raz.utils.shipped import *; load_space(find('search_spaces/fusion'))")
     metadata = (installed / f"raz_sweep-{raz.__version__}.dist-info" / "entry_points.txt").read_text()
-    assert "raz-sweep = raz.cli:main" in metadata
-    assert "run" in run("import sys; sys.argv = ['raz-sweep', '--help']; from raz.cli import main; main()")
+    assert "raz-sweep = raz.cli.main:main" in metadata
+    assert "run" in run("import sys; sys.argv = ['raz-sweep', '--help']; from raz.cli.main import main; main()")

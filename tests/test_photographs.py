@@ -12,11 +12,11 @@ import pytest
 from raz.config import PRESETS, TrialConfig, configure, parameters
 from raz.data import open_dataset
 from raz.errors import RazError
-from raz.pipeline.cache import StageCache, write_json
+from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
-from raz.pipeline.tree import Node
-from raz.report.photographs import SCALE, coarser, locations, maps
-from raz.report.seen import RADIUS, Seen, look, pick
+from raz.report.figures.image_results import RADIUS, Seen, look, pick
+from raz.report.figures.photographs import SCALE, coarser, locations, maps
+from raz.store.cache import StageCache, write_json
 from tests.crowds import write_crowd
 from tests.test_report import record, told
 
@@ -107,7 +107,7 @@ def test_an_image_is_seen_as_its_artifacts_have_it(store: Path, crowd: Path) -> 
 
 
 def test_points_far_from_every_head_are_wrong_and_twins_claim_a_head_each() -> None:
-    from raz.report.seen import _claimed
+    from raz.report.figures.image_results import _claimed
 
     heads = np.array([[10.0, 10.0], [10.0, 10.0], [90.0, 10.0]])
     assert _claimed(np.array([[11.0, 10.0], [10.0, 11.0]]), heads).tolist() == [True, True, False]
@@ -185,7 +185,7 @@ def test_a_page_holds_photographs_only_when_asked(store: Path, crowd: Path, tmp_
 
 
 def test_a_studys_best_trial_is_shown_or_the_one_that_is_named(store: Path, crowd: Path) -> None:
-    from raz.report.asked import Photographs
+    from raz.report.figures.photo_request import Photographs
     from raz.study.index import StoredStudy
 
     trials = (
@@ -207,9 +207,10 @@ def test_a_studys_best_trial_is_shown_or_the_one_that_is_named(store: Path, crow
 
 
 def test_learning_curves_have_a_line_a_network(store: Path, crowd: Path, tmp_path: Path) -> None:
+    from raz.report.figures.learning_curves import learning_curves
     from raz.report.fill import fill_table
-    from raz.report.made import learning_curves, stages_of
-    from raz.study.ablation import load_table
+    from raz.report.used_stages import stages_of
+    from raz.spec.ablation_yaml import load_table
 
     file = tmp_path / "two.yaml"
     file.write_text(TABLE, encoding="utf-8")

@@ -19,12 +19,14 @@ import torch
 
 from raz.config import PRESETS, TrialConfig, configure, parameters, without_before
 from raz.errors import RazError, TrialFailure
-from raz.pipeline import stages, workbench
-from raz.pipeline.cache import Artifact, StageCache, StageKey
-from raz.pipeline.score import ceiling_counts
-from raz.pipeline.stages import Pruned, devices_of, run_trial, stage_keys, stored_metrics
-from raz.pipeline.told import StageEvent
-from raz.pipeline.tree import STAGES, TRAINED, Node, chain_key, declared, inputs_of, keys_of
+from raz.pipeline import context, trial
+from raz.pipeline.events import StageEvent
+from raz.pipeline.graph import STAGES, TRAINED, Node, chain_key, declared, inputs_of, keys_of
+from raz.pipeline.keys import stage_keys
+from raz.pipeline.scoring import ceiling_counts
+from raz.pipeline.training_loop import Pruned
+from raz.pipeline.trial import devices_of, run_trial, stored_metrics
+from raz.store.cache import Artifact, StageCache, StageKey
 from tests.conftest import write_mat
 from tests.crowds import write_crowd
 
@@ -99,7 +101,7 @@ def test_killed_in_mid_stage_ends_with_the_same_bits(
 ) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.test_pipeline import micro; "
-        "from raz.pipeline.stages import run_trial; "
+        "from raz.pipeline.trial import run_trial; "
         "run_trial(micro(), Path(sys.argv[1]), data_root=Path(sys.argv[2]), splits=('val', 'test'), "
         "log=lambda line: print(line, flush=True))"
     )
@@ -170,7 +172,7 @@ def test_main_net_proposes_once_for_every_stage_and_every_choice(
 
     config = micro(depth=2, zooming__k_z=3, zooming__theta_z=0.002, zooming__iou=0.3)
     with monkeypatch.context() as patch:
-        patch.setattr(workbench, "candidates", refuse)
+        patch.setattr(context, "candidates", refuse)
         run_trial(config, store, data_root=crowd)
     alone = tmp_path / "alone"
     shutil.copytree(undisturbed, alone)
@@ -267,7 +269,7 @@ def test_a_diverging_trial_fails_with_its_reason(crowd: Path, tmp_path: Path) ->
         run_trial(other, tmp_path, data_root=crowd, log=lines.append)
     assert again.value.args == failure.value.args
     assert lines == []
-    assert stages.forget_failures(other, tmp_path, data_root=crowd) == 1
+    assert trial.forget_failures(other, tmp_path, data_root=crowd) == 1
     with pytest.raises(TrialFailure):
         run_trial(other, tmp_path, data_root=crowd, log=lines.append)
     assert [(event.kind, event.stage) for event in lines] == [("started", "counting"), ("failed", "counting")]
@@ -276,7 +278,7 @@ def test_a_diverging_trial_fails_with_its_reason(crowd: Path, tmp_path: Path) ->
 def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(
     crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import raz.pipeline.cache as cache
+    import raz.store.cache as cache
 
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -359,7 +361,7 @@ def test_no_region_leaves_raz_net_a_copy_of_main_net(crowd: Path, tmp_path: Path
 def test_a_waiting_process_takes_the_others_artifact(crowd: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.test_pipeline import micro; "
-        "from raz.pipeline.stages import run_trial; "
+        "from raz.pipeline.trial import run_trial; "
         "run_trial(micro(depth=1), Path(sys.argv[1]), data_root=Path(sys.argv[2]), "
         "log=lambda line: print(line, flush=True))"
     )
@@ -447,7 +449,7 @@ def test_a_score_by_hand() -> None:
     """Two images of 8 x 8 px, one cell, one density bin: counts 3 and 1, points 2 and 0, heads 1 and 2."""
     from raz.config import FusionConfig, MetricsConfig
     from raz.paper.zoom import Points
-    from raz.pipeline.score import Fitted, Predicted, score
+    from raz.pipeline.scoring import Fitted, Predicted, score
 
     def points(*scores: float) -> Points:
         n = len(scores)

@@ -15,16 +15,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from raz.cli import app
+from raz.cli.dry_run import plan_file
+from raz.cli.main import app
 from raz.config import PRESETS, TrialConfig, configure, parameters
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
+from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
-from raz.pipeline.tree import Node
-from raz.study.parse import parse_space
-from raz.study.plan import drawn, span
-from raz.study.planned import plan_file
-from raz.study.prices import PRIORS, Prices, Range, Sizes, branches, parse_node, sizes, weights, work
-from raz.yamlfile import parse
+from raz.planning.cost_model import PRIORS, Prices, Range, Sizes, branches, parse_node, sizes, weights, work
+from raz.planning.plan import drawn, span
+from raz.spec.space_yaml import parse_space
+from raz.utils.yamlfile import parse
 
 TINY = PRESETS["tiny"]
 FIXED = """\
@@ -252,7 +252,7 @@ def test_random_draws_stay_within_the_space() -> None:
 @pytest.mark.usefixtures("here")
 def test_a_plan_needs_neither_torch_nor_ray() -> None:
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom raz.cli import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom raz.cli.main import app\n"
         "for words in (['run', 'fixed.yaml', '--dry-run'], ['simulate', 'learned.yaml', '--devices', '2']):\n"
         "    result = CliRunner().invoke(app, words)\n    assert result.exit_code == 0, result.output\n"
         "print([m for m in ('torch', 'ray', 'optuna', 'pandas') if m in sys.modules])"

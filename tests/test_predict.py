@@ -19,17 +19,18 @@ from torch import ones
 from typer.testing import CliRunner
 
 import raz
-from raz.cli import app
+from raz.cli.main import app
 from raz.config import PRESETS, TrialConfig, configure
 from raz.data import open_dataset
 from raz.errors import RazError
-from raz.pipeline.infer import Network
+from raz.pipeline.graph import Node
+from raz.pipeline.inference import Network
+from raz.pipeline.keys import stage_keys
 from raz.pipeline.model import Model, load_model, save_model, stored_model
-from raz.pipeline.stages import run_trial, stage_keys
-from raz.pipeline.tree import Node
-from raz.predict.images import find_images, names_of
+from raz.pipeline.trial import run_trial
+from raz.predict.image_files import find_images, names_of
+from raz.predict.model_source import model_from_store
 from raz.predict.overlay import compute, draw
-from raz.predict.source import model_from_store
 from tests.crowds import write_crowd
 
 CONFIG = configure(
@@ -153,7 +154,7 @@ def test_where_a_model_cannot_be_written_is_told_by_the_name_that_was_given(mode
 
 
 def test_a_frozen_pretrained_backbone_travels_with_the_export(crowd: Path, tmp_path: Path) -> None:
-    from raz.pipeline.nets import build_backbone
+    from raz.pipeline.builders import build_backbone
 
     backbone = build_backbone(configure(PRESETS["tiny"], {"backbone.width": 1.0}).backbone, 5)
     weights = tmp_path / "vgg.safetensors"
@@ -314,7 +315,16 @@ def test_a_large_image_is_predicted_by_smaller_tiles(model: Model, monkeypatch: 
 def test_fifty_megapixels_fit_into_three_gigabytes(depth: int, exported: Path, tmp_path: Path) -> None:
     coarse = np.random.default_rng(0).integers(0, 256, (361, 541, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((8656, 5776), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=85)
-    words = ["-m", "raz.cli", "predict", str(tmp_path / "large.jpg"), "--weights", str(exported), "--depth", str(depth)]
+    words = [
+        "-m",
+        "raz.cli.main",
+        "predict",
+        str(tmp_path / "large.jpg"),
+        "--weights",
+        str(exported),
+        "--depth",
+        str(depth),
+    ]
     code = (
         "import resource, subprocess, sys\n"
         f"done = subprocess.run([sys.executable, *{[*words, '--out', str(tmp_path / 'out')]!r}], stdout=sys.stderr)\n"

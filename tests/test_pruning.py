@@ -11,11 +11,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from raz.pipeline.tree import TRAINED, stage_of_step
-from raz.study.ledger import Ledger, Outcome, open_ledger, read_records
-from raz.study.parse import parse_space
-from raz.study.space import SearchSpace
-from raz.yamlfile import parse
+from raz.pipeline.graph import TRAINED, stage_of_step
+from raz.spec.search_space import SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.study.ledger import Ledger, open_ledger
+from raz.study.records import Outcome, read_records
+from raz.utils.yamlfile import parse
 
 N = 30
 CAPS = {"counting": 8, "localization": 9, "attention": 3, "raz": 2, "raz_attention": 2}  # epochs of each stage
@@ -218,7 +219,7 @@ def test_a_value_that_is_no_number_is_left_to_the_trial_to_tell(tmp_path: Path) 
 
 
 def test_seeds_of_a_trial_are_compared_seed_by_seed(tmp_path: Path) -> None:
-    from raz.study.seeds import over_seeds
+    from raz.study.seed_average import over_seeds
 
     space = space_of(MEDIAN, design="{sampler: random, trials: 30, seeds: [3, 8]}")
     level = {3: 1.0, 8: 100.0}

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from raz.errors import RazError
-from raz.pipeline.cache import StageCache, StageKey
-from raz.remote.pull import fetch
-from raz.study.pull import pull
-from raz.study.records import journal_path, read_records
+from raz.maintenance.pull import pull
+from raz.remote.transfer import fetch
+from raz.store.cache import StageCache, StageKey
+from raz.study.journal import journal_path
+from raz.study.records import read_records
 from tests.test_studies import call, run_again
 
 
@@ -111,7 +112,7 @@ def test_from_a_cluster_by_the_commands_that_its_head_runs(whole: Path, tmp_path
     def run(words: Sequence[str]) -> None:
         ran.append(words[0])
         if words[0] == "exec":
-            code = words[2].replace("raz-sweep", f"{sys.executable} -m raz.cli")
+            code = words[2].replace("raz-sweep", f"{sys.executable} -m raz.cli.main")
             env = {"HOME": str(home), "RAZ_STORE": str(whole), "PATH": "/usr/bin:/bin"}
             env["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
             subprocess.run(["bash", "-c", code], cwd=home, env=env, check=True, capture_output=True, timeout=200)

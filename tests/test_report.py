@@ -16,19 +16,19 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from raz.cli.report import fill_command, report_command
 from raz.config import TrialConfig
 from raz.errors import RazError
-from raz.report.cli import fill_command, report_command
 from raz.report.fill import FilledTable, fill_table
 from raz.report.layout import Report, Sheet, metric_title
 from raz.report.render import csv_text, json_text, latex, markdown, terminal
+from raz.report.score_index import Found
 from raz.report.statistics import Summary, difference, prediction_interval, summarize, verdict
-from raz.report.stored import Found
 from raz.report.study import study_report
 from raz.report.tables import table_report
-from raz.study.ablation import load_table, parse_table
-from raz.study.ledger import TrialRecord
-from raz.yamlfile import parse
+from raz.spec.ablation_yaml import load_table, parse_table
+from raz.study.records import TrialRecord
+from raz.utils.yamlfile import parse
 from tests.fields import with_field
 
 TABLE = """\
@@ -166,9 +166,9 @@ def test_an_empty_store_opens_no_data_set(tmp_path: Path) -> None:
 
 
 def test_scores_are_found_where_the_pipeline_puts_them(tmp_path: Path) -> None:
-    from raz.pipeline.cache import StageCache, write_json
-    from raz.pipeline.stages import stage_keys
-    from raz.pipeline.tree import Node
+    from raz.pipeline.graph import Node
+    from raz.pipeline.keys import stage_keys
+    from raz.store.cache import StageCache, write_json
 
     table = parse_table(parse(TABLE.replace("[0, 1, 2]", "[0]"), "t.yaml"))
     profile = table.profile("toy")
@@ -237,7 +237,7 @@ def test_a_full_table_asks_for_nothing() -> None:
 
 
 def test_many_metrics_stand_one_to_a_line(tmp_path: Path) -> None:
-    from raz.resources import shipped
+    from raz.utils.shipped import shipped
 
     table = load_table(shipped("ablations")["localization"])
     report = table_report(fill_table(table, table.profile("small"), tmp_path), "fill")
@@ -334,7 +334,7 @@ def test_a_claim_holds_or_not_or_cannot_be_told(seeds: tuple[int, ...], gain: fl
 
 def test_figures_are_data_first() -> None:
     """Each shows what the cells hold, and nothing is drawn of empty ones."""
-    from raz.report.figures import table_figures
+    from raz.report.figures.table_figures import table_figures
 
     table = parse_table(
         parse(
@@ -358,8 +358,8 @@ def test_figures_are_data_first() -> None:
 
 
 def test_pictures_need_kaleido_or_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raz.report.pictures import write_pictures
-    from raz.report.shapes import figure
+    from raz.report.figures.export import write_pictures
+    from raz.report.figures.style import figure
 
     monkeypatch.setitem(sys.modules, "kaleido", None)
     one = figure("A b/c", [{"x": 1}], [{"type": "scatter", "x": [1], "y": [1]}], "x", "y")
@@ -420,9 +420,9 @@ def test_one_seed_is_paired_by_image(tmp_path: Path) -> None:
 
 
 def score_of(tmp_path: Path, seed: int, value: float) -> Path:
-    from raz.pipeline.cache import StageCache, write_json
-    from raz.pipeline.stages import stage_keys
-    from raz.pipeline.tree import Node
+    from raz.pipeline.graph import Node
+    from raz.pipeline.keys import stage_keys
+    from raz.store.cache import StageCache, write_json
 
     table = parse_table(parse(TABLE, "t.yaml"))
     config = table.config(table.profile("toy"), table.row("loc_2"), "toy", seed)
@@ -460,8 +460,8 @@ def test_the_index_follows_the_store_and_can_be_lost(tmp_path: Path) -> None:
 
 def test_keys_of_many_seeds_are_those_of_each() -> None:
     from raz.config import PRESETS
+    from raz.pipeline.graph import Node
     from raz.pipeline.keys import score_keys, stage_keys
-    from raz.pipeline.tree import Node
 
     config = replace(PRESETS["tiny"], depth=3)
     got = score_keys(config, [0, 7, 123], splits=("val", "test"))
@@ -581,7 +581,7 @@ def test_what_matters_is_found_and_drawn_with_optunas_own_figures() -> None:
     """The objective is x; y is noise. Figures hold plain numbers, at most some hundred trials of ten thousand."""
     import random
 
-    from raz.report.study_figures import MOST_TRIALS, importances, rebuilt, study_figures
+    from raz.report.figures.study_figures import MOST_TRIALS, importances, rebuilt, study_figures
 
     dice = random.Random(1)
     trials = []
@@ -604,7 +604,7 @@ def test_what_matters_is_found_and_drawn_with_optunas_own_figures() -> None:
 def test_a_timeline_puts_what_overlaps_on_workers_of_its_own() -> None:
     from datetime import datetime, timedelta
 
-    from raz.report.study_figures import timeline
+    from raz.report.figures.study_figures import timeline
 
     zero = datetime(2026, 1, 1)
     spans = [(0, 10), (2, 5), (5, 8), (11, 12)]
@@ -630,8 +630,8 @@ def test_several_objectives_have_a_front_and_no_best_trial() -> None:
     """Against the definition, pair by pair: on the front is who is dominated by nobody."""
     import random
 
+    from raz.report.figures.study_figures import study_figures
     from raz.report.study import compared
-    from raz.report.study_figures import study_figures
     from raz.study.index import pareto_front
 
     dice = random.Random(3)
@@ -730,8 +730,8 @@ def test_what_cannot_be_reported_is_told(words: list[str], message: str, tmp_pat
 
 
 def test_the_list_names_tables_and_studies(tmp_path: Path) -> None:
+    from raz.spec.space_yaml import parse_space
     from raz.study.ledger import open_ledger
-    from raz.study.parse import parse_space
 
     space = parse_space(parse("study: mine\ndesign: {trials: 1}\nparameters: {depth: {choice: [1, 2]}}\n", "s.yaml"))
     with open_ledger(tmp_path, space):
@@ -745,7 +745,7 @@ def test_the_list_names_tables_and_studies(tmp_path: Path) -> None:
 
 def test_help_imports_nothing_slow() -> None:
     code = (
-        "import sys, raz.report.cli; "
+        "import sys, raz.cli.report; "
         "print(sorted({'torch', 'pandas', 'scipy', 'optuna', 'ray', 'rich.table'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -758,10 +758,10 @@ def test_help_imports_nothing_slow() -> None:
 def test_results_of_older_code_or_other_data_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same trials are in the store, but a stage's meaning, a setting or the data changed since."""
     from raz.config import ZoomingConfig, added, parameters
+    from raz.pipeline import graph
     from raz.pipeline import keys as pipeline_keys
-    from raz.pipeline import tree
-    from raz.pipeline.cache import StageCache, write_json
     from raz.report.stale import stale_notes
+    from raz.store.cache import StageCache, write_json
 
     table = parse_table(parse(TABLE, "t.yaml"))
     config = table.config(table.profile("toy"), table.row("loc_2"), "toy", 0)
@@ -774,7 +774,7 @@ def test_results_of_older_code_or_other_data_are_told(tmp_path: Path, monkeypatc
 
     assert notes() == []  # the other trials are missing, and nothing is known of them
     with monkeypatch.context() as now:
-        now.setitem(tree.STAGES, "counting", replace(tree.STAGES["counting"], version=99))
+        now.setitem(graph.STAGES, "counting", replace(graph.STAGES["counting"], version=99))
         (note,) = notes()
         assert "results of 1 of the missing trials that no longer count: they were made by version" in note
         assert note.endswith("of stage counting, which is 99 now.")
@@ -784,11 +784,11 @@ def test_results_of_older_code_or_other_data_are_told(tmp_path: Path, monkeypatc
         (note,) = notes()
         assert note.endswith("they are of other data (train, val images).")
     with monkeypatch.context() as now:
-        now.setitem(tree.STAGES, "counting", replace(tree.STAGES["counting"], reads=("backbone",)))
-        tree._read_by.cache_clear()
+        now.setitem(graph.STAGES, "counting", replace(graph.STAGES["counting"], reads=("backbone",)))
+        graph._read_by.cache_clear()
         (note,) = notes()
         assert "stage counting had other settings then (counting." in note
-    tree._read_by.cache_clear()
+    graph._read_by.cache_clear()
     with with_field(ZoomingConfig, "later", float, added(default=0.5, before=0.0)):  # a new field, and a new default
         (note,) = notes()
         assert note.endswith("stage raz had other settings then (raz.regions.later).")
@@ -798,8 +798,8 @@ def test_results_of_older_code_or_other_data_are_told(tmp_path: Path, monkeypatc
 
 def test_a_table_says_on_what_its_networks_were_trained(tmp_path: Path) -> None:
     """Scores are computed on a CPU; what counts is that one of the networks behind them came from a GPU."""
-    from raz.pipeline.cache import StageCache, write_json
     from raz.pipeline.keys import stage_keys
+    from raz.store.cache import StageCache, write_json
 
     table = parse_table(parse(TABLE, "t.yaml"))
     for seed, device in ((0, "NVIDIA A100"), (1, "cpu")):

@@ -11,7 +11,7 @@ import torch
 from raz.data import open_dataset
 from raz.data.frames import Frames
 from raz.paper.networks import Backbone, network_input
-from raz.pipeline.frozen import FeatureCache, SizedFeatures
+from raz.pipeline.feature_cache import FeatureCache, SizedFeatures
 from raz.pipeline.samples import Sizes, draw_windows, whole
 
 

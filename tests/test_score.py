@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 from typer.testing import CliRunner
 
-from raz.cli import app
+from raz.cli.main import app
 from raz.errors import RazError
 from raz.score import points, protocols
 from raz.score.points import Marks, box_sigmas, paired, read_points

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from raz.cli import app
-from raz.pipeline.tree import keys_of
-from raz.study.parse import parse_space
-from raz.study.schedule import Ready, ahead, alive, longest_paths, order, spread
-from raz.study.simulate import Step, simulate, unshared
-from raz.study.ways import in_turn, nominal_way
-from raz.yamlfile import parse
+from raz.cli.main import app
+from raz.pipeline.graph import keys_of
+from raz.planning.schedule import Ready, ahead, alive, longest_paths, order, spread
+from raz.planning.simulate import Step, simulate, unshared
+from raz.planning.work_order import in_turn, nominal_way
+from raz.spec.space_yaml import parse_space
+from raz.utils.yamlfile import parse
 
 
 def test_the_longest_remaining_path_starts_first() -> None:

@@ -12,13 +12,13 @@ import pytest
 from raz.config import PRESETS, TrialConfig, configure, from_parameters, parameters
 from raz.data import DATASETS
 from raz.errors import RazError
-from raz.pipeline.tree import TRAINED
-from raz.resources import find, shipped
-from raz.study.base import settings_of
-from raz.study.parse import load_space, parse_space
-from raz.study.resources import Resources, asked
-from raz.study.space import Pruning, SearchSpace
-from raz.yamlfile import parse, read
+from raz.pipeline.graph import TRAINED
+from raz.spec.base_config import settings_of
+from raz.spec.search_space import Pruning, SearchSpace
+from raz.spec.space_yaml import load_space, parse_space
+from raz.spec.stage_resources import Resources, asked
+from raz.utils.shipped import find, shipped
+from raz.utils.yamlfile import parse, read
 
 HEAD = "study: s\ndesign: {sampler: tpe, trials: 4}\n"
 

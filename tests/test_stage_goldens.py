@@ -17,9 +17,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from raz.pipeline.train import Checkpoint, train
-from raz.pipeline.tree import STAGES, TRAINED, Node
-from raz.pipeline.workbench import TrialState
+from raz.pipeline.context import TrialState
+from raz.pipeline.graph import STAGES, TRAINED, Node
+from raz.pipeline.training_loop import Checkpoint, train
 from tests.golden import given
 from tests.golden.outputs import (
     BEGIN,

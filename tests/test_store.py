@@ -15,20 +15,21 @@ import filelock
 import pytest
 
 from raz.config import TrialConfig, configure, from_parameters, parameters
-from raz.engine.sweep import run_study
+from raz.engine.study_runner import run_study
 from raz.errors import RazError
-from raz.pipeline.cache import StageCache, StageKey, file_digest
-from raz.pipeline.lease import hold
-from raz.pipeline.stages import stage_keys
-from raz.pipeline.tree import STAGES, Node, chain_key
-from raz.study.ablation import parse_table
-from raz.study.garbage import quiet
+from raz.maintenance.garbage_collection import quiet
+from raz.pipeline.graph import STAGES, Node, chain_key
+from raz.pipeline.keys import stage_keys
+from raz.spec.ablation_yaml import parse_table
+from raz.spec.search_space import SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.store.cache import StageCache, StageKey, file_digest
+from raz.store.lease import hold
+from raz.study.journal import journal_path, lock_path
 from raz.study.ledger import open_ledger
-from raz.study.parse import parse_space
-from raz.study.reach import remember_table
-from raz.study.records import Outcome, journal_path, lock_path, read_records
-from raz.study.space import SearchSpace
-from raz.yamlfile import parse
+from raz.study.records import Outcome, read_records
+from raz.study.table_runs import remember_table
+from raz.utils.yamlfile import parse
 from tests.test_studies import call
 
 HERE = Path(__file__).parents[1]
@@ -254,7 +255,7 @@ def test_an_artifact_that_does_not_tell_what_it_read_keeps_all_caches(store: Pat
 HOLD = """
 import sys, time
 from pathlib import Path
-from raz.pipeline.lease import hold
+from raz.store.lease import hold
 with hold(Path(sys.argv[1]), "counting-ab"):
     print("held", flush=True)
     time.sleep(600)
@@ -287,7 +288,7 @@ def test_a_lease_of_another_machine_is_watched(store: Path, monkeypatch: pytest.
     monkeypatch.setenv("RAZ_LEASE_SECONDS", "3")
     lease = store / "leases" / "counting-cd.lease"
     with hold(lease.parent, "counting-cd", seconds=3):  # ours, made to look as if another machine's
-        monkeypatch.setattr("raz.pipeline.lease._here", lambda: "elsewhere/1")
+        monkeypatch.setattr("raz.store.lease._here", lambda: "elsewhere/1")
         code, _, err = call("store", "gc", "--store", str(store))
         assert code == 2
         assert "counting-cd is being made on another machine" in err

@@ -14,17 +14,19 @@ import pytest
 from typer.testing import CliRunner
 
 import raz
-from raz.cli import app
+from raz.cli.main import app
 from raz.engine.events import Silent
 from raz.engine.inline import run_inline
 from raz.errors import RazError
-from raz.study import index, text
+from raz.spec.search_space import SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.study import index
 from raz.study.index import read_study
+from raz.study.journal import journal_path
 from raz.study.ledger import open_ledger
-from raz.study.parse import parse_space
-from raz.study.records import Outcome, journal_path, read_records
-from raz.study.space import SearchSpace
-from raz.yamlfile import parse
+from raz.study.records import Outcome, read_records
+from raz.utils import formatting
+from raz.utils.yamlfile import parse
 from tests.fakes_engine import STEPS
 
 FAKE = "tests.fakes_engine:run_trial"
@@ -328,16 +330,16 @@ def test_a_store_that_may_only_be_read_is_read(whole: Path, tmp_path: Path, monk
 
 
 def test_sparkline() -> None:
-    assert text.sparkline([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
-    assert text.sparkline([1, 1]) == "▁▁"
-    assert text.sparkline([1, math.nan, 8]) == "▁ █"
-    assert text.sparkline([]) == ""
-    assert len(text.sparkline(list(range(1000)))) == 40
+    assert formatting.sparkline([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
+    assert formatting.sparkline([1, 1]) == "▁▁"
+    assert formatting.sparkline([1, math.nan, 8]) == "▁ █"
+    assert formatting.sparkline([]) == ""
+    assert len(formatting.sparkline(list(range(1000)))) == 40
 
 
 def test_sizes_and_times() -> None:
     sizes = (0, 999, 1000, 999_949, 999_951, 5 * 10**15)
-    assert [text.size(n) for n in sizes] == ["0 B", "999 B", "1.0 kB", "999.9 kB", "1.0 MB", "5000.0 TB"]
-    assert [text.duration(s) for s in (0, 59.94, 59.96, 3600, 200_000)] == [
+    assert [formatting.size(n) for n in sizes] == ["0 B", "999 B", "1.0 kB", "999.9 kB", "1.0 MB", "5000.0 TB"]
+    assert [formatting.duration(s) for s in (0, 59.94, 59.96, 3600, 200_000)] == [
         "0.0 s", "59.9 s", "1 min 0 s", "1 h 0 min", "2 d 7 h",
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from raz.cli import app
+from raz.cli.main import app
 from raz.study.index import read_study
 from tests.heads import Head, free_ports, head, raz
 

@@ -12,14 +12,15 @@ from typing import Any
 import optuna
 import pytest
 
-from raz.pipeline.tree import keys_of
-from raz.study.ledger import Outcome, open_ledger
-from raz.study.parse import parse_space
-from raz.study.plan import drawn
-from raz.study.sampling import Thrifty
-from raz.study.space import Objective, SearchSpace
-from raz.study.thrift import Thrift
-from raz.yamlfile import parse
+from raz.pipeline.graph import keys_of
+from raz.planning.cost_aware import Thrift
+from raz.planning.plan import drawn
+from raz.spec.search_space import Objective, SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.study.ledger import open_ledger
+from raz.study.records import Outcome
+from raz.study.samplers import Thrifty
+from raz.utils.yamlfile import parse
 
 PARAMETERS = {
     "counting.beta": {"float": [0.05, 0.6], "log": True, "grid": 8},

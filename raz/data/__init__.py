@@ -1,7 +1,7 @@
 """Data sets behind one contract: `open_dataset(name, root)` and what it returns.
 
 A new data set is a module with a `Reader` and a line in `DATASETS`; a folder of one's own needs no code
-(`raz.data.folder`).
+(`raz.data.custom`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from raz import bucket
-from raz.config import nearest
-from raz.data import folder, jhu, nwpu, shanghaitech, toy, ucf, worldexpo
+from raz.data import custom, jhu, nwpu, shanghaitech, toy, ucf, worldexpo
 from raz.data.contract import SPLITS, Dataset, Found, Item, Reader, Split, Survey
 from raz.data.frames import Frames
 from raz.data.splits import find_leaks, split_validation
 from raz.errors import RazError, raise_all
+from raz.store import s3
+from raz.utils.suggestions import nearest
 
 __all__ = [
     "DATASETS", "Dataset", "Frames", "Item", "Reader", "Split", "locate", "open_dataset", "reader_of", "readers",
@@ -41,7 +41,7 @@ def _root(root: Path | None) -> Path | None:
     if root is None and os.environ.get("RAZ_DATA_ROOT"):
         root = Path(os.environ["RAZ_DATA_ROOT"])
     # absolute, since items are read in other processes, too
-    return bucket.mirrored(bucket.place(root).expanduser().absolute()) if root is not None else None
+    return s3.mirrored(s3.place(root).expanduser().absolute()) if root is not None else None
 
 
 def readers(root: Path | None = None) -> dict[str, Reader]:
@@ -50,7 +50,7 @@ def readers(root: Path | None = None) -> dict[str, Reader]:
     `root` None means the environment's RAZ_DATA_ROOT.
     """
     root = _root(root)
-    own = folder.find_own(root) if root is not None else {}
+    own = custom.find_own(root) if root is not None else {}
     return {**DATASETS, **{name: reader for name, reader in own.items() if name not in DATASETS}}
 
 
@@ -65,7 +65,7 @@ def reader_of(name: str, root: Path | None = None) -> Reader:
     hint = f"{', '.join(folds)}: a fold each" if folds else nearest(name, known)
     at = _root(root)
     if at is not None:
-        hint += "".join(f"\n  not taken: {fault.where}: {fault.what}" for fault in folder.faults_of(at))
+        hint += "".join(f"\n  not taken: {fault.where}: {fault.what}" for fault in custom.faults_of(at))
     elif not folds:
         hint += "; one of your own needs --data-root (`raz-sweep data add DIR` describes it)"
     raise RazError("data set", f"unknown name {name!r}", hint)

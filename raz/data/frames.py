@@ -25,7 +25,7 @@ from PIL import Image
 from raz.data.contract import Heads, Item, Pixels
 from raz.data.images import rgb_array
 from raz.errors import RazError, raise_all
-from raz.files import replacing
+from raz.utils.atomic import replacing
 
 _VERSION = 1  # of the pack's meaning: raise it when the same items would give other bytes
 _MAGIC = b"RAZPACK1"

@@ -15,7 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from raz.data.contract import SPLITS, Found, Reader, Split, Survey
-from raz.data.pairs import Annotation, Findings, Pair, by_name, find_folder, leftover, listing, pictures, read_pairs
+from raz.data.image_pairs import (
+    Annotation,
+    Findings,
+    Pair,
+    by_name,
+    find_folder,
+    leftover,
+    listing,
+    pictures,
+    read_pairs,
+)
 from raz.errors import RazError
 
 PUBLISHED: dict[Split, int] = {"train": 2272, "val": 500, "test": 1600}

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from raz.data.contract import Found, Reader, Sizes, Split, Survey
+from raz.data.image_pairs import Annotation, Findings, Pair, by_name, distinct, find_folder, listing, read_pairs
 from raz.data.images import SUFFIXES
 from raz.data.matlab import AGAIN, named_points, points, variables
-from raz.data.pairs import Annotation, Findings, Pair, by_name, distinct, find_folder, listing, read_pairs
 from raz.errors import RazError
 
 LISTS: tuple[tuple[Split, str, int], ...] = (("train", "train.txt", 3109), ("test", "val.txt", 500))

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from raz.data.contract import Found, Heads, Reader, Split, Survey
+from raz.data.image_pairs import Annotation, Findings, Pair, by_name, entries, leftover, listing, pictures, read_pairs
 from raz.data.matlab import AGAIN, points, variables
-from raz.data.pairs import Annotation, Findings, Pair, by_name, entries, leftover, listing, pictures, read_pairs
 from raz.errors import RazError
 
 ANNOTATION_FOLDERS = ("ground-truth", "ground_truth")

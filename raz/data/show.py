@@ -14,7 +14,7 @@ from raz.config import TrialConfig
 from raz.data import open_dataset
 from raz.data.contract import Heads, Item, Pixels, Split
 from raz.errors import RazError
-from raz.files import replacing
+from raz.utils.atomic import replacing
 
 # Dark to bright in even steps of lightness, readable in grey and by the colour-blind.
 _COLOURS = np.array([(8, 8, 24), (62, 18, 98), (150, 38, 104), (226, 86, 52), (250, 172, 40), (252, 250, 200)])

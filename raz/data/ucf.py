@@ -18,8 +18,18 @@ from functools import partial
 from pathlib import Path
 
 from raz.data.contract import Found, Reader, Split, Survey
+from raz.data.image_pairs import (
+    Annotation,
+    Findings,
+    Pair,
+    by_name,
+    find_folder,
+    leftover,
+    listing,
+    pictures,
+    read_pairs,
+)
 from raz.data.matlab import ann_points
-from raz.data.pairs import Annotation, Findings, Pair, by_name, find_folder, leftover, listing, pictures, read_pairs
 
 QNRF: tuple[tuple[Split, str, int], ...] = (("train", "Train", 1201), ("test", "Test", 334))
 FOLDS = 5

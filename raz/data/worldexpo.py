@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from raz.data.contract import Found, Reader, Split, Survey
+from raz.data.image_pairs import Annotation, Findings, Pair, distinct, find_folder, listing, read_pairs
 from raz.data.images import SUFFIXES
 from raz.data.matlab import AGAIN, points, variables
-from raz.data.pairs import Annotation, Findings, Pair, distinct, find_folder, listing, read_pairs
 from raz.data.region import Polygon, area
 from raz.errors import RazError
 

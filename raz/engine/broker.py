@@ -21,25 +21,24 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-import raz
 from raz.config import from_parameters, parameters
-from raz.engine.desk import MOST_LOSSES, Desk, Flight, Request, gpus_of
-from raz.engine.session import capacity, steady
-from raz.engine.trial import HOPELESS, MadeElsewhere, resolve
+from raz.engine.ray_session import capacity, steady
+from raz.engine.stage_queue import MOST_LOSSES, Desk, Flight, Request, gpus_of
+from raz.engine.trial_runner import HOPELESS, MadeElsewhere, resolve
 from raz.errors import RazError, TrialFailure
-from raz.pipeline.cache import MANIFEST
+from raz.pipeline.events import StageEvent
+from raz.pipeline.graph import STAGES, Node, chain_key
 from raz.pipeline.keys import stage_keys
-from raz.pipeline.told import StageEvent
-from raz.pipeline.tree import STAGES, Node, chain_key
-from raz.study.resources import Resources, asked
-from raz.study.schedule import ahead
+from raz.planning.schedule import ahead
+from raz.spec.stage_resources import Resources, asked
+from raz.store.s3_tier import MANIFEST
 
 if TYPE_CHECKING:  # the broker itself needs no torch
-    from raz.pipeline.cache import StageKey
-    from raz.pipeline.stages import Missing
+    from raz.pipeline.executor import Missing
+    from raz.store.cache import StageKey
 
 NAMESPACE = "raz"
-MAKER = "raz.pipeline.stages:make_stages"
+MAKER = "raz.pipeline.trial:make_stages"
 HELD = 1.0  # seconds for which an asking is held open while nothing happens
 ROUND = 0.5  # seconds between two looks at who is still there
 IDLE = 60.0  # seconds without work or trials after which the broker goes
@@ -50,7 +49,7 @@ MOST_CALLS = 10  # of a trial to a broker that does not answer
 @lru_cache(maxsize=1)
 def code_digest() -> str:
     """sha256 (hex) of the package's own source: another version has another broker."""
-    home = Path(raz.__file__).parent
+    home = Path(__file__).resolve().parents[1]
     told = hashlib.sha256()
     for path in sorted(home.rglob("*.py")):
         told.update(str(path.relative_to(home)).encode() + b"\0" + path.read_bytes())
@@ -257,7 +256,8 @@ def _bug(error: Exception) -> dict[str, Any]:
 class Asking:
     """What a trial gives to `run_trial` as `make`: it asks the broker for each stage and hears it grow.
 
-    `seconds` are what its stages are expected to take (`raz.study.ways.seconds_of`), for the broker's order; `seeds`
+    `seconds` are what its stages are expected to take (`raz.planning.work_order.seconds_of`), for the broker's order;
+    `seeds`
     those that the trial runs one after the other, if it has several.
 
     `before()` is called before anything is asked for or made, `beat()` at least about once a second while the trial
@@ -287,7 +287,7 @@ class Asking:
         self._way: dict[Node, StageKey] = {}
         self._told: dict[str, int] = {}  # key -> how often the broker said that it is made
 
-    # ------------------------------------------------------------------ as raz.pipeline.trial.Make
+    # ------------------------------------------------------------------ as raz.pipeline.executor.Make
 
     def begin(self, path: Mapping[Node, StageKey]) -> None:
         self._path = [key.key for node, key in path.items() if STAGES[node.stage].kind == "trained"]

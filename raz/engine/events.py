@@ -9,11 +9,11 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.live import Live
 
-from raz.engine.board import Board
-from raz.pipeline.told import StageEvent
-from raz.pipeline.tree import TRAINED
+from raz.engine.progress import Board
+from raz.pipeline.events import StageEvent
+from raz.pipeline.graph import TRAINED
 from raz.study.records import Outcome, TrialRecord
-from raz.study.text import assignments, duration
+from raz.utils.formatting import assignments, duration
 
 REFRESH = 4  # times a second
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from raz.engine.events import Events
-from raz.engine.stop import Stop
-from raz.engine.trial import attempt, resolve
-from raz.pipeline.told import StageEvent
+from raz.engine.interrupt import Stop
+from raz.engine.trial_runner import attempt, resolve
+from raz.pipeline.events import StageEvent
 from raz.study.ledger import Ledger
 
 

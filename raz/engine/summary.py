@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from raz.engine.board import spent_and_saved
-from raz.engine.sweep import SweepResult
-from raz.study.text import assignments, columns, duration, number
+from raz.engine.progress import spent_and_saved
+from raz.engine.study_runner import SweepResult
+from raz.utils.formatting import assignments, columns, duration, number
 
 
 def summary(result: SweepResult) -> list[str]:

@@ -13,8 +13,8 @@ from raz.config import TrialConfig
 from raz.data import open_dataset
 from raz.data.contract import Dataset
 from raz.errors import RazError
-from raz.pipeline.cache import StageKey, canonical, file_digest
-from raz.pipeline.tree import Node, keys_of
+from raz.pipeline.graph import Node, keys_of
+from raz.store.cache import StageKey, canonical, file_digest
 
 WITH_VALIDATION = "+val"
 

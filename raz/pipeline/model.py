@@ -31,16 +31,16 @@ from raz.data.contract import Item
 from raz.data.frames import Frames
 from raz.data.images import decode
 from raz.errors import RazError
-from raz.files import replacing
 from raz.paper import fusion as fuse
 from raz.paper.zoom import Points
-from raz.pipeline import nets
-from raz.pipeline.assemble import Trained, main_net, raz_net
-from raz.pipeline.cache import StageCache
-from raz.pipeline.infer import TILE_PIXELS, FeatureMemo, Network
+from raz.pipeline import builders
+from raz.pipeline.assembly import Trained, main_net, raz_net
+from raz.pipeline.graph import TRAINED, declared
+from raz.pipeline.inference import TILE_PIXELS, FeatureMemo, Network
 from raz.pipeline.regions import candidates, points_of, zoom_pass
-from raz.pipeline.score import Fitted, Predicted, cell_counts
-from raz.pipeline.tree import TRAINED, declared
+from raz.pipeline.scoring import Fitted, Predicted, cell_counts
+from raz.store.cache import StageCache
+from raz.utils.atomic import replacing
 
 FORMAT = "raz-sweep model 1"
 CROP_BYTES = 1 << 28  # of remembered features of one image's crops
@@ -91,7 +91,7 @@ class Model:
 
     @cached_property
     def device(self) -> torch.device:
-        return nets.device()
+        return builders.device()
 
     @cached_property
     def main(self) -> Network:
@@ -238,7 +238,7 @@ def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None
     for stage in TRAINED:
         if stage in keys:
             artifact = found(stage, keys[stage])
-            weights = nets.read_state(artifact.folder / "weights.safetensors")
+            weights = builders.read_state(artifact.folder / "weights.safetensors")
             given = declared(from_parameters(artifact.manifest["config"]), stage)
             trained[stage] = Trained(keys[stage], given, weights)
     try:

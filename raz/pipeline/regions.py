@@ -19,7 +19,7 @@ from raz.paper.zoom import (
     owned_points,
     select_regions,
 )
-from raz.pipeline.frozen import Candidates
+from raz.pipeline.feature_cache import Candidates
 
 PEAK_FLOOR = 0.05  # least score of a peak that is kept; thresholds and `points: all` choose among these
 MapOf = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, a name for the memo -> (H, W)

@@ -15,9 +15,9 @@ from raz.config import TrainConfig
 from raz.paper.groundtruth import neighbours
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
-from raz.pipeline.frozen import FeatureCache, SizedFeatures
+from raz.pipeline.feature_cache import FeatureCache, SizedFeatures
 from raz.pipeline.samples import DISTANCES, Images, Truth, Window, crop_pixels, draw_windows, whole
-from raz.pipeline.train import Task
+from raz.pipeline.training_loop import Task
 
 Batch = list[Window]
 FeaturesOf = Callable[[Batch], Tensor]  # windows of one size -> (B, C, h/8, w/8)

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from raz.config import TrialConfig
 from raz.errors import RazError
-from raz.report.stored import Found, Kept, ScoreIndex
-from raz.study.ablation import AblationTable, Profile, dataset_title, readable
+from raz.report.score_index import Found, Kept, ScoreIndex
+from raz.spec.ablation import AblationTable, Profile, dataset_title, readable
 
 
 class Stored(Protocol):

@@ -15,8 +15,7 @@ from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any
 
-from raz.report.layout import Report
-from raz.report.render import finite
+from raz.report.layout import Report, finite
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 

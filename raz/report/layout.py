@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,3 +100,14 @@ def mean_sd(metric: str, values: Mapping[int, float]) -> str:
     if metric.endswith("images_zoomed") or summary.sd is None:
         return number(metric, summary.mean)
     return f"{number(metric, summary.mean)} ± {summary.sd:.{digits(metric)}f}"
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every number that JSON has no word for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Callable
 from typing import Any
 
-from raz.report.layout import Report, Sheet
+from raz.report.layout import Report, Sheet, finite
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -157,14 +156,3 @@ def _plain(value: Any) -> Any:
     if value is None:
         return ""
     return json.dumps(value) if isinstance(value, (dict, list, bool)) else value
-
-
-def finite(value: Any) -> Any:
-    """The same with null for every number that JSON has no word for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return value

@@ -23,7 +23,7 @@ LOCALIZATION_RESAMPLES = 399  # a precision-recall curve each, so dearer
 FLIPS = 1999
 
 Floats = NDArray[np.float64]
-PerImage = Mapping[str, NDArray[Any]]  # `raz.pipeline.score.Scores.per_image`
+PerImage = Mapping[str, NDArray[Any]]  # `raz.pipeline.scoring.Scores.per_image`
 
 
 @dataclass(frozen=True)

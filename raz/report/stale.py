@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig, parameters
-from raz.pipeline.cache import StageKey
+from raz.pipeline.graph import Node, inputs_of, ordered
 from raz.pipeline.keys import stage_keys
-from raz.pipeline.tree import Node, inputs_of, ordered
 from raz.report.fill import FilledTable
-from raz.report.stored import Kept, manifest_of
+from raz.report.score_index import Kept, manifest_of
+from raz.store.cache import StageKey
 
 MOST = 60  # empty cells that are looked into; what is said of these holds for the rest
 

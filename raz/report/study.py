@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from raz.report import spent
+from raz.report import stage_costs
 from raz.report.layout import Report, Sheet, metric_title
 from raz.study.index import pareto_front
 
@@ -56,9 +56,9 @@ def study_report(
         shares = tuple((name, f"{100 * share:.0f} %") for name, share in importances.items())
         sheets.append(Sheet(f"What matters (PED-ANOVA of {len(complete)} trials)", ("parameter", "share"), shares))
     sheets += [*_pruned(records), *_failures(records)]
-    times = spent.of_records(records)
+    times = stage_costs.of_records(records)
     if times:
-        sheets.append(spent.sheet(times))
+        sheets.append(stage_costs.sheet(times))
     if everything:
         sheets.append(_all(records, objectives))
     notes = [_opening(objectives, len(best), len(complete))]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raz.report.contrast import Judged, best_rows, judge, to_base
+from raz.report.comparisons import Judged, best_rows, judge, to_base
 from raz.report.fill import Cell, FilledTable
 from raz.report.layout import WIDEST, Report, Sheet, digits, mean_sd, metric_title, number, printed_number
 from raz.report.statistics import Effect, Over, difference, summarize, verdict
-from raz.study.ablation import REGIONS, Misprint
+from raz.spec.ablation import REGIONS, Misprint
 
 BEST = " *"
 # The test splits the paper's numbers are of: images, and heads where their number is known. The annotations circulate

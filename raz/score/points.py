@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raz.config import nearest
 from raz.data.pointfiles import TwiceError, once_each
 from raz.errors import RazError, raise_all
+from raz.utils.suggestions import nearest
 
 Floats = NDArray[np.float64]
 COLUMNS = ("image", "x", "y", "score", "w", "h", "sigma_s", "sigma_l", "level")

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from raz.config import nearest
 from raz.data import Item, Split, open_dataset
 from raz.errors import RazError
 from raz.paper.metrics import SIGMAS
 from raz.score import protocols
 from raz.score.points import Marks, box_sigmas, paired, read_points
 from raz.score.protocols import Row
+from raz.utils.suggestions import nearest
 
 PROTOCOLS = ("raz", "nwpu", "fidtm", "qnrf")
 NO_BOXES = "the true heads have no boxes"

@@ -10,6 +10,7 @@ made again. Where the store may only be read, the journal is replayed and nothin
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -23,9 +24,12 @@ import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial
 
 from raz.config import completed
-from raz.files import replacing
+from raz.errors import RazError
+from raz.spec.search_space import STUDY_NAME
+from raz.study.journal import journal_path
 from raz.study.optuna_internals import fixed_values
-from raz.study.records import TrialRecord, is_running, journal_path, load_study, records, with_later_fields
+from raz.study.records import TrialRecord, base_in, is_running, load_study, records, with_later_fields
+from raz.utils.atomic import replacing
 
 LAYOUT = 1  # raise it when the same journal would give another index
 _PLAIN: dict[str, pa.DataType] = {
@@ -251,3 +255,33 @@ def pareto_front(records: Sequence[TrialRecord], objectives: Mapping[str, str]) 
         if not bool(((ahead <= losses[i]).all(axis=1) & (ahead < losses[i]).any(axis=1)).any()):
             front.append(int(i))
     return [done[i] for i in front]
+
+
+def split_reference(reference: str) -> tuple[str, int | None]:
+    """`fusion` -> (fusion, None), `fusion#3` -> (fusion, 3). Raises RazError for anything else."""
+    name, mark, number = reference.partition("#")
+    if not STUDY_NAME.fullmatch(name) or (mark and not re.fullmatch(r"\d{1,9}", number)):
+        raise RazError(reference, "expected a study or a trial of one", "fusion or fusion#3")
+    return name, int(number) if mark else None
+
+
+def split_study(reference: str) -> str:
+    """The name of a study. Raises RazError for anything else, a trial among them."""
+    name, number = split_reference(reference)
+    if number is not None:
+        raise RazError(reference, "is a trial, expected a study", name)
+    return name
+
+
+def pick(study: StoredStudy, number: int) -> int:
+    """The place of a trial in the study. Raises RazError when it has no such trial."""
+    if number >= len(study.trials):
+        last = len(study.trials) - 1
+        what = f"study {study.name} has no trial {number}, "
+        raise RazError(f"{study.name}#{number}", what + (f"expected 0 to {last}" if last >= 0 else "it has none yet"))
+    return number
+
+
+def base_of(study: StoredStudy) -> dict[str, Any]:
+    """The base configuration: dotted name -> value; empty where the study does not tell."""
+    return base_in(study.meaning)

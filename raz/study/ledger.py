@@ -19,12 +19,13 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from raz.config import TrialConfig, completed, nearest, parameters
+from raz.config import TrialConfig, completed, parameters
 from raz.errors import RazError
+from raz.planning.work_order import in_turn
+from raz.spec.parameter import label
+from raz.spec.search_space import SPLITS, SearchSpace
 from raz.study.journal import LOCK_WAIT, Journal, entrance, journal_path, lock_path, mend, open_journal, study_names
 from raz.study.optuna_internals import fixed_values, set_state, trial_id, trial_in, trial_numbered
-from raz.study.parameter import label
-from raz.study.pruning import Pruner
 from raz.study.records import (
     About,
     Outcome,
@@ -37,10 +38,10 @@ from raz.study.records import (
     records,
     with_later_fields,
 )  # fmt: skip
-from raz.study.sampling import sampler_of
-from raz.study.space import SPLITS, SearchSpace
-from raz.study.ways import in_turn
-from raz.versions import versions
+from raz.study.samplers import sampler_of
+from raz.study.stage_pruner import Pruner
+from raz.utils.provenance import versions
+from raz.utils.suggestions import nearest
 
 __all__ = [
     "Ledger", "Outcome", "TrialRecord", "is_running", "journal_path", "load_study", "open_ledger", "read_records",

@@ -16,10 +16,11 @@ import filelock
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from raz.config import completed, nearest
+from raz.config import completed
 from raz.errors import RazError
-from raz.study.inventory import check_store
+from raz.store.inventory import check_store
 from raz.study.journal import journal_path, lock_path, open_journal, study_names
+from raz.utils.suggestions import nearest
 
 __all__ = [
     "About", "Outcome", "TrialRecord", "configuration", "is_running", "journal_path", "load_study", "lock_path",

@@ -23,9 +23,9 @@ from torch import Tensor
 from raz.config import PRESETS, TrialConfig, configure, parameters
 from raz.data import DATASETS
 from raz.data.contract import SPLITS, Found, Item, Reader, Split, Survey
-from raz.pipeline.cache import StageCache
-from raz.pipeline.tree import Node
-from raz.pipeline.workbench import TrialState
+from raz.pipeline.context import TrialState
+from raz.pipeline.graph import Node
+from raz.store.cache import StageCache
 
 DATASET = "given"
 IMAGES: dict[Split, int] = {"train": 4, "val": 4, "test": 3}

@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike
 
 from raz.config import TrainConfig, TrialConfig
 from raz.data.contract import SPLITS
-from raz.pipeline.inferred import ARRAYS, score
-from raz.pipeline.learn import TASKS
-from raz.pipeline.score import Scores
-from raz.pipeline.train import Checkpoint, Task, train
-from raz.pipeline.tree import STAGES, TRAINED, Node
-from raz.pipeline.workbench import TrialState
+from raz.pipeline.context import TrialState
+from raz.pipeline.graph import STAGES, TRAINED, Node
+from raz.pipeline.predict_stages import ARRAYS, score
+from raz.pipeline.scoring import Scores
+from raz.pipeline.train_stages import TASKS
+from raz.pipeline.training_loop import Checkpoint, Task, train
 from tests.golden import given
 
 FILE = Path(__file__).with_name("outputs.json")
@@ -279,7 +279,7 @@ def changes(stage: str, wanted: Mapping[str, Any], got: Values) -> list[str]:
     worst = sorted(off, key=lambda name: -off[name])
     shown = "\n".join(f"  {n}: {wanted['values'].get(n)} -> {got.get(n)} ({off[n]:.2g} x tolerance)" for n in worst[:4])
     return [
-        f"the meaning of stage {stage} changed: raise its version (now {version}) in STAGES of raz/pipeline/tree.py "
+        f"the meaning of stage {stage} changed: raise its version (now {version}) in STAGES of raz/pipeline/graph.py "
         f"and regenerate with `{COMMAND}`; {len(off)} of {len(got)} values differ, the most:\n{shown}"
     ]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from raz.pipeline.tree import STAGES
+from raz.pipeline.graph import STAGES
 from tests.golden.outputs import FILE, Values, changes, deviations, stage_outputs, stored
 
 

@@ -1,0 +1,53 @@
+"""`raz-sweep doctor`: check this machine, or every node of a Ray cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raz.cli.options import HERE, DataRoot, Json, Store, folder_of
+from raz.errors import RazError
+from raz.inspection.machine_checks import as_json, examine, render, worst
+from raz.remote.cluster_doctor import cluster_json, cluster_lines, examine_cluster
+
+
+def doctor_command(
+    store: Store = HERE,
+    data_root: DataRoot = None,
+    weights: Annotated[
+        str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
+    ] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Ask every node of the Ray that is up.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="With --cluster: the Ray at HOST:PORT, or that is up here.", show_default="auto")
+    ] = None,
+    with_json: Json = False,
+) -> None:
+    """Say what this machine has, or every node of a cluster, and what to do about what is missing.
+
+    Exits 1 when something fails.
+
+    \b
+    raz-sweep doctor
+    raz-sweep doctor --store /scratch/store --data-root ~/data --backbone-weights vgg16.pt --json
+    raz-sweep doctor --cluster --store /shared/raz-store     on a node of it, such as its head
+    """
+    import json
+
+    store = folder_of(store)
+    if address is not None and not cluster:
+        raise RazError("--address", "this machine alone is looked at", "--cluster, or leave it out")
+    if not cluster:
+        checks = examine(store, data_root, weights)
+        typer.echo(json.dumps(as_json(checks), indent=1) if with_json else render(checks))
+        raise typer.Exit(worst(checks))
+    if weights is not None:
+        raise RazError("--backbone-weights", "is looked into on this machine only", "leave out --cluster")
+    from raz.engine.ray_session import joined
+
+    with joined(address or "auto"):
+        found = examine_cluster(store.absolute(), data_root and data_root.expanduser().absolute())
+    told = cluster_json(found)
+    typer.echo(json.dumps(told, indent=1) if with_json else "\n".join(cluster_lines(found)))
+    raise typer.Exit(0 if told["ok"] else 1)

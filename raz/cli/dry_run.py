@@ -1,0 +1,147 @@
+"""`raz-sweep run FILE --dry-run` and `raz-sweep simulate FILE`: from the name that was typed to the lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raz.planning.cost_model import START_SECONDS, Prices, Range
+from raz.planning.plan import Draw, Plan, draw_of_table, draws_of_search, lines, plan_of, schedules, span
+from raz.planning.simulate import Schedule
+from raz.spec.ablation import AblationTable, Profile
+from raz.spec.ablation_yaml import parse_table
+from raz.spec.base_config import open_named, settings_of
+from raz.spec.search_space import SearchSpace
+from raz.spec.space_yaml import parse_space
+from raz.utils.machine import machine_cores
+
+
+def _open(
+    file: str, settings: list[str], profile: str | None, trials: int | None, data_root: Path | None
+) -> tuple[SearchSpace | AblationTable, Profile | None]:
+    source, is_table = open_named(file, profile=profile, trials=trials)
+    if is_table:
+        table = parse_table(source, settings_of(settings), profile, data_root=data_root)
+        return table, table.profile(profile)
+    return parse_space(source, settings_of(settings), data_root=data_root), None
+
+
+def plan_file(
+    file: str,
+    store: Path,
+    *,
+    settings: list[str],
+    data_root: Path | None = None,
+    trials: int | None = None,
+    jobs: int | None = None,
+    profile: str | None = None,
+    inline: bool = False,
+) -> Plan:
+    """What `raz-sweep run` of the same words would cost. Raises RazError for what the user can put right."""
+    store, data_root = store.expanduser(), data_root and data_root.expanduser()
+    asked, chosen = _open(file, settings, profile, trials, data_root)
+    prices = Prices(store, data_root)
+    start = 0.0 if inline else START_SECONDS
+    if isinstance(asked, AblationTable):
+        assert chosen is not None
+        draw = draw_of_table(asked, chosen, prices)
+        threads = max(trial.config.threads for trial in asked.trials(chosen))
+        return plan_of(
+            f"{asked.table} ({chosen.name})", "table", [draw], devices=_devices(jobs, threads, inline), prices=prices,
+            exact=True, start=start,
+        )  # fmt: skip
+    target = asked.target if trials is None else trials
+    if asked.fixed:
+        target = min(target, asked.target)
+    done = _done(store, asked.study)
+    left = max(0, target - done)
+    draws, skipped = draws_of_search(asked, left, prices, first=done)
+    return plan_of(
+        asked.study, "search", draws, devices=_devices(jobs, asked.threads, inline), prices=prices,
+        exact=asked.fixed or left == 0, done=done, skipped=skipped, start=start, eager=asked.eager,
+    )  # fmt: skip
+
+
+def _devices(jobs: int | None, threads: int, inline: bool) -> int:
+    return 1 if inline else jobs if jobs is not None else max(1, machine_cores() // threads)
+
+
+def _done(store: Path, study: str) -> int:
+    """Trials that a run of the study would not run again."""
+    if not (store / "studies" / f"{study}.journal").is_file():
+        return 0
+    from raz.study.records import read_records  # imports Optuna, which takes a while
+
+    records = read_records(store, study)
+    again = {record.retry_of for record in records}
+    return sum(r.state in ("complete", "pruned", "failed") and r.number not in again for r in records)
+
+
+def show_plan(plan: Plan, *, as_json: bool = False) -> str:
+    """As printed."""
+    return json.dumps(plan.as_json(), indent=2) if as_json else "\n".join(lines(plan))
+
+
+def simulate_file(
+    file: str,
+    store: Path,
+    *,
+    devices: int,
+    settings: list[str],
+    data_root: Path | None = None,
+    trials: int | None = None,
+    profile: str | None = None,
+) -> dict[str, Any]:
+    """The schedule of a file's trials on `devices`, from an empty store. Raises RazError as `plan_file`."""
+    store, data_root = store.expanduser(), data_root and data_root.expanduser()
+    asked, chosen = _open(file, settings, profile, trials, data_root)
+    prices = Prices(store, data_root)
+    draw: Draw
+    if isinstance(asked, AblationTable):
+        assert chosen is not None
+        name, draw, eager = f"{asked.table} ({chosen.name})", draw_of_table(asked, chosen, prices), True
+    else:
+        draws, _ = draws_of_search(asked, asked.target if trials is None else trials, prices, sets=1)
+        name, draw, eager = asked.study, draws[0], asked.eager
+    shared, plain = schedules(draw, devices, eager=eager)
+    return {
+        "name": name, "trials": len(draw.trials), "stages": len(draw.stages), "devices": devices,
+        "device": prices.kind, **_figures(shared), "without_sharing": _figures(plain),
+        "speedup": plain.makespan / shared.makespan if shared.makespan else 1.0,
+    }  # fmt: skip
+
+
+def _figures(schedule: Schedule) -> dict[str, float]:
+    return {
+        "makespan_seconds": round(schedule.makespan, 3), "busy_seconds": round(schedule.busy, 3),
+        "utilisation": round(schedule.utilisation, 4), "critical_path_seconds": round(schedule.critical_path, 3),
+        "floor_seconds": round(schedule.floor, 3),
+    }  # fmt: skip
+
+
+def show_simulation(found: Mapping[str, Any], *, as_json: bool = False) -> str:
+    """As printed."""
+    if as_json:
+        return json.dumps(found, indent=2)
+    plain = found["without_sharing"]
+
+    def seconds(value: float) -> str:
+        return span(Range(value, value, value)).partition(" (")[0]
+
+    floor = found["floor_seconds"]
+    above = f" ({found['makespan_seconds'] / floor:.2f} times the floor)" if floor else ""
+    noun = "device" if found["devices"] == 1 else "devices"
+    return "\n".join(
+        [
+            f"{found['name']}: {found['trials']} trials, {found['stages']} distinct stages,"
+            f" {found['devices']} simulated {noun}, from an empty store",
+            f"makespan        {seconds(found['makespan_seconds'])}{above}",
+            f"floor           {seconds(floor)}: the longer of critical path and work over devices",
+            f"critical path   {seconds(found['critical_path_seconds'])}",
+            f"device time     {seconds(found['busy_seconds'])}, utilisation {100 * found['utilisation']:.0f} %",
+            f"without sharing {seconds(plain['makespan_seconds'])}, device time {seconds(plain['busy_seconds'])}:"
+            f" {found['speedup']:.1f} times as long",
+        ]
+    )

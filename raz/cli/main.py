@@ -1,0 +1,168 @@
+"""The command line: options in, messages and exit codes out. What is slow to import is imported in the commands.
+
+Exit codes: 0 done; 1 done, and some trials failed; 2 something to put right; 3 --max-hours is up;
+130 and 143 stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from raz._version import __version__
+from raz.cli import store
+from raz.cli import study as study_cli
+from raz.cli.cluster import cluster_app
+from raz.cli.console import Guarded
+from raz.cli.data import data_app
+from raz.cli.doctor import doctor_command
+from raz.cli.init import init_command
+from raz.cli.job import job_app, submit_command
+from raz.cli.options import HERE, DataRoot, Json, Profile, Settings, Store, folder_of
+from raz.cli.predict import export_command, predict_command, train_command
+from raz.cli.pull import pull_command
+from raz.cli.report import report_command
+from raz.cli.score import score_command
+from raz.errors import RazError
+
+app = typer.Typer(
+    name="raz-sweep",
+    cls=Guarded,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"raz-sweep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Sweeps, ablations and tables for RAZ-Net: crowd counting and localization by recurrent attentive zooming.
+
+    \b
+    raz-sweep run search_spaces/fusion   a search on a generated crowd; needs no data
+    raz-sweep run ablations/recurrence   the rows of a table
+    raz-sweep report --table recurrence  what there is, beside the paper's numbers
+    raz-sweep data check shanghaitech_a  is my copy of a data set right?
+    raz-sweep score --pred P --gt G      anybody's points under four protocols
+    """
+
+
+@app.command()
+def run(
+    file: Annotated[str, typer.Argument(help="A search space or an ablation: your own path, or a shipped name.")],
+    store: Store = HERE,
+    settings: Settings = None,
+    data_root: DataRoot = None,
+    trials: Annotated[int | None, typer.Option(min=1, max=10**6, help="Trials in all, instead of the file's.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time. Default: cores / threads.")] = None,
+    profile: Profile = None,
+    inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
+    as_json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and run nothing.")] = False,
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, help="Stop cleanly when the time is up; exit code 3 if there is more to do.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Run on the Ray at HOST:PORT, or that is up here (auto).")] = None,
+) -> None:
+    """Run a search, or train what a table is missing. The same command again resumes or extends it.
+
+    Ctrl-C once lets running epochs end, keeps what was trained and queues unfinished trials again; twice stops now.
+    Exit codes: 0 done; 1 done, and some trials failed; 2 something to put right; 3 --max-hours is up and more is to
+    do; 130 and 143 stopped by Ctrl-C and by SIGTERM.
+
+    \b
+    raz-sweep run search_spaces/fusion                the shipped search, on the generated crowd
+    raz-sweep run my.yaml --trials 100                extend a search of 40 trials to 100
+    raz-sweep run losses --set seed=1 --store other   the same question with another seed
+    raz-sweep run ablations/recurrence --profile paper --data-root ~/data
+    raz-sweep run everything --dry-run                stages, hours and disk before they are paid
+    raz-sweep run everything --max-hours 8            a night's worth; the same command goes on
+    raz-sweep run everything --address auto           on the Ray cluster that this machine is part of
+    """
+    store = folder_of(store)
+    if dry_run:
+        from raz.cli.dry_run import plan_file, show_plan
+
+        plan = plan_file(
+            file, store, settings=settings or [], data_root=data_root, trials=trials, jobs=jobs, profile=profile,
+            inline=inline,
+        )  # fmt: skip
+        typer.echo(show_plan(plan, as_json=as_json))
+        return
+    from raz.cli.run import run_file
+    from raz.engine.ray_session import joined
+
+    if address is not None and inline:
+        raise RazError("--address", "a run with --inline uses no Ray", "leave one of them out")
+    with joined(address):
+        code = run_file(
+            file, store, settings=settings or [], data_root=data_root, trials=trials, jobs=jobs, profile=profile,
+            inline=inline, retry=retry, as_json=as_json, max_hours=max_hours,
+        )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
+def simulate(
+    file: Annotated[str, typer.Argument(help="A search space or an ablation: your own path, or a shipped name.")],
+    devices: Annotated[int, typer.Option(min=1, max=4096, help="GPUs, or groups of a trial's threads.")],
+    store: Store = HERE,
+    settings: Settings = None,
+    data_root: DataRoot = None,
+    trials: Annotated[int | None, typer.Option(min=1, max=10**6, help="Trials in all, instead of the file's.")] = None,
+    profile: Profile = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a run's schedule on simulated devices.
+
+    It starts from an empty store, in the order a run starts its stages. Says how long it takes, how busy the devices
+    are, the floor that no schedule goes below, and what training each trial by itself would take. A search's trials are
+    drawn at random here (with `proposals` the cheapest of as many draws each).
+
+    \b
+    raz-sweep simulate search_spaces/everything --devices 8
+    raz-sweep simulate everything --devices 512 --trials 1000 --json
+    """
+    store = folder_of(store)
+    from raz.cli.dry_run import show_simulation, simulate_file
+
+    found = simulate_file(
+        file, store, devices=devices, settings=settings or [], data_root=data_root, trials=trials, profile=profile
+    )
+    typer.echo(show_simulation(found, as_json=as_json))
+
+
+app.add_typer(data_app, name="data")
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(job_app, name="job")
+app.command("submit")(submit_command)
+app.command("pull")(pull_command)
+app.command("report")(report_command)
+app.command("predict")(predict_command)
+app.command("export")(export_command)
+app.command("train")(train_command)
+app.command("doctor")(doctor_command)
+app.command("init")(init_command)
+app.command("score")(score_command)
+study_cli.register(app)
+store.register(app)
+
+
+def main() -> None:
+    """The entry point of `raz-sweep`."""
+    sys.exit(app(prog_name="raz-sweep"))

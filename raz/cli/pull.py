@@ -1,0 +1,54 @@
+"""`raz-sweep pull`: studies and results out of another store, on this machine, in a bucket or on a cluster."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raz.cli.job import Cluster
+from raz.cli.options import HERE, DataRoot, Json, Store, folder_of
+from raz.remote.cluster_file import cluster_file
+from raz.remote.transfer import fetch, ray
+
+
+def pull_command(
+    studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...", help="Default: all of them.")] = None,
+    cluster: Cluster = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Another store: a folder, such as one that machines share.")
+    ] = None,
+    artifacts: Annotated[
+        bool, typer.Option("--artifacts", help="With the trained networks and predictions, not only scores.")
+    ] = False,
+    there: Annotated[
+        str | None, typer.Option("--there", help="The store, as the cluster sees it. Default: RAZ_STORE there.")
+    ] = None,
+    store: Store = HERE,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Bring studies, tables and scores into this store, from a cluster that is up or from another folder.
+
+    The same again brings what is new. A study that runs there comes as far as it is.
+
+    \b
+    raz-sweep pull --cluster cluster/gpu.yaml
+    raz-sweep pull fusion --cluster cluster/gpu.yaml --artifacts
+    raz-sweep pull --from /mnt/shared/raz-store
+    """
+    from raz.cli.study import tell
+    from raz.maintenance.pull import pull, pull_lines
+
+    store = folder_of(store)
+    names = tuple(studies or ())
+    if source is not None:
+        told = pull(folder_of(source), store, names, artifacts=artifacts, data_root=data_root)
+    else:
+        file = cluster_file(cluster)
+        with tempfile.TemporaryDirectory(prefix="raz-pull-") as place:
+            fetch(file, Path(place), names, there, artifacts, ray)
+            told = {**pull(Path(place), store, artifacts=True), "from": str(file)}
+    tell(told, pull_lines(told), as_json)

@@ -1,0 +1,74 @@
+"""`raz-sweep score`: options in, a table out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raz.cli.options import DataRoot, Json
+
+
+def score_command(
+    pred: Annotated[Path, typer.Option("--pred", help="Predicted points: CSV, JSON or a benchmark's text file.")],
+    gt: Annotated[Path | None, typer.Option("--gt", help="True heads, in the same forms; boxes as w,h.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="True heads of a data set instead.")] = None,
+    data_root: DataRoot = None,
+    split: Annotated[str | None, typer.Option(help="Of the data set: train, val or test.", show_default="test")] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="raz, nwpu, fidtm or qnrf; repeatable. Default: all that apply.")
+    ] = None,
+    sigma: Annotated[
+        str | None, typer.Option(help="Of protocol raz: px, separated by commas.", show_default="40,20,5")
+    ] = None,
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Round coordinates down first, as the scripts of nwpu, fidtm, qnrf do.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Score anybody's points by the paper's and the benchmarks' metrics.
+
+    Points are image, x, y, score. What each protocol prints stands side by side.
+
+    \b
+    raz-sweep score --pred mine.csv --gt heads.csv
+    raz-sweep score --pred mine.json --dataset shanghaitech_a --data-root ~/data --json
+    raz-sweep score --pred pred.txt --gt val_gt_loc.txt --protocol nwpu
+    """
+    import json
+    import sys
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from raz.errors import RazError
+    from raz.score.points import read_points
+    from raz.score.table import render, score_points, true_heads
+
+    if sigma is not None and protocol and "raz" not in protocol:
+        raise RazError(
+            "--sigma", f"is of protocol raz, not of {', '.join(protocol)}", "leave it out, or --protocol raz"
+        )
+    sigmas = _numbers("40,20,5" if sigma is None else sigma)
+    true = true_heads(gt, dataset, data_root, split)
+    found = read_points(pred)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("scoring", total=None)
+        scores = score_points(
+            found, true, protocol=protocol or (), sigmas=sigmas, floor=floor, where=str(pred),
+            told=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    typer.echo(json.dumps(scores.as_json(), indent=1, allow_nan=False) if as_json else render(scores))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    from raz.errors import RazError
+
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value < float("inf") for value in values) or len(set(values)) < len(values):
+        raise RazError("--sigma", f"{text!r}, expected different numbers over 0 separated by commas", "--sigma 40,20,5")
+    return values

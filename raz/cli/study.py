@@ -1,0 +1,195 @@
+"""`raz-sweep studies`, `show`, `diff`, `import`, `rerun`, `dashboard`, `status`: options in, text out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raz.cli.options import HERE, DataRoot, Json, Store, folder_of
+
+
+def tell(document: Any, lines: Sequence[str], as_json: bool) -> None:
+    """Prints the document or the lines."""
+    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
+
+
+def studies_command(store: Store = HERE, as_json: Json = False) -> None:
+    """List the studies of a store: trials by state, the best, when.
+
+    \b
+    raz-sweep studies
+    raz-sweep studies --store photographs --json
+    """
+    from raz.inspection.describe import studies_document, studies_lines
+
+    store = folder_of(store)
+    documents = studies_document(store)
+    tell(documents, studies_lines(documents, store), as_json)
+
+
+def show_command(
+    reference: Annotated[str, typer.Argument(metavar="STUDY[#TRIAL]", help="A study, or one of its trials.")],
+    store: Store = HERE,
+    as_json: Json = False,
+) -> None:
+    """Show a study, or a trial.
+
+    Of a study: question, states, best, trials. Of a trial: configuration, stages, curves, failure, provenance.
+
+    \b
+    raz-sweep show fusion
+    raz-sweep show fusion#7
+    raz-sweep show fusion#7 --json
+    """
+    from raz.inspection.describe import study_document, study_lines, trial_document, trial_lines
+    from raz.study.index import read_study, split_reference
+
+    store = folder_of(store)
+    name, number = split_reference(reference)
+    study = read_study(store, name)
+    if number is None:
+        document = study_document(study)
+        tell(document, study_lines(document, store), as_json)
+    else:
+        document = trial_document(study, number)
+        tell(document, trial_lines(document), as_json)
+
+
+def diff_command(
+    a: Annotated[str, typer.Argument(metavar="A", help="A study, or a trial: fusion or fusion#3.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.")],
+    store: Store = HERE,
+    as_json: Json = False,
+) -> None:
+    """Compare two studies, or two trials.
+
+    Studies: what they ask, and their best trials. Trials: configurations and metrics.
+
+    \b
+    raz-sweep diff fusion#3 fusion#7
+    raz-sweep diff fusion recurrence
+    """
+    from raz.inspection.compare import diff_document, diff_lines
+
+    store = folder_of(store)
+    document = diff_document(store, a, b)
+    tell(document, diff_lines(document), as_json)
+
+
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `raz-sweep export` wrote.")],
+    store: Store = HERE,
+    as_json: Json = False,
+) -> None:
+    """Take a study from an exported file into the store.
+
+    A study of the same name is never overwritten.
+
+    \b
+    raz-sweep import fusion.zip
+    raz-sweep import fusion.zip --store elsewhere
+    """
+    from raz.maintenance.archive import import_study
+
+    store = folder_of(store)
+    told = import_study(store, file.expanduser())
+    state = "" if told["new"] else ", which the store already had"
+    tell(told, [f"study {told['study']}, {told['trials']} trials{state}; {told['stages']} new stages"], as_json)
+
+
+def rerun_command(
+    reference: Annotated[str, typer.Argument(metavar="STUDY#TRIAL", help="A trial, such as fusion#7.")],
+    from_store: Annotated[
+        bool, typer.Option("--from-store", help="Take its trained networks from the store; predict and score anew.")
+    ] = False,
+    store: Store = HERE,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Compute a trial again, and compare every number bit for bit.
+
+    It runs without Ray and in a store of its own. Exits 0 when all agree, 1 when they do not. The store is not changed.
+
+    \b
+    raz-sweep rerun fusion#7
+    raz-sweep rerun fusion#7 --from-store
+    """
+    import sys
+    from contextlib import redirect_stdout
+
+    from raz.errors import RazError
+    from raz.inspection.rerun import rerun, rerun_lines
+    from raz.study.index import read_study, split_reference
+
+    store = folder_of(store)
+    name, number = split_reference(reference)
+    if number is None:
+        raise RazError(reference, "expected a trial of a study", f"{name}#0")
+    study = read_study(store, name)
+    with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
+        told = rerun(
+            study, number, data_root=data_root and data_root.expanduser(), from_store=from_store,
+            log=lambda event: typer.echo(str(event), err=True),
+        )  # fmt: skip
+    tell(told, rerun_lines(told), as_json)
+    raise typer.Exit(0 if told["agrees"] else 1)
+
+
+def dashboard_command(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="One study. Default: all.")] = None,
+    store: Store = HERE,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+) -> None:
+    """Show studies in Optuna's own dashboard, live and read-only.
+
+    On this machine only, unless --host says otherwise. Needs optuna-dashboard: pip install 'raz-sweep[dashboard]'
+
+    \b
+    raz-sweep dashboard
+    raz-sweep dashboard fusion --port 0
+    """
+    from raz.inspection.dashboard import LOOPBACK, server
+    from raz.study.index import split_study
+
+    store = folder_of(store)
+    with server(store, study and split_study(study), host, port) as serving:
+        shown = f"[{host}]" if ":" in host else host
+        typer.echo(f"http://{shown}:{serving.server_port}/dashboard  (read-only; Ctrl-C ends it)")
+        if host not in LOOPBACK:
+            typer.echo("everybody who can reach this machine can read the studies", err=True)
+        try:
+            serving.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("")
+
+
+def status_command(store: Store = HERE, as_json: Json = False) -> None:
+    """Say what is running in a store now, and how far it is.
+
+    Studies with a driver, and the stages in the making.
+
+    \b
+    raz-sweep status
+    raz-sweep status --store /mnt/shared/raz-store --json
+    """
+    from raz.inspection.status import status_document, status_lines
+
+    store = folder_of(store)
+    document = status_document(store)
+    tell(document, status_lines(document, store), as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("studies")(studies_command)
+    app.command("show")(show_command)
+    app.command("diff")(diff_command)
+    app.command("import")(import_command)
+    app.command("rerun")(rerun_command)
+    app.command("dashboard")(dashboard_command)
+    app.command("status")(status_command)

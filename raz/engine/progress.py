@@ -1,0 +1,231 @@
+"""One screen of a run: what its events add up to, and how that is drawn.
+
+Several trials may wait for one stage and each tells what happens to it, so stages are known by their keys and an
+epoch is counted once, whoever tells it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from raz.pipeline.events import StageEvent
+from raz.study.records import Outcome, TrialRecord
+from raz.utils.formatting import assignments, duration
+
+MOST_LINES = 8  # of stages that are shown running
+MOST_REASONS = 3  # of pruned and of failed trials that are shown, the last ones
+RECENT = 5  # epochs whose mean says how long the next ones take
+
+
+@dataclass
+class Running:
+    """A stage that is being made."""
+
+    name: str
+    began: float
+    epoch: int = 0
+    epochs: int = 0
+    loss: float | None = None
+    value: float | None = None
+    seconds: list[float] = field(default_factory=list)  # of the last epochs
+    trials: set[int] = field(default_factory=set)  # that make it or wait for it
+
+    def left(self, now: float) -> float | None:
+        """Seconds until it is done, should it not stop early; None before anything can be said."""
+        if not self.epoch:
+            return None
+        each = sum(self.seconds) / len(self.seconds) if self.seconds else (now - self.began) / self.epoch
+        return each * (self.epochs - self.epoch)
+
+
+class Board:
+    """What is known of a run. The methods are those of Events."""
+
+    def __init__(
+        self, title: str, total: int, metric: str, direction: str = "minimize",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.title, self.total, self.metric, self.direction = title, total, metric, direction
+        self.clock, self.began = clock, clock()
+        self.trials: dict[int, Mapping[str, Any]] = {}  # running -> their values
+        self.running: dict[str, Running] = {}
+        self.waiting: dict[str, set[int]] = {}  # key -> trials
+        self.made: set[str] = set()
+        self.stored: set[str] = set()  # found, and not made in this run
+        self.over = 0
+        self.best: TrialRecord | None = None
+        self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.pruned: list[str] = []
+        self.failed: list[str] = []
+        self.spent = self.saved = 0.0
+        self.stopping = ""
+
+    # ------------------------------------------------------------------ events
+
+    def started(self, number: int, values: Mapping[str, Any]) -> None:
+        self.trials[number] = values
+
+    def stage(self, number: int, event: StageEvent) -> None:
+        key = event.key
+        if event.kind == "waiting":
+            if key not in self.running and key not in self.made:
+                self.waiting.setdefault(key, set()).add(number)
+        elif event.kind == "hit":
+            self._leave(key, number)
+            if key not in self.made and key not in self.running:
+                self.stored.add(key)
+        elif event.kind in ("started", "epoch", "images"):
+            if key in self.made:
+                return  # the late word of a trial that waited for it
+            shown = self.running.get(key)
+            if shown is None:
+                shown = self.running[key] = Running(event.stage, self.clock())
+                shown.trials |= self.waiting.pop(key, set())
+            shown.trials.add(number)
+            if event.kind != "started" and event.epoch > shown.epoch:
+                shown.epoch, shown.epochs, shown.loss, shown.value = event.epoch, event.epochs, event.loss, event.value
+                if event.kind == "epoch":
+                    shown.seconds = [*shown.seconds, event.seconds][-RECENT:]
+        elif event.kind == "finished":
+            self.running.pop(key, None)
+            self.waiting.pop(key, None)
+            self.made.add(key)
+        elif event.kind in ("stopped", "failed"):
+            self.running.pop(key, None)
+
+    def finished(self, record: TrialRecord) -> None:
+        self.counts[record.state] += 1
+        if record.state == "complete" and record.value is not None:
+            sign = 1 if self.direction == "minimize" else -1
+            if self.best is None or self.best.value is None or sign * record.value < sign * self.best.value:
+                self.best = record
+        elif record.state == "pruned":
+            at = f" at step {record.pruned_at[0]} ({record.pruned_at[1]:.4g})" if record.pruned_at else ""
+            self.pruned.append(f"trial {record.number}{at}")
+        elif record.state == "failed":
+            self.reasons[record.reason] += 1
+            first = record.message.splitlines()[0] if record.message else ""
+            self.failed.append(f"trial {record.number}: {record.reason} {first}")
+        self._pay(record.stages)
+        self.done(record.number)
+
+    def came_to(self, text: str, outcome: Outcome) -> None:
+        """How a table's trial ended, which has no record."""
+        self.counts[outcome.state] += 1
+        if outcome.state == "failed":
+            self.reasons[outcome.reason] += 1
+            self.failed.append(text)
+        self._pay(outcome.stages)
+
+    def _pay(self, stages: Any) -> None:
+        spent, saved = compute(stages)
+        self.spent += spent
+        self.saved += saved
+
+    def done(self, number: int) -> None:
+        self.over += 1
+        self.trials.pop(number, None)
+        for key in [*self.waiting, *self.running]:
+            self._leave(key, number)
+
+    def _leave(self, key: str, number: int) -> None:
+        """A trial has no more to do with a stage; a stage that nobody makes or waits for is not shown."""
+        for place in (self.waiting.get(key), self.running[key].trials if key in self.running else None):
+            if place is not None:
+                place.discard(number)
+        if key in self.waiting and not self.waiting[key]:
+            del self.waiting[key]
+        if key in self.running and not self.running[key].trials:
+            del self.running[key]
+
+    # ------------------------------------------------------------------ the screen
+
+    def __rich__(self) -> RenderableType:
+        now = self.clock()
+        parts: list[RenderableType] = [self._head(now)]
+        if self.running:
+            parts.append(self._stages(now))
+        elif not (self.waiting or self.made or self.stored or self.over):
+            # Under Ray some ten processes load torch first: seconds, on a busy machine a minute.
+            parts.append(Text("  starting: no stage has begun yet", style="dim"))
+        parts.append(self._facts())
+        if self.stopping:
+            parts.append(Text(self.stopping, style="yellow"))
+        return Group(*parts)
+
+    def _head(self, now: float) -> RenderableType:
+        grid = Table.grid(padding=(0, 1), expand=False)
+        said = f"{self.over}/{self.total} trials"
+        if self.trials:
+            said += f", {len(self.trials)} running"
+        grid.add_row(
+            Text(self.title, style="bold"), ProgressBar(total=max(1, self.total), completed=self.over, width=24),
+            Text(said), Text(duration(now - self.began), style="dim"),
+        )  # fmt: skip
+        return grid
+
+    def _stages(self, now: float) -> RenderableType:
+        grid = Table.grid(padding=(0, 1), expand=False)
+        for _ in range(5):
+            grid.add_column(no_wrap=True)
+        for shown in list(self.running.values())[:MOST_LINES]:
+            bar = ProgressBar(total=max(1, shown.epochs), completed=shown.epoch, width=16)
+            numbers = [f"loss {shown.loss:.4g}"] if shown.loss is not None else []
+            numbers += [f"val {shown.value:.4g}"] if shown.value is not None else []
+            left = shown.left(now)
+            about = f"{duration(left)} left" if left is not None else f"for {duration(now - shown.began)}"
+            more = len(shown.trials)
+            for_whom = f"trials {', '.join(map(str, sorted(shown.trials)[:3]))}{' …' if more > 3 else ''}"
+            if more == 1:
+                for_whom = for_whom.replace("trials", "trial")
+            count = f"{shown.epoch}/{shown.epochs}" if shown.epochs else ""
+            grid.add_row(f"  {shown.name}", bar, count, Text("  ".join([*numbers, about])), Text(for_whom, style="dim"))
+        if len(self.running) > MOST_LINES:
+            grid.add_row(f"  and {len(self.running) - MOST_LINES} more")
+        return grid
+
+    def _facts(self) -> RenderableType:
+        grid = Table.grid(padding=(0, 2), expand=False)
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(no_wrap=True, overflow="ellipsis")
+        grid.add_row(
+            "stages",
+            f"{len(self.made)} made, {len(self.running)} running, {len(self.waiting)} waiting,"
+            f" {len(self.stored)} from the store",
+        )
+        if self.best is not None and self.best.value is not None:
+            best = f"trial {self.best.number}, {self.metric} {self.best.value:.4g}  {assignments(self.best.values)}"
+            grid.add_row("best", Text(best, style="green"))
+        if self.pruned:
+            grid.add_row("pruned", _last(self.pruned))
+        if self.failed:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(self.reasons.items()))
+            grid.add_row("failed", Text(f"{reasons}: {self.failed[-1]}", style="red"))
+        grid.add_row("compute", spent_and_saved(self.spent, self.saved))
+        return grid
+
+
+def _last(lines: list[str]) -> str:
+    return f"{len(lines)}: " + ", ".join(lines[-MOST_REASONS:])
+
+
+def compute(stages: Any) -> tuple[float, float]:
+    """Seconds spent on a trial's stages, and those saved by serving it what others had made."""
+    spent = sum(float(stage.get("spent", 0.0)) for stage in stages)
+    return spent, sum(float(stage["seconds"]) for stage in stages if stage.get("hit"))
+
+
+def spent_and_saved(spent: float, saved: float) -> str:
+    """`2 min 20 s spent, 1 h 18 min saved by sharing (34 times less)`"""
+    times = f" ({(spent + saved) / spent:.1f} times less)" if saved and spent else ""
+    return f"{duration(spent)} spent, {duration(saved)} saved by sharing{times}"

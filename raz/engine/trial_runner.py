@@ -1,0 +1,119 @@
+"""One trial in one process: from a configuration to an Outcome, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from raz.config import TrialConfig, from_parameters
+from raz.errors import RazError, TrialFailure
+from raz.pipeline.events import StageEvent, Tell
+from raz.study.records import Outcome
+from raz.study.seed_average import over_seeds
+
+RunTrial = Callable[..., Any]  # as raz.pipeline.trial.run_trial
+Progress = Callable[[int, float], bool]  # (step, value) -> stop?
+
+PIPELINE = "raz.pipeline.trial:run_trial"  # by dotted name, so that it crosses a process border
+# What no other trial would survive either: the disk is full, the store may not be written or does not answer.
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EHOSTUNREACH)
+
+
+class MadeElsewhere(Exception):
+    """A stage that another process made raised what nobody thought of: its text and its traceback."""
+
+    def __init__(self, text: str, trace: str) -> None:
+        super().__init__(text, trace)
+        self.text, self.trace = text, trace
+
+
+def resolve(name: str) -> RunTrial:
+    """The function of a dotted name, `package.module:function`."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ValueError(f"{name!r} is no dotted name, expected package.module:function")
+    found: RunTrial = getattr(importlib.import_module(module), function)
+    return found
+
+
+def attempt(
+    run_trial: RunTrial,
+    config: Mapping[str, Any],
+    store: Path,
+    *,
+    data_root: Path | None = None,
+    progress: Progress | None = None,
+    log: Tell | None = None,
+    splits: tuple[str, ...] = ("val",),
+    make: Any = None,
+    seeds: Sequence[int] = (),
+) -> Outcome:
+    """Runs one trial and says how it ended. A search scores the validation split only; a table names the test split.
+
+    With `seeds` the trial is run once a seed and judged by the mean (`raz.study.seed_average.over_seeds`).
+    `make` is handed on: an engine's way to have stages made by other processes (raz.pipeline.executor.Make).
+    `config` are the flat parameters of a TrialConfig. A TrialFailure keeps its reason, memory that ran
+    out is `oom`, a configuration that cannot be run is `invalid`, anything else is `error` with its
+    traceback. An OSError that would meet every trial (HOPELESS) goes through, and so does what is no
+    Exception: a stop must reach the caller.
+    """
+    if seeds:
+
+        def run(one: Mapping[str, Any], told: Progress | None) -> Outcome:
+            return attempt(run_trial, one, store, data_root=data_root, progress=told, log=log, splits=splits, make=make)
+
+        return over_seeds(run, config, seeds, progress)
+    began = time.monotonic()
+    stopped = False
+    walked: list[dict[str, Any]] = []  # the stages of a trial that does not come to its end
+
+    def heard(event: StageEvent) -> None:
+        if event.kind in ("hit", "finished", "stopped", "failed"):
+            use = {"stage": event.stage, "key": event.key, "hit": event.kind == "hit", "seconds": event.seconds}
+            walked.append({**use, "spent": event.spent})
+        if log is not None:
+            log(event)
+
+    def watched(step: int, value: float) -> bool:
+        nonlocal stopped
+        stopped = stopped or (progress is not None and progress(step, float(value)))
+        return stopped
+
+    def failed(reason: str, error: Exception, trace: str = "") -> Outcome:
+        message = str(error) or type(error).__name__
+        seconds = time.monotonic() - began
+        return Outcome("failed", seconds, stages=tuple(walked), reason=reason, message=message, trace=trace)
+
+    try:
+        trial: TrialConfig = from_parameters(config)
+        result = run_trial(trial, store, data_root=data_root, splits=splits, progress=watched, log=heard, make=make)
+    except Exception as error:
+        if stopped:  # however the trial took the word to stop, stopping is what it did
+            return Outcome("pruned", time.monotonic() - began, stages=tuple(walked))
+        if isinstance(error, TrialFailure):
+            return failed(error.reason, error)
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in HOPELESS:  # a store that cannot be written meets every trial
+            raise cause from None
+        if isinstance(error, RazError):
+            return failed("invalid", error)
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            return failed("oom", error)
+        if isinstance(error, OSError) and error.errno in HOPELESS:
+            raise
+        if isinstance(error, MadeElsewhere):
+            return failed("error", RuntimeError(error.text), error.trace)
+        text = f"{type(error).__name__}: {error}"
+        return failed("error", RuntimeError(text), "".join(traceback.format_exception(error)))
+    if stopped:
+        return Outcome("pruned", time.monotonic() - began, stages=tuple(walked))
+    stages = tuple(asdict(s) if is_dataclass(s) and not isinstance(s, type) else dict(s) for s in result.stages)
+    return Outcome(
+        "complete", time.monotonic() - began, dict(result.metrics), stages, device=result.device, data=dict(result.data)
+    )

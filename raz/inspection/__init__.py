@@ -1,0 +1,1 @@
+"""Looking at studies and at this machine; nothing is changed."""

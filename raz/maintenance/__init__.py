@@ -1,0 +1,1 @@
+"""Garbage collection, export, import and pull of a store."""

@@ -1,0 +1,166 @@
+"""Which stages of a store somebody can still ask for: studies, tables that were run, tables that are shipped.
+
+A stage is reached by a key that a study recorded, by the configuration of a trial (running, waiting, lost, pruned and
+failed trials record no keys, and the best trial's test images are predicted after the search), by a row of a table,
+and as what another reached stage was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raz.config import TrialConfig, configure, from_parameters, parameters
+from raz.errors import RazError
+from raz.spec.derived import derive, ordered, parse_derived
+from raz.spec.designs import DESIGNS
+from raz.spec.parameter import label
+from raz.store.cache import StageKey, digest
+from raz.store.inventory import StoredStage, stage_of
+from raz.study.index import StoredStudy, base_of, read_study
+from raz.study.journal import study_names
+from raz.study.table_runs import TABLES, _remembered
+
+if TYPE_CHECKING:
+    from raz.spec.ablation import AblationTable
+
+SPLITS = ("val", "test")
+
+
+@dataclass
+class Reach:
+    """Who can ask for what."""
+
+    users: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (stage, key) -> studies and tables
+    chains: set[tuple[str, str]] = field(default_factory=set)  # (stage, chain)
+    closed: dict[str, str] = field(default_factory=dict)  # data set -> why its keys cannot be known
+    _done: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # configuration -> its stages
+
+    def add(self, stage: str, key: str, user: str) -> None:
+        self.users.setdefault((stage, key), set()).add(user)
+
+
+def reach(
+    store: Path,
+    artifacts: Sequence[StoredStage],
+    *,
+    data_root: Path | None = None,
+    tables: Sequence[AblationTable] = (),
+) -> Reach:
+    """Everything that a study of the store, a table run in it, or one of `tables` can ask for.
+
+    A configuration whose data set cannot be opened is put down in `closed`. Raises RazError when a journal cannot
+    be read: what it asks for cannot be known then.
+    """
+    found = Reach()
+    present = {str((a.manifest or {}).get("config", {}).get("dataset")) for a in artifacts}
+    for name in study_names(store):
+        _study(found, read_study(store, name), data_root)
+    for path in sorted((store / TABLES).glob("*.json")):
+        for title, config in _remembered(path):
+            _ask(found, config, f"table {title}", data_root)
+    for table in tables:
+        for profile in table.profiles.values():
+            if present.isdisjoint(profile.datasets):
+                continue
+            for trial in table.trials(profile):
+                if trial.dataset in present:
+                    _ask(found, trial.config, f"table {table.table}", data_root)
+    _close(found, artifacts)
+    return found
+
+
+def _study(found: Reach, study: StoredStudy, data_root: Path | None) -> None:
+    best = {trial.number for trial in study.front}
+    for trial, extra in zip(study.trials, study.extras, strict=True):
+        for stage in trial.stages:
+            found.add(stage_of(str(stage.get("stage"))), str(stage.get("key")), study.name)
+        if trial.state == "complete" and trial.stages and trial.number not in best:
+            continue
+        config = _config(study, trial.config, extra)
+        if config is None:
+            continue
+        for seed in _seeds(study) or (config.seed,):
+            _ask(found, replace(config, seed=seed), study.name, data_root)
+
+
+def _seeds(study: StoredStudy) -> tuple[int, ...]:
+    """The seeds that each of its trials runs; none where a trial has one of its own (as SearchSpace.mean_over)."""
+    sampler = study.meaning.get("design.sampler")
+    seeds = tuple(int(seed) for seed in study.meaning.get("design.seeds", ()))
+    return seeds if sampler not in DESIGNS or sampler == "grid" else ()
+
+
+def _config(study: StoredStudy, config: Mapping[str, Any], extra: Mapping[str, Any]) -> TrialConfig | None:
+    """The configuration of a trial; of a waiting one, the base with the values that it was queued with."""
+    try:
+        if config:
+            return from_parameters(config)
+        base = base_of(study)
+        fixed = dict(extra.get("fixed", {}))
+        if not base or not fixed:
+            return None
+        settings: dict[str, Any] = {}
+        for name, value in fixed.items():
+            choices = study.meaning.get(f"parameters.{name}", {}).get("choice", ())
+            if isinstance(choices, Mapping):  # named: what the name sets
+                settings |= choices.get(value, {})
+            else:
+                settings[name] = {label(choice): choice for choice in choices}.get(value, value)
+        where = f"study {study.name}"
+        derived = {
+            name.removeprefix("derive."): parse_derived(name.removeprefix("derive."), str(text))
+            for name, text in study.meaning.items()
+            if name.startswith("derive.")
+        }
+        return derive(configure(TrialConfig(), {**base, **settings}, where), ordered(derived), where)
+    except RazError:  # an invalid draw, or of a version with other names: nothing of today's asks for its stages
+        return None
+
+
+def _ask(found: Reach, config: TrialConfig, user: str, data_root: Path | None) -> None:
+    from raz.pipeline.graph import STAGES, chain_key
+    from raz.pipeline.keys import stage_keys
+
+    name = digest(parameters(config.resolved()))
+    if name not in found._done:
+        if config.dataset in found.closed:
+            return
+        try:
+            keys = stage_keys(config, data_root=data_root, splits=SPLITS)
+        except RazError as error:
+            found.closed[config.dataset] = str(error)
+            return
+        found._done[name] = tuple((node.stage, key.key) for node, key in keys.items())
+        found.chains |= {
+            (node.stage, chain_key(key)) for node, key in keys.items() if STAGES[node.stage].kind == "trained"
+        }
+    for stage, key in found._done[name]:
+        found.add(stage, key, user)
+
+
+def _close(found: Reach, artifacts: Sequence[StoredStage]) -> None:
+    """Adds what reached stages were made from, and the chains that they were trained in."""
+    from raz.pipeline.graph import STAGES, chain_key
+
+    by_key = {(a.stage, a.key): a for a in artifacts}
+    pending = list(found.users)
+    while pending:
+        place = pending.pop()
+        artifact = by_key.get(place)
+        if artifact is None or artifact.manifest is None:
+            continue
+        users = found.users[place]
+        for node, key in artifact.needs.items():
+            needed = (stage_of(node), key)
+            if not users <= found.users.get(needed, set()):
+                found.users.setdefault(needed, set()).update(users)
+                pending.append(needed)
+        known = STAGES.get(artifact.stage)
+        if known is not None and known.kind == "trained":
+            try:
+                found.chains.add((artifact.stage, chain_key(StageKey(**artifact.manifest["key"]))))
+            except TypeError:  # a key of another layout
+                continue

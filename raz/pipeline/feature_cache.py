@@ -1,0 +1,196 @@
+"""What frozen parts of the networks give, computed once a store: features, rich maps, candidates of regions.
+
+Files below `features/` of the store, one an image, named by what determines them, written aside and renamed: a killed
+stage finds them again, and a resumed run reads the same bits as an unbroken one. Half precision: the networks' maps
+are rounded by at most one part in 2048.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raz.paper.networks import STRIDE, Backbone, network_input
+from raz.pipeline.samples import Images, Window, up8
+from raz.utils.atomic import replacing
+
+RICH_BYTES = 1 << 32  # most that the rich maps of one split may take on disk
+
+
+@dataclass
+class FeatureCache:
+    """A frozen backbone's features of whole images, and of their mirrors, half precision, on disk.
+
+    Crops of these features know the context beyond the crop's edge, unlike features of a crop.
+    """
+
+    folder: Path
+    backbone: Backbone
+    images: Images
+    device: torch.device
+    _open: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+
+    def get(self, index: int, mirrored: bool = False) -> Tensor:
+        """(C, H/8, W/8) float16, mapped from the file."""
+        found = self._open.get((index, mirrored))
+        if found is None:
+            pixels = self.images.pixels(index)
+            shape = (self.backbone.channels, up8(pixels.shape[0]) // STRIDE, up8(pixels.shape[1]) // STRIDE)
+
+            def compute() -> Tensor:
+                image = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+                features: Tensor = self.backbone(network_input(image, self.device))[0]
+                return features
+
+            found = _kept(_file(self.folder, index, mirrored), shape, compute)
+            self._open[index, mirrored] = found
+        return found
+
+    def whole(self, index: int, mirrored: bool = False) -> Tensor:
+        """(1, C, H/8, W/8) float32 on the device."""
+        return self.get(index, mirrored).float().to(self.device)[None]
+
+    def crop(self, w: Window) -> Tensor:
+        """(1, C, h/8, w/8) float32; zero beyond the image."""
+        features = self.get(w.index, w.mirrored)
+        y, x, h, wd = w.y0 // STRIDE, w.x0 // STRIDE, w.height // STRIDE, w.width // STRIDE
+        out = features[:, y : y + h, x : x + wd].float().to(self.device)[None]
+        return torch.nn.functional.pad(out, (0, wd - out.shape[3], 0, h - out.shape[2]))
+
+
+@dataclass(frozen=True)
+class SizedFeatures:
+    """The caches of `Sizes`, one a size."""
+
+    caches: tuple[FeatureCache, ...]
+
+    def crop(self, w: Window) -> Tensor:
+        """As `FeatureCache.crop`."""
+        size, own = divmod(w.index, len(self.caches[0].images))
+        return self.caches[size].crop(replace(w, index=own))
+
+
+@dataclass
+class RichCache:
+    """A frozen branch's last rich map of whole images, and of their mirrors, half precision, on disk.
+
+    The map has 8 / `stride` cells where the features have one. Rows and columns come before channels in the file, so
+    that a crop is read in long pieces and arrives in the layout that convolutions of few channels prefer.
+    """
+
+    folder: Path
+    branch: nn.Module  # CountingBranch or LocalizationBranch: features -> (map, rich map)
+    channels: int
+    stride: int
+    features: FeatureCache
+    _open: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+
+    def get(self, index: int, mirrored: bool = False) -> Tensor:
+        """(H/stride, W/stride, C) float16, mapped from the file."""
+        found = self._open.get((index, mirrored))
+        if found is None:
+            height, width = self.features.images.pixels(index).shape[:2]
+            shape = (up8(height) // self.stride, up8(width) // self.stride, self.channels)
+
+            def compute() -> Tensor:
+                rich: Tensor = self.branch(self.features.whole(index, mirrored))[1][0]
+                return rich.permute(1, 2, 0)
+
+            found = _kept(_file(self.folder, index, mirrored), shape, compute)
+            self._open[index, mirrored] = found
+        return found
+
+    def crops(self, windows: Sequence[Window]) -> Tensor:
+        """(B, C, h/stride, w/stride) float32, channels last in memory; windows of one size; zero beyond the image."""
+        h, wd = windows[0].height // self.stride, windows[0].width // self.stride
+        out = torch.empty((len(windows), h, wd, self.channels))
+        for row, w in zip(out, windows, strict=True):
+            y, x = w.y0 // self.stride, w.x0 // self.stride
+            part = self.get(w.index, w.mirrored)[y : y + h, x : x + wd]
+            row[: part.shape[0], : part.shape[1]] = part
+            row[part.shape[0] :] = 0.0
+            row[:, part.shape[1] :] = 0.0
+        return out.to(self.features.device).permute(0, 3, 1, 2)
+
+
+def rich_bytes(images: Images, channels: Sequence[tuple[int, int]], mirrors: bool) -> int:
+    """Bytes on disk of rich maps of these (channels, stride) for all images, and for their mirrors."""
+    cells = sum(up8(h) * up8(w) for h, w, _ in (images.pixels(i).shape for i in range(len(images))))
+    return (2 if mirrors else 1) * 2 * sum(c * cells // s**2 for c, s in channels)
+
+
+def _file(folder: Path, index: int, mirrored: bool) -> Path:
+    return folder / f"{index}{'m' if mirrored else ''}.npy"
+
+
+def _kept(path: Path, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
+    """The file's array, computed and written first where it is missing or damaged."""
+    found = _mapped(path, shape)
+    if found is not None:
+        return found
+    with torch.inference_mode():
+        computed = compute().half().cpu().contiguous().numpy()
+    with replacing(path) as aside:
+        np.save(aside, computed)
+    found = _mapped(path, shape)
+    if found is None:
+        raise OSError(f"{path} cannot be read back after writing")
+    return found
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The float16 array of an .npy file as a private map of it, or None where it is missing or not what it should be.
+
+    torch's map, unlike numpy's, keeps no file descriptor: there are two files an image.
+    """
+    try:
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                return None
+            found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+            start, size = file.tell(), os.fstat(file.fileno()).st_size
+    except (OSError, ValueError, EOFError):
+        return None
+    if found != shape or by_columns or dtype != np.float16 or size != start + 2 * int(np.prod(shape)):
+        return None
+    content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    return content[start:].view(torch.float16).view(shape)
+
+
+# ------------------------------------------------------------------ candidates of regions
+
+Candidates = tuple[NDArray[np.int64], NDArray[np.float64]]  # boxes (m, 4), their mean attention (m,)
+
+
+def kept_candidates(path: Path, count: int, compute: Callable[[], list[Candidates]]) -> list[Candidates]:
+    """The candidates of `count` images out of the file, computed and written first where it is missing or damaged."""
+    found = _read_candidates(path, count)
+    if found is None:
+        found = compute()
+        boxes = np.concatenate([np.zeros((0, 4), np.int64), *[b for b, _ in found]])
+        means = np.concatenate([np.zeros(0), *[m for _, m in found]])
+        ends = np.cumsum([len(m) for _, m in found], dtype=np.int64)
+        with replacing(path) as aside:
+            np.savez(aside, allow_pickle=False, boxes=boxes, means=means, ends=ends)
+    return found
+
+
+def _read_candidates(path: Path, count: int) -> list[Candidates] | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            boxes, means, ends = arrays["boxes"], arrays["means"], arrays["ends"]
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+        return None
+    if boxes.shape != (len(means), 4) or ends.shape != (count,) or (count and ends[-1] != len(means)):
+        return None
+    if boxes.dtype != np.int64 or means.dtype != np.float64 or ends.dtype != np.int64:
+        return None
+    return [(boxes[a:b], means[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)] if count else []

@@ -1,0 +1,296 @@
+"""The stage tree: what each stage reads and needs, and from that its key. No torch, no training.
+
+A stage's key is a sha256 over its name, the version of its meaning, its declared inputs, the keys of what
+it needs and the fingerprint of the data it reads. A stage's function gets its declared inputs and those of the
+stages it needs (`inputs_for`), nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from raz.config import (
+    AttentionConfig,
+    BackboneConfig,
+    CountingConfig,
+    FusionConfig,
+    InputConfig,
+    LocalizationConfig,
+    MetricsConfig,
+    PeaksConfig,
+    RazConfig,
+    TrialConfig,
+    ZoomingConfig,
+    parameters,
+    without_before,
+)
+from raz.store.cache import StageKey
+
+Kind = Literal["trained", "inferred", "computed"]
+KINDS = ("trained", "inferred", "computed")
+COMMON = ("dataset", "seed", "threads", "input")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work. Raise `version` when the same inputs would give another output."""
+
+    kind: Kind
+    version: int
+    reads: tuple[str, ...]  # parts or single parameters, beside COMMON
+    needs: tuple[str, ...]  # trained stages
+    epochs: str = ""  # the parameter that says how long a trained stage's chain is
+
+
+STAGES: dict[str, Stage] = {
+    "counting": Stage("trained", 2, ("backbone", "counting"), (), "counting.train.epochs"),
+    "localization": Stage("trained", 1, ("localization",), ("counting",), "localization.train.epochs"),
+    "attention": Stage("trained", 3, ("attention",), ("localization",), "attention.train.epochs"),
+    "raz": Stage(
+        "trained", 1, ("raz.regions", "raz.unfreeze", "raz.train", "localization.gamma"), ("attention",),
+        "raz.train.epochs",
+    ),
+    "raz_attention": Stage(
+        "trained", 3, ("raz.regions", "raz.attention_train", "attention.sigma_z", "attention.loss"), ("raz",),
+        "raz.attention_train.epochs",
+    ),
+    "density": Stage("inferred", 1, (), ("counting",)),
+    "points": Stage("inferred", 1, (), ("localization",)),
+    "zoom": Stage("inferred", 1, ("zooming",), ("attention", "raz")),
+    "score": Stage("computed", 3, ("depth", "peaks", "fusion", "metrics"), ()),
+}  # fmt: skip
+TRAINED = tuple(name for name, stage in STAGES.items() if stage.kind == "trained")
+# What a trained stage's validation value is measured by, beside its network: only values measured alike compare.
+MEASURED_BY: dict[str, tuple[str, ...]] = {
+    "counting": ("dataset", "input"),
+    "localization": ("dataset", "input", "localization.gamma"),
+    "attention": ("dataset", "input", "attention.sigma_z", "attention.loss"),
+    "raz": ("dataset", "input", "localization.gamma", "raz.regions"),
+    "raz_attention": ("dataset", "input", "attention.sigma_z", "attention.loss", "raz.regions"),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """One stage of a trial: `counting`, `density` of a split, `zoom` of a split at a pass."""
+
+    stage: str
+    split: str = ""
+    zoom_pass: int = 0
+
+    def __str__(self) -> str:
+        number = f"{self.zoom_pass}" if self.zoom_pass else ""
+        return f"{self.stage}{number}" + (f"@{self.split}" if self.split else "")
+
+
+def fits_on_train(config: TrialConfig | Declared) -> bool:
+    """Whether theta_f is fitted on training images, so that they too must be predicted."""
+    fusion = config.fusion
+    return fusion.rule == "grid" and isinstance(fusion.theta_f, str) and fusion.fit_on == "train"
+
+
+def requires(config: TrialConfig, node: Node) -> list[Node]:
+    """The nodes whose artifacts `node` reads."""
+    if node.stage == "score":
+        splits = dict.fromkeys([node.split, "val", *(["train"] if fits_on_train(config) else [])])
+        return [
+            needed
+            for split in splits
+            for needed in (
+                Node("density", split), Node("points", split),
+                *(Node("zoom", split, n) for n in range(2, config.depth + 1)),
+            )
+        ]  # fmt: skip
+    needed = [Node(name) for name in STAGES[node.stage].needs]
+    if node.stage == "zoom":
+        if node.zoom_pass > 2:
+            needed += [Node("raz_attention"), Node("zoom", node.split, node.zoom_pass - 1)]
+        else:
+            needed.append(Node("points", node.split))
+    return needed
+
+
+def ordered(config: TrialConfig, splits: tuple[str, ...]) -> list[Node]:
+    """Every node of a trial, each after what it needs: what is trained, what is inferred, what is computed.
+
+    So a trial that is pruned has predicted nothing, and its predictions come in a row.
+    """
+    nodes = needed_for(config, [Node("score", split) for split in splits])
+    return sorted(nodes, key=lambda node: KINDS.index(STAGES[node.stage].kind))
+
+
+def needed_for(config: TrialConfig, nodes: Iterable[Node]) -> list[Node]:
+    """These nodes and all that they need, each after what it needs."""
+    out: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node not in out:
+            for needed in requires(config, node):
+                visit(needed)
+            out[node] = None
+
+    for node in nodes:
+        visit(node)
+    return list(out)
+
+
+def stage_of_step(values: Mapping[str, Any], step: int) -> tuple[str, int]:
+    """The trained stage that a trial's step belongs to, and the epoch of that stage, from 1.
+
+    `values` are the trial's parameters. Steps run from 1 through the epoch caps of the stages (`first_step`).
+    """
+    for stage in TRAINED:
+        epochs = int(values[STAGES[stage].epochs])
+        if step <= epochs:
+            break
+        step -= epochs if stage != TRAINED[-1] else 0
+    return stage, max(1, step)
+
+
+def first_step(values: Mapping[str, Any], stage: str) -> int:
+    """Epoch caps of the trained stages before this one: its epoch e is the trial's step `first_step + e`."""
+    return sum(int(values[STAGES[name].epochs]) for name in TRAINED[: TRAINED.index(stage)])
+
+
+def all_steps(values: Mapping[str, Any]) -> int:
+    """Epoch caps of all trained stages together."""
+    return sum(int(values[STAGES[name].epochs]) for name in TRAINED)
+
+
+def measure_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Those of a trial's parameters that a stage's validation value is measured by."""
+    wanted = MEASURED_BY[stage]
+    if values.get("raz.regions") == "same":
+        wanted = tuple("zooming" if name == "raz.regions" else name for name in wanted)
+    return {n: v for n, v in values.items() if any(n == w or n.startswith(f"{w}.") for w in wanted)}
+
+
+def inputs_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The declared inputs as dotted names with JSON values, out of all the parameters of a resolved trial."""
+    return {name: values[name] for name in _read_by(stage, tuple(values))}
+
+
+@lru_cache(maxsize=64)
+def _read_by(stage: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    wanted = (*COMMON, *STAGES[stage].reads)
+    return tuple(n for n in names if any(n == w or n.startswith(f"{w}.") for w in wanted))
+
+
+class UndeclaredInput(AttributeError):
+    """A stage's function read a parameter that the stage does not declare, so that its key lacks it."""
+
+    def __init__(self, stage: str, parameter: str) -> None:
+        super().__init__(
+            f"stage {stage} does not declare {parameter}: declare it in STAGES, or read it from a stage it needs"
+        )
+
+
+class Declared:
+    """The declared inputs of one stage, read-only, by the names that they have in a TrialConfig.
+
+    A part of which single parameters are declared (`raz.train`) holds these alone. Reading anything else raises
+    UndeclaredInput: a stage cannot read a hyperparameter that its key lacks.
+    """
+
+    __slots__ = ("_path", "_stage", "_values")
+
+    _stage: str
+    _path: str
+    _values: Mapping[str, Any]
+    dataset: str
+    seed: int
+    threads: int
+    input: InputConfig
+    backbone: BackboneConfig
+    counting: CountingConfig
+    localization: LocalizationConfig
+    attention: AttentionConfig
+    raz: RazConfig
+    zooming: ZoomingConfig
+    peaks: PeaksConfig
+    depth: int
+    fusion: FusionConfig
+    metrics: MetricsConfig
+
+    def __init__(self, stage: str, values: Mapping[str, Any], path: str = "") -> None:
+        """values: name -> value, or the same again for a part of which single parameters are declared."""
+        inner = {
+            name: Declared(stage, value, f"{path}{name}.") if isinstance(value, Mapping) else value
+            for name, value in values.items()
+        }
+        object.__setattr__(self, "_stage", stage)
+        object.__setattr__(self, "_path", path)
+        object.__setattr__(self, "_values", inner)
+
+    if not TYPE_CHECKING:  # a name that is no parameter is told by the type checker
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            try:
+                return self._values[name]
+            except KeyError:
+                raise UndeclaredInput(self._stage, self._path + name) from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"the declared inputs of stage {self._stage} are read-only")
+
+
+def declared(config: TrialConfig, stage: str) -> Declared:
+    """The declared inputs of a stage, with `raz.regions: same` written out."""
+    paths = (*COMMON, *STAGES[stage].reads)
+    if "raz.regions" in paths:
+        config = config.resolved()
+    values: dict[str, Any] = {}
+    for path in paths:
+        *outer, last = path.split(".")
+        part: Any = config
+        place = values
+        for name in outer:
+            part = getattr(part, name)
+            place = place.setdefault(name, {})
+        place[last] = getattr(part, last)
+    return Declared(stage, values)
+
+
+def inputs_for(config: TrialConfig, node: Node) -> dict[str, Declared]:
+    """What the function of a node's stage may read: the declared inputs of its stage and of all stages it needs, by
+    stage. The node's key holds the first, and the keys of what it needs hold the others."""
+    return {stage: declared(config, stage) for stage in dict.fromkeys(n.stage for n in needed_for(config, [node]))}
+
+
+def keys_of(
+    config: TrialConfig,
+    splits: tuple[str, ...],
+    fingerprint: Callable[[str], str],
+    weights_identity: Callable[[str], str],
+) -> dict[Node, StageKey]:
+    """The key of every node of a trial, in order of need. `fingerprint(split)` names the data.
+
+    An input that came later (`raz.config.added`) is in a key only where it is not as it was before.
+    """
+    out: dict[Node, StageKey] = {}
+    path = ordered(config, splits)
+    values = parameters(config.resolved())
+    declared_by = {
+        stage: without_before(inputs_of(values, stage)) for stage in dict.fromkeys(node.stage for node in path)
+    }
+    for node in path:
+        inputs = dict(declared_by[node.stage])
+        if "backbone.weights" in inputs:
+            inputs["backbone.weights"] = weights_identity(config.backbone.weights)
+        read = ("train", "val") if STAGES[node.stage].kind == "trained" else (node.split,)
+        if node.zoom_pass:
+            inputs["pass"] = node.zoom_pass
+        needs = {str(needed): out[needed].key for needed in requires(config, node)}
+        data: Mapping[str, str] = {split: fingerprint(split) for split in read}
+        out[node] = StageKey(node.stage, STAGES[node.stage].version, inputs, needs, data)
+    return out
+
+
+def chain_key(key: StageKey) -> str:
+    """The key of a trained stage's chain of epochs: how many epochs were asked for is left out (I4)."""
+    return key.without(STAGES[key.stage].epochs).key

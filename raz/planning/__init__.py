@@ -1,0 +1,1 @@
+"""What a run costs and in which order its trials begin."""

@@ -1,0 +1,373 @@
+"""`raz-sweep cluster check FILE`: what is wrong with a cluster file, told with its lines, before anything is paid.
+
+Nothing is contacted. Ray's schema and its own validation are asked; for AWS each node is compared with what EC2 takes
+(botocore's model of it), and Ray's real bootstrap runs against a mock of AWS where moto is installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raz.errors import RazError, raise_all
+
+if TYPE_CHECKING:
+    pass
+
+import ipaddress
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+
+from raz.errors import RazErrors
+from raz.utils.suggestions import nearest
+from raz.utils.yamlfile import Document, Faults, parse
+
+PLACEHOLDER = "FILL_IN"
+LISTS = (
+    "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+    "head_start_ray_commands", "worker_start_ray_commands",
+)  # fmt: skip
+PROVIDER = {
+    "aws": ("type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "security_group",
+            "key_pair", "cloudwatch", "disable_node_updaters"),
+    "gcp": ("type", "region", "availability_zone", "project_id", "cache_stopped_nodes", "use_internal_ips",
+            "gcp_credentials", "disable_node_updaters"),
+    "local": ("type", "head_ip", "worker_ips", "coordinator_address"),
+}  # fmt: skip
+_SECRET = re.compile(r"\b(AKIA[0-9A-Z]{16})\b|(AWS_SECRET_ACCESS_KEY|RAY_AUTH_TOKEN|PASSWORD)=(?!\$)\S+", re.IGNORECASE)
+_PIN = re.compile(r"\bray(?:\[[\w,-]+\])?==([\w.]+)")
+_PYTHON = re.compile(r"(?:--python |python)(3\.\d+)\b")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file without faults: of which kind it is, and what could not be asked here."""
+
+    kind: str
+    notes: tuple[str, ...] = ()
+
+
+def check_file(path: Path, name: str = "") -> Checked:
+    """Looks at the whole file. Raises RazError(s) with every fault and its line; OSError goes through."""
+    name = name or str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RazError(f"{name}:1", f"byte {error.object[error.start]:#04x} is not UTF-8", "save it as UTF-8") from None
+    if path.suffix == ".sh":
+        return _check_script(text, name, path)
+    if re.search(r"^apiVersion:", text, re.MULTILINE):
+        return _check_kubernetes(text, name)
+    document = parse(text, name, strict=False, aliases=True)
+    faults = Faults(document)
+    faults.found += placeholders(text, name)
+    provider = document.data.get("provider")
+    kind = provider.get("type") if isinstance(provider, dict) else None
+    if kind not in PROVIDER:
+        faults.add(
+            ("provider", "type"), f"provider.type is {kind!r}, expected one of {', '.join(PROVIDER)}",
+            nearest(str(kind), PROVIDER),
+        )  # fmt: skip
+        faults.settle()
+    from raz.remote.ray_validation import against_schema, against_validation
+
+    misshapen = list(against_schema(document))
+    faults.found += misshapen
+    if not misshapen:
+        _rules(document, faults, str(kind))
+        notes: list[str] = []
+        if not faults.found:  # Ray's own code stops at the first fault, and without a line
+            faults.found += against_validation(document)
+        if kind == "aws":
+            from raz.remote.ray_validation import against_aws
+
+            found, notes = against_aws(document, boot=not faults.found)
+            faults.found += found
+    faults.settle()
+    if kind == "gcp":
+        notes = ["what Google would say to the node types was not asked: no mock of it is at hand"]
+    return Checked(str(kind), tuple(notes))
+
+
+def placeholders(text: str, name: str) -> list[RazError]:
+    """A fault for every line that still holds a placeholder outside its comments."""
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        code, _, comment = line.partition(" #")
+        if PLACEHOLDER in code and not code.lstrip().startswith("#"):
+            found.append(RazError(f"{name}:{number}", f"{PLACEHOLDER} is not filled in", comment.strip()))
+    return found
+
+
+def _commands(document: Document, key: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    for i, command in enumerate(document.data.get(key) or []):
+        yield (key, i), str(command)
+
+
+def _rules(document: Document, faults: Faults, kind: str) -> None:
+    """What Ray takes, and a sweep must not have."""
+    data = document.data
+    faults.keys(("provider",), data["provider"], PROVIDER[kind], ("type",))
+    for key in LISTS:
+        if key not in data:
+            faults.add((), f"{key} is missing: Ray fills in its own, such as an open dashboard", f"{key}: []")
+    _versions(document, faults)
+    _start(document, faults)
+    _mounts(document, faults)
+    for key in LISTS:
+        for place, command in _commands(document, key):
+            if _SECRET.search(command):
+                faults.add(place, "a secret stands in the file", "file_mounts, or the machine's own role")
+            said = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False).stderr
+            if said:
+                what = said.splitlines()[0].rpartition("line ")[2].partition(": ")[2]
+                faults.add(place, f"no shell command: {what}", "in YAML a # after a space begins a comment: quote it")
+    if kind == "local":
+        _hosts(data["provider"], faults)
+    else:
+        _nodes(data, faults, kind)
+
+
+def _versions(document: Document, faults: Faults) -> None:
+    here, python = metadata.version("ray"), f"{sys.version_info.major}.{sys.version_info.minor}"
+    pins = 0
+    for place, command in _commands(document, "setup_commands"):
+        for pin in _PIN.findall(command):
+            pins += 1
+            if pin != here:
+                faults.add(place, f"Ray {pin} on the nodes, {here} on this machine", f"ray[default,tune]=={here}")
+        for version in set(_PYTHON.findall(command)):
+            if version != python:
+                faults.add(place, f"Python {version} on the nodes, {python} on this machine", f"python{python}")
+    if not pins:
+        faults.add(("setup_commands",), "no command pins Ray's version", f"pip install 'ray[default,tune]=={here}'")
+    if not any("RAY_AUTH_MODE=token" in command for key in LISTS for _, command in _commands(document, key)):
+        faults.add(("setup_commands",), "nothing sets RAY_AUTH_MODE=token: who reaches a port runs what he likes",
+                   "export RAY_AUTH_MODE=token in ~/.bashrc")  # fmt: skip
+
+
+def _start(document: Document, faults: Faults) -> None:
+    ports = []
+    for key, head in (("head_start_ray_commands", True), ("worker_start_ray_commands", False)):
+        commands = list(_commands(document, key))
+        starts = [(place, command) for place, command in commands if "ray start" in command]
+        if key in document.data and not starts:
+            faults.add((key,), f"{key} has no `ray start`")
+        if starts and not any("ray stop" in command for _, command in commands):
+            faults.add((key,), "`ray stop` is missing before `ray start`: a second `ray up` would fail", "- ray stop")
+        for place, command in starts:
+            for host in re.findall(r"--dashboard-host[= ](\S+)", command):
+                if host not in ("127.0.0.1", "localhost"):
+                    faults.add(place, f"the dashboard listens on {host}", "--dashboard-host=127.0.0.1")
+            if head and "--head" not in command:
+                faults.add(place, "the head starts without --head")
+            if head and "--autoscaling-config" not in command:
+                faults.add(place, "no --autoscaling-config: no worker would ever be started",
+                           "--autoscaling-config=~/ray_bootstrap_config.yaml")  # fmt: skip
+            if not head and "$RAY_HEAD_IP" not in command:
+                faults.add(place, "a worker does not join the head", "--address=$RAY_HEAD_IP:6379")
+            pattern = r"--port[= ](\d+)" if head else r"\$RAY_HEAD_IP:(\d+)"
+            ports += [(place, port) for port in re.findall(pattern, command)]
+    if len({port for _, port in ports}) > 1:
+        faults.add(ports[-1][0], f"workers join port {ports[-1][1]}, the head listens on {ports[0][1]}")
+
+
+def _mounts(document: Document, faults: Faults) -> None:
+    mounts = document.data.get("file_mounts") or {}
+    if not any(str(remote).endswith(".ray/auth_token") for remote in mounts):
+        faults.add(("file_mounts",), "the token does not reach the nodes", "~/.ray/auth_token: ~/.ray/auth_token")
+    for remote, local in mounts.items():
+        place, source = ("file_mounts", remote), Path(os.path.expanduser(str(local)))
+        if source.name == "auth_token":
+            if not source.is_file():
+                faults.add(
+                    place, f"{local} is not there", "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"
+                )
+            elif source.stat().st_mode & 0o077:
+                faults.add(place, f"{local} may be read by others on this machine", f"chmod 600 {local}")
+        elif not source.exists():
+            faults.add(place, f"{local} is not there, seen from {os.getcwd()}", "call it from the top of a clone")
+
+
+def _hosts(provider: dict[str, Any], faults: Faults) -> None:
+    head, workers = provider.get("head_ip"), provider.get("worker_ips")
+    if not isinstance(head, str) or not isinstance(workers, list):
+        faults.add(("provider",), "head_ip or worker_ips is missing")
+        return
+    seen = {head}
+    for i, worker in enumerate(workers):
+        if worker in seen and PLACEHOLDER not in str(worker):
+            faults.add(("provider", "worker_ips", i), f"{worker} is named twice")
+        seen.add(worker)
+    for place, host in (("head_ip", head), *((f"worker_ips.{i}", worker) for i, worker in enumerate(workers))):
+        if not re.fullmatch(r"[A-Za-z0-9_.:-]+", str(host)) or (
+            re.fullmatch(r"[\d.]+", str(host)) and not _address(host)
+        ):
+            faults.add(
+                ("provider", *(int(p) if p.isdigit() else p for p in place.split("."))), f"{host!r} is no address"
+            )
+
+
+def _address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _nodes(data: dict[str, Any], faults: Faults, kind: str) -> None:
+    types, head = data.get("available_node_types") or {}, data.get("head_node_type")
+    if head not in types:
+        faults.add(("head_node_type",), f"head_node_type {head!r} is none of the node types", nearest(str(head), types))
+    for name, node in types.items():
+        place = ("available_node_types", name)
+        config, least, most = node["node_config"], node.get("min_workers", 0), node.get("max_workers", 0)
+        if least > most and name != head:
+            faults.add((*place, "min_workers"), f"min_workers {least} is more than max_workers {most}")
+        spot = "InstanceMarketOptions" in config or "SPOT" in str(config.get("scheduling"))
+        if name == head and spot:
+            faults.add((*place, "node_config"), "the head is a spot machine: its end is the run's", "on demand")
+        if kind == "aws":
+            _amazon(config, (*place, "node_config"), faults, head=name == head)
+        for i, disk in enumerate(config.get("disks") or []):
+            image = str((disk.get("initializeParams") or {}).get("sourceImage", "")) if isinstance(disk, dict) else ""
+            if "/family/" in image or not image:
+                faults.add(
+                    (*place, "node_config", "disks", i), "the image is not pinned", "images/NAME, not family/NAME"
+                )
+    grows = any(node.get("max_workers", 0) > node.get("min_workers", 0) for name, node in types.items() if name != head)
+    if grows and head in types and "most_cpus" not in str(types[head].get("resources")):
+        what = "most_cpus is missing from its resources: a run without workers asks for one, no more"
+        faults.add(("available_node_types", str(head)), what, "most_cpus and most_gpus: what all workers have together")
+    for key in ("image", "head_image", "worker_image"):
+        named = (data.get("docker") or {}).get(key)
+        if named and "@sha256:" not in named:
+            faults.add(("docker", key), f"the image {named} is not pinned", "NAME@sha256:DIGEST")
+    if kind == "aws":
+        _network(data["provider"], faults)
+
+
+def _amazon(config: dict[str, Any], place: tuple[str, ...], faults: Faults, *, head: bool) -> None:
+    image = config.get("ImageId")
+    if image is None:
+        faults.add(place, "ImageId is missing: Ray would take an Ubuntu 18.04", "ImageId: ami-…")
+    elif PLACEHOLDER not in str(image) and not re.fullmatch(r"ami-[0-9a-f]{8,17}", str(image)):
+        faults.add((*place, "ImageId"), f"the image {image!r} is not pinned", "ami- and 8 to 17 hexadecimal digits")
+    if head and "IamInstanceProfile" not in config:
+        faults.add(place, "IamInstanceProfile is missing: Ray would make a role that may do everything in EC2 and S3",
+                   "IamInstanceProfile: {Name: raz-head}")  # fmt: skip
+    options = config.get("MetadataOptions")
+    if not isinstance(options, dict) or options.get("HttpTokens") != "required":
+        faults.add((*place, "MetadataOptions"), "IMDSv1 is on: any process may read the machine's credentials",
+                   "MetadataOptions: {HttpTokens: required}")  # fmt: skip
+
+
+def _network(provider: dict[str, Any], faults: Faults) -> None:
+    region = str(provider.get("region"))
+    for zone in str(provider.get("availability_zone", region)).split(","):
+        if not zone.strip().startswith(region):
+            faults.add(("provider", "availability_zone"), f"zone {zone.strip()} is not in region {region}")
+    group = provider.get("security_group") or {}
+    if "IpPermissions" not in group:
+        faults.add(("provider",), "security_group.IpPermissions is missing: Ray opens SSH to everybody")
+    for i, rule in enumerate(group.get("IpPermissions") or []):
+        place = ("provider", "security_group", "IpPermissions", i)
+        if not isinstance(rule, dict):
+            faults.add(place, f"{rule!r} is no rule", "{FromPort: 22, ToPort: 22, IpProtocol: tcp, IpRanges: [...]}")
+            continue
+        if (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
+            what = f"ports {rule.get('FromPort')} to {rule.get('ToPort')} are open from outside"
+            faults.add(place, what, "only 22; `ray dashboard FILE` leads the rest through SSH")
+        for entry in [*(rule.get("IpRanges") or []), *(rule.get("Ipv6Ranges") or [])]:
+            cidr = str(entry.get("CidrIp", entry.get("CidrIpv6")) if isinstance(entry, dict) else entry)
+            if PLACEHOLDER in cidr:
+                continue
+            try:
+                if ipaddress.ip_network(cidr).prefixlen < 8:
+                    faults.add(place, f"open to {cidr}, which is everybody", "your own address and /32")
+            except ValueError:
+                faults.add(place, f"{cidr!r} is no network", "an address and /32")
+
+
+def _check_kubernetes(text: str, name: str) -> Checked:
+    """Each document of the file by itself; the line numbers are the file's."""
+    found, here, line, kinds = placeholders(text, name), metadata.version("ray"), 0, []
+    for part in re.split(r"^---\n", text, flags=re.MULTILINE):
+        document = parse("\n" * line + part, name, strict=False)
+        line += part.count("\n") + 1
+        faults = Faults(document)
+        kinds.append(str(document.data.get("kind")))
+        if document.data.get("kind") == "RayCluster":
+            spec = document.data.get("spec") or {}
+            version = spec.get("rayVersion")
+            if str(version) != here:
+                faults.add(("spec", "rayVersion"), f"Ray {version} on the pods, {here} on this machine", here)
+            for place, value in _leaves(document.data):
+                if place[-1] == "image" and "@sha256:" not in str(value):
+                    faults.add(place, f"the image {value} is not pinned", "NAME@sha256:DIGEST")
+                if place[-1] == "dashboard-host" and value not in ("127.0.0.1", "localhost"):
+                    faults.add(place, f"the dashboard listens on {value}", "127.0.0.1")
+                if place[-1] == "serviceType" and value in ("LoadBalancer", "NodePort"):
+                    faults.add(place, f"a service of type {value} is open to the outside", "kubectl port-forward")
+            if "RAY_AUTH_MODE" not in str(spec):
+                faults.add(("spec",), "nothing sets RAY_AUTH_MODE=token")
+        found += faults.found
+    if "RayCluster" not in kinds:
+        found.append(RazError(f"{name}:1", f"no RayCluster in it, but {', '.join(kinds)}"))
+    _raise(found)
+    return Checked("kubernetes", ("the operator's schema was not asked: kubectl apply --dry-run=server",))
+
+
+def _leaves(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, (*place, key))
+    else:
+        yield place, value
+
+
+def _check_script(text: str, name: str, path: Path) -> Checked:
+    found = placeholders(text, name)
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
+    for at, said in re.findall(r"line (\d+): (.*)", done.stderr):
+        found.append(RazError(f"{name}:{at}", said))
+    for number, line in enumerate(text.splitlines(), 1):
+        for host in re.findall(r"--dashboard-host[= ](\S+)", line):
+            if host not in ("127.0.0.1", "localhost"):
+                found.append(RazError(f"{name}:{number}", f"the dashboard listens on {host}", "127.0.0.1"))
+    if "RAY_AUTH_MODE=token" not in text:
+        found.append(RazError(f"{name}:1", "nothing sets RAY_AUTH_MODE=token"))
+    notes = ["what your site's Slurm says: sbatch --test-only"]
+    if shutil.which("shellcheck"):
+        done = subprocess.run(["shellcheck", "-f", "gcc", str(path)], capture_output=True, text=True, check=False)
+        for at, said in re.findall(r":(\d+):\d+: (?:warning|error): (.*)", done.stdout):
+            found.append(RazError(f"{name}:{at}", said))
+    else:
+        notes.append("shellcheck is not installed")
+    _raise(found)
+    return Checked("slurm", tuple(notes))
+
+
+def _raise(found: list[RazError]) -> None:
+    def line(fault: RazError) -> int:
+        return int(fault.where.rpartition(":")[2])
+
+    flat = [one for fault in found for one in (fault.faults if isinstance(fault, RazErrors) else (fault,))]
+    raise_all(sorted(flat, key=line))
+
+
+def cluster_file(cluster: Path | None) -> Path:
+    """The file that was named. Raises RazError when there is none, or a part of it is not filled in."""
+    if cluster is None:
+        raise RazError("--cluster", "which cluster was not said", "--cluster cluster/gpu.yaml, or RAZ_CLUSTER")
+    if not cluster.is_file():
+        raise RazError("--cluster", f"there is no file {cluster}", "raz-sweep cluster where")
+    raise_all(placeholders(cluster.read_text(encoding="utf-8"), str(cluster)))
+    return cluster

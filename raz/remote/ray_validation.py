@@ -1,0 +1,155 @@
+"""What Ray itself, and Amazon's own model of EC2, say to a cluster file; nothing is contacted."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
+from io import StringIO
+from typing import Any
+from unittest import mock
+
+from raz.engine.ray_internals import bootstrapped, cluster_schema, prepared, validate
+from raz.errors import RazError
+from raz.utils.suggestions import nearest
+from raz.utils.yamlfile import Document, Place
+
+BOOT = ("provider",)  # Ray's bootstrap names no place
+
+
+def against_schema(document: Document) -> Iterator[RazError]:
+    """Faults against the schema that Ray brings, all of them, with their lines."""
+    import jsonschema
+
+    for error in jsonschema.Draft7Validator(cluster_schema()).iter_errors(document.data):
+        place: Place = tuple(error.absolute_path)
+        prefix = "".join(f"{part}." for part in place)
+        if error.validator == "additionalProperties":
+            legal = list(error.schema.get("properties", {}))
+            patterns = error.schema.get("patternProperties", {})
+            for key in error.instance:
+                if key not in legal and not patterns:
+                    yield RazError(document.where(*place, key), f"unknown key {prefix}{key}", nearest(key, legal))
+        else:
+            yield RazError(document.where(*place), f"{prefix.rstrip('.') or 'the file'}: {error.message[:200]}")
+
+
+def against_validation(document: Document) -> list[RazError]:
+    """What Ray's own defaults and validation say: the first fault, if any."""
+    try:
+        with _quiet():
+            validate(prepared(copy.deepcopy(document.data)))
+    except (Exception, SystemExit) as error:  # Ray raises what it likes, and its logger ends the process
+        return [RazError(document.where(), f"Ray refuses it: {_first(error)}")]
+    return []
+
+
+def against_aws(document: Document, *, boot: bool) -> tuple[list[RazError], list[str]]:
+    """Faults of the node types against EC2's model, then, with `boot` and where moto is installed, of Ray's real
+    bootstrap and of the machines it would ask for. And notes: what could not be asked."""
+    if importlib.util.find_spec("botocore") is None or importlib.util.find_spec("boto3") is None:
+        return [], ["what EC2 would say was not asked: pip install 'raz-sweep[cluster]'"]
+    shape = _run_instances()
+    found = []
+    for name, node in (document.data.get("available_node_types") or {}).items():
+        place = ("available_node_types", name, "node_config")
+        found += [
+            RazError(document.where(*where), what, hint)
+            for where, what, hint in _compare(node["node_config"], shape, place)
+        ]
+    if importlib.util.find_spec("moto") is None:
+        return found, ["Ray's bootstrap was not run: pip install 'raz-sweep[cluster]'"]
+    if boot and not found:
+        try:
+            with _quiet(), tempfile.TemporaryDirectory() as home:
+                _boot(copy.deepcopy(document.data), home)
+        except (Exception, SystemExit) as error:
+            found.append(RazError(document.where(*BOOT), f"Ray's bootstrap on a mock of AWS fails: {_first(error)}"))
+    return found, []
+
+
+@cache
+def _run_instances() -> Any:
+    """botocore's shape of what EC2 takes for a machine."""
+    import botocore.session
+
+    return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+
+
+def _compare(value: Any, shape: Any, place: Place) -> Iterator[tuple[Place, str, str]]:
+    """(place, fault, hint) where a value differs from botocore's shape of it."""
+    kind = shape.type_name
+    if kind == "structure":
+        if not isinstance(value, dict):
+            yield place, f"{value!r} is no mapping, expected keys with values", ""
+            return
+        for key, inner in value.items():
+            if key not in shape.members:
+                yield (*place, key), f"EC2 knows no {key}", nearest(key, shape.members)
+            else:
+                yield from _compare(inner, shape.members[key], (*place, key))
+    elif kind == "list":
+        if not isinstance(value, list):
+            yield place, f"{value!r} is no list", ""
+            return
+        for i, inner in enumerate(value):
+            yield from _compare(inner, shape.member, (*place, i))
+    elif kind == "string":
+        if not isinstance(value, str):
+            yield place, f"{value!r} is no text", ""
+        elif shape.enum and value not in shape.enum:
+            yield place, f"EC2 has no {place[-1]} {value!r}", nearest(value, shape.enum)
+    elif kind in ("integer", "long") and (isinstance(value, bool) or not isinstance(value, int)):
+        yield place, f"{value!r} is no whole number", ""
+    elif kind == "boolean" and not isinstance(value, bool):
+        yield place, f"{value!r} is neither true nor false", ""
+
+
+def _boot(raw: dict[str, Any], home: str) -> None:
+    """Ray's bootstrap of the file, and EC2's answer to each machine it would start, on moto's AWS."""
+    import boto3
+    from moto import mock_aws
+
+    fake = {
+        "HOME": home,  # bootstrap writes ~/.ssh/*.pem
+        "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_SESSION_TOKEN": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    kept = {key: value for key, value in os.environ.items() if key != "AWS_PROFILE"}
+    with (
+        mock.patch.dict(os.environ, {**kept, **fake}, clear=True),
+        mock_aws(config={"iam": {"load_aws_managed_policies": True}}),
+    ):
+        config = prepared(raw)
+        ec2 = boto3.client("ec2", region_name=config["provider"]["region"])
+        iam = boto3.client("iam", region_name=config["provider"]["region"])
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        profiles = set()
+        for node in config["available_node_types"].values():
+            node["node_config"]["ImageId"] = image  # the mock does not have the real one
+            profiles.add((node["node_config"].get("IamInstanceProfile") or {}).get("Name"))
+        for profile in profiles - {None}:
+            iam.create_instance_profile(InstanceProfileName=profile)
+        config = bootstrapped(config)
+        for node in config["available_node_types"].values():
+            asked: Mapping[str, Any] = node["node_config"]
+            rest = {key: value for key, value in asked.items() if key != "SubnetIds"}
+            ec2.run_instances(**rest, SubnetId=asked["SubnetIds"][0], MinCount=1, MaxCount=1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's launcher prints as it goes; here only what it ends with counts."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with redirect_stdout(StringIO()):
+        yield
+
+
+def _first(error: BaseException) -> str:
+    text = getattr(error, "message", None) or str(error)
+    return next((line.strip() for line in str(text).splitlines() if line.strip()), type(error).__name__)[:300]

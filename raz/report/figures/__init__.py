@@ -1,0 +1,1 @@
+"""Figures of tables, studies and photographs."""

@@ -1,0 +1,40 @@
+"""The stages that the trials of a report used, as their artifacts tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raz.pipeline.graph import Node
+from raz.pipeline.keys import stage_keys
+from raz.report.fill import FilledTable
+from raz.store.cache import Artifact, StageCache
+
+MOST_TRIALS = 200  # of a table whose stages are looked up; each takes some milliseconds
+
+
+@dataclass(frozen=True)
+class Used:
+    """One stage of one filled trial; `artifact` is None where it is no longer in the store."""
+
+    dataset: str
+    row: str
+    seed: int
+    node: Node
+    key: str
+    artifact: Artifact | None
+
+
+def stages_of(filled: FilledTable, data_root: Path | None) -> tuple[Used, ...]:
+    """Every stage of the first MOST_TRIALS trials of a table that are in the store."""
+    cache, known = StageCache(filled.store), dict[str, Artifact | None]()
+    trials = [(cell, seed) for cell in filled.cells.values() if cell.config is not None for seed in cell.found]
+    out = []
+    for cell, seed in trials[:MOST_TRIALS]:
+        assert cell.config is not None
+        keys = stage_keys(replace(cell.config, seed=seed), data_root=data_root, splits=filled.table.splits)
+        for node, key in keys.items():
+            if key.key not in known:
+                known[key.key] = cache.find(key)
+            out.append(Used(cell.dataset, cell.row, seed, node, key.key, known[key.key]))
+    return tuple(out)

@@ -1,0 +1,1 @@
+"""What a person writes: search spaces, ablation tables, their checks."""

@@ -1,0 +1,164 @@
+"""Fixed designs: the points of a study that are known before it runs.
+
+| design | points |
+|---|---|
+| grid, factorial | every combination; parameters that a combination leaves out do not multiply it |
+| loo | every first value (the whole method), then each other value of one parameter at a time |
+| ofat | the base, then each other value of one parameter at a time |
+| pairs | few points in which every two values of any two parameters meet at least once |
+
+With `seeds`, every point of factorial, loo, ofat and pairs is a trial for each seed; a grid's point is one trial,
+judged by its mean over the seeds, as those of a search are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from raz.errors import RazError
+from raz.spec.parameter import Parameter, among
+
+Point = dict[str, Any]
+LARGEST_GRID = 100_000
+
+
+def grid(parameters: Sequence[Parameter]) -> list[Point]:
+    """Every combination once, the last parameter changing fastest. RazError when there are too many."""
+    points: list[Point] = [{}]
+    for parameter in parameters:
+        longer: list[Point] = []
+        for point in points:
+            if parameter.active(point):
+                longer += [{**point, parameter.name: value} for value in parameter.values()]
+            else:
+                longer.append(point)
+        points = longer
+        if len(points) > LARGEST_GRID:
+            raise RazError("design", f"the grid has more than {LARGEST_GRID} points", "use sampler: random")
+    return points
+
+
+def one_at_a_time(parameters: Sequence[Parameter], centre: Mapping[str, Any]) -> list[Point]:
+    """The centre, then each other value of one parameter at a time; `centre` names a value of every parameter.
+
+    A parameter that becomes active with the change takes its own value of the centre. Raises RazError for a
+    parameter that the centre leaves out: alone, it could never be varied.
+    """
+    points = [complete(parameters, {}, centre)]
+    for parameter in parameters:
+        if parameter.name not in points[0]:
+            conditions = ", ".join(f"{name}: {centre[name]}" for name, _ in parameter.when)
+            raise RazError(
+                parameter.name, f"{parameter.name} is left out where the others are at their centre ({conditions})",
+                "sampler: factorial, or drop its `when`",
+            )  # fmt: skip
+        for value in parameter.values():
+            if not among(value, (centre[parameter.name],)):
+                points.append(complete(parameters, {parameter.name: value}, centre))
+    return points
+
+
+def complete(parameters: Sequence[Parameter], chosen: Mapping[str, Any], default: Mapping[str, Any]) -> Point:
+    """The point with the chosen values, the defaults elsewhere, and only what its conditions let be drawn."""
+    point: Point = {}
+    for parameter in parameters:
+        if parameter.active(point):
+            point[parameter.name] = chosen.get(parameter.name, default[parameter.name])
+    return point
+
+
+def pairs(parameters: Sequence[Parameter]) -> list[Point]:
+    """Points in which any two values that can meet do meet; greedy, so few but not always fewest.
+
+    Each point starts from a pair that has not met yet and takes, parameter by parameter, the value that makes
+    the most new pairs. The same parameters give the same points.
+    """
+    left = _all_pairs(parameters)
+    points: list[Point] = []
+    while left:
+        (one, a), (other, b) = next(iter(left))
+        fixed = _with_parents(parameters, {one: a, other: b}) or {}
+        point: Point = {}
+        for parameter in parameters:
+            if not parameter.active(point):
+                continue
+            values = parameter.values()
+            if parameter.name in fixed:
+                index = fixed[parameter.name]
+            else:
+                met = [(p.name, _index(p, point[p.name])) for p in parameters if p.name in point]
+                new = [sum((pair, (parameter.name, i)) in left for pair in met) for i in range(len(values))]
+                index = new.index(max(new))
+            point[parameter.name] = values[index]
+        here = [(p.name, _index(p, point[p.name])) for p in parameters if p.name in point]
+        for i, first in enumerate(here):
+            for second in here[i + 1 :]:
+                left.pop((first, second), None)
+        points.append(point)
+    return points or grid(parameters)
+
+
+Pair = tuple[tuple[str, int], tuple[str, int]]
+
+
+def _all_pairs(parameters: Sequence[Parameter]) -> dict[Pair, None]:
+    """Every two values of two parameters that can meet, in the order of the file."""
+    out: dict[Pair, None] = {}
+    for i, one in enumerate(parameters):
+        for other in parameters[i + 1 :]:
+            for a in range(len(one.values())):
+                for b in range(len(other.values())):
+                    if _with_parents(parameters, {one.name: a, other.name: b}) is not None:
+                        out[((one.name, a), (other.name, b))] = None
+    return out
+
+
+def _with_parents(parameters: Sequence[Parameter], fixed: Mapping[str, int]) -> dict[str, int] | None:
+    """The same values with those of the parents that make them active; None when they can never meet."""
+    by_name = {p.name: p for p in parameters}
+    needed: dict[str, list[int]] = {name: [index] for name, index in fixed.items()}
+    todo = list(fixed)
+    while todo:
+        for parent, legal in by_name[todo.pop()].when:
+            values = by_name[parent].values()
+            allowed = [i for i, value in enumerate(values) if among(value, legal)]
+            before = needed.get(parent)
+            needed[parent] = allowed if before is None else [i for i in before if i in allowed]
+            if not needed[parent]:
+                return None
+            if before is None:
+                todo.append(parent)
+    return {name: indices[0] for name, indices in needed.items()}
+
+
+def _index(parameter: Parameter, value: Any) -> int:
+    return next(i for i, other in enumerate(parameter.values()) if among(value, (other,)))
+
+
+def firsts(parameters: Sequence[Parameter]) -> dict[str, Any]:
+    """Every parameter's first value: the whole method of which one part at a time is left out."""
+    return {parameter.name: parameter.values()[0] for parameter in parameters}
+
+
+# name -> points of the parameters; the second argument is where the base stands among their values
+DESIGNS: dict[str, Callable[[Sequence[Parameter], Mapping[str, Any]], list[Point]]] = {
+    "grid": lambda parameters, _: grid(parameters),
+    "loo": lambda parameters, _: one_at_a_time(parameters, firsts(parameters)),
+    "ofat": one_at_a_time,
+    "factorial": lambda parameters, _: grid(parameters),
+    "pairs": lambda parameters, _: pairs(parameters),
+}
+
+
+def points_of(
+    design: str, parameters: Sequence[Parameter], centre: Mapping[str, Any], seeds: Sequence[int]
+) -> tuple[Point, ...]:
+    """The points of a design, all of one seed before those of the next, so that a part of them is comparable.
+
+    On several slots a run begins those first that share least (`raz.planning.schedule.spread`).
+    """
+    points = DESIGNS[design](parameters, centre)
+    if design == "grid" or not seeds:
+        return tuple(points)
+    return tuple({**point, "seed": seed} for seed in seeds for point in points)

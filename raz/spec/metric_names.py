@@ -1,0 +1,21 @@
+"""The names of a score's metrics, as files name them: `val.mae`, `test.ap50@40`."""
+
+from __future__ import annotations
+
+from raz.config import TrialConfig
+from raz.spec.ablation import COUNTING, LOCALIZATION
+
+
+def scored(config: TrialConfig, split: str) -> tuple[str, ...]:
+    """The metrics that a trial of this configuration scores on a split."""
+    sigmas = [f"{sigma:g}" for sigma in config.metrics.sigmas]
+    return tuple(f"{split}.{name}" for name in (*COUNTING, *(f"{n}@{s}" for n in LOCALIZATION for s in sigmas)))
+
+
+def stages_behind(metric: str) -> tuple[str, ...]:
+    """The trained stages whose networks a metric judges."""
+    if metric.endswith("_density"):
+        return ("counting",)
+    alone = ("localization", "attention", "raz", "raz_attention")
+    name = metric.partition(".")[2].partition("@")[0]
+    return alone if name.endswith("_localization") or name in LOCALIZATION else ("counting", *alone)

@@ -1,0 +1,309 @@
+"""Content-addressed artifacts in a folder: written aside, renamed into place, verified when read.
+
+    STORE/stages/<stage>/<key>/            manifest.json beside the files it names with their sha256
+    STORE/stages/<stage>/.attempt-*        an attempt in the writing, or what a dead one left
+    STORE/chains/<stage>/<chain>/          checkpoint.pt: the training state of a chain of epochs
+    STORE/chains/<stage>/<chain>/.attempt-*  a checkpoint in the writing, or what a dead attempt left
+    STORE/failures/<stage>/<key>.json      why a stage cannot be made: what failed by its own fault fails but once
+    STORE/leases/<stage>-<key or chain>.lease  who makes it now (raz.store.lease)
+
+Nothing half-written is ever read: an artifact appears by one rename, and a file whose digest is not its
+manifest's makes the artifact a miss. Whoever holds the lease of a key or chain may remove the attempts of its
+folder that bear another token; an attempt's name starts with `.attempt-` and the token of the lease it was made
+under (without a lease, 32 random hexadecimal digits).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from raz.errors import RazError, TrialFailure
+from raz.store.lease import ATTEMPT, Lease, hold
+from raz.store.s3_tier import MANIFEST, tier_of
+from raz.utils.atomic import replacing
+
+OWN_FAULTS = ("nan", "invalid", "oom")  # a lost process or a bug says nothing about the stage
+
+
+def canonical(value: Any) -> str:
+    """A JSON value as one text, whatever the order of its keys."""
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """What an artifact is: sha256 over the stage's meaning, its inputs, its needs and the data it reads (I2)."""
+
+    stage: str
+    version: int
+    inputs: Mapping[str, Any]  # dotted parameter -> value
+    needs: Mapping[str, str]  # stage (or stage@split) -> its key
+    data: Mapping[str, str]  # what is read -> fingerprint
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "version": self.version,
+            "inputs": dict(self.inputs),
+            "needs": dict(self.needs),
+            "data": dict(self.data),
+        }
+
+    @cached_property
+    def key(self) -> str:
+        return digest(self.content)
+
+    def without(self, *names: str) -> StageKey:
+        """The same key with inputs left out: a chain leaves out its number of epochs (I4)."""
+        kept = {name: value for name, value in self.inputs.items() if name not in names}
+        return StageKey(self.stage, self.version, kept, self.needs, self.data)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: its folder and its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        return float(self.manifest["seconds"])
+
+
+Stamp = tuple[tuple[int, int], ...]  # (changed, size) of the manifest and each file
+
+
+def _stamp(folder: Path, manifest: Mapping[str, Any]) -> Stamp:
+    stats = [os.stat(folder / name) for name in (MANIFEST, *manifest["files"])]
+    return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+
+class StageCache:
+    """The store's artifacts. Safe for many processes, on one machine or on a shared folder.
+
+    Where the store stands for a bucket, what is not here is brought from there, and what is made goes there first.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.store = Path(store)
+        self.tier = tier_of(self.store)
+        self._verified: dict[Path, tuple[Stamp, Artifact]] = {}
+
+    def folder(self, stage: str, key: str) -> Path:
+        return self.store / "stages" / stage / key
+
+    def chain_folder(self, stage: str, chain: str) -> Path:
+        return self.store / "chains" / stage / chain
+
+    def find(self, key: StageKey) -> Artifact | None:
+        """The artifact, if it is there and whole. Damage is a miss."""
+        return self.at(key.stage, key.key)
+
+    def at(self, stage: str, key: str) -> Artifact | None:
+        """The artifact of a stage whose key (hex) is known but not what went into it, if it is there and whole."""
+        folder = self.folder(stage, key)
+        found = self._whole(folder)
+        if self.tier is None:
+            return found
+        if found is None and self.tier.fetch(stage, key):
+            found = self._whole(folder)
+        if found is not None and not self.tier.touch(folder):  # room was made of it just now
+            return self.at(stage, key)
+        return found
+
+    def _whole(self, folder: Path) -> Artifact | None:
+        """The artifact in a folder. Its files are read through once, and again when one was touched."""
+        known = self._verified.get(folder)
+        try:
+            if known is not None and known[0] == _stamp(folder, known[1].manifest):
+                return known[1]
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            stamp = _stamp(folder, manifest)
+            for name, expected in manifest["files"].items():
+                if file_digest(folder / name) != expected:
+                    return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        artifact = Artifact(folder, manifest)
+        self._verified[folder] = (stamp, artifact)
+        return artifact
+
+    def publish(
+        self, key: StageKey, write: Callable[[Path], None], about: Mapping[str, Any], lease: Lease | None = None,
+        *, durable: bool = True,
+    ) -> Artifact:  # fmt: skip
+        """Write the files in a folder of this attempt alone, then rename it into place.
+
+        What is not `durable` need not survive a machine that loses its power: then its digests tell, and it is a miss.
+        Where another writer was first its artifact stays and is returned. Raises RazError when the
+        store cannot be written (full disk, no permission), LostLease when `lease` is lost.
+        """
+        final = self.folder(key.stage, key.key)
+        attempt = lease.aside(final.parent) if lease else final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
+        move = lease.commit if lease else os.rename
+        with writing(self.store):
+            try:
+                attempt.mkdir(parents=True)
+                write(attempt)
+                files = {p.name: file_digest(p) for p in sorted(attempt.iterdir())}
+                manifest = {**about, "key": key.content, "files": files}
+                write_json(attempt / MANIFEST, manifest)
+                for path in attempt.iterdir() if durable else ():
+                    _sync(path)
+                if self.tier is not None:
+                    self.tier.push(key.stage, key.key, attempt, manifest)
+                if final.exists() and self._whole(final) is None:
+                    self._clear(key, final, move)
+                try:
+                    move(attempt, final)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                if durable:
+                    _sync(final.parent)
+            except FileNotFoundError:
+                if lease is not None:
+                    lease.check()  # the files went away because another has taken over
+                raise
+            finally:
+                shutil.rmtree(attempt, ignore_errors=True)
+        found = self.find(key)
+        if self.tier is not None:
+            self.tier.make_room()
+        if found is None:
+            raise RazError(str(final), "the artifact cannot be read back after writing", "check the disk")
+        return found
+
+    def _clear(self, key: StageKey, final: Path, move: Callable[[Path, Path], None]) -> None:
+        """Makes room where a damaged artifact lies; one that was made good meanwhile goes back."""
+        aside = final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
+        move(final, aside)
+        if self._whole(aside) is not None and not final.exists():
+            os.rename(aside, final)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    # ------------------------------------------------------------------ failures
+
+    def failure(self, key: StageKey, device: str) -> TrialFailure | None:
+        """Why the stage cannot be made, if that is known. Memory that ran out counts on the same device only."""
+        try:
+            told = json.loads(self._failure(key))
+            if told["reason"] == "oom" and told["device"] != device:
+                return None
+            return TrialFailure(told["where"], told["what"], told["hint"], reason=told["reason"])
+        except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged note: the stage is tried again
+            return None
+
+    def remember(self, key: StageKey, failure: TrialFailure, device: str) -> None:
+        """Notes a failure that is the stage's own, so that no other trial pays for it."""
+        if failure.reason not in OWN_FAULTS:
+            return
+        path = self._failure_path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"where": failure.where, "what": failure.what, "hint": failure.hint, "reason": failure.reason}
+        write_json(path, {**told, "device": device, "key": key.content})
+        if self.tier is not None:
+            self.tier.bucket.write(self._failure_name(key), path.read_bytes())
+
+    def forget(self, key: StageKey) -> bool:
+        """Lets a stage that failed be tried again; whether there was anything to forget."""
+        if self.tier is not None:
+            self.tier.bucket.remove(self._failure_name(key))
+        try:
+            self._failure_path(key).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _failure(self, key: StageKey) -> bytes:
+        """The note of a failure; empty when there is none."""
+        try:
+            return self._failure_path(key).read_bytes()
+        except FileNotFoundError:
+            return (self.tier.bucket.read(self._failure_name(key)) or b"") if self.tier is not None else b""
+
+    def _failure_path(self, key: StageKey) -> Path:
+        return self.store / self._failure_name(key)
+
+    def _failure_name(self, key: StageKey) -> str:
+        return f"failures/{key.stage}/{key.key}.json"
+
+    # ------------------------------------------------------------------ leases
+
+    @contextmanager
+    def lease(
+        self, name: str, places: Sequence[Path] = (), waiting: Callable[[], None] | None = None
+    ) -> Iterator[Lease]:
+        """Hold the lease `name` for writing in `places`. `waiting` is called while another process holds it."""
+        with ExitStack() as stack:
+            with writing(self.store):
+                lease = stack.enter_context(hold(self.store / "leases", name, places, waiting=waiting))
+            yield lease
+
+
+@contextmanager
+def writing(store: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one clear message."""
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "free some space, or choose another place with --store",
+            errno.EDQUOT: "your quota is used up: free some space, or choose another place with --store",
+            errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose another place with --store",
+            errno.EACCES: "choose a folder you may write with --store",
+            errno.EPERM: "choose a folder you may write with --store",
+            errno.EROFS: "choose a folder you may write with --store",
+            errno.ENOTDIR: "a part of the path is a file: choose another with --store",
+        }
+        if error.errno in hints:
+            raise RazError(f"store {store}", str(error.strerror), hints[error.errno]) from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, written aside and renamed."""
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
+
+
+def stored_curve(folder: Path) -> list[dict[str, float]]:
+    """The learning curve of a trained stage's artifact, a point an epoch: epoch, loss, value, seconds. Empty where it
+    cannot be read."""
+    try:
+        points = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
+        return [{name: float(point[name]) for name in ("epoch", "loss", "value", "seconds")} for point in points]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,151 @@
+"""What lies in a store: its artifacts with their size and age, and whether they are whole. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raz.errors import RazError
+from raz.store.cache import digest, file_digest
+from raz.store.s3_tier import MANIFEST
+
+KEY = re.compile(r"[0-9a-f]{64}")
+NODE = re.compile(r"([a-z]+(?:_[a-z]+)*)\d*(?:@[a-z]+)?")  # `zoom2@val`: stage, pass, split
+
+
+@dataclass(frozen=True)
+class StoredStage:
+    """A finished artifact of the store."""
+
+    stage: str  # zoom
+    key: str
+    path: Path
+    bytes: int
+    changed: float  # seconds since the epoch
+    manifest: Mapping[str, Any] | None  # None: damaged
+
+    @property
+    def name(self) -> str:
+        """`zoom2@val`, as trials call it."""
+        return str((self.manifest or {}).get("stage", self.stage))
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """Stage -> key of what it was made from."""
+        needs = (self.manifest or {}).get("key", {}).get("needs", {})
+        found = {NODE.fullmatch(str(node)): str(key) for node, key in needs.items()}
+        return {f"{match.group()}": key for match, key in found.items() if match}
+
+
+def stage_of(node: str) -> str:
+    """`zoom2@val` -> `zoom`; empty when it is no stage's name."""
+    match = NODE.fullmatch(node)
+    return match.group(1) if match else ""
+
+
+def check_store(store: Path) -> None:
+    """Raises RazError when there is no such folder."""
+    if not store.is_dir():
+        raise RazError(f"store {store}", "there is no such folder", "--store DIR, or RAZ_STORE; a first run makes one")
+
+
+def folders(place: Path) -> Iterator[os.DirEntry[str]]:
+    """The entries of a folder that are folders themselves; none where it is missing. Links are not followed."""
+    yield from (entry for entry in entries(place) if entry.is_dir(follow_symlinks=False))
+
+
+def entries(place: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder by name; none where it is missing, or a link."""
+    if place.is_symlink() or not place.is_dir():
+        return []
+    with os.scandir(place) as found:
+        return sorted(found, key=lambda entry: entry.name)
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder. Links are not followed, files that go away count nothing."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return 0
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size
+    return sum(bytes_of(Path(entry.path)) for entry in entries(path))
+
+
+def stages(store: Path) -> Iterator[StoredStage]:
+    """Every finished artifact, by stage and key. Attempts in the writing are none."""
+    for stage in folders(store / "stages"):
+        for entry in folders(Path(stage.path)):
+            if KEY.fullmatch(entry.name):
+                path = Path(entry.path)
+                manifest, changed = _manifest(path)
+                yield StoredStage(stage.name, entry.name, path, bytes_of(path), changed, manifest)
+
+
+def _manifest(folder: Path) -> tuple[Mapping[str, Any] | None, float]:
+    try:
+        changed = folder.stat().st_mtime
+        changed = (folder / MANIFEST).stat().st_mtime
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        whole = isinstance(found, dict) and isinstance(found["files"], dict) and isinstance(found["key"], dict)
+    except (OSError, ValueError, KeyError):
+        return None, changed
+    return (found if whole else None), changed
+
+
+def faults(artifact: StoredStage) -> list[str]:
+    """What is wrong with an artifact: every file is read and its sha256 compared, and the key with its content."""
+    if artifact.manifest is None:
+        return [f"{MANIFEST} is missing or damaged"]
+    out = []
+    try:
+        if digest(artifact.manifest["key"]) != artifact.key:
+            out.append("the key is not that of its content")
+    except (TypeError, ValueError):
+        out.append("the key is not that of its content")
+    named = artifact.manifest["files"]
+    for name, expected in sorted(named.items()):
+        path = artifact.path / name
+        if Path(name).name != name:
+            out.append(f"{name} is no file's name")
+            continue
+        try:
+            if file_digest(path) != expected:
+                out.append(f"{name} is not what was written")
+        except OSError as error:
+            out.append(f"{name}: {error.strerror or error}")
+    strangers = [e.name for e in entries(artifact.path) if e.name not in named and e.name != MANIFEST]
+    return out + [f"{name} does not belong to it" for name in strangers]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kind of thing takes in the store."""
+
+    what: str
+    items: int
+    bytes: int
+
+
+def usage(store: Path) -> list[Usage]:
+    """Bytes by stage and by kind of cache, in the order of the store's folders."""
+    out = []
+    for kind in ("stages", "chains"):
+        for stage in folders(store / kind):
+            inside = entries(Path(stage.path))
+            own = [e for e in inside if KEY.fullmatch(e.name)]
+            out.append(Usage(f"{kind}/{stage.name}", len(own), sum(bytes_of(Path(e.path)) for e in inside)))
+    known = {"stages", "chains"}
+    for entry in entries(store):
+        if entry.name not in known:
+            path = Path(entry.path)
+            items = len(entries(path)) if entry.is_dir(follow_symlinks=False) else 1
+            out.append(Usage(entry.name, items, bytes_of(path)))
+    return out

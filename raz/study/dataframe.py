@@ -1,0 +1,64 @@
+"""A study as a pandas table, for notebooks and for CSV and Parquet files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raz.store import s3
+from raz.study.index import StoredStudy, read_study
+
+if TYPE_CHECKING:
+    import pandas
+
+FIRST = ("number", "state", "reason", "objective")
+LAST = ("seconds", "started", "finished", "retry_of", "hits", "stages", "steps", "pruned_at", "commit", "torch")
+
+
+def load_study(name: str, *, store: str | Path | None = None) -> pandas.DataFrame:
+    """The trials of a study, a row each in the order of their numbers.
+
+    Columns: `number`, `state` (complete, pruned, failed, lost, running, waiting), `reason` of a failure, `objective`;
+    each searched parameter by its dotted name (NA where it was not active); each metric by its dotted name
+    (`val.mae`); then `seconds`, `started`, `finished`, `retry_of`, `hits` (stages found in the store) of `stages`,
+    `steps` (epochs reported), `pruned_at` (the step), `commit` and `torch` it ran with. `.attrs` has the study's
+    `metric`, `directions` and `meaning`.
+
+    `store` is by default the environment's RAZ_STORE, else `raz-store`. Raises RazError when it has no such study.
+    """
+    place = s3.place(Path(store if store is not None else os.environ.get("RAZ_STORE", "raz-store"))).expanduser()
+    s3.bring_notes(place)
+    return frame(read_study(place, name))
+
+
+def frame(study: StoredStudy) -> pandas.DataFrame:
+    """The trials of a study as a table. See `load_study`."""
+    import pandas
+
+    searched = list(dict.fromkeys(name for trial in study.trials for name in trial.values))
+    metrics = sorted({name for trial in study.trials for name in trial.metrics})
+    rows: list[dict[str, Any]] = []
+    for trial in study.trials:
+        row: dict[str, Any] = {
+            "number": trial.number, "state": trial.state, "reason": trial.reason or None, "objective": trial.value,
+            **trial.values, **trial.metrics,
+            "seconds": trial.seconds, "started": trial.started, "finished": trial.finished,
+            "retry_of": trial.retry_of, "hits": sum(bool(stage.get("hit")) for stage in trial.stages),
+            "stages": len(trial.stages), "steps": len(trial.steps),
+            "pruned_at": trial.pruned_at[0] if trial.pruned_at else None,
+            "commit": trial.versions.get("commit"), "torch": trial.versions.get("torch"),
+        }  # fmt: skip
+        rows.append(row)
+    table = pandas.DataFrame(rows, columns=[*FIRST, *searched, *metrics, *LAST])
+    whole = dict.fromkeys(("retry_of", "pruned_at"), "Int64")
+    table = table.astype({"objective": "float64", **whole})
+    for name in searched:  # a whole number that some trials lack stays one
+        kinds = {type(trial.values[name]) for trial in study.trials if name in trial.values}
+        if kinds == {int}:
+            table[name] = table[name].astype("Int64")
+    table.attrs = {
+        "study": study.name, "metric": study.metric, "directions": list(study.directions),
+        "meaning": dict(study.meaning),
+    }  # fmt: skip
+    return table

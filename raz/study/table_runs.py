@@ -1,0 +1,46 @@
+"""Which tables were run in a store, so that garbage collection keeps their stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raz.config import TrialConfig, from_parameters, parameters
+from raz.errors import RazError
+from raz.store.cache import digest, write_json
+from raz.study.journal import entrance
+
+if TYPE_CHECKING:
+    from raz.spec.ablation import AblationTable
+
+
+TABLES = "tables"  # STORE/tables/NAME-DIGEST.json: what was run, so that it is not collected
+
+
+def remember_table(store: Path, table: AblationTable, profile: str, configs: Iterable[TrialConfig]) -> None:
+    """Notes that this table was run in the store, with the trials' configurations."""
+    trials = [parameters(config) for config in configs]
+    path = store / TABLES / f"{table.table}-{digest(trials)[:16]}.json"
+    with entrance(store):  # a collection that has begun would not know of it
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"table": table.table, "profile": profile, "trials": trials})
+
+
+def _remembered(path: Path) -> list[tuple[str, TrialConfig]]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        title, trials = str(told["table"]), [dict(trial) for trial in told["trials"]]
+    except (ValueError, KeyError, TypeError):
+        raise RazError(
+            str(path), "the note of a table that was run is damaged", "delete it to forget the table"
+        ) from None
+    out = []
+    for trial in trials:
+        try:
+            out.append((title, from_parameters(trial)))
+        except RazError:  # of a version with other names
+            continue
+    return out

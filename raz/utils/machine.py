@@ -1,0 +1,10 @@
+"""This machine's CPUs."""
+
+from __future__ import annotations
+
+import os
+
+
+def machine_cores() -> int:
+    """CPU cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,33 @@
+"""What a result was made with, for the ledger of a study and the manifest beside an artifact; and how many cores."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from raz._version import __version__
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of the packages that matter, and the commit of a checkout (`+changes` when it was edited)."""
+    out = {"python": platform.python_version()}
+    for package in ("raz-sweep", "torch", "ray", "optuna", "numpy"):
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            out[package] = __version__ if package == "raz-sweep" else "none"
+    here = Path(__file__).resolve().parents[2]
+    if (here / ".git").exists():
+        git = ["git", "-C", str(here)]
+        try:
+            commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+            dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):  # no git on this machine: the versions say what they can
+            return out
+        if commit.returncode == 0:
+            out["commit"] = commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    return out

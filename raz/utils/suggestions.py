@@ -1,0 +1,15 @@
+"""Nearest legal names for messages about unknown ones."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+
+
+def nearest(word: str, legal: typing.Iterable[str]) -> str:
+    """A hint that names the closest legal words."""
+    names = [str(name) for name in legal]
+    close = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "legal are " + ", ".join(names[:24]) + (" …" if len(names) > 24 else "")
