@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig, from_parameters, parameters
-from raz.engine.trial_runner import resolve
+from raz.engine.trial_runner import import_function
 from raz.pipeline import trial
 from raz.pipeline.events import StageEvent
-from raz.pipeline.executor import Trial
-from raz.pipeline.graph import STAGES, Node, inputs_of, needed_for
-from raz.planning.cost_model import Prices, Sizes
+from raz.pipeline.executor import StageExecutor
+from raz.pipeline.graph import STAGES, Node, dependency_closure, inputs_of
+from raz.planning.cost_model import CostModel, DatasetSizes
 from raz.store.cache import Artifact, StageKey, digest, write_json
 from raz.store.lease import Lease
 
@@ -32,27 +32,27 @@ RUN, MAKER = "_waiting:run_trial", "_waiting:make_stages"
 TOLD = 3  # epochs of a stage that are told, evenly spread: at a small part all would come faster than they ever do
 
 
-class Stated(Prices):
+class Stated(CostModel):
     """Prices from priors alone, at sizes that were looked up once."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: DatasetSizes) -> None:
         super().__init__(Path(os.devnull), kind="cpu")
         self._stated = sizes
 
-    def sizes(self, config: TrialConfig) -> Sizes:
+    def sizes(self, config: TrialConfig) -> DatasetSizes:
         return self._stated
 
 
-def prepare(folder: Path, part: float, sizes: Sizes) -> None:
+def prepare(folder: Path, part: float, sizes: DatasetSizes) -> None:
     """Says to all that work in this store, or in a store in it, what their stages take."""
     write_json(folder / "waiting.json", {"part": part, **asdict(sizes)})
 
 
 @lru_cache(maxsize=4)
-def _said(store: Path) -> tuple[float, Prices]:
+def _said(store: Path) -> tuple[float, CostModel]:
     place = next(place for place in (store, store.parent) if (place / "waiting.json").exists())
     told = json.loads((place / "waiting.json").read_text())
-    return float(told["part"]), Stated(Sizes(told["images"], told["megapixels"]))
+    return float(told["part"]), Stated(DatasetSizes(told["images"], told["megapixels"]))
 
 
 def _begin(store: Path) -> None:
@@ -77,12 +77,12 @@ def _value(config: TrialConfig, node: Node) -> float:
     """A validation error to which the value of each parameter that it or a stage before it reads adds its own share:
     a sampler has what to learn, and what shares the stage has the same."""
     resolved = config.resolved()
-    values, before = parameters(resolved), dict.fromkeys(each.stage for each in needed_for(resolved, [node]))
+    values, before = parameters(resolved), dict.fromkeys(each.stage for each in dependency_closure(resolved, [node]))
     read = {name: value for stage in before for name, value in inputs_of(values, stage).items()}
     return 20 + math.fsum(int(digest([name, value])[:8], 16) / 16**8 for name, value in read.items())
 
 
-def _trained(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
+def _trained(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Artifact:
     took, value = seconds(self.at.cache.store, self.at.config, node), _value(self.at.config, node)
     _begin(self.at.cache.store)
     epochs = int(parameters(self.at.config)[STAGES[node.stage].epochs])
@@ -100,7 +100,7 @@ def _trained(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
     return self.at.cache.publish(key, lambda folder: write_json(folder / "curve.json", curve), about, lease)
 
 
-def _other(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
+def _other(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Artifact:
     took = seconds(self.at.cache.store, self.at.config, node)
     time.sleep(took)
     found, about = {"mae": _value(self.at.config, node)}, self._about(node, took)
@@ -108,15 +108,15 @@ def _other(self: Trial, node: Node, key: StageKey, lease: Lease) -> Artifact:
 
 
 def run_trial(config: TrialConfig, store: Path, *, make: Any = None, **options: Any) -> Any:
-    Trial._make_trained, Trial._make = _trained, _other  # type: ignore[method-assign]
+    StageExecutor._make_trained, StageExecutor._make = _trained, _other  # type: ignore[method-assign]
     if make is not None:
         make.maker = MAKER
     return trial.run_trial(config, store, make=make, **options)
 
 
 def make_stages(*given: Any, **options: Any) -> None:
-    Trial._make_trained, Trial._make = _trained, _other  # type: ignore[method-assign]
-    trial.make_stages(*given, **options)
+    StageExecutor._make_trained, StageExecutor._make = _trained, _other  # type: ignore[method-assign]
+    trial.build_stages(*given, **options)
 
 
 def alone(given: dict[str, Any]) -> None:
@@ -124,5 +124,5 @@ def alone(given: dict[str, Any]) -> None:
     from ray import tune
 
     config = from_parameters(json.loads(given["configs"])[given["trial"]])
-    found = resolve(given["run_trial"])(config, Path(given["store"]) / f"trial-{given['trial']}").metrics
+    found = import_function(given["run_trial"])(config, Path(given["store"]) / f"trial-{given['trial']}").metrics
     tune.report({"mae": found["val.mae"], "found": json.dumps(found)})

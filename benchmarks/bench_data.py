@@ -13,7 +13,7 @@ from _alt import Bench
 from numpy.typing import NDArray
 from PIL import Image
 
-from raz.data.contract import Item, Pixels
+from raz.data.contract import Pixels, Sample
 from raz.data.frames import Frames
 from raz.data.images import decode
 
@@ -68,7 +68,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, (height, width, target) in CASES.items():
             data = photograph(height, width, seed=height)
-            item = Item(f"train/{name}", name, partial(decode, data, name), no_heads, name)
+            item = Sample(f"train/{name}", name, partial(decode, data, name), no_heads, name)
             frames = Frames([item], pack=Path(folder))
             y, x = height // 3, width // 3
             ours, jpeg = from_frames(frames, y, x), from_jpeg(data, y, x)

@@ -8,7 +8,7 @@ import numpy as np
 from _alt import Bench
 from numpy.typing import NDArray
 
-from raz.paper.fusion import RULES, fit_theta, grid_density, prepare
+from raz.paper.fusion import RULES, fit_theta, fusion_inputs, grid_density
 
 Floats = NDArray[np.float64]
 Rows = Floats | list[list[float]]
@@ -53,7 +53,7 @@ def main() -> int:
     bench = Bench("fusion: Eq. 4 and its thresholds")
     den, loc, truth = counts()
     true = truth.sum(axis=1)
-    replay = prepare(den, loc, truth)
+    replay = fusion_inputs(den, loc, truth)
     theta = np.random.default_rng(1).uniform(5, 80, CELLS)
     lists = den.tolist(), loc.tolist(), true.tolist(), theta.tolist()
     bench.exact("one theta against the loop, relative", abs(replay.mae(theta) / loop(*lists) - 1), 1e-12)
@@ -65,9 +65,9 @@ def main() -> int:
     # Every threshold that can matter, among 120 images.
     few = slice(0, 120)
     means = np.unique((den[few] + loc[few]) / 2)
-    least = min(prepare(den[few], loc[few], truth[few]).mae(t) for t in means)
+    least = min(fusion_inputs(den[few], loc[few], truth[few]).mae(t) for t in means)
     fitted = fit_theta(den[few], loc[few], truth[few], "shared")
-    error = prepare(den[few], loc[few], truth[few]).mae(fitted) / least - 1
+    error = fusion_inputs(den[few], loc[few], truth[few]).mae(fitted) / least - 1
     bench.exact(f"shared theta against all {len(means)}, relative", abs(error), 1e-12)
     tried = np.quantile((den + loc) / 2, np.linspace(0, 1, TRIED))
     losses = {kind: replay.mae(fit_theta(den, loc, truth, kind)) for kind in ("cell", "shared", "image")}

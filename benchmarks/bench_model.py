@@ -33,21 +33,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raz.config import PRESETS
 from raz.paper.losses import counting_loss
-from raz.paper.networks import STRIDE, network_input, radius
+from raz.paper.networks import STRIDE, network_input, receptive_field_radius
 from raz.pipeline import builders
-from raz.pipeline.feature_cache import FeatureCache, RichCache
+from raz.pipeline.feature_cache import BranchFeatureCache, FeatureCache
 from raz.pipeline.malloc import keep_freed_memory
-from raz.pipeline.samples import Truth, Window, crop_pixels, draw_windows, generator
+from raz.pipeline.samples import GroundTruth, Window, crop_pixels, draw_windows, generator
 from raz.pipeline.tasks import (
     FeaturesOf,
-    Material,
     RichOf,
+    TrainingData,
     attention_task,
     counting_task,
     features_from,
     localization_task,
 )
-from raz.pipeline.training_loop import Task
+from raz.pipeline.training_loop import TrainingTask
 
 BATCH, CROP = 8, 128
 TINY = PRESETS["tiny"]
@@ -93,7 +93,7 @@ class Main:
         self.localization = builders.build_localization(TINY.localization, self.backbone, 0)
         channels = self.localization.channels + self.counting.channels
         self.attention = builders.build_attention(TINY.attention, channels, 0)
-        builders.narrow_layout(TINY.backbone.width, self.backbone, self.counting, self.localization, self.attention)
+        builders.to_channels_last(TINY.backbone.width, self.backbone, self.counting, self.localization, self.attention)
 
 
 class Computed:
@@ -110,7 +110,7 @@ class Computed:
 class Step:
     """One training step a call, over the batches of an epoch in turn."""
 
-    def __init__(self, task: Task, batches: list[list[Window]]) -> None:
+    def __init__(self, task: TrainingTask, batches: list[list[Window]]) -> None:
         self.task = task
         self.parameters = [p for p in task.modules.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=TRAIN.weight_decay)
@@ -151,7 +151,7 @@ def batches_of(images: Pictures) -> list[list[Window]]:
     return [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
 
 
-def counting_step(m: Material, main: Main, batches: list[list[Window]]) -> Step:
+def counting_step(m: TrainingData, main: Main, batches: list[list[Window]]) -> Step:
     modules = nn.ModuleDict({"counting": main.counting, "backbone": main.backbone})
     features = features_from(main.backbone, m.train, CPU, None)
     c = TINY.counting
@@ -161,11 +161,11 @@ def counting_step(m: Material, main: Main, batches: list[list[Window]]) -> Step:
     return Step(task, batches)
 
 
-def network_step(m: Material, main: Main, batch: list[Window]) -> Step:
+def network_step(m: TrainingData, main: Main, batch: list[Window]) -> Step:
     """The counting step on one batch whose crops and density maps are ready: what the networks alone take."""
     step = counting_step(m, main, [batch])
     x = torch.cat([crop_pixels(m.train, w, CPU) for w in batch])
-    c, truth = TINY.counting, Truth(m.train)
+    c, truth = TINY.counting, GroundTruth(m.train)
     maps = torch.from_numpy(np.stack([truth.density(w, c.output_stride, c.beta, c.kernel) for w in batch])[:, None])
 
     def loss(_: Any) -> Tensor:
@@ -176,7 +176,7 @@ def network_step(m: Material, main: Main, batch: list[Window]) -> Step:
 
 
 def localization_step(
-    m: Material, main: Main, batches: list[list[Window]], features: FeaturesOf, *, backbone: bool = False
+    m: TrainingData, main: Main, batches: list[list[Window]], features: FeaturesOf, *, backbone: bool = False
 ) -> Step:
     """On features as they come, or with the backbone trained too."""
     branch = copy.deepcopy(main.localization).requires_grad_(True)
@@ -186,7 +186,7 @@ def localization_step(
     return Step(task, batches)
 
 
-def attention_step(m: Material, main: Main, batches: list[list[Window]], rich: RichOf) -> Step:
+def attention_step(m: TrainingData, main: Main, batches: list[list[Window]], rich: RichOf) -> Step:
     branch = copy.deepcopy(main.attention)
     c = TINY.attention
     modules = nn.ModuleDict({"attention": branch})
@@ -230,7 +230,7 @@ def gradient_error(main: Main, x: Tensor) -> float:
 
 def prove_cache(bench: Bench, main: Main, images: Pictures, cache: FeatureCache) -> None:
     """Cached crops are the whole image's features rounded to half; away from the edge also those of the crop alone."""
-    inner = -(-radius(main.backbone) // STRIDE)  # cells that the crop's edge can reach
+    inner = -(-receptive_field_radius(main.backbone) // STRIDE)  # cells that the crop's edge can reach
     middle = slice(inner, CROP // STRIDE - inner)
     whole_error = middle_error = 0.0
     for w in batches_of(images)[0]:
@@ -249,7 +249,7 @@ def prove_cache(bench: Bench, main: Main, images: Pictures, cache: FeatureCache)
     bench.exact("cached features away from the edge, against the crop alone", middle_error, 2**-11)
 
 
-def prove_rich(bench: Bench, main: Main, images: Pictures, maps: RichCache, cells: RichCache) -> None:
+def prove_rich(bench: Bench, main: Main, images: Pictures, maps: BranchFeatureCache, cells: BranchFeatureCache) -> None:
     """Cached rich maps are those of the whole image's cached features, rounded to half."""
     batch = batches_of(images)[0]
     got = maps.crops(batch), cells.crops(batch)
@@ -274,7 +274,7 @@ def serve(name: str, keep: bool) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     kept = keep and keep_freed_memory()
     images = Pictures(1)
-    m, batches, main = Material(images, images, 0, CPU), batches_of(images), Main()
+    m, batches, main = TrainingData(images, images, 0, CPU), batches_of(images), Main()
     step: Callable[[], None]
     if name == "counting":
         step = counting_step(m, main, batches)
@@ -451,7 +451,7 @@ def main() -> int:
     keep_freed_memory()  # as a trial does
     bench = Bench(f"model: steps of the tiny preset, batch {BATCH}, crops {CROP} px, torch {torch.__version__}")
     images = Pictures()
-    m, batches = Material(images, images, 0, CPU), batches_of(images)
+    m, batches = TrainingData(images, images, 0, CPU), batches_of(images)
     main = Main()
     x = torch.cat([crop_pixels(images, w, CPU) for w in batches[0]])
 
@@ -493,8 +493,8 @@ def main() -> int:
             against="the backbone at every step", target=1.4,
         )  # fmt: skip
 
-        maps = RichCache(Path(folder, "localization"), main.localization, main.localization.channels, 1, cache)
-        cells = RichCache(Path(folder, "counting"), main.counting, main.counting.channels, STRIDE, cache)
+        maps = BranchFeatureCache(Path(folder, "localization"), main.localization, main.localization.channels, 1, cache)
+        cells = BranchFeatureCache(Path(folder, "counting"), main.counting, main.counting.channels, STRIDE, cache)
         prove_rich(bench, main, images, maps, cells)
 
         def rich_of(x: Tensor) -> tuple[Tensor, Tensor]:

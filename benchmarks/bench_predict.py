@@ -33,10 +33,10 @@ def model_file(folder: Path, weights: str, depth: int, threads: int) -> Path:
 
     from raz.config import PRESETS
     from raz.pipeline import builders
-    from raz.pipeline.assembly import Trained
-    from raz.pipeline.graph import declared
+    from raz.pipeline.assembly import TrainedStage
+    from raz.pipeline.graph import declared_inputs
     from raz.pipeline.model import Model, save_model
-    from raz.pipeline.scoring import Fitted
+    from raz.pipeline.scoring import FittedThresholds
 
     small = PRESETS["small"]
     config = replace(small, depth=depth, threads=threads, backbone=replace(small.backbone, weights=weights))
@@ -56,8 +56,10 @@ def model_file(folder: Path, weights: str, depth: int, threads: int) -> Path:
     def state(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
         return {f"{n}.{k}": v.clone() for n, m in modules.items() for k, v in m.state_dict().items()}
 
-    trained = {stage: Trained(stage, declared(config, stage), state(modules)) for stage, modules in parts.items()}
-    model = Model(config, trained, Fitted(0.5, 0.5, np.zeros(config.fusion.cells**2)), {"untrained": True})
+    trained = {
+        stage: TrainedStage(stage, declared_inputs(config, stage), state(modules)) for stage, modules in parts.items()
+    }
+    model = Model(config, trained, FittedThresholds(0.5, 0.5, np.zeros(config.fusion.cells**2)), {"untrained": True})
     path = folder / "model.safetensors"
     save_model(model, path)
     return path

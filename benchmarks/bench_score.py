@@ -24,16 +24,16 @@ import numpy as np
 
 from raz.paper.metrics import SIGMAS, THRESHOLDS
 from raz.score import protocols
-from raz.score.points import Marks
+from raz.score.points import PointSet
 
 TARGET = (6.0, 500.0)  # s of CPU, MB
 POINTS_PER_HEAD = 1.36 / 1.25
 
 
-def crowd(heads: int, seed: int = 0) -> list[tuple[Marks, Marks]]:
+def crowd(heads: int, seed: int = 0) -> list[tuple[PointSet, PointSet]]:
     """Images of clustered heads with boxes, and predictions for them; `heads` in all."""
     rng = np.random.default_rng(seed)
-    images: list[tuple[Marks, Marks]] = []
+    images: list[tuple[PointSet, PointSet]] = []
     left, owed = heads, 0.0
     while left:
         m = min(left, int(np.clip(rng.lognormal(6.2, 1.1), 0, 15_000)))
@@ -51,7 +51,7 @@ def crowd(heads: int, seed: int = 0) -> list[tuple[Marks, Marks]]:
         side = rng.lognormal(2.8, 0.6, m)
         sigma = np.stack([side / 2, side * math.sqrt(0.5)], axis=1)
         score = rng.random(len(points), dtype=np.float32).astype(np.float64)
-        images.append((Marks(points, score), Marks(true, None, sigma)))
+        images.append((PointSet(points, score), PointSet(true, None, sigma)))
     return images
 
 

@@ -28,15 +28,15 @@ import optuna
 from _waiting import RUN, alone, first_stage, prepare, seconds
 
 from raz.config import TrialConfig, from_parameters, parameters
-from raz.engine.events import Silent
+from raz.engine.events import NullEvents
 from raz.engine.ray_session import session
-from raz.engine.trial_runner import PIPELINE
+from raz.engine.trial_runner import DEFAULT_RUN_TRIAL
 from raz.pipeline.keys import stage_keys
-from raz.planning.cost_model import Prices
-from raz.planning.schedule import alive
-from raz.planning.simulate import Step, simulate
-from raz.planning.work_order import in_turn
-from raz.spec.base_config import open_named
+from raz.planning.cost_model import CostModel
+from raz.planning.schedule import max_live_trials
+from raz.planning.simulate import StageVisit, simulate
+from raz.planning.work_order import trial_order
+from raz.spec.base_config import open_spec
 from raz.spec.search_space import Pruning, SearchSpace
 from raz.spec.space_yaml import parse_space
 from raz.study.ledger import open_ledger
@@ -91,10 +91,10 @@ def spaces(real: bool) -> list[SearchSpace]:
     if real:
         return [parse_space(parse(json.dumps(REAL), "real.yaml"))]
     found = [
-        replace(parse_space(open_named("search_spaces/fusion.yaml")[0]), trials=60),
+        replace(parse_space(open_spec("search_spaces/fusion.yaml")[0]), trials=60),
         parse_space(parse(json.dumps(LOO), "loo.yaml")),
         parse_space(parse(json.dumps(GRID), "grid.yaml")),
-        replace(parse_space(open_named("search_spaces/everything.yaml")[0]), trials=60),
+        replace(parse_space(open_spec("search_spaces/everything.yaml")[0]), trials=60),
     ]
     return [replace(space, pruning=Pruning()) for space in found]
 
@@ -114,10 +114,10 @@ def ours(space: SearchSpace, store: Path, run_trial: str, slots: int) -> tuple[S
 
     began, clock = time.monotonic(), time.time()
     with open_ledger(store, space) as ledger:
-        ledger.adopt(space.target)
+        ledger.recover(space.target)
         if space.fixed:
-            ledger.arrange()
-        run_tuned(ledger, store, run_trial=run_trial, events=Silent(), jobs=slots, threads=space.threads)
+            ledger.order_queue()
+        run_tuned(ledger, store, run_trial=run_trial, events=NullEvents(), jobs=slots, threads=space.threads)
         wall = time.monotonic() - began
         records = ledger.records()
     wrong = [record for record in records if record.state != "complete"]
@@ -155,12 +155,12 @@ def plain(configs: list[TrialConfig], store: Path, run_trial: str, slots: int) -
     return Side(wall, 0.0, epochs_in(store), [found[i] for i in range(len(configs))])
 
 
-def steps_of(configs: list[TrialConfig], store: Path) -> list[list[Step]]:
+def steps_of(configs: list[TrialConfig], store: Path) -> list[list[StageVisit]]:
     """The trials' ways, each stage at the seconds it waits."""
     keys = [stage_keys(config) for config in configs]
     return [
         [
-            Step(key.key, seconds(store, config, node), node.stage != "score", tuple(key.needs.values()))
+            StageVisit(key.key, seconds(store, config, node), node.stage != "score", tuple(key.needs.values()))
             for node, key in way.items()
         ]
         for config, way in zip(configs, keys, strict=True)
@@ -168,18 +168,18 @@ def steps_of(configs: list[TrialConfig], store: Path) -> list[list[Step]]:
 
 
 def compare(space: SearchSpace, part: float, slots: int, real: bool, only_ours: bool) -> None:
-    name, run_trial = space.study, PIPELINE if real else RUN
+    name, run_trial = space.study, DEFAULT_RUN_TRIAL if real else RUN
     with tempfile.TemporaryDirectory(prefix="raz-bench-") as folder:
         store, private = Path(folder) / "ours", Path(folder) / "plain"
         for place in (store, private):
             place.mkdir()
-            prepare(place, part, Prices(store, kind="cpu").sizes(space.base))
+            prepare(place, part, CostModel(store, kind="cpu").sizes(space.base))
         own, configs = ours(space, store, run_trial, slots)
         if not real:
             steps = steps_of(configs, store)
             if space.fixed:
-                steps = [steps[i] for i in in_turn(configs, ("val",))]
-            best = simulate(steps, slots, alive(slots, eager=space.eager))
+                steps = [steps[i] for i in trial_order(configs, ("val",))]
+            best = simulate(steps, slots, max_live_trials(slots, eager=space.eager))
             all_, floor = best.busy / part, best.floor
             aim = ", aim 1.10" if all_ > LONG else ""
             print(

@@ -24,9 +24,9 @@ from typing import Any
 
 import optuna
 
-from raz.planning.schedule import alive
-from raz.planning.work_order import nominal_way
-from raz.spec.base_config import open_named
+from raz.planning.schedule import max_live_trials
+from raz.planning.work_order import nominal_work
+from raz.spec.base_config import open_spec
 from raz.spec.search_space import Pruning, SearchSpace
 from raz.spec.space_yaml import parse_space
 from raz.study.ledger import open_ledger
@@ -60,18 +60,18 @@ def run(space: SearchSpace, response: Response) -> list[tuple[float, float]]:
     """By trial: GFLOP spent up to it, and the least regret up to it."""
     spent, begun, best, out = 0.0, set[str](), math.inf, []
     with tempfile.TemporaryDirectory(prefix="raz-bench-") as folder, open_ledger(Path(folder), space) as ledger:
-        ledger.adopt(space.target)
+        ledger.recover(space.target)
         running: list[tuple[int, float]] = []
         while (got := ledger.ask()) is not None:
             number, values, _ = got
-            way = nominal_way(space.config(values), ("val",))
+            way = nominal_work(space.config(values), ("val",))
             spent += math.fsum(work for key, work in way.items() if key not in begun)
             begun.update(way)
             error = response(values)
             best = min(best, error)
             out.append((spent, best))
             running.append((number, error))
-            if len(running) == alive(SLOTS, eager=space.eager):
+            if len(running) == max_live_trials(SLOTS, eager=space.eager):
                 number, error = running.pop(0)
                 ledger.tell(number, Outcome("complete", metrics={space.metric: error}))
         for number, error in running:
@@ -97,7 +97,7 @@ def main() -> None:
     asked.add_argument("--studies", type=int, default=20)
     given = asked.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = replace(parse_space(open_named("search_spaces/everything.yaml")[0]), trials=given.trials, pruning=Pruning())
+    space = replace(parse_space(open_spec("search_spaces/everything.yaml")[0]), trials=given.trials, pruning=Pruning())
     counts = [1, *given.proposals]
     curves: dict[int, list[list[tuple[float, float]]]] = {n: [] for n in counts}
     for seed in range(given.studies):

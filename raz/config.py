@@ -20,7 +20,7 @@ from operator import attrgetter, itemgetter
 from typing import Any, Literal
 
 from raz.errors import RazError, raise_all
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 
 def added(*, default: Any, before: Any) -> Any:
@@ -275,7 +275,7 @@ def parameters(config: TrialConfig) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)  # a trial asks for them several times, and reading annotations takes milliseconds
-def known_names() -> Mapping[str, Any]:
+def parameter_types() -> Mapping[str, Any]:
     """Every legal dotted name with its annotated type."""
     out: dict[str, Any] = {}
 
@@ -353,13 +353,13 @@ def configure(base: TrialConfig, settings: Mapping[str, Any], where: str = "sett
     A preset's word for a whole part (`raz.regions: same`) is set before its leaves. Raises RazError(s)
     naming every unknown name and every value of the wrong kind or out of range, all at once.
     """
-    hints = known_names()
+    hints = parameter_types()
     faults: list[tuple[int, RazError]] = []
     legal: dict[str, Any] = {}
     kept: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in hints:
-            faults.append((name.count("."), RazError(where, f"unknown parameter {name!r}", nearest(name, hints))))
+            faults.append((name.count("."), RazError(where, f"unknown parameter {name!r}", did_you_mean(name, hints))))
             continue
         if _has(base, name, value):  # legal, then: most of a stored configuration is as it was
             kept[name] = value
@@ -373,7 +373,7 @@ def configure(base: TrialConfig, settings: Mapping[str, Any], where: str = "sett
         undone = {name: value for name, value in kept.items() if name.startswith(f"{word}.")}  # or set
         legal |= {name: coerce(hints[name], value) for name, value in undone.items()}
     config: TrialConfig = _set(base, legal) if legal else base
-    raise_all([RazError(where, fault) for fault in range_faults(config)])
+    raise_all([RazError(where, fault) for fault in validate_ranges(config)])
     return config
 
 
@@ -406,7 +406,7 @@ def _set(part: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     for first, below in inner.items():
         at = own.get(first, getattr(part, first))
         if not is_dataclass(at):  # the word is replaced by the part's defaults, then set
-            at = _part_class(known_names()[f"{prefix}{first}"])()  # type: ignore[misc]
+            at = _part_class(parameter_types()[f"{prefix}{first}"])()  # type: ignore[misc]
         own[first] = _set(at, below, f"{prefix}{first}.")
     return type(part)(**{**vars(part), **own})  # as `replace`, in a third of the time
 
@@ -434,7 +434,9 @@ def coerce(hint: Any, value: Any) -> Any:
     if hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
-        raise ValueError("a finite number" + (" (write 1.0e-4: YAML reads 1e-4 as text)" if _texty(value) else ""))
+        raise ValueError(
+            "a finite number" + (" (write 1.0e-4: YAML reads 1e-4 as text)" if _looks_numeric(value) else "")
+        )
     if hint is str:
         if isinstance(value, str):
             return value
@@ -462,14 +464,14 @@ def coerce(hint: Any, value: Any) -> Any:
     raise ValueError(f"a {hint}")
 
 
-def _texty(value: Any) -> bool:
+def _looks_numeric(value: Any) -> bool:
     try:
         return isinstance(value, str) and math.isfinite(float(value))
     except ValueError:
         return False
 
 
-def range_faults(config: TrialConfig) -> list[str]:
+def validate_ranges(config: TrialConfig) -> list[str]:
     """What is of the right kind but cannot be: the paper's own ranges and the code's limits."""
     faults: list[str] = []
 
@@ -541,7 +543,7 @@ def from_parameters(values: Mapping[str, Any]) -> TrialConfig:
     return configure(TrialConfig(), completed(values), "stored configuration")
 
 
-def differences(a: TrialConfig, b: TrialConfig) -> dict[str, tuple[Any, Any]]:
+def diff(a: TrialConfig, b: TrialConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted names whose values differ, each with both values."""
     left, right = parameters(a), parameters(b)
     return {

@@ -21,7 +21,7 @@ class RazError(Exception):
         return f"{self.where}: {self.what}{tail}"
 
 
-class RazErrors(RazError):
+class RazErrorGroup(RazError):
     """All faults of one input, told at once."""
 
     def __init__(self, faults: Sequence[RazError]) -> None:
@@ -55,4 +55,4 @@ def raise_all(faults: Sequence[RazError]) -> None:
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        raise RazErrors(faults)
+        raise RazErrorGroup(faults)

@@ -86,9 +86,9 @@ def real_root() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    from raz.engine.ray_session import prepare
+    from raz.engine.ray_session import set_ray_environment
 
-    prepare()
+    set_ray_environment()
     import ray
 
     folder = tempfile.mkdtemp(dir="/tmp")

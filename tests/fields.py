@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from raz.config import before_values, known_names
+from raz.config import before_values, parameter_types
 from raz.pipeline import graph
 
 GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__match_args__")
@@ -15,7 +15,7 @@ GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__del
 
 def forget() -> None:
     """What is kept of the fields of the configuration: a process has but one set of them."""
-    for cached in (known_names, before_values, graph._read_by):
+    for cached in (parameter_types, before_values, graph._read_by):
         cached.cache_clear()
 
 

@@ -38,7 +38,7 @@ def run_trial(config: TrialConfig, store: Path, *, log: Any = None, make: Any = 
 
 
 def make_stages(config: TrialConfig, store: Path, nodes: Any, *, log: Any = None, **options: Any) -> None:
-    trial.make_stages(config, store, nodes, log=_writing(store, log), **options)
+    trial.build_stages(config, store, nodes, log=_writing(store, log), **options)
 
 
 def journal(store: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raz.config import PRESETS, configure, differences
+from raz.config import PRESETS, configure, diff
 from raz.errors import RazError
 from raz.spec.ablation import AblationTable
 from raz.spec.ablation_yaml import load_table, parse_table
@@ -53,7 +53,7 @@ def test_a_trial_differs_from_its_base_by_its_row_alone() -> None:
     profile = table.profile("toy")
     trials = {(t.row, t.seed): t for t in table.trials(profile)}
     assert set(trials) == {(row, seed) for row in ("one", "two", "bare") for seed in (0, 3)}
-    changed = differences(PRESETS["tiny"], trials["two", 3].config)
+    changed = diff(PRESETS["tiny"], trials["two", 3].config)
     assert {name: new for name, (_, new) in changed.items()} == {
         "zooming.k_z": 3, "seed": 3, "fusion.rule": "average",
     }  # fmt: skip

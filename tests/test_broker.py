@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from raz.engine.stage_queue import ABSENT, GRACE, MOST_LOSSES, MOST_NODES, Desk, Flight, Request
+from raz.engine.stage_queue import (
+    GRACE,
+    MAX_NODE_LOSSES,
+    MAX_WORKER_LOSSES,
+    WAITER_TIMEOUT,
+    Request,
+    StageJob,
+    StageQueue,
+)
 from raz.engine.study_runner import run_study
 from raz.spec.space_yaml import parse_space
 from raz.study.records import read_records
@@ -25,9 +33,9 @@ class Machines:
     def __init__(self, cpus: float = 2.0, gpus: float = 0.0) -> None:
         self.now = 0.0
         self.room = {"CPU": cpus, "GPU": gpus}
-        self.started: list[Flight] = []
+        self.started: list[StageJob] = []
         self.cancelled: list[tuple[int, bool]] = []
-        self.desk = Desk(
+        self.desk = StageQueue(
             self.started.append, lambda f, force: self.cancelled.append((f.number, force)), lambda: self.room,
             lambda: self.now,
         )  # fmt: skip
@@ -107,7 +115,7 @@ def test_a_row_of_stages_is_made_together_but_for_what_others_make() -> None:
     assert m.ask("b", "density", "points", "other zoom")["state"] == "running"
     assert m.names == ["points+zoom", "density"]
     m.end("density")
-    m.desk.said(1, "made", {"key": "points"})
+    m.desk.record(1, "made", {"key": "points"})
     assert m.ask("b", "points")["state"] == "made"
     m.ask("b", "other zoom")
     assert m.names == ["points+zoom", "density", "other zoom"]
@@ -137,10 +145,10 @@ def test_who_says_nothing_any_more_waits_no_more() -> None:
     m = Machines()
     m.ask("a", "x")
     for _ in range(3):
-        m.now += ABSENT - 1
+        m.now += WAITER_TIMEOUT - 1
         m.ask("b", "x")
     assert m.cancelled == []
-    m.now += ABSENT + 1
+    m.now += WAITER_TIMEOUT + 1
     m.desk.tick()
     assert m.cancelled == [(1, False)]
 
@@ -149,11 +157,11 @@ def test_a_lost_process_is_replaced_until_it_gains_nothing() -> None:
     m = Machines()
     lost = {"state": "lost", "reason": "lost", "what": "its process died"}
     m.ask("a", "x")
-    for _ in range(2 * MOST_LOSSES):  # each gained an epoch: a spot node may go as often as it likes
-        m.desk.said(1, "point", {"key": "x", "epoch": 1, "value": 1.0})
+    for _ in range(2 * MAX_WORKER_LOSSES):  # each gained an epoch: a spot node may go as often as it likes
+        m.desk.record(1, "point", {"key": "x", "epoch": 1, "value": 1.0})
         m.desk.ended(1, lost)
-    assert len(m.started) == 2 * MOST_LOSSES + 1
-    for _ in range(MOST_LOSSES - 1):
+    assert len(m.started) == 2 * MAX_WORKER_LOSSES + 1
+    for _ in range(MAX_WORKER_LOSSES - 1):
         assert m.ask("a", "x")["state"] == "running"
         m.desk.ended(1, lost)
     answer = m.ask("a", "x")
@@ -166,11 +174,11 @@ def test_a_lost_machine_is_not_held_against_a_stage() -> None:
     m.ask("a", "x")
     process = {"state": "lost", "reason": "lost", "what": "its process died"}
     machine = {"state": "lost", "reason": "node", "what": "its machine went away"}
-    for outcome in [process] * (MOST_LOSSES - 1) + [machine] * (MOST_NODES - 1):
+    for outcome in [process] * (MAX_WORKER_LOSSES - 1) + [machine] * (MAX_NODE_LOSSES - 1):
         m.desk.ended(1, outcome)
         assert m.ask("a", "x")["state"] == "running"
     m.desk.ended(1, machine)  # it may be what breaks them
-    assert (m.ask("a", "x")["state"], len(m.started)) == ("failed", MOST_LOSSES + MOST_NODES - 1)
+    assert (m.ask("a", "x")["state"], len(m.started)) == ("failed", MAX_WORKER_LOSSES + MAX_NODE_LOSSES - 1)
 
 
 def test_a_cluster_that_grows_is_asked_for_all_it_may_have() -> None:
@@ -186,7 +194,7 @@ def test_a_failure_reaches_all_that_waited_with_what_came_before() -> None:
     m.ask("a", "x")
     m.ask("b", "x")
     point = {"key": "x", "epoch": 1, "value": 3.0}
-    m.desk.said(1, "point", point)
+    m.desk.record(1, "point", point)
     m.end("x", state="failed", args=["stage x", "diverged", "", "nan"])
     for who in "ab":
         answer = m.ask(who, "x")

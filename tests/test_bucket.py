@@ -18,8 +18,8 @@ import pytest
 from raz.errors import RazError
 from raz.store import s3 as s3_store
 from raz.store.cache import StageCache, StageKey
-from raz.store.s3 import Bucket, bucket_of, mirrored, place
-from raz.store.s3_tier import tier_of
+from raz.store.s3 import Bucket, bucket_for, local_mirror_path, mirror
+from raz.store.s3_tier import tier_for
 from tests.buckets import BUCKET, S3, s3_server, variables
 from tests.heads import HERE, raz
 
@@ -34,20 +34,20 @@ ABOUT = {"stage": "counting", "seconds": 1.0}
 def test_what_is_no_bucket_is_told_without_its_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAZ_CACHE", "/tmp/x")
     with pytest.raises(RazError) as told:
-        place(Path(url))
+        local_mirror_path(Path(url))
     assert "secret" not in str(told.value).replace("without keys", "")
 
 
 def test_a_url_has_one_folder_and_the_folder_knows_its_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAZ_CACHE", str(tmp_path))
-    folder = place(Path("s3://my-bucket/team/store/"))
-    assert folder == place(Path("s3://my-bucket/team/store"))
+    folder = local_mirror_path(Path("s3://my-bucket/team/store/"))
+    assert folder == local_mirror_path(Path("s3://my-bucket/team/store"))
     assert folder.parent == tmp_path
-    found = bucket_of(folder)
+    found = bucket_for(folder)
     assert found is not None
     assert found.url == "s3://my-bucket/team/store"
-    assert place(tmp_path / "x") == tmp_path / "x"
-    assert bucket_of(tmp_path / "x") is None
+    assert local_mirror_path(tmp_path / "x") == tmp_path / "x"
+    assert bucket_for(tmp_path / "x") is None
 
 
 # ------------------------------------------------------------------ a real server
@@ -67,7 +67,7 @@ def here(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
     monkeypatch.setenv("RAZ_CACHE", str(tmp_path / "one"))
     monkeypatch.setenv("RAZ_S3_SECONDS", "60")
     s3_store._bucket.cache_clear()
-    yield place(Path(f"s3://{BUCKET}/{tmp_path.name}"))
+    yield local_mirror_path(Path(f"s3://{BUCKET}/{tmp_path.name}"))
     s3.delay = s3.faulty = 0.0
     s3_store._bucket.cache_clear()
 
@@ -96,7 +96,7 @@ def test_what_one_machine_made_another_finds_and_damage_is_a_miss(here: Path, s3
     again = StageCache(other(here, "two")).find(KEY)
     assert again is not None
     assert (again.folder / "weights.bin").read_bytes() == b"weights"
-    store = bucket_of(here)
+    store = bucket_for(here)
     assert store is not None
     name = next(n for n in store.names("stages") if not n.endswith("manifest.json"))
     store.write(name, b"weight5")
@@ -119,10 +119,10 @@ def test_a_full_cache_drops_what_was_longest_unused_and_brings_it_again(
         folder = cache.publish(key, lambda f: (f / "w").write_bytes(bytes(1 << 20)) and None, ABOUT).folder
         os.utime(folder / "manifest.json", (time.time() - age, (folder / "manifest.json").stat().st_mtime))
     monkeypatch.setenv("RAZ_CACHE_GB", str(2.5 / 1024))
-    tier = tier_of(here)
+    tier = tier_for(here)
     assert tier is not None
-    assert tier.make_room() == 0  # all were asked for just now
-    assert tier.make_room(recent=0.0) > 1 << 20
+    assert tier.evict() == 0  # all were asked for just now
+    assert tier.evict(recent=0.0) > 1 << 20
     assert [cache.folder(k.stage, k.key).exists() for k in keys] == [False, True, True]
     assert cache.find(keys[0]) is not None
 
@@ -132,7 +132,7 @@ def test_a_full_cache_drops_what_was_longest_unused_and_brings_it_again(
 def test_faults_that_pass_are_waited_for_and_others_are_told(
     here: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = bucket_of(here)
+    store = bucket_for(here)
     assert store is not None
     s3.faulty, before = 0.3, s3.refused
     for i in range(20):
@@ -154,23 +154,23 @@ def test_faults_that_pass_are_waited_for_and_others_are_told(
 @pytest.mark.slow
 @server
 def test_images_are_mirrored_checked_and_kept_up(here: Path) -> None:
-    store = bucket_of(here)
+    store = bucket_for(here)
     assert store is not None
     store.write("part_A/a.jpg", b"a")
     store.write("part_A/b.jpg", b"b")
-    assert {p.name for p in (mirrored(here) / "part_A").iterdir()} == {"a.jpg", "b.jpg"}
+    assert {p.name for p in (mirror(here) / "part_A").iterdir()} == {"a.jpg", "b.jpg"}
     store.write("part_A/b.jpg", b"bb")
     store.remove("part_A/a.jpg")
     (here / "part_A" / "b.jpg").unlink()
-    mirrored.cache_clear()
-    assert [p.read_bytes() for p in (mirrored(here) / "part_A").iterdir()] == [b"bb"]
+    mirror.cache_clear()
+    assert [p.read_bytes() for p in (mirror(here) / "part_A").iterdir()] == [b"bb"]
     store.write("SHA256SUMS", f"{'0' * 64}  part_A/c.jpg\n".encode())
     store.write("part_A/c.jpg", b"c")
-    mirrored.cache_clear()
+    mirror.cache_clear()
     with pytest.raises(RazError, match="is not what SHA256SUMS says"):
-        mirrored(here)
+        mirror(here)
     assert not (here / "part_A" / "c.jpg").exists()
-    mirrored.cache_clear()
+    mirror.cache_clear()
 
 
 # ------------------------------------------------------------------ whole sweeps

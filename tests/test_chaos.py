@@ -127,8 +127,8 @@ def check(store: Path, reference: Path, kills: int) -> None:
 NODES = """
 import os, subprocess, sys, tempfile, time
 from pathlib import Path
-from raz.engine.ray_session import prepare
-prepare()
+from raz.engine.ray_session import set_ray_environment
+set_ray_environment()
 import ray
 from ray.cluster_utils import Cluster
 from tests.journaling import journal

@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 import raz
-from raz.cli.console import _said
+from raz.cli.console import _format_os_error
 from raz.cli.main import app
 from raz.cli.run import run_file
 from raz.study.records import read_records
-from raz.utils.atomic import replacing
+from raz.utils.atomic import atomic_write
 
 HERE = Path(__file__).resolve().parent
 SPACE = """\
@@ -170,17 +170,17 @@ def test_a_file_is_told_by_the_name_that_was_typed(here: Path) -> None:
 
 def test_a_renaming_that_fails_names_the_file_that_is_wanted() -> None:
     error = IsADirectoryError(21, "Is a directory", ".t.md.123", None, "t.md")
-    assert _said(error) == "t.md: Is a directory\n  try: this is a folder, expected a file"
+    assert _format_os_error(error) == "t.md: Is a directory\n  try: this is a folder, expected a file"
 
 
 def test_a_file_that_cannot_be_made_is_told_by_its_own_name(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as other, replacing(tmp_path / "a" / "b.csv"):
+    with pytest.raises(FileNotFoundError) as other, atomic_write(tmp_path / "a" / "b.csv"):
         (tmp_path / "none").read_bytes()
     assert other.value.filename == str(tmp_path / "none")
-    with pytest.raises(FileNotFoundError) as lost, replacing(tmp_path / "a" / "b.csv") as aside:
+    with pytest.raises(FileNotFoundError) as lost, atomic_write(tmp_path / "a" / "b.csv") as aside:
         aside.read_bytes()
     assert lost.value.filename == str(tmp_path / "a" / "b.csv")
-    with pytest.raises(IsADirectoryError), replacing(Path("")):
+    with pytest.raises(IsADirectoryError), atomic_write(Path("")):
         pass
 
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from raz.cli.cluster import cluster_files
 from raz.cli.main import app
-from raz.errors import RazError, RazErrors
-from raz.remote.cluster_file import Checked, check_file
+from raz.errors import RazError, RazErrorGroup
+from raz.remote.cluster_file import ClusterFileReport, check_file
 
 ROOT = Path(__file__).resolve().parents[1]
 FILLED = {
@@ -56,12 +56,12 @@ def filled(name: str, folder: Path, *changes: tuple[str, str]) -> Path:
 def faults(path: Path) -> list[RazError]:
     with pytest.raises(RazError) as told:
         check_file(path)
-    return list(told.value.faults) if isinstance(told.value, RazErrors) else [told.value]
+    return list(told.value.faults) if isinstance(told.value, RazErrorGroup) else [told.value]
 
 
 @pytest.mark.parametrize("name", sorted(FILLED))
 def test_a_shipped_file_is_right_once_it_is_filled_in(name: str, clone: Path) -> None:
-    assert isinstance(check_file(filled(name, clone)), Checked)
+    assert isinstance(check_file(filled(name, clone)), ClusterFileReport)
 
 
 def test_every_shipped_file_is_tested() -> None:

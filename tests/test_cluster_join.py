@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from raz.cli.main import app
-from raz.engine.ray_session import joined
+from raz.engine.ray_session import connected
 
 
 @pytest.mark.parametrize("address", ["ray://x:1", "host", "10.0.0.1:", "a b:1"])
@@ -28,6 +28,6 @@ def test_auto_is_the_cluster_that_the_environment_names(monkeypatch: pytest.Monk
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     for before in ("10.0.0.1:6379", "auto", ""):
         monkeypatch.setenv("RAY_ADDRESS", before)
-        with joined("auto"):
+        with connected("auto"):
             asked.append(os.environ["RAY_ADDRESS"])
     assert asked == ["10.0.0.1:6379"] * 2 + ["auto"] * 4

@@ -15,7 +15,7 @@ from PIL import Image
 
 from raz.data import open_dataset
 from raz.data.check import check
-from raz.errors import RazError, RazErrors
+from raz.errors import RazError, RazErrorGroup
 from tests.conftest import noise
 from tests.datasets import COPIES, SIZE, Copy
 
@@ -101,7 +101,7 @@ def test_a_broken_file_is_one_message_and_the_rest_is_counted(name: str, case: s
     path = damage(copy, item)
     with pytest.raises(RazError) as error:
         open_dataset(name, tmp_path)
-    faults = error.value.faults if isinstance(error.value, RazErrors) else (error.value,)
+    faults = error.value.faults if isinstance(error.value, RazErrorGroup) else (error.value,)
     assert len(faults) == 1
     assert str(path).lower() in faults[0].where.lower()
     assert any(word in faults[0].what for word in words.split("|"))
@@ -123,7 +123,7 @@ def test_all_faults_are_told_at_once(name: str, tmp_path: Path) -> None:
         BROKEN[case][0](copy, item)
     report = check(name, tmp_path)
     assert len(report.faults) == len(broken)
-    with pytest.raises(RazErrors) as error:
+    with pytest.raises(RazErrorGroup) as error:
         open_dataset(name, tmp_path)
     assert len(error.value.faults) == len(broken)
 

@@ -12,7 +12,7 @@ import pytest
 
 import raz.data
 from raz.data import DATASETS, Dataset, open_dataset
-from raz.data.contract import SPLITS, Item
+from raz.data.contract import SPLITS, Sample
 from raz.errors import RazError
 from tests.conftest import Part
 from tests.datasets import COPIES
@@ -36,7 +36,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Dataset, Pat
     return open_dataset(request.param, root), root
 
 
-def some(dataset: Dataset) -> list[Item]:
+def some(dataset: Dataset) -> list[Sample]:
     return [item for split in SPLITS for item in dataset.items[split][:4]]
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from raz.cli.main import app
 from raz.data import DATASETS, describe_folder, open_dataset, readers
 from raz.data.check import check
-from raz.data.contract import Item
+from raz.data.contract import Sample
 from raz.data.custom import FILE, read_spec
 from raz.errors import RazError
 from raz.spec.ablation import dataset_title
@@ -71,7 +71,7 @@ def cells(tmp_path: Path) -> Callable[..., tuple[Path, Points]]:
     return write
 
 
-def by_name(root: Path, name: str = "cells") -> dict[str, Item]:
+def by_name(root: Path, name: str = "cells") -> dict[str, Sample]:
     return {i.id.split("/")[-1]: i for items in open_dataset(name, root).items.values() for i in items}
 
 
@@ -222,14 +222,14 @@ def test_add_asks_what_it_cannot_guess(cells: Callable[..., Any]) -> None:
         asked.append(question)
         return next((answer for part, answer in answers.items() if part in question), guess)
 
-    spec = describe_folder.describe(folder, describe_folder.Given(), ask)
+    spec = describe_folder.describe(folder, describe_folder.FolderOptions(), ask)
     assert spec.columns == {"image": "photo", "x": "east", "y": "south"}
     assert (spec.unlisted, spec.offset) == ("empty", 0.5)  # whole numbers: of pixels
     assert any("whole numbers" in question for question in asked)
     with pytest.raises(RazError, match="cannot be guessed: which column of photo, east, south holds the image"):
-        describe_folder.describe(folder, describe_folder.Given(), None)
+        describe_folder.describe(folder, describe_folder.FolderOptions(), None)
     assert (
-        describe_folder.describe(folder, describe_folder.Given(columns="photo,east,south"), None).columns
+        describe_folder.describe(folder, describe_folder.FolderOptions(columns="photo,east,south"), None).columns
         == spec.columns
     )
 

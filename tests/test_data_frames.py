@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from raz.data.contract import Item, Pixels
+from raz.data.contract import Pixels, Sample
 from raz.data.frames import Frames, input_size
 from raz.data.images import decode
-from raz.errors import RazError, RazErrors
+from raz.errors import RazError, RazErrorGroup
 from tests.conftest import noise
 
 SIZES = ((40, 60), (57, 33), (21, 90))
@@ -38,14 +38,14 @@ def heads_of(height: int, width: int) -> NDArray[np.float64]:
     return np.array([[0.0, 0.0], [width / 3, height / 2], far_corner])
 
 
-def make_items() -> tuple[Item, ...]:
+def make_items() -> tuple[Sample, ...]:
     return tuple(
-        Item(f"train/{n}", f"{n}", Counting(noise(n, *size)), heads_of(*size).copy, f"{n:064x}")
+        Sample(f"train/{n}", f"{n}", Counting(noise(n, *size)), heads_of(*size).copy, f"{n:064x}")
         for n, size in enumerate(SIZES)
     )
 
 
-def decoded(items: tuple[Item, ...]) -> list[int]:
+def decoded(items: tuple[Sample, ...]) -> list[int]:
     return [item.load_pixels.times for item in items]  # type: ignore[attr-defined]
 
 
@@ -101,7 +101,7 @@ def test_heads_scale_with_their_image(scale: float, max_side: int) -> None:
 def test_halving_averages_without_shifting() -> None:
     # a ramp keeps its values at pixel centres (27): shrinking may not move it by half a pixel
     ramp = np.repeat(np.arange(0, 240, 2, dtype=np.uint8)[None, :, None], 80, axis=0).repeat(3, axis=2)
-    item = Item("train/ramp", "ramp", lambda: ramp.copy(), lambda: np.zeros((0, 2)), "0")
+    item = Sample("train/ramp", "ramp", lambda: ramp.copy(), lambda: np.zeros((0, 2)), "0")
     half = Frames([item], scale=0.5).pixels(0)[20, 4:-4, 0].astype(float)
     centres = (np.arange(60) + 0.5) * 2  # in original px
     assert np.abs(half - 2 * (centres[4:-4] - 0.5)).max() <= 1
@@ -123,7 +123,7 @@ def test_all_images_that_fail_are_told_at_once(tmp_path: Path) -> None:
     bad = [replace(good[0], id="train/x", load_pixels=lambda: fail("x")),
            replace(good[1], id="train/y", load_pixels=lambda: fail("y"))]  # fmt: skip
     for pack in (None, tmp_path / "packs"):
-        with pytest.raises(RazErrors, match=r"x: is damaged(.|\n)*y: is damaged"):
+        with pytest.raises(RazErrorGroup, match=r"x: is damaged(.|\n)*y: is damaged"):
             Frames([bad[0], good[2], bad[1]], pack=pack)
     assert list((tmp_path / "packs").iterdir()) == []  # nothing half-written stays
 
@@ -166,7 +166,7 @@ def test_points_map_back_by_the_zoom() -> None:
     # one bright pixel at (41, 22): its centre must land at ((41.5 - x0) * zoom, (22.5 - y0) * zoom)
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[22, 41] = 255
-    item = Item("train/dot", "dot", lambda: pixels.copy(), lambda: np.zeros((0, 2)), "0")
+    item = Sample("train/dot", "dot", lambda: pixels.copy(), lambda: np.zeros((0, 2)), "0")
     crop = Frames([item]).zoomed(0, (30.0, 11.0, 55.0, 33.0), 4.0)[:, :, 0].astype(float)
     rows, cols = np.indices(crop.shape) + 0.5
     centre = (crop * cols).sum() / crop.sum(), (crop * rows).sum() / crop.sum()

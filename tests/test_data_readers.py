@@ -12,7 +12,7 @@ from PIL import Image
 
 from raz.data import DATASETS, open_dataset
 from raz.data.check import check
-from raz.data.contract import Item
+from raz.data.contract import Sample
 from raz.data.region import OUTSIDE
 from raz.data.worldexpo import TEST_SCENES
 from raz.errors import RazError
@@ -30,7 +30,7 @@ from tests.datasets import (
 )
 
 
-def by_id(name: str, root: Path) -> dict[str, Item]:
+def by_id(name: str, root: Path) -> dict[str, Sample]:
     return {item.id: item for items in open_dataset(name, root).items.values() for item in items}
 
 

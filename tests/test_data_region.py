@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from raz.config import FusionConfig, MetricsConfig
-from raz.data.region import OUTSIDE, Polygon, area, inside, mask, shares
+from raz.data.region import OUTSIDE, Polygon, area, cell_coverage, inside, mask
 from raz.paper.networks import IMAGENET_MEAN
 from raz.paper.zoom import Points
-from raz.pipeline.scoring import Fitted, Predicted, score, within
+from raz.pipeline.scoring import FittedThresholds, SplitPredictions, clip_to_roi, score
 
 STAR: Polygon = ((3.2, 1.1), (30.4, 9.7), (47.9, 2.3), (41.0, 33.6), (25.5, 20.2), (7.7, 36.4))  # dented, simple
 
@@ -54,13 +54,13 @@ def test_a_mask_holds_the_pixels_whose_centre_is_inside(scale: tuple[float, floa
 
 def test_shares_of_cells_sum_to_the_mask() -> None:
     drawn = mask(STAR, 37, 50)
-    part = shares(STAR, 37, 50, 8, (1.0, 1.0))
+    part = cell_coverage(STAR, 37, 50, 8, (1.0, 1.0))
     assert part.shape == (5, 7)
     for row in range(5):
         for column in range(7):
             cell = drawn[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]  # cut at the image's edge
             assert part[row, column] == pytest.approx(cell.mean())
-    assert (shares((), 37, 50, 8, (1.0, 1.0)) == 1).all()
+    assert (cell_coverage((), 37, 50, 8, (1.0, 1.0)) == 1).all()
 
 
 def test_area_is_the_shoelace_formula() -> None:
@@ -86,8 +86,8 @@ def points(xy: list[tuple[float, float]]) -> Points:
 
 def predicted(
     density: list[NDArray[np.float32]], found: list[list[tuple[float, float]]], heads: list[int], parts: tuple[str, ...]
-) -> Predicted:
-    return Predicted(
+) -> SplitPredictions:
+    return SplitPredictions(
         tuple(f"i{n}" for n in range(len(heads))), [np.full((n, 2), 5.5) for n in heads], [(16, 32)] * len(heads),
         [(2.0, 2.0)] * len(heads), density, 8, [[points(xy) for xy in found]], [], np.array(heads), parts,
     )  # fmt: skip
@@ -97,7 +97,7 @@ def test_density_and_points_outside_the_region_do_not_count() -> None:
     half: Polygon = ((0, 0), (40, 0), (40, 32), (0, 32))  # of 64 x 32 original px: 2.5 of 4 columns of cells
     flat = np.ones((2, 4), np.float32)
     whole = predicted([flat, flat], [[(19.9, 3), (20.1, 3)], [(19.9, 3), (20.1, 3)]], [0, 0], ())
-    cut = within(whole, [half, ()])
+    cut = clip_to_roi(whole, [half, ()])
     assert cut.density[0].tolist() == [[1, 1, 0.5, 0]] * 2
     assert cut.density[1] is flat
     assert cut.passes[0][0].xy.tolist() == [[19.9, 3]]  # input px, half as long as original ones
@@ -110,7 +110,7 @@ def test_parts_are_scored_by_themselves_and_the_split_is_their_mean() -> None:
     sums, heads, parts = [3, 5, 9, 20], [1, 5, 5, 10], ("scene1", "scene2", "scene1", "scene1")
     maps = [np.full((2, 4), s / 8, np.float32) for s in sums]
     metrics = MetricsConfig(sigmas=(40.0,))
-    fitted = [(range(4), Fitted(0.5, 0.5, np.zeros(16)))]
+    fitted = [(range(4), FittedThresholds(0.5, 0.5, np.zeros(16)))]
     split = predicted(maps, [[]] * 4, heads, parts)
     out = score(split, fitted, 1, FusionConfig(rule="density"), metrics).metrics
     errors = {"scene1": [2, 4, 10], "scene2": [0]}

@@ -13,15 +13,15 @@ from PIL import Image
 from scipy.io import savemat
 
 from raz.data import open_dataset
-from raz.data.contract import Item
+from raz.data.contract import Sample
 from raz.data.splits import split_validation
-from raz.errors import RazError, RazErrors
+from raz.errors import RazError, RazErrorGroup
 from tests.conftest import Part, noise, write_mat
 
 WritePart = Callable[..., Part]
 
 
-def by_id(root: Path, name: str = "shanghaitech_a") -> dict[str, Item]:
+def by_id(root: Path, name: str = "shanghaitech_a") -> dict[str, Sample]:
     dataset = open_dataset(name, root)
     return {item.id: item for items in dataset.items.values() for item in items}
 
@@ -79,9 +79,9 @@ def test_validation_images_are_the_tenth_with_the_lowest_hash(write_part: WriteP
     assert [item.id for item in dataset.items["train"]] == [i for i in ids if i not in lowest]
 
 
-def items_of(scenes: dict[str, int]) -> list[Item]:
+def items_of(scenes: dict[str, int]) -> list[Sample]:
     return [
-        Item(f"train/{scene}_{n}", scene, lambda: noise(0, 8, 8), lambda: np.zeros((0, 2)), "0")
+        Sample(f"train/{scene}_{n}", scene, lambda: noise(0, 8, 8), lambda: np.zeros((0, 2)), "0")
         for scene, size in scenes.items()
         for n in range(size)
     ]
@@ -311,7 +311,7 @@ def test_all_faults_are_told_at_once(write_part: WritePart) -> None:
     write_mat(part.label("train/IMG_4"), np.array([[np.nan, 1.0]]))  # the same item's other file
     write_mat(part.label("test/IMG_2"), np.ones((4, 3)))
     shutil.rmtree(part.folder / "test_data" / "images")
-    with pytest.raises(RazErrors) as error:
+    with pytest.raises(RazErrorGroup) as error:
         open_dataset("shanghaitech_a", part.folder)
     assert len(error.value.faults) == 4
     told = str(error.value)

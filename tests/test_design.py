@@ -57,7 +57,7 @@ def test_factorial_is_every_legal_combination_for_each_seed() -> None:
     space = design("factorial", ", seeds: [4, 9]")
     assert [p for p in space.points if p["seed"] == 4] == [p | {"seed": 4} for p in legal(space)]
     assert len(space.points) == 2 * len(legal(space)) == space.target
-    assert space.mean_over == ()
+    assert space.averaged_seeds == ()
 
 
 def test_one_factor_at_a_time_leaves_the_base_in_one_value_only() -> None:
@@ -156,7 +156,7 @@ def test_gridded_draws_are_places_in_the_study_too_and_all_are_reached(tmp_path:
         "  counting.beta: {float: [0.01, 1], log: true, grid: 4}\n  attention.sigma_z: {float: [1, 8]}\n"
     )
     with open_ledger(tmp_path, space) as ledger:
-        ledger.adopt(40)
+        ledger.recover(40)
         while (asked := ledger.ask()) is not None:
             number, values, config = asked
             assert config["counting.beta"] == values["counting.beta"]
@@ -182,7 +182,7 @@ def test_a_search_in_pieces_draws_nothing_twice_and_closes_in(tmp_path: Path, sa
     )
     for target in (7, 20, 33, 60):
         with open_ledger(tmp_path, space) as ledger:
-            ledger.adopt(target)
+            ledger.recover(target)
             while (asked := ledger.ask()) is not None:
                 ledger.tell(asked[0], Outcome("complete", metrics={"val.mae": bowl(asked[1])}))
     records = read_records(tmp_path, "s")
@@ -196,20 +196,20 @@ def test_a_search_in_pieces_draws_nothing_twice_and_closes_in(tmp_path: Path, sa
 
 def test_cma_es_resumes_as_if_it_had_never_stopped_and_leaves_no_pickle(tmp_path: Path) -> None:
     """Its state is computed again from the trials: the generation it stands in is the one it stood in."""
-    from raz.study.optuna_internals import CmaEs
+    from raz.study.optuna_internals import StatelessCmaEsSampler
 
     space = space_of(
         HEAD + "design: {sampler: cma-es, trials: 40, population: 6}\nparameters:\n"
         "  localization.gamma: {float: [1, 1000], log: true}\n  attention.sigma_z: {float: [1, 8]}\n"
     )
     with open_ledger(tmp_path, space) as ledger:
-        ledger.adopt(40)
+        ledger.recover(40)
         while (asked := ledger.ask()) is not None:
             ledger.tell(asked[0], Outcome("complete", metrics={"val.mae": bowl(asked[1])}))
         kept = ledger.study.sampler._restore_optimizer([])
     with open_ledger(tmp_path, space) as ledger:
-        assert isinstance(ledger.study.sampler, CmaEs)
-        ledger.adopt(41)
+        assert isinstance(ledger.study.sampler, StatelessCmaEsSampler)
+        ledger.recover(41)
         assert ledger.ask() is not None
         again = ledger.study.sampler._restore_optimizer([])
         assert again.generation == kept.generation >= 5
@@ -238,7 +238,7 @@ def test_named_choices_set_several_parameters_and_conditions_name_them(tmp_path:
     assert narrow.localization.upsample == (32, 16, 8)
     assert (wide.counting.channels, wide.localization) == ((64, 64), space.base.localization)
     with open_ledger(tmp_path, space) as ledger:
-        ledger.adopt(3)
+        ledger.recover(3)
         drawn = [ledger.ask() for _ in range(3)]
     assert [asked[1] for asked in drawn if asked] == list(space.points)
 
@@ -260,7 +260,7 @@ DERIVED = {"counting.train.lr": 0.002, "counting.train.epochs": 30, "localizatio
     ],
 )
 def test_arithmetic(name: str, text: str, value: float) -> None:
-    got = parse_derived(name, text).of(DERIVED)
+    got = parse_derived(name, text).evaluate(DERIVED)
     assert got == pytest.approx(value)
     assert type(got) is type(value)
 
@@ -285,7 +285,7 @@ def test_what_is_no_arithmetic_is_refused_before_anything_is_computed(text: str)
 )  # fmt: skip
 def test_what_cannot_be_computed_is_told(text: str) -> None:
     with pytest.raises(ValueError):
-        parse_derived("localization.gamma", text).of(DERIVED | {"fusion.rule": "grid"})
+        parse_derived("localization.gamma", text).evaluate(DERIVED | {"fusion.rule": "grid"})
 
 
 def test_derived_values_follow_each_trial_and_one_another() -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from raz.remote.cluster_doctor import clock, images, shared
-from raz.remote.nodes import Node
+from raz.remote.nodes import NodeAnswer
 from tests.heads import Head, head, raz
 from tests.test_studies import call
 
 
-def worked(began: float, ended: float) -> Node:
+def worked(began: float, ended: float) -> NodeAnswer:
     """A node that by its own clock worked from `began` to `ended`; it was asked at 100 and heard at 110."""
-    return Node("host", "10.0.0.2", {}, {"began": began, "ended": ended}, asked=100.0, heard=110.0)
+    return NodeAnswer("host", "10.0.0.2", {}, {"began": began, "ended": ended}, asked=100.0, heard=110.0)
 
 
 @pytest.mark.parametrize(

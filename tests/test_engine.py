@@ -18,17 +18,17 @@ from typing import Any
 import optuna
 import pytest
 
-from raz.engine.events import Silent
-from raz.engine.interrupt import Interrupted
-from raz.engine.ray_session import prepare, session
-from raz.engine.study_runner import SweepResult, jobs_for, run_study
+from raz.engine.events import NullEvents
+from raz.engine.interrupt import RunInterrupted
+from raz.engine.ray_session import session, set_ray_environment
+from raz.engine.study_runner import SweepResult, parallel_trials, run_study
 from raz.engine.summary import summary
 from raz.engine.table_runner import TableResult, run_table
-from raz.engine.trial_runner import attempt
+from raz.engine.trial_runner import run_attempt
 from raz.errors import RazError
 from raz.pipeline.events import StageEvent
-from raz.planning.cost_model import Prices
-from raz.planning.schedule import alive
+from raz.planning.cost_model import CostModel
+from raz.planning.schedule import max_live_trials
 from raz.spec.ablation_yaml import parse_table
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
@@ -240,12 +240,12 @@ def test_a_trial_that_is_lost_again_and_again_is_given_up(tmp_path: Path) -> Non
     space = space_of(GRID)
     for attempts in (1, 2, 3):
         with open_ledger(tmp_path, space) as ledger:
-            assert ledger.adopt(1) == 1
+            assert ledger.recover(1) == 1
             assert ledger.ask() is not None  # and the driver is gone
         assert len([r for r in read_records(tmp_path, "grid") if r.state == "lost"]) == 1
         assert len(read_records(tmp_path, "grid")) == attempts
     with open_ledger(tmp_path, space) as ledger:
-        assert ledger.adopt(1) == 0
+        assert ledger.recover(1) == 0
     records = read_records(tmp_path, "grid")
     assert [(r.state, r.reason, r.retry_of) for r in records] == [
         ("failed", "lost", None), ("failed", "lost", 0), ("failed", "lost", 1),
@@ -265,20 +265,20 @@ def test_an_outcome_for_each_kind_of_error(tmp_path: Path) -> None:
         (RazError("data", "is not there"), "invalid"), (OSError(5, "Input/output error"), "error"),
         (KeyError("x"), "error"),
     ]:  # fmt: skip
-        outcome = attempt(raising(error), {"dataset": "toy"}, tmp_path)
+        outcome = run_attempt(raising(error), {"dataset": "toy"}, tmp_path)
         assert (outcome.state, outcome.reason) == ("failed", reason)
         assert outcome.message
     with pytest.raises(PermissionError):
-        attempt(raising(PermissionError(13, "Permission denied")), {}, tmp_path)
-    assert attempt(raising(KeyError("x")), {"dpeth": 2}, tmp_path).reason == "invalid"
+        run_attempt(raising(PermissionError(13, "Permission denied")), {}, tmp_path)
+    assert run_attempt(raising(KeyError("x")), {"dpeth": 2}, tmp_path).reason == "invalid"
 
 
 def test_jobs_leave_each_trial_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raz.engine.study_runner.machine_cores", lambda: 8)
-    assert jobs_for(space_of(GRID)) == 8
-    assert jobs_for(space_of(GRID.replace("dataset: toy", "dataset: toy, set: {threads: 3}"))) == 2
-    assert jobs_for(space_of(GRID.replace("seed: {choice: [0, 1]}", "threads: {choice: [1, 16]}"))) == 1
-    assert jobs_for(space_of(GRID), 5) == 5
+    monkeypatch.setattr("raz.engine.study_runner.available_cpus", lambda: 8)
+    assert parallel_trials(space_of(GRID)) == 8
+    assert parallel_trials(space_of(GRID.replace("dataset: toy", "dataset: toy, set: {threads: 3}"))) == 2
+    assert parallel_trials(space_of(GRID.replace("seed: {choice: [0, 1]}", "threads: {choice: [1, 16]}"))) == 1
+    assert parallel_trials(space_of(GRID), 5) == 5
 
 
 def test_the_summary_says_what_to_set_and_where_to_look(tmp_path: Path) -> None:
@@ -297,15 +297,15 @@ CURVES = GRID.replace("design:", "pruner: {name: threshold, upper: 5, stages: [c
 def test_a_replayed_curve_is_written_at_once_and_prunes_only_where_nobody_shares_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare()
+    set_ray_environment()
     from raz.engine.tune_bridge import POINTS, StudySearch
 
     written: list[Any] = []
     write = Journal.write
     monkeypatch.setattr(Journal, "write", lambda *a, **k: (written.append(k.get("steps")), write(*a, **k))[1])
     with open_ledger(tmp_path, space_of(CURVES)) as ledger:
-        ledger.adopt(1)
-        search = StudySearch(ledger, Silent(), {}, Prices(tmp_path))
+        ledger.recover(1)
+        search = StudySearch(ledger, NullEvents(), {}, CostModel(tmp_path))
         search.suggest("a")
         written.clear()
         assert not search.report("a", {POINTS: json.dumps([[1, 9.0, True], [2, 9.0, True], [3, 2.0, False]])})
@@ -486,7 +486,7 @@ def test_ray_and_inline_give_the_same_records(tmp_path: Path) -> None:
     assert len(seen("ray")) == 9
     workers = {line.split()[4] for line in lines(tmp_path / "ray") if line.split()[3] == "val"}
     assert str(os.getpid()) not in workers
-    assert len(workers) <= alive(2, eager=True) < 9  # processes are reused
+    assert len(workers) <= max_live_trials(2, eager=True) < 9  # processes are reused
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -507,12 +507,12 @@ def test_ray_prunes_what_the_study_says(tmp_path: Path) -> None:
      ("ray.exceptions.ActorDiedError: The actor died unexpectedly", "lost")],
 )  # fmt: skip
 def test_a_process_that_was_killed_for_memory_says_so(tmp_path: Path, error: str, reason: str) -> None:
-    prepare()
+    set_ray_environment()
     from raz.engine.tune_bridge import OptunaPruner, StudySearch
 
     with open_ledger(tmp_path, space_of(GRID)) as ledger:
-        ledger.adopt(1)
-        search = StudySearch(ledger, Silent(), {}, Prices(tmp_path))
+        ledger.recover(1)
+        search = StudySearch(ledger, NullEvents(), {}, CostModel(tmp_path))
         assert search.suggest("a") != "FINISHED"
         assert search.suggest("b") == "FINISHED"
         trial = SimpleNamespace(trial_id="a", get_error=lambda: error)
@@ -530,7 +530,7 @@ def test_a_table_under_ray(tmp_path: Path) -> None:
 
     heard: set[tuple[int, str, str]] = set()
 
-    class Listening(Silent):
+    class Listening(NullEvents):
         def stage(self, number: int, event: StageEvent) -> None:
             heard.add((number, event.kind, event.key))
 
@@ -571,6 +571,6 @@ def test_only_the_exit_of_sigterm_is_an_interruption(code: Any, raised: Any, mon
     for name in ("init", "shutdown"):
         monkeypatch.setattr(ray, name, lambda **options: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises((SystemExit, Interrupted)) as told, session(1):
+    with pytest.raises((SystemExit, RunInterrupted)) as told, session(1):
         sys.exit(code)
     assert told.value.code == raised

@@ -19,7 +19,7 @@ from raz.errors import RazError
 from raz.inspection import dashboard
 from raz.inspection.rerun import rerun
 from raz.maintenance.archive import export_study, import_study
-from raz.store.lease import hold
+from raz.store.lease import acquire
 from raz.study.index import read_study
 from raz.study.journal import journal_path
 from raz.study.ledger import open_ledger
@@ -255,7 +255,9 @@ def test_the_storage_behind_the_dashboard_cannot_write(whole: Path) -> None:
 
     path = journal_path(whole, "mixed")
     before = path.read_bytes()
-    study = optuna.load_study(study_name="mixed", storage=optuna.storages.JournalStorage(dashboard.Journals([path])))
+    study = optuna.load_study(
+        study_name="mixed", storage=optuna.storages.JournalStorage(dashboard.MergedJournalBackend([path]))
+    )
     with pytest.raises(RazError, match="changes none"):
         study.set_user_attr("note", "x")
     with pytest.raises(RazError, match="changes none"):
@@ -285,8 +287,8 @@ def test_status_tells_what_runs_and_how_far_it_is(tmp_path: Path) -> None:
     chain.mkdir(parents=True)
     curve = [{"epoch": n, "value": float(9 - n), "loss": 0.5} for n in (1, 2, 3)]
     torch.save({"epoch": 3, "curve": curve, "modules": {"w": torch.zeros(9)}}, chain / "checkpoint.pt")
-    with open_ledger(tmp_path, space()) as ledger, hold(tmp_path / "leases", f"counting-{'a' * 64}"):
-        ledger.adopt(12)
+    with open_ledger(tmp_path, space()) as ledger, acquire(tmp_path / "leases", f"counting-{'a' * 64}"):
+        ledger.recover(12)
         ledger.ask()
         document = json.loads(call("status", "--store", str(tmp_path), "--json")[1])
         _, out, _ = call("status", "--store", str(tmp_path))

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from raz.paper import attention as att
 from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch, initialise, network_input
 from raz.pipeline import feature_cache
-from raz.pipeline.feature_cache import FeatureCache, RichCache, kept_candidates, rich_bytes
-from raz.pipeline.samples import DistanceMemo, Truth, Window, draw_windows, mirrored_heads
+from raz.pipeline.feature_cache import BranchFeatureCache, FeatureCache, cached_candidates, rich_bytes
+from raz.pipeline.samples import DistanceMemo, GroundTruth, Window, draw_windows, mirrored_heads
 
 CPU = torch.device("cpu")
 
@@ -64,7 +64,7 @@ def test_rich_maps_are_those_of_the_whole_image_rounded_to_half(
     images = Pictures()
     features = FeatureCache(tmp_path / "f", backbone, images, CPU)
     for branch, stride in ((localization, 1), (counting, 4)):
-        cache = RichCache(tmp_path / str(stride), branch, branch.channels, stride, features)
+        cache = BranchFeatureCache(tmp_path / str(stride), branch, branch.channels, stride, features)
         crops = cache.crops(WINDOWS)
         assert crops.dtype == torch.float32
         assert crops.is_contiguous(memory_format=torch.channels_last)
@@ -88,7 +88,7 @@ def test_a_second_process_reads_the_same_bits_and_damage_is_made_good(
 
     def crops() -> torch.Tensor:
         features = FeatureCache(tmp_path / "f", backbone, images, CPU)
-        return RichCache(tmp_path / "r", localization, localization.channels, 1, features).crops(WINDOWS)
+        return BranchFeatureCache(tmp_path / "r", localization, localization.channels, 1, features).crops(WINDOWS)
 
     first = crops()
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
@@ -122,7 +122,7 @@ def test_bytes_of_rich_maps_are_those_written(
     features = FeatureCache(tmp_path / "f", backbone, Pictures(), CPU)
     sizes = []
     for branch, stride in ((localization, 1), (counting, 4)):
-        cache = RichCache(tmp_path / f"r{stride}", branch, branch.channels, stride, features)
+        cache = BranchFeatureCache(tmp_path / f"r{stride}", branch, branch.channels, stride, features)
         sizes += [2 * cache.get(i, m).numel() for i in (0, 1) for m in (False, True)]
     assert rich_bytes(Pictures(), [(3, 1), (counting.channels, 4)], True) == sum(sizes)
 
@@ -138,17 +138,17 @@ def test_candidates_are_kept_once_and_damage_is_made_good(tmp_path: Path) -> Non
 
     path = tmp_path / "deep" / "candidates.npz"
     for expected_calls in (1, 1):
-        got = kept_candidates(path, 3, compute)
+        got = cached_candidates(path, 3, compute)
         assert len(calls) == expected_calls
         for (boxes, means), (boxes_before, means_before) in zip(got, some, strict=True):
             assert boxes.dtype == np.int64
             assert np.array_equal(boxes, boxes_before)
             assert np.array_equal(means, means_before)
     path.write_bytes(path.read_bytes()[:-40])
-    assert len(kept_candidates(path, 3, compute)) == 3
+    assert len(cached_candidates(path, 3, compute)) == 3
     assert len(calls) == 2
-    assert kept_candidates(tmp_path / "none.npz", 0, list) == []
-    assert kept_candidates(tmp_path / "none.npz", 0, compute) == []
+    assert cached_candidates(tmp_path / "none.npz", 0, list) == []
+    assert cached_candidates(tmp_path / "none.npz", 0, compute) == []
     assert len(calls) == 2
 
 
@@ -157,7 +157,7 @@ def test_candidates_are_kept_once_and_damage_is_made_good(tmp_path: Path) -> Non
 
 def test_attention_of_windows_is_the_crop_of_the_whole_mirrored_or_not() -> None:
     images = Pictures()
-    truth = Truth(images)
+    truth = GroundTruth(images)
     for w in WINDOWS + draw_windows(images, seed=0, stage="s", epoch=1, crop=32, crops=4, flip=True):
         height, width = images.pixels(w.index).shape[:2]
         heads = images.heads(w.index)
@@ -176,14 +176,14 @@ def test_a_full_memo_changes_no_bit_and_makes_room_for_other_data() -> None:
     windows = draw_windows(images, seed=0, stage="s", epoch=1, crop=32, crops=4, flip=True)
     for sigma_z in (6.0, 2.0, 9.0, 3.0):  # larger ones are computed anew, smaller ones replayed
         for w in windows:
-            plain = Truth(images, memo=full).attention(w, sigma_z)
-            assert np.array_equal(Truth(images, name="x", memo=roomy).attention(w, sigma_z), plain)
+            plain = GroundTruth(images, memo=full).attention(w, sigma_z)
+            assert np.array_equal(GroundTruth(images, name="x", memo=roomy).attention(w, sigma_z), plain)
     one = att.attention_distances(images.heads(0), 61, 90, 3.0)
     small = DistanceMemo(limit=one.nbytes)
     assert small.get("x", 0, 3.0, lambda: one) is one
     assert small.get("x", 1, 3.0, lambda: one) is None  # the same data's are not thrown out for each other
     assert small.get("x", 0, 2.0, lambda: pytest.fail("computed anew")) is one  # type: ignore[arg-type]
     assert small.get("y", 0, 3.0, lambda: one) is None
-    small.make_room("y", "z")
+    small.evict_except("y", "z")
     assert small.get("y", 0, 3.0, lambda: one) is one
     assert small.get("x", 0, 3.0, lambda: one) is None

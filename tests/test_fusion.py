@@ -11,16 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raz.errors import RazError
-from raz.paper.fusion import (
-    KINDS,
-    RULES,
-    cross_fit,
-    fit_theta,
-    folds_of,
-    grid_density,
-    grid_points,
-    prepare,
-)
+from raz.paper.fusion import KINDS, RULES, cross_fit, fit_theta, folds_of, fusion_inputs, grid_density, grid_points
 
 Floats = NDArray[np.float64]
 
@@ -116,7 +107,7 @@ def test_image_is_a_coordinatewise_optimum_and_often_the_global_one() -> None:
 def test_image_is_a_coordinatewise_optimum_at_full_size(seed: int) -> None:
     den, loc, truth = counts(seed, n=40, g=16, quarters=True)
     theta = fit_theta(den, loc, truth, "image")
-    replay = prepare(den, loc, truth)
+    replay = fusion_inputs(den, loc, truth)
     reached = replay.mae(theta)
     for cell in range(16):
         for t in candidates(((den + loc) / 2)[:, cell].tolist()):
@@ -197,7 +188,7 @@ def test_a_rule_returns_its_own_array() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_replay_equals_the_rule(seed: int) -> None:
     den, loc, truth = counts(seed, n=20, g=16, quarters=True)
-    replay = prepare(den, loc, truth)
+    replay = fusion_inputs(den, loc, truth)
     for theta in (
         np.full(16, 3.25),
         np.random.default_rng(seed).uniform(0, 10, 16),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from raz.errors import RazError, RazErrors
+from raz.errors import RazError, RazErrorGroup
 from raz.paper import attention as att
 from raz.paper import groundtruth as gt
 
@@ -308,6 +308,6 @@ def test_bad_input_is_named() -> None:
 
 
 def test_all_faults_are_told_at_once() -> None:
-    with pytest.raises(RazErrors) as caught:
+    with pytest.raises(RazErrorGroup) as caught:
         gt.density_window(np.array([[3.0, 3.0]]), np.ones(2), 10, 20, 1, 0, 8, 8, beta=-1.0)
     assert len(caught.value.faults) == 3

@@ -26,21 +26,30 @@ from raz.config import (
     completed,
     configure,
     from_parameters,
-    known_names,
+    parameter_types,
     parameters,
 )
-from raz.engine.events import Silent
+from raz.engine.events import NullEvents
 from raz.engine.inline import run_inline
 from raz.errors import RazError
 from raz.inspection.compare import diff_document
 from raz.pipeline import graph
-from raz.pipeline.graph import TRAINED, Node, Stage, chain_key, declared, inputs_of, keys_of, measure_of
+from raz.pipeline.graph import (
+    TRAINED,
+    Node,
+    StageSpec,
+    chain_key,
+    comparability_key,
+    declared_inputs,
+    inputs_of,
+    node_keys,
+)
 from raz.pipeline.model import stored_model
 from raz.pipeline.trial import run_trial
 from raz.spec import parameter
 from raz.spec.search_space import Pruning, SearchSpace
 from raz.spec.space_yaml import parse_space
-from raz.study.index import base_of, read_study
+from raz.study.index import base_parameters, read_study
 from raz.study.ledger import open_ledger
 from raz.utils.yamlfile import parse
 from tests.crowds import write_crowd
@@ -61,7 +70,7 @@ parameters:
 def keys(config: TrialConfig) -> dict[str, str]:
     """Every stage of a deep trial, and the chains of epochs, with their keys."""
     deep = configure(config, {"depth": 4, "fusion.fit_on": "train"})
-    found = keys_of(deep, ("val", "test"), lambda split: split, lambda weights: weights)
+    found = node_keys(deep, ("val", "test"), lambda split: split, lambda weights: weights)
     chains = {f"chain {n}": chain_key(key) for n, key in found.items() if n.stage in TRAINED}
     return {str(n): key.key for n, key in found.items()} | chains
 
@@ -78,8 +87,8 @@ def asked(more: str = "") -> SearchSpace:
 
 def run(store: Path, of: SearchSpace, trials: int) -> None:
     with open_ledger(store, of) as ledger:
-        ledger.adopt(trials)
-        run_inline(ledger, store, run_trial=FAKE, events=Silent())
+        ledger.recover(trials)
+        run_inline(ledger, store, run_trial=FAKE, events=NullEvents())
 
 
 AFTER_COUNTING = {"localization", "attention", "raz", "raz_attention", "density", "points", "zoom", "score"}
@@ -162,7 +171,7 @@ def test_a_whole_part_may_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
     old, there = keys(PRESETS["tiny"]), dict(before_values())
     stored = parameters(PRESETS["tiny"])
     points = graph.STAGES["points"]
-    reads = Stage(points.kind, points.version, (*points.reads, "blur"), points.needs)
+    reads = StageSpec(points.kind, points.version, (*points.reads, "blur"), points.needs)
     monkeypatch.setitem(graph.STAGES, "points", reads)
     monkeypatch.setattr(configuration, "Blur", Blur, raising=False)  # where annotations are looked up
     with with_field(TrialConfig, "blur", "Blur", added(default=Blur(), before=Blur(0.0, "none"))):
@@ -176,12 +185,12 @@ def test_a_whole_part_may_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stage_is_given_a_field_that_its_key_leaves_out() -> None:
     with with_field(ZoomingConfig, "later", float, added(default=0.0, before=0.0)):
         config = PRESETS["tiny"]
-        assert declared(config, "zoom").zooming.later == 0.0  # type: ignore[attr-defined]
+        assert declared_inputs(config, "zoom").zooming.later == 0.0  # type: ignore[attr-defined]
         assert inputs_of(parameters(config), "zoom")["zooming.later"] == 0.0
-        key = keys_of(config, ("val",), lambda s: s, lambda w: w)[Node("zoom", "val", 2)]
+        key = node_keys(config, ("val",), lambda s: s, lambda w: w)[Node("zoom", "val", 2)]
         assert "zooming.later" not in key.inputs
         config = configure(config, {"zooming.later": 0.25})
-        key = keys_of(config, ("val",), lambda s: s, lambda w: w)[Node("zoom", "val", 2)]
+        key = node_keys(config, ("val",), lambda s: s, lambda w: w)[Node("zoom", "val", 2)]
         assert key.inputs["zooming.later"] == 0.25
 
 
@@ -213,7 +222,7 @@ def test_the_values_that_a_trial_is_compared_by_are_complete() -> None:
     old = parameters(PRESETS["tiny"])
     with with_field(ZoomingConfig, "later", float, added(default=0.0, before=0.0)):
         new = parameters(PRESETS["tiny"])
-        assert measure_of(completed(old), "raz") == measure_of(new, "raz")
+        assert comparability_key(completed(old), "raz") == comparability_key(new, "raz")
 
 
 def test_a_finished_store_serves_the_trials_that_leave_the_field_as_it_was(tmp_path: Path) -> None:
@@ -267,7 +276,7 @@ def test_the_index_of_an_old_study_is_read_with_the_field(tmp_path: Path) -> Non
     with with_field(ZoomingConfig, "later", float, added(default=0.5, before=0.0)):
         study = read_study(tmp_path, "grows")
         assert {trial.config["zooming.later"] for trial in study.trials} == {0.0}
-        assert base_of(study)["zooming.later"] == 0.0
+        assert base_parameters(study)["zooming.later"] == 0.0
     assert index.stat().st_mtime_ns == stamp
 
 
@@ -339,7 +348,7 @@ def test_the_class_is_as_it_was_when_the_field_is_gone() -> None:
     with with_field(ZoomingConfig, "later", float, added(default=0.0, before=0.0)):
         assert replace(same, later=0.5) != same  # type: ignore[call-arg]
     assert ZoomingConfig() == same
-    assert "zooming.later" not in known_names()
+    assert "zooming.later" not in parameter_types()
     with pytest.raises(TypeError):
         ZoomingConfig(later=0.5)  # type: ignore[call-arg]
     with pytest.raises(AttributeError):

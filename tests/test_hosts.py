@@ -38,7 +38,7 @@ SWEEP = {
     "design": {"sampler": "grid"},
     "parameters": {"seed": {"choice": [0, 1, 2]}, "fusion.rule": {"choice": ["average", "localization"]}},
 }
-RAY, RAZ = f"{sys.executable} -m ray.scripts.scripts", f"{sys.executable} -m raz.cli.main"
+RAY, RAZ = f"{sys.executable} -m ray.scripts.scripts", f"{sys.executable} -m raz.cli"
 AT = "--cluster ~/onprem.yaml"
 UNASKED = "-o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
 PATIENCE = float(os.environ.get("RAZ_HOSTS_PATIENCE", "600"))  # seconds for what takes one where nothing else runs

@@ -12,7 +12,7 @@ import pytest
 
 from raz.report.figures.style import figure
 from raz.report.html import page
-from raz.report.layout import Report, Sheet
+from raz.report.layout import Report, TextTable
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -84,7 +84,7 @@ def report(**more: object) -> Report:
         "name": "cell", "row": HOSTILE, "set": {"depth": 2}, "mean": 9.5,
         "trials": [{"seed": 7, "value": 9.5, "score": "abc123", "commit": "deadbeef"}],
     }  # fmt: skip
-    sheet = Sheet("Table " + HOSTILE, ("row", "MAE"), lines, cells={(0, 1): "cell"})
+    sheet = TextTable("Table " + HOSTILE, ("row", "MAE"), lines, cells={(0, 1): "cell"})
     rows = [{"x": 1, "y": 2}]
     figures = (
         figure("A " + HOSTILE, rows, [{"type": "scatter", "x": [1, 2], "y": [2, 1], "name": HOSTILE}], "x", "y"),

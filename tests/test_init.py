@@ -15,8 +15,8 @@ from raz.config import PRESETS
 from raz.data import DATASETS
 from raz.data.custom import FILE
 from raz.spec.space_yaml import load_space, parse_space
-from raz.spec.template import space_text
-from raz.utils.shipped import name_from
+from raz.spec.template import render_template
+from raz.utils.shipped import slugify
 from raz.utils.yamlfile import parse
 from tests.conftest import noise
 
@@ -24,7 +24,7 @@ from tests.conftest import noise
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_it_parses_for_every_data_set_and_preset(dataset: str, preset: str) -> None:
-    space = parse_space(parse(space_text("mine", dataset, preset, None, "my.yaml"), "my.yaml"))
+    space = parse_space(parse(render_template("mine", dataset, preset, None, "my.yaml"), "my.yaml"))
     assert space.study == "mine"
     assert space.base.dataset == dataset
     assert {p.name for p in space.parameters} == {"depth", "fusion.rule", "fusion.theta_f", "zooming.k_z"}
@@ -32,7 +32,7 @@ def test_it_parses_for_every_data_set_and_preset(dataset: str, preset: str) -> N
 
 @pytest.mark.parametrize("weights", ["/data/vgg16.pt", "a b: [c].pt", "imagenet", "1e5", "é.pt"])
 def test_what_it_suggests_in_comments_parses_too(weights: str) -> None:
-    text = space_text("mine", "shanghaitech_a", "small", weights, "my.yaml")
+    text = render_template("mine", "shanghaitech_a", "small", weights, "my.yaml")
     space = parse_space(parse(text, "my.yaml"))
     assert space.base.backbone.weights == weights
     taken = re.sub(r"^(\s*)# ([a-z_]+\.[\w.]+:)", r"\1\2", text, flags=re.M)
@@ -139,4 +139,4 @@ def test_a_wrong_command_is_told_and_writes_nothing(words: list[str], expected: 
     [("fusion", "fusion"), ("Köln Süd", "koln_sud"), ("été-2", "ete-2"), ("実験", "other"), ("a" * 99, "a" * 64)],
 )
 def test_a_name_is_made_of_any_text(text: str, name: str) -> None:
-    assert name_from(text, "_", "other") == name
+    assert slugify(text, "_", "other") == name

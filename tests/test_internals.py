@@ -24,9 +24,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from raz.engine import ray_internals
-from raz.engine.ray_session import prepare
+from raz.engine.ray_session import set_ray_environment
 from raz.study import optuna_internals as inside
-from raz.study.journal import Held, open_journal
+from raz.study.journal import NoLock, open_journal
 
 RAZ = Path(__file__).parents[1] / "raz"
 INTERNALS = {"engine/ray_internals.py", "study/optuna_internals.py"}
@@ -192,7 +192,7 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> None:
     study = study_of(folder)
     study.tell(study.ask(), 1.0)
-    backend = JournalFileBackend(str(folder / "s.journal"), lock_obj=Held())
+    backend = JournalFileBackend(str(folder / "s.journal"), lock_obj=NoLock())
     lines = [json.loads(line) for line in (folder / "s.journal").read_text().splitlines()]
     assert list(backend.read_logs(0)) == lines
     assert list(backend.read_logs(2)) == lines[2:]
@@ -202,8 +202,8 @@ def _(folder: Path) -> None:
 @borrowed("JournalFileOpenLock", OPTUNA)
 def _(folder: Path) -> None:
     """A lock that locks nothing is taken for one, and no file of a lock is left beside the journal."""
-    assert Held().acquire() is True
-    JournalFileBackend(str(folder / "s.journal"), lock_obj=Held()).append_logs([{"op_code": 0}])
+    assert NoLock().acquire() is True
+    JournalFileBackend(str(folder / "s.journal"), lock_obj=NoLock()).append_logs([{"op_code": 0}])
     assert sorted(path.name for path in folder.iterdir()) == ["s.journal"]
 
 
@@ -246,13 +246,13 @@ for _name in METHODS:
 def _(folder: Path) -> None:
     """It goes through the generations as Optuna's own does, with its state beside the study and not in it."""
     generations = []
-    for make in (inside.CmaEs, optuna.samplers.CmaEsSampler):
+    for make in (inside.StatelessCmaEsSampler, optuna.samplers.CmaEsSampler):
         study = optuna.create_study(sampler=make(seed=7, popsize=4, warn_independent_sampling=False))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         study.optimize(lambda trial: (trial.suggest_float("x", 0, 4) - 1) ** 2 + trial.suggest_float("y", 0, 4), 14)
         generations.append([trial.system_attrs.get("cma:generation") for trial in study.trials])
         named = {name.partition(":")[2].partition(":")[0] for trial in study.trials for name in trial.system_attrs}
-        assert ("optimizer" in named) is (make is not inside.CmaEs)
+        assert ("optimizer" in named) is (make is not inside.StatelessCmaEsSampler)
     assert generations[0] == generations[1]
     assert generations[0][-1] == 3
 
@@ -282,7 +282,7 @@ READ_BY = {  # a file of Ray that reads it
 
 @pytest.fixture
 def ray() -> Any:
-    prepare()
+    set_ray_environment()
     import ray
 
     return ray

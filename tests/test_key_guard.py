@@ -14,17 +14,17 @@ import pytest
 from raz.config import PRESETS, TrialConfig, configure, parameters
 from raz.pipeline import train_stages
 from raz.pipeline.context import TrialState
-from raz.pipeline.executor import Trial
+from raz.pipeline.executor import StageExecutor
 from raz.pipeline.graph import (
     COMMON,
     STAGES,
     Node,
     UndeclaredInput,
-    declared,
+    declared_inputs,
+    dependency_closure,
     inputs_for,
     inputs_of,
-    needed_for,
-    ordered,
+    topological_order,
 )
 from raz.pipeline.trial import _threads, run_trial
 from raz.store.cache import StageCache
@@ -83,7 +83,7 @@ def without(config: TrialConfig, allowed: tuple[str, ...]) -> TrialConfig:
 
 
 def allowed_for(config: TrialConfig, node: Node) -> tuple[str, ...]:
-    stages = {needed.stage for needed in needed_for(config, [node])}
+    stages = {needed.stage for needed in dependency_closure(config, [node])}
     return (*COMMON, *(name for stage in stages for name in STAGES[stage].reads))
 
 
@@ -112,17 +112,17 @@ def test_every_stage_runs_on_its_declared_inputs_alone(variant: str, crowd: Path
 
     cache = StageCache(tmp_path / "guarded")
     keys = TrialState(config, cache, crowd, lambda _: None).keys
-    path = ordered(config, SPLITS)
+    path = topological_order(config, SPLITS)
     assert {node.stage for node in path} == set(STAGES), "a stage is not on the path, so it is not guarded"
     made: dict[Node, Any] = {}
     for node in path:
         allowed = allowed_for(config, node)
         state = TrialState(without(config, allowed), cache, crowd, lambda _: None, dict(made))
-        trial = Trial(state)
+        trial = StageExecutor(state)
         state.__dict__["keys"] = keys  # they are made of the whole configuration, and so is what manifests tell
         trial.__dict__["_settings"] = parameters(config)
         with _threads(config.threads):
-            assert not trial.ensure(node).hit
+            assert not trial.get_or_make(node).hit
         # No later stage finds the configuration in the manifest either.
         manifest = cache.folder(node.stage, keys[node].key) / "manifest.json"
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"config": None}))
@@ -171,7 +171,7 @@ def test_what_a_stage_is_given_holds_its_declaration_and_cannot_be_changed() -> 
     config = PRESETS["tiny"].resolved()
     values = parameters(config)
     for stage in STAGES:
-        given = declared(config, stage)
+        given = declared_inputs(config, stage)
         for name in inputs_of(values, stage):
             found: Any = given
             for part in name.split("."):
@@ -180,7 +180,7 @@ def test_what_a_stage_is_given_holds_its_declaration_and_cannot_be_changed() -> 
         with pytest.raises(AttributeError, match="read-only"):
             given.seed = 1
     with pytest.raises(UndeclaredInput, match=r"stage raz does not declare raz\.attention_train"):
-        _ = declared(config, "raz").raz.attention_train
+        _ = declared_inputs(config, "raz").raz.attention_train
 
 
 def test_a_node_is_given_the_stages_it_needs_and_no_other() -> None:

@@ -16,7 +16,7 @@ import pytest
 from raz.errors import TrialFailure
 from raz.store import lease as leases
 from raz.store.cache import StageCache, StageKey
-from raz.store.lease import ATTEMPT, Lease, LostLease, hold
+from raz.store.lease import ATTEMPT, Lease, LeaseLost, acquire
 
 HERE = Path(__file__).resolve().parents[1]
 KEY = StageKey("counting", 1, {"a": 1}, {}, {})
@@ -44,10 +44,10 @@ def until(met: Callable[[], bool], seconds: float = 120.0) -> None:
 COUNT = """
 import sys
 from pathlib import Path
-from raz.store.lease import hold
+from raz.store.lease import acquire
 folder = Path(sys.argv[1])
 for _ in range(10):
-    with hold(folder, "x"):
+    with acquire(folder, "x"):
         n = int((folder / "n").read_text())
         (folder / "n").write_text("half-written")
         (folder / "n").write_text(str(n + 1))
@@ -65,17 +65,17 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from raz.store.lease import LostLease, hold
+from raz.store.lease import LeaseLost, acquire
 folder = Path(sys.argv[1])
-with hold(folder, "x", [folder]) as lease:
-    aside = lease.aside(folder, ".txt")
+with acquire(folder, "x", [folder]) as lease:
+    aside = lease.temp_path(folder, ".txt")
     aside.write_text("of the first")
     print("held", flush=True)
     sys.stdin.readline()
     try:
         lease.commit(aside, folder / "result")
         print("committed", flush=True)
-    except LostLease:
+    except LeaseLost:
         print("lost", flush=True)
 """
 
@@ -84,7 +84,7 @@ def test_a_killed_holder_of_this_machine_is_not_waited_for(tmp_path: Path) -> No
     first = child(HOLD, tmp_path, seconds=3600)
     heard(first, "held")
     first.kill()  # unburied: a zombie does not hold on either
-    with hold(tmp_path, "x", [tmp_path], seconds=3600):
+    with acquire(tmp_path, "x", [tmp_path], seconds=3600):
         assert not list(tmp_path.glob(f"{ATTEMPT}*"))
     first.wait()
 
@@ -93,9 +93,9 @@ def test_a_paused_holder_puts_nothing_into_place(tmp_path: Path) -> None:
     first = child(HOLD, tmp_path, seconds=0.6)
     heard(first, "held")
     first.send_signal(signal.SIGSTOP)
-    with hold(tmp_path, "x", [tmp_path], seconds=0.6) as lease:
+    with acquire(tmp_path, "x", [tmp_path], seconds=0.6) as lease:
         first.send_signal(signal.SIGCONT)
-        aside = lease.aside(tmp_path)
+        aside = lease.temp_path(tmp_path)
         aside.write_text("of the second")
         first.communicate("go on\n", timeout=240)
         lease.commit(aside, tmp_path / "result")  # which the first one's end did not take away
@@ -108,23 +108,23 @@ def test_a_holder_that_is_paused_between_the_look_and_the_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The window that asking alone leaves open: the lease is taken over just after it was found to be held."""
-    with hold(tmp_path, "x", [tmp_path], seconds=3600) as old:
-        aside = old.aside(tmp_path)
+    with acquire(tmp_path, "x", [tmp_path], seconds=3600) as old:
+        aside = old.temp_path(tmp_path)
         aside.write_text("old")
-        monkeypatch.setattr(leases, "_gone", lambda text: True)
+        monkeypatch.setattr(leases, "_process_dead", lambda text: True)
 
         def held(self: Lease) -> bool:
-            with hold(tmp_path, "x", [tmp_path], seconds=3600) as new:
-                mine = new.aside(tmp_path)
+            with acquire(tmp_path, "x", [tmp_path], seconds=3600) as new:
+                mine = new.temp_path(tmp_path)
                 mine.write_text("new")
                 os.replace(mine, tmp_path / "result")
             return True
 
         with monkeypatch.context() as patch:
-            patch.setattr(Lease, "held", held)
-            with pytest.raises(LostLease):
+            patch.setattr(Lease, "is_held", held)
+            with pytest.raises(LeaseLost):
                 old.commit(aside, tmp_path / "result")
-        with pytest.raises(LostLease):
+        with pytest.raises(LeaseLost):
             old.check()
     assert (tmp_path / "result").read_text() == "new"
 
@@ -142,7 +142,7 @@ def test_a_busy_holder_keeps_its_lease(tmp_path: Path) -> None:
         if time.monotonic() > enough:
             raise Enough
 
-    with pytest.raises(Enough), hold(tmp_path, "x", seconds=patience, waiting=waiting):
+    with pytest.raises(Enough), acquire(tmp_path, "x", seconds=patience, waiting=waiting):
         pass
     first.communicate("go on\n", timeout=240)
     assert (tmp_path / "result").read_text() == "of the first"
@@ -152,18 +152,18 @@ def test_a_lease_that_changed_hands_is_not_taken_from_the_new_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two see the same silent holder; the slower one's rename meets the quicker one's lease, and puts it back."""
-    with hold(tmp_path, "x") as lease:
+    with acquire(tmp_path, "x") as lease:
         found = iter(["silent", lease.token])  # as if it had looked just before
         real = leases._token
         monkeypatch.setattr(leases, "_token", lambda path: next(found, None) or real(path))
-        assert leases._take_away(lease.path, "silent") is None
-        assert lease.held()
+        assert leases._break_lease(lease.path, "silent") is None
+        assert lease.is_held()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lease_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError), hold(tmp_path / "file", "x"):
+    with pytest.raises(OSError), acquire(tmp_path / "file", "x"):
         pass
 
 
@@ -172,7 +172,7 @@ def test_threads_exclude_each_other(tmp_path: Path) -> None:
     most: list[int] = []
 
     def work() -> None:
-        with hold(tmp_path, "x", seconds=60):
+        with acquire(tmp_path, "x", seconds=60):
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.01)
@@ -192,14 +192,14 @@ def test_threads_exclude_each_other(tmp_path: Path) -> None:
 def test_a_fenced_owner_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = StageCache(tmp_path)
     places = [cache.folder("counting", KEY.key).parent]
-    monkeypatch.setattr(leases, "_gone", lambda text: True)  # every holder is taken for dead
+    monkeypatch.setattr(leases, "_process_dead", lambda text: True)  # every holder is taken for dead
 
     def write(folder: Path) -> None:
         with cache.lease("counting", places) as other:
             cache.publish(KEY, lambda f: (f / "x").write_text("new") and None, {"seconds": 1.0}, other)
         (folder / "x").write_text("old")
 
-    with cache.lease("counting", places) as lease, pytest.raises(LostLease):
+    with cache.lease("counting", places) as lease, pytest.raises(LeaseLost):
         cache.publish(KEY, write, {"seconds": 2.0}, lease)
     found = cache.find(KEY)
     assert found is not None
@@ -215,16 +215,16 @@ def test_failures_are_remembered_until_they_are_forgotten(tmp_path: Path) -> Non
         ("oom", "gpu", False), ("oom", "cpu", True),
     ]:  # fmt: skip
         failure = TrialFailure("stage counting", "diverged", "a lower rate", reason=reason)
-        cache.remember(KEY, failure, device)
+        cache.record_failure(KEY, failure, device)
         told = cache.failure(KEY, "cpu")
         assert (told is not None and told.args == failure.args) == known
-        assert cache.forget(KEY) == (reason not in ("lost", "error"))
+        assert cache.clear_failure(KEY) == (reason not in ("lost", "error"))
     assert cache.failure(KEY, "cpu") is None
 
 
 def test_a_damaged_note_of_a_failure_is_none(tmp_path: Path) -> None:
     cache = StageCache(tmp_path)
-    cache.remember(KEY, TrialFailure("a", "b", reason="nan"), "cpu")
+    cache.record_failure(KEY, TrialFailure("a", "b", reason="nan"), "cpu")
     (path,) = (tmp_path / "failures").glob("*/*.json")
     path.write_text('{"reason": "nan"')
     assert cache.failure(KEY, "cpu") is None

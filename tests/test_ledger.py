@@ -29,7 +29,7 @@ from tests.test_pruning import PRUNERS, curve, run, space_of
 name, store = sys.argv[1], Path(sys.argv[2])
 with open_ledger(store, space_of(PRUNERS[name])) as ledger:
     run(ledger, 12)
-    ledger.adopt(30)
+    ledger.recover(30)
     for _ in range(3):
         number = ledger.ask()[0]
         for step, value in curve(number)[:2]:
@@ -87,7 +87,7 @@ def test_a_trial_writes_as_much_late_in_a_study_as_early(tmp_path: Path, monkeyp
     monkeypatch.setattr(optuna.Study, "get_trials", counted)
     costs = []
     with open_ledger(tmp_path, long_space(120)) as ledger:
-        ledger.adopt(120)
+        ledger.recover(120)
         journal = tmp_path / "studies" / "long.journal"
         for _ in range(120):
             lists, size = 0, journal.stat().st_size
@@ -103,7 +103,7 @@ def test_a_trial_writes_as_much_late_in_a_study_as_early(tmp_path: Path, monkeyp
 def test_a_record_has_the_whole_configuration_though_only_changes_are_written(tmp_path: Path) -> None:
     space = long_space(3)
     with open_ledger(tmp_path, space) as ledger:
-        ledger.adopt(3)
+        ledger.recover(3)
         asked = [ledger.ask() for _ in range(3)]
         for one in asked:
             assert one is not None
@@ -118,7 +118,7 @@ def test_a_record_has_the_whole_configuration_though_only_changes_are_written(tm
 
 def test_optuna_s_own_tools_read_the_journal(tmp_path: Path) -> None:
     with open_ledger(tmp_path, long_space(5)) as ledger:
-        run_all = [ledger.adopt(5), *(ledger.ask() for _ in range(5))]
+        run_all = [ledger.recover(5), *(ledger.ask() for _ in range(5))]
         for number in range(5):
             ledger.report(number, 1, 5.0)
             ledger.tell(number, Outcome("complete", 1.0, {"val.mae": float(number)}))
@@ -134,8 +134,8 @@ def test_several_slots_are_asked_to_begin_what_shares_least(tmp_path: Path) -> N
     text = "study: spread\nbase: {preset: tiny, dataset: toy}\ndesign: {sampler: loo, seeds: [5, 6]}\nparameters:\n"
     space = parse_space(parse(text + "  fusion.rule: {choice: [grid, average, density]}\n", "f.yaml"))
     with open_ledger(tmp_path, space) as ledger:
-        assert ledger.adopt(6) == 6
-        ledger.arrange()
+        assert ledger.recover(6) == 6
+        ledger.order_queue()
         asked = []
         for _ in range(3):
             found = ledger.ask()
@@ -145,10 +145,10 @@ def test_several_slots_are_asked_to_begin_what_shares_least(tmp_path: Path) -> N
         assert [values["seed"] for _, values, _ in asked[:2]] == [5, 6]
         ledger.tell(asked[0][0], Outcome("complete", metrics={"val.mae": 1.0}))
         ledger.report(asked[2][0], 1, 2.0)
-        ledger.postpone(asked[2][0])
+        ledger.requeue(asked[2][0])
     with open_ledger(tmp_path, space) as ledger:  # what was lost is queued again, what had begun comes first
-        assert ledger.adopt(6) == 5
-        ledger.arrange()
+        assert ledger.recover(6) == 5
+        ledger.order_queue()
         again = []
         while (found := ledger.ask()) is not None:
             again.append(found)

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raz.engine.events import Watch
-from raz.engine.interrupt import OUT_OF_TIME, Interrupted, Stop, signals
-from raz.engine.progress import MOST_LINES, Board, compute, spent_and_saved
+from raz.engine.events import ConsoleProgress
+from raz.engine.interrupt import OUT_OF_TIME, RunInterrupted, StopRequest, handle_signals
+from raz.engine.progress import MOST_LINES, ProgressView, spent_and_saved, spent_and_saved_seconds
 from raz.engine.study_runner import run_study
 from raz.engine.table_runner import run_table
 from raz.pipeline.events import StageEvent
@@ -60,7 +60,7 @@ def record(number: int, state: str = "complete", **given: Any) -> TrialRecord:
     return TrialRecord(**{k: v for k, v in (empty | given).items() if k in names}, number=number, state=state)
 
 
-def screen(board: Board, width: int = 120) -> str:
+def screen(board: ProgressView, width: int = 120) -> str:
     console = Console(file=StringIO(), record=True, width=width, force_terminal=True)
     console.print(board)
     return console.export_text()
@@ -75,7 +75,7 @@ def epoch(key: str, number: int, seconds: float, of: int = 10) -> StageEvent:
 
 def test_a_stage_is_one_however_many_trials_tell_of_it() -> None:
     clock = Clock()
-    board = Board("study s", 9, "val.mae", clock=clock)
+    board = ProgressView("study s", 9, "val.mae", clock=clock)
     for trial in (0, 1, 2):
         board.started(trial, {})
         board.stage(trial, StageEvent("waiting", "counting", "k"))
@@ -98,19 +98,19 @@ def test_a_stage_is_one_however_many_trials_tell_of_it() -> None:
 
 
 def test_before_the_first_stage_it_says_so() -> None:
-    board = Board("study s", 9, "val.mae", clock=Clock())
+    board = ProgressView("study s", 9, "val.mae", clock=Clock())
     assert "starting: no stage has begun yet" in screen(board)
     board.started(0, {})
     assert "starting" in screen(board)
     board.stage(0, StageEvent("waiting", "counting", "k"))
     assert "starting" not in screen(board)
-    board = Board("study s", 9, "val.mae", clock=Clock())
+    board = ProgressView("study s", 9, "val.mae", clock=Clock())
     board.stage(0, StageEvent("hit", "counting", "k", seconds=1))
     assert "starting" not in screen(board)
 
 
 def test_a_stage_that_nobody_makes_any_more_is_not_shown_running() -> None:
-    board = Board("s", 3, "val.mae")
+    board = ProgressView("s", 3, "val.mae")
     board.stage(0, StageEvent("started", "counting", "a"))
     board.stage(1, StageEvent("started", "attention", "b"))
     board.stage(2, StageEvent("waiting", "attention", "c"))
@@ -122,7 +122,7 @@ def test_a_stage_that_nobody_makes_any_more_is_not_shown_running() -> None:
 
 def test_images_say_how_long_from_how_long_it_took() -> None:
     clock = Clock()
-    board = Board("s", 1, "val.mae", clock=clock)
+    board = ProgressView("s", 1, "val.mae", clock=clock)
     board.stage(0, StageEvent("started", "zoom2@val", "z"))
     clock.now += 10
     board.stage(0, StageEvent("images", "zoom2@val", "z", epoch=5, epochs=20))
@@ -130,7 +130,7 @@ def test_images_say_how_long_from_how_long_it_took() -> None:
 
 
 def test_the_best_the_pruned_the_failed_and_what_it_cost() -> None:
-    board = Board("study s", 9, "val.mae", clock=Clock())
+    board = ProgressView("study s", 9, "val.mae", clock=Clock())
     stages = ({"stage": "counting", "key": "k", "hit": False, "seconds": 60.0, "spent": 50.0},)
     board.finished(record(0, value=5.0, values={"depth": 2}, stages=stages))
     hits = ({**stages[0], "hit": True, "spent": 0.0}, {**stages[0], "key": "l", "seconds": 90.0, "hit": True})
@@ -148,14 +148,14 @@ def test_the_best_the_pruned_the_failed_and_what_it_cost() -> None:
 
 
 def test_what_is_best_depends_on_the_direction() -> None:
-    board = Board("s", 2, "val.map", direction="maximize")
+    board = ProgressView("s", 2, "val.map", direction="maximize")
     for number, value in enumerate((0.2, 0.7, 0.5)):
         board.finished(record(number, value=value))
     assert "trial 1, val.map 0.7" in screen(board)
 
 
 def test_a_screen_stays_small() -> None:
-    board = Board("s", 500, "val.mae")
+    board = ProgressView("s", 500, "val.mae")
     for i in range(100):
         board.started(i, {})
         board.stage(i, StageEvent("started", "counting", f"k{i}"))
@@ -173,13 +173,13 @@ def test_compute_is_conserved() -> None:
         {"seconds": 7.0, "hit": True, "spent": 0.0},
         {"seconds": 4.0, "hit": False, "spent": 1.0},  # three were in a checkpoint
     ]
-    assert compute(stages) == (11.0, 7.0)
+    assert spent_and_saved_seconds(stages) == (11.0, 7.0)
     assert spent_and_saved(0.0, 0.0) == "0.0 s spent, 0.0 s saved by sharing"
 
 
 def test_lines_are_told_once_where_there_is_no_terminal() -> None:
     out = StringIO()
-    with Watch(Console(file=out, width=200), 2, "val.mae") as events:
+    with ConsoleProgress(Console(file=out, width=200), 2, "val.mae") as events:
         for trial in (0, 1):
             events.started(trial, {"depth": trial})
             events.stage(trial, StageEvent("started", "counting", "k"))
@@ -199,43 +199,43 @@ def test_lines_are_told_once_where_there_is_no_terminal() -> None:
 
 def test_time_is_up_when_the_clock_says_so() -> None:
     clock = Clock()
-    stop = Stop(hours=0.5, clock=clock)
+    stop = StopRequest(hours=0.5, clock=clock)
     clock.now += 1799
     assert (stop.asked, stop.left) == (False, 1.0)
     clock.now += 1
     assert (stop.asked, stop.left, stop.code) == (True, 0.0, OUT_OF_TIME)
     assert stop.why == "the 0.5 hours of --max-hours are up"
-    assert not Stop().asked
+    assert not StopRequest().asked
 
 
 def test_once_asks_and_twice_interrupts() -> None:
     told: list[str] = []
-    stop = Stop()
+    stop = StopRequest()
     stop.told = lambda: told.append("once")
     before = signal.getsignal(signal.SIGINT)
-    with signals(stop):
+    with handle_signals(stop):
         signal.raise_signal(signal.SIGINT)
         assert (stop.asked, stop.code, told) == (True, 130, ["once"])
-        with pytest.raises(Interrupted) as caught:
+        with pytest.raises(RunInterrupted) as caught:
             signal.raise_signal(signal.SIGINT)
     assert (caught.value.code, told) == (130, ["once"])
     assert signal.getsignal(signal.SIGINT) == before
-    with pytest.raises(Interrupted) as caught, signals(Stop()):
+    with pytest.raises(RunInterrupted) as caught, handle_signals(StopRequest()):
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.code == 143
 
 
 def test_a_run_that_is_out_of_time_goes_on_with_the_same_trials(tmp_path: Path) -> None:
     space = parse_space(parse(SPACE, "f.yaml"))
-    stop = Stop()
+    stop = StopRequest()
 
-    class Ending(Watch):
+    class Ending(ConsoleProgress):
         def step(self, number: int, step: int, value: float) -> None:
             if (number, step) == (1, 2):
                 stop.ask()
 
     @contextmanager
-    def watch(left: int) -> Iterator[Watch]:
+    def watch(left: int) -> Iterator[ConsoleProgress]:
         yield Ending(Console(file=StringIO()), left, "val.mae")
 
     options: dict[str, Any] = {"inline": True, "run_trial": "tests.fakes_engine:run_trial"}
@@ -244,10 +244,10 @@ def test_a_run_that_is_out_of_time_goes_on_with_the_same_trials(tmp_path: Path) 
     assert first.held_out == {}  # the test images wait for the end of the search
     assert Counter(r.state for r in read_records(tmp_path, "depths")) == {"complete": 1, "waiting": 2}
     for _ in range(5):  # stopped more often than a lost trial may be lost
-        again = Stop()
+        again = StopRequest()
         again.ask()
         assert run_study(space, tmp_path, stop=again, **options).left == 2
-    last = run_study(space, tmp_path, stop=Stop(), **options)
+    last = run_study(space, tmp_path, stop=StopRequest(), **options)
     assert (last.ran, last.left, last.stopped) == (2, 0, "")
     records = read_records(tmp_path, "depths")
     assert [(r.number, r.state, r.values["depth"]) for r in records] == [(i, "complete", i + 1) for i in range(3)]
@@ -264,9 +264,9 @@ rows: {one: {set: {depth: 1}}, two: {set: {depth: 2}}, three: {set: {depth: 3}}}
 
 
 def test_a_table_stops_and_goes_on_too(tmp_path: Path) -> None:
-    stop = Stop()
+    stop = StopRequest()
 
-    class Ending(Watch):
+    class Ending(ConsoleProgress):
         def done(self, number: int, text: str, outcome: Any = None) -> None:
             super().done(number, text, outcome)
             stop.ask()

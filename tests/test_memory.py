@@ -22,7 +22,7 @@ GLIBC = platform.libc_ver()[0] == "glibc"
 CHILD = f"""
 import resource, sys
 import torch
-from raz.pipeline.memory import keep_freed_memory
+from raz.pipeline.malloc import keep_freed_memory
 torch.set_num_threads(1)
 told = [keep_freed_memory(), keep_freed_memory()] if sys.argv[1] == "keep" else ["-"]
 for value in range({2 * TIMES}):

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from raz.errors import RazError
-from raz.spec.base_config import settings_of
+from raz.spec.base_config import parse_settings
 from raz.spec.space_yaml import parse_space
 from raz.utils.yamlfile import parse
 from tests.test_space import BAD
@@ -719,7 +719,7 @@ def test_a_file_nested_without_end_is_told_and_not_followed(depth: int) -> None:
     with pytest.raises(RazError, match="levels deep"):
         parse("a: " + "[" * depth + "]" * depth, "f.yaml")
     with pytest.raises(RazError, match="--set seed: more than 32 levels deep"):
-        settings_of(["seed=" + "[" * (depth + 1) + "]" * (depth + 1)])
+        parse_settings(["seed=" + "[" * (depth + 1) + "]" * (depth + 1)])
 
 
 def test_aliases_that_would_grow_without_end_are_not_followed() -> None:

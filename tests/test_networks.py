@@ -17,7 +17,7 @@ from raz.paper.networks import (
     LocalizationBranch,
     initialise,
     network_input,
-    radius,
+    receptive_field_radius,
 )
 from raz.paper.peaks import find_peaks
 from raz.pipeline.inference import Network
@@ -176,4 +176,4 @@ def test_radius_bounds_what_an_output_pixel_sees() -> None:
     (gradient,) = torch.autograd.grad(logits[0, 0, 240, 240], x)
     ys, xs = torch.nonzero(gradient.abs().sum((0, 1)), as_tuple=True)
     seen = max(abs(int(v) - 240) for v in (ys.min(), ys.max(), xs.min(), xs.max()))
-    assert seen <= radius(network.backbone) + 8 * radius(network.localization.body)
+    assert seen <= receptive_field_radius(network.backbone) + 8 * receptive_field_radius(network.localization.body)

@@ -49,10 +49,10 @@ def test_parsing_a_place_looks_at_nothing(
     with monkeypatch.context() as patched:
         for name in LOOKS:
             patched.setattr(os, name, watched(name, getattr(os, name)))
-        patched.setattr(options, "bring_notes", watched("bring_notes", lambda folder: None))
+        patched.setattr(options, "download_journals", watched("bring_notes", lambda folder: None))
         found = parameter.process_value(context, value)
         parsed = list(looked)
-        options.standing(Path("not/there"))
+        options.nearest_existing(Path("not/there"))
     assert parsed == []
     assert isinstance(found, (str, Path))
     assert looked  # or the test could see nothing
@@ -62,7 +62,7 @@ def test_parsing_a_place_looks_at_nothing(
 def test_a_command_opens_its_store_itself(name: str) -> None:
     body = inspect.getsource(inspect.unwrap(COMMANDS[name].callback))
     remote = name == "raz-sweep submit"  # whose store is the cluster's
-    assert ("    store = folder_of(store)\n" in body) is not remote
+    assert ("    store = resolve_store(store)\n" in body) is not remote
 
 
 @pytest.mark.parametrize(

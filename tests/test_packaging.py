@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import raz
-from raz.utils.shipped import FOLDERS, find, roots, shipped
+from raz.utils.shipped import FOLDERS, find_shipped, roots, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +29,7 @@ def test_a_checkout_finds_its_own_files() -> None:
         assert {path.name for path in shipped(folder).values()} == {
             path.name for path in (ROOT / folder).glob("*.yaml")
         }
-    assert find("search_spaces/fusion").read_bytes() == (ROOT / "search_spaces" / "fusion.yaml").read_bytes()
+    assert find_shipped("search_spaces/fusion").read_bytes() == (ROOT / "search_spaces" / "fusion.yaml").read_bytes()
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -114,7 +114,7 @@ def test_the_wheel_runs_from_elsewhere(built: tuple[Path, Path], tmp_path: Path)
         return done.stdout.strip()
 
     assert run("import raz; print(raz.__file__)") == str(installed / "raz" / "__init__.py")
-    where = run("from raz.utils.shipped import find; print(find('search_spaces/fusion.yaml'))")
+    where = run("from raz.utils.shipped import find_shipped; print(find_shipped('search_spaces/fusion.yaml'))")
     assert where == str(installed / "raz" / "search_spaces" / "fusion.yaml")
     run("from raz.spec.space_yaml import *; from raz.utils.shipped import *; load_space(find('search_spaces/fusion'))")
     metadata = (installed / f"raz_sweep-{raz.__version__}.dist-info" / "entry_points.txt").read_text()

@@ -14,8 +14,8 @@ from raz.data import open_dataset
 from raz.errors import RazError
 from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
-from raz.report.figures.image_results import RADIUS, Seen, look, pick
-from raz.report.figures.photographs import SCALE, coarser, locations, maps
+from raz.report.figures.image_results import RADIUS, ImageResult, load_image_results, pick
+from raz.report.figures.photographs import SCALE, downsample, figure_1, figure_5
 from raz.store.cache import StageCache, write_json
 from tests.crowds import write_crowd
 from tests.test_report import record, told
@@ -83,8 +83,8 @@ def publish(place: Path, crowd: Path, config: TrialConfig, split: str = "test") 
     cache.publish(keys[Node("score", split)], write, about)
 
 
-def seen(store: Path, crowd: Path, *which: str) -> tuple[Seen, ...]:
-    return look(CONFIG, store, which, data_root=crowd)
+def seen(store: Path, crowd: Path, *which: str) -> tuple[ImageResult, ...]:
+    return load_image_results(CONFIG, store, which, data_root=crowd)
 
 
 def test_an_image_is_seen_as_its_artifacts_have_it(store: Path, crowd: Path) -> None:
@@ -107,11 +107,11 @@ def test_an_image_is_seen_as_its_artifacts_have_it(store: Path, crowd: Path) -> 
 
 
 def test_points_far_from_every_head_are_wrong_and_twins_claim_a_head_each() -> None:
-    from raz.report.figures.image_results import _claimed
+    from raz.report.figures.image_results import _matched_heads
 
     heads = np.array([[10.0, 10.0], [10.0, 10.0], [90.0, 10.0]])
-    assert _claimed(np.array([[11.0, 10.0], [10.0, 11.0]]), heads).tolist() == [True, True, False]
-    assert _claimed(np.zeros((0, 2)), heads).sum() == 0
+    assert _matched_heads(np.array([[11.0, 10.0], [10.0, 11.0]]), heads).tolist() == [True, True, False]
+    assert _matched_heads(np.zeros((0, 2)), heads).sum() == 0
 
 
 def test_images_are_asked_for_by_name_index_or_word() -> None:
@@ -127,7 +127,7 @@ def test_images_are_asked_for_by_name_index_or_word() -> None:
 
 def test_figure_1_keeps_the_sums_and_figure_5_every_head_and_point(store: Path, crowd: Path) -> None:
     (one,) = seen(store, crowd, "densest")
-    first, fifth = maps(one, "a trial"), locations(one, "a trial")
+    first, fifth = figure_1(one, "a trial"), figure_5(one, "a trial")
     assert sum(row["true"] for row in first.rows) == pytest.approx(float(one.truth.sum()), rel=1e-5)
     assert sum(row["estimated"] for row in first.rows) == pytest.approx(float(one.density.sum()), rel=1e-5)
     kinds = [row["kind"] for row in fifth.rows]
@@ -144,7 +144,7 @@ def test_figure_1_keeps_the_sums_and_figure_5_every_head_and_point(store: Path, 
 
 def test_a_large_map_is_added_up_and_loses_nothing() -> None:
     values = np.random.default_rng(0).random((333, 170)).astype(np.float32)
-    small, factor = coarser(values)
+    small, factor = downsample(values)
     assert (factor, small.shape) == (3, (111, 57))
     assert small[0, 0] == pytest.approx(values[:3, :3].sum(), rel=1e-6)
     assert small.sum() == pytest.approx(values.sum(dtype=np.float64), rel=1e-6)
@@ -185,16 +185,16 @@ def test_a_page_holds_photographs_only_when_asked(store: Path, crowd: Path, tmp_
 
 
 def test_a_studys_best_trial_is_shown_or_the_one_that_is_named(store: Path, crowd: Path) -> None:
-    from raz.report.figures.photo_request import Photographs
-    from raz.study.index import StoredStudy
+    from raz.report.figures.photo_request import PhotoRequest
+    from raz.study.index import StudySnapshot
 
     trials = (
         record(0, "complete", 9.0, config=parameters(replace(CONFIG, seed=5))),
         record(1, "complete", 7.0, config=parameters(CONFIG)),
         record(2, "failed"),
     )
-    study = StoredStudy("s", store, False, ("minimize",), {}, trials, ({}, {}, {}))
-    drawn = Photographs(["0"]).of_study(study, crowd)
+    study = StudySnapshot("s", store, False, ("minimize",), {}, trials, ({}, {}, {}))
+    drawn = PhotoRequest(["0"]).of_study(study, crowd)
     assert [figure.title.partition(", image")[0] for figure in drawn] == [
         "Density and locations (the paper's Figure 1), s#1", "Predicted and true heads (the paper's Figure 5), s#1",
     ]  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_studys_best_trial_is_shown_or_the_one_that_is_named(store: Path, crow
         ("7", "has no trial 7"), ("best", "'best' is no trial's number"),
     ):  # fmt: skip
         with pytest.raises(RazError, match=message):
-            Photographs(["0"], whose).of_study(study, crowd)
+            PhotoRequest(["0"], whose).of_study(study, crowd)
 
 
 def test_learning_curves_have_a_line_a_network(store: Path, crowd: Path, tmp_path: Path) -> None:

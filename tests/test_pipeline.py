@@ -21,10 +21,10 @@ from raz.config import PRESETS, TrialConfig, configure, parameters, without_befo
 from raz.errors import RazError, TrialFailure
 from raz.pipeline import context, trial
 from raz.pipeline.events import StageEvent
-from raz.pipeline.graph import STAGES, TRAINED, Node, chain_key, declared, inputs_of, keys_of
+from raz.pipeline.graph import STAGES, TRAINED, Node, chain_key, declared_inputs, inputs_of, node_keys
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.scoring import ceiling_counts
-from raz.pipeline.training_loop import Pruned
+from raz.pipeline.training_loop import TrialPruned
 from raz.pipeline.trial import devices_of, run_trial, stored_metrics
 from raz.store.cache import Artifact, StageCache, StageKey
 from tests.conftest import write_mat
@@ -182,12 +182,12 @@ def test_main_net_proposes_once_for_every_stage_and_every_choice(
 
 
 def test_a_stage_cannot_read_what_it_does_not_declare() -> None:
-    given = declared(micro(), "counting")
+    given = declared_inputs(micro(), "counting")
     assert given.counting.beta == 0.1
     for name in ("localization", "zooming", "fusion", "depth", "peaks"):
         with pytest.raises(AttributeError):
             getattr(given, name)
-    raz = declared(micro(), "raz")
+    raz = declared_inputs(micro(), "raz")
     assert raz.localization.gamma == 100.0
     with pytest.raises(AttributeError):
         _ = raz.raz.attention_train
@@ -198,14 +198,14 @@ def test_every_parameter_reaches_some_key() -> None:
     values = parameters(micro())
     assert {name for stage in STAGES for name in inputs_of(values, stage)} == set(values)
     reached = set()
-    for key in keys_of(micro(), ("val", "test"), lambda s: s, lambda w: w).values():
+    for key in node_keys(micro(), ("val", "test"), lambda s: s, lambda w: w).values():
         reached |= set(key.inputs)
     assert reached - {"pass"} == set(without_before(values))  # what is as before the field existed is in no key
 
 
 def test_keys_are_what_they_were() -> None:
     """Golden: a changed key means every store is lost to its users. Raise a stage's `version` on purpose only."""
-    keys = keys_of(PRESETS["paper"], ("test",), lambda split: f"fingerprint of {split}", lambda w: w)
+    keys = node_keys(PRESETS["paper"], ("test",), lambda split: f"fingerprint of {split}", lambda w: w)
     golden = json.loads((Path(__file__).parent / "golden" / "keys.json").read_text())
     assert {str(node): key.key for node, key in keys.items()} == golden
 
@@ -251,7 +251,7 @@ def test_progress_is_replayed_from_the_store_and_can_stop(crowd: Path, undisturb
     run_trial(micro(), undisturbed, data_root=crowd, progress=lambda s, v: heard.append((s, v)) or False)
     assert [step for step, _ in heard] == list(range(1, 11))  # five stages of two epochs
     assert [v for _, v in heard[:2]] == curve(undisturbed, "counting")
-    with pytest.raises(Pruned) as stop:
+    with pytest.raises(TrialPruned) as stop:
         run_trial(micro(), undisturbed, data_root=crowd, progress=lambda s, v: s >= 5)
     assert stop.value.step == 5
 
@@ -404,10 +404,10 @@ def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_chain_leaves_out_its_epochs_only() -> None:
-    a = keys_of(micro(), ("val",), lambda s: s, lambda w: w)[Node("counting")]
+    a = node_keys(micro(), ("val",), lambda s: s, lambda w: w)[Node("counting")]
     longer = micro(counting__train__epochs=9)
-    b = keys_of(longer, ("val",), lambda s: s, lambda w: w)[Node("counting")]
-    other = keys_of(micro(counting__train__lr=0.5), ("val",), lambda s: s, lambda w: w)[Node("counting")]
+    b = node_keys(longer, ("val",), lambda s: s, lambda w: w)[Node("counting")]
+    other = node_keys(micro(counting__train__lr=0.5), ("val",), lambda s: s, lambda w: w)[Node("counting")]
     assert a.key != b.key
     assert chain_key(a) == chain_key(b) != chain_key(other)
 
@@ -449,7 +449,7 @@ def test_a_score_by_hand() -> None:
     """Two images of 8 x 8 px, one cell, one density bin: counts 3 and 1, points 2 and 0, heads 1 and 2."""
     from raz.config import FusionConfig, MetricsConfig
     from raz.paper.zoom import Points
-    from raz.pipeline.scoring import Fitted, Predicted, score
+    from raz.pipeline.scoring import FittedThresholds, SplitPredictions, score
 
     def points(*scores: float) -> Points:
         n = len(scores)
@@ -457,12 +457,12 @@ def test_a_score_by_hand() -> None:
             np.full((n, 2), 4.0), np.array(scores, np.float32), np.zeros(n, np.int8), np.ones(n, np.int8)
         )  # fmt: skip
 
-    split = Predicted(
+    split = SplitPredictions(
         ("a", "b"), [np.array([[4.0, 4.0]]), np.array([[1.0, 1.0], [6.0, 6.0]])], [(8, 8), (8, 8)], [(1, 1), (1, 1)],
         [np.full((1, 1), 3.0, np.float32), np.full((1, 1), 1.0, np.float32)], 8, [[points(0.9, 0.8, 0.2), points()]],
         [], np.array([1, 2]),
     )  # fmt: skip
-    fitted = Fitted(0.5, 0.5, np.array([2.5]))
+    fitted = FittedThresholds(0.5, 0.5, np.array([2.5]))
     got = score(split, [([0, 1], fitted)], 1, FusionConfig(cells=1), MetricsConfig())
     # Eq. 4: the mean 2.5 of image a reaches theta_f, so the density count 3 is taken; of b the mean 0.5
     assert got.per_image["fused"].tolist() == [3.0, 0.5]

@@ -21,8 +21,18 @@ from raz.config import PRESETS, TrialConfig, configure, parameters
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
 from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
-from raz.planning.cost_model import PRIORS, Prices, Range, Sizes, branches, parse_node, sizes, weights, work
-from raz.planning.plan import drawn, span
+from raz.planning.cost_model import (
+    PRIORS,
+    CostModel,
+    DatasetSizes,
+    Estimate,
+    branch_flop,
+    parameter_count,
+    parse_node,
+    sizes,
+    stage_gflop,
+)
+from raz.planning.plan import draw_trials, format_estimate
 from raz.spec.space_yaml import parse_space
 from raz.utils.yamlfile import parse
 
@@ -84,7 +94,7 @@ def test_work_is_what_torch_counts(config: TrialConfig) -> None:
         "backbone": counted(backbone, x), "counting": counted(counting, features),
         "localization": counted(localization, features), "attention": counted(attention, rich, own),
     }  # fmt: skip
-    found = branches(config)
+    found = branch_flop(config)
     # torch counts as well how the attention branch's kernels are put together, which is the same for any image
     assert (
         wanted["attention"] - 9 * 2 * 81 * config.attention.channels < found.pop("attention") <= wanted.pop("attention")
@@ -95,22 +105,22 @@ def test_work_is_what_torch_counts(config: TrialConfig) -> None:
         return sum(p.numel() for module in modules for p in module.parameters())
 
     learns = [backbone] if config.counting.unfreeze == "backbone" else []
-    assert weights(config, "counting") == numbers(counting, *learns)
-    assert weights(config, "localization") == numbers(localization)
-    assert weights(config, "attention") == numbers(attention)
+    assert parameter_count(config, "counting") == numbers(counting, *learns)
+    assert parameter_count(config, "localization") == numbers(localization)
+    assert parameter_count(config, "attention") == numbers(attention)
 
 
 def test_more_epochs_and_images_are_more_work_in_proportion() -> None:
-    of = Sizes({"train": 60, "val": 0, "test": 40}, {"train": 0.1, "val": 0.0, "test": 0.1})
+    of = DatasetSizes({"train": 60, "val": 0, "test": 40}, {"train": 0.1, "val": 0.0, "test": 0.1})
     learned = configure(TINY, {"localization.unfreeze": "backbone"})
     for stage in ("counting", "localization", "attention", "raz_attention"):
-        once = work(learned, Node(stage), of)
+        once = stage_gflop(learned, Node(stage), of)
         name = {"raz_attention": "raz.attention_train.epochs"}.get(stage, f"{stage}.train.epochs")
         epochs = parameters(learned)[name]
-        assert work(configure(learned, {name: 2 * epochs}), Node(stage), of) == pytest.approx(2 * once)
-    twice = Sizes({**of.images, "test": 80}, of.megapixels)
+        assert stage_gflop(configure(learned, {name: 2 * epochs}), Node(stage), of) == pytest.approx(2 * once)
+    twice = DatasetSizes({**of.images, "test": 80}, of.megapixels)
     for node in (Node("density", "test"), Node("points", "test"), Node("zoom", "test", 2), Node("score", "test")):
-        assert work(TINY, node, twice) == pytest.approx(2 * work(TINY, node, of))
+        assert stage_gflop(TINY, node, twice) == pytest.approx(2 * stage_gflop(TINY, node, of))
 
 
 def test_sizes_are_those_of_the_images_at_the_input() -> None:
@@ -134,18 +144,18 @@ def test_what_is_no_node() -> None:
 
 def test_like_stages_that_were_measured_give_the_price(tmp_path: Path) -> None:
     put(tmp_path, TINY, "counting", "score", seconds=lambda node: 80.0)
-    prices = Prices(tmp_path, kind="cpu")
+    prices = CostModel(tmp_path, kind="cpu")
     found, measured = prices.seconds(TINY, Node("counting"))
     assert measured
-    assert found == Range(80 / 1.5, pytest.approx(80.0), pytest.approx(120.0))
+    assert found == Estimate(80 / 1.5, pytest.approx(80.0), pytest.approx(120.0))
     longer = configure(TINY, {"counting.train.epochs": 60, "counting.beta": 0.3})
     of = prices.sizes(TINY)
-    scaled = 80 * work(longer, Node("counting"), of) / work(TINY, Node("counting"), of)
+    scaled = 80 * stage_gflop(longer, Node("counting"), of) / stage_gflop(TINY, Node("counting"), of)
     assert prices.seconds(longer, Node("counting"))[0].likely == pytest.approx(scaled)
     # neither another stage, nor another number of threads, nor another device is alike
     assert not prices.seconds(TINY, Node("localization"))[1]
     assert not prices.seconds(replace(TINY, threads=2), Node("counting"))[1]
-    assert not Prices(tmp_path, kind="cuda").seconds(TINY, Node("counting"))[1]
+    assert not CostModel(tmp_path, kind="cuda").seconds(TINY, Node("counting"))[1]
     assert prices.bytes(TINY, Node("score", "val")) == 1000
 
 
@@ -156,15 +166,15 @@ def test_damage_and_strangers_in_a_store_price_nothing(tmp_path: Path) -> None:
     other = tmp_path / "stages" / "score" / "00"
     other.mkdir(parents=True)
     (other / "manifest.json").write_text('{"stage": "counting", "config": {"no.such": 1}}')
-    assert not Prices(tmp_path, kind="cpu").seconds(TINY, Node("counting"))[1]
+    assert not CostModel(tmp_path, kind="cpu").seconds(TINY, Node("counting"))[1]
 
 
 def test_a_prior_is_work_over_a_stated_rate(tmp_path: Path) -> None:
-    prices = Prices(tmp_path, kind="cpu")
+    prices = CostModel(tmp_path, kind="cpu")
     found, measured = prices.seconds(TINY, Node("density", "val"))
-    amount, prior = work(TINY, Node("density", "val"), prices.sizes(TINY)), PRIORS["cpu"]
+    amount, prior = stage_gflop(TINY, Node("density", "val"), prices.sizes(TINY)), PRIORS["cpu"]
     assert not measured
-    assert found == Range(amount / prior.fast, amount / prior.likely, amount / prior.slow)
+    assert found == Estimate(amount / prior.fast, amount / prior.likely, amount / prior.slow)
     # a stage that may stop early may be cheaper still
     early = configure(TINY, {"counting.train.stop": 5})
     assert prices.seconds(early, Node("counting"))[0].low == pytest.approx(
@@ -187,7 +197,7 @@ def test_a_fixed_design_is_counted_exactly(here: Path) -> None:
     assert {row.stage: row.distinct for row in plan.rows} == {stage: len(of) for stage, of in wanted.items()}
     # conservation: rows add up to the whole, and one device does all of it, one after the other
     assert sum(row.seconds.likely for row in plan.rows) == pytest.approx(plan.device_seconds.likely)
-    prices = Prices(here / "store")
+    prices = CostModel(here / "store")
     alone = sum(prices.seconds(TINY, node)[0].likely for found in keys for node in found if node.stage != "score")
     assert plan.alone_seconds.likely == pytest.approx(alone, rel=0.05)
     assert plan.wall_seconds.low < plan.wall_seconds.likely < plan.wall_seconds.high
@@ -241,7 +251,7 @@ def test_a_table_is_planned_with_both_splits(here: Path) -> None:
 def test_random_draws_stay_within_the_space() -> None:
     text = LEARNED + "  counting.beta: {float: [0.05, 0.6], log: true}\n  zooming.k_z: {int: [2, 16], log: true}\n"
     text += "  attention.sigma_z: {float: [1, 8], step: 0.5}\n  depth: {int: [1, 3], step: 2}\n"
-    configs, skipped = drawn(parse_space(parse(text, "f.yaml")), 200, seed=1)
+    configs, skipped = draw_trials(parse_space(parse(text, "f.yaml")), 200, seed=1)
     assert (len(configs), skipped) == (200, 0)
     assert {c.depth for c in configs} == {1, 3}
     assert all(0.05 <= c.counting.beta <= 0.6 and 2 <= c.zooming.k_z <= 16 for c in configs)
@@ -284,6 +294,6 @@ def test_what_can_be_put_right_is_said(words: list[str], message: str) -> None:
 
 
 def test_spans_in_words() -> None:
-    assert span(Range(3600, 7200, 14400)) == "2.0 h (1.0 to 4.0 h)"
-    assert span(Range(60, 120, 600)) == "2.0 min (1.0 to 10 min)"
-    assert span(Range(0.02, 0.5, 30)) == "0.5 s (0.02 to 30 s)"
+    assert format_estimate(Estimate(3600, 7200, 14400)) == "2.0 h (1.0 to 4.0 h)"
+    assert format_estimate(Estimate(60, 120, 600)) == "2.0 min (1.0 to 10 min)"
+    assert format_estimate(Estimate(0.02, 0.5, 30)) == "0.5 s (0.02 to 30 s)"

@@ -62,7 +62,7 @@ def curve(number: int) -> list[tuple[int, float]]:
 def run(ledger: Ledger, trials: int) -> dict[int, int | None]:
     """Number -> the step at which it was stopped."""
     stopped: dict[int, int | None] = {}
-    ledger.adopt(trials)
+    ledger.recover(trials)
     while (asked := ledger.ask()) is not None:
         number = asked[0]
         stopped[number] = next((step for step, value in curve(number) if ledger.report(number, step, value)), None)
@@ -138,7 +138,7 @@ def test_a_search_in_pieces_prunes_as_one_that_went_through(tmp_path: Path, name
 
 
 def values(ledger: Ledger, levels: list[float], step: int = 1) -> Iterator[bool]:
-    ledger.adopt(len(levels))
+    ledger.recover(len(levels))
     for level in levels:
         asked = ledger.ask()
         assert asked is not None
@@ -153,7 +153,7 @@ MEDIAN = "{name: median, startup_trials: 2}"
 def test_nobody_is_pruned_in_a_stage_that_another_trial_shares(tmp_path: Path) -> None:
     with open_ledger(tmp_path, space_of(MEDIAN)) as ledger:
         assert list(values(ledger, [1.0, 1.0, 1.0])) == [False] * 3
-        ledger.adopt(5)
+        ledger.recover(5)
         shared = ledger.ask()
         alone = ledger.ask()
         assert shared is not None
@@ -210,7 +210,7 @@ def test_with_several_objectives_the_named_metric_s_stages_are_judged(tmp_path: 
 def test_a_value_that_is_no_number_is_left_to_the_trial_to_tell(tmp_path: Path) -> None:
     with open_ledger(tmp_path, space_of(MEDIAN)) as ledger:
         assert list(values(ledger, [1.0, 1.0, 1.0])) == [False] * 3
-        ledger.adopt(4)
+        ledger.recover(4)
         asked = ledger.ask()
         assert asked is not None
         assert not ledger.report(asked[0], 1, math.nan)
@@ -219,7 +219,7 @@ def test_a_value_that_is_no_number_is_left_to_the_trial_to_tell(tmp_path: Path) 
 
 
 def test_seeds_of_a_trial_are_compared_seed_by_seed(tmp_path: Path) -> None:
-    from raz.study.seed_average import over_seeds
+    from raz.study.seed_average import run_over_seeds
 
     space = space_of(MEDIAN, design="{sampler: random, trials: 30, seeds: [3, 8]}")
     level = {3: 1.0, 8: 100.0}
@@ -233,14 +233,14 @@ def test_seeds_of_a_trial_are_compared_seed_by_seed(tmp_path: Path) -> None:
         return Outcome("complete", 1.0, {"val.mae": level[seed] * factor}, ({"stage": "counting", "hit": False},))
 
     with open_ledger(tmp_path, space) as ledger:
-        ledger.adopt(4)
+        ledger.recover(4)
         for factor, state, value in [(1.0, "complete", 50.5), (1.0, "complete", 50.5), (0.5, "complete", 25.25),
                                      (2.0, "pruned", None)]:  # fmt: skip
             asked = ledger.ask()
             assert asked is not None
             number = asked[0]
-            outcome = over_seeds(
-                lambda config, told, factor=factor: trial(dict(config), told, factor), asked[2], space.mean_over,
+            outcome = run_over_seeds(
+                lambda config, told, factor=factor: trial(dict(config), told, factor), asked[2], space.averaged_seeds,
                 lambda step, value, number=number: ledger.report(number, step, value),
             )  # fmt: skip
             record = ledger.tell(number, outcome)

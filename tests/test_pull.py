@@ -12,7 +12,7 @@ import pytest
 
 from raz.errors import RazError
 from raz.maintenance.pull import pull
-from raz.remote.transfer import fetch
+from raz.remote.transfer import fetch_from_head
 from raz.store.cache import StageCache, StageKey
 from raz.study.journal import journal_path
 from raz.study.records import read_records
@@ -112,7 +112,7 @@ def test_from_a_cluster_by_the_commands_that_its_head_runs(whole: Path, tmp_path
     def run(words: Sequence[str]) -> None:
         ran.append(words[0])
         if words[0] == "exec":
-            code = words[2].replace("raz-sweep", f"{sys.executable} -m raz.cli.main")
+            code = words[2].replace("raz-sweep", f"{sys.executable} -m raz.cli")
             env = {"HOME": str(home), "RAZ_STORE": str(whole), "PATH": "/usr/bin:/bin"}
             env["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
             subprocess.run(["bash", "-c", code], cwd=home, env=env, check=True, capture_output=True, timeout=200)
@@ -120,7 +120,7 @@ def test_from_a_cluster_by_the_commands_that_its_head_runs(whole: Path, tmp_path
             shutil.copytree(home / words[2], words[3], dirs_exist_ok=True)
 
     place = tmp_path / "place"
-    fetch(Path("x.yaml"), place, ["mixed"], None, False, run)
+    fetch_from_head(Path("x.yaml"), place, ["mixed"], None, False, run)
     assert ran == ["exec", "rsync-down", "exec"]
     assert not list(home.glob("raz-pull-*"))
     pull(place, tmp_path / "here", artifacts=True)

@@ -20,9 +20,9 @@ from raz.cli.report import fill_command, report_command
 from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.report.fill import FilledTable, fill_table
-from raz.report.layout import Report, Sheet, metric_title
+from raz.report.layout import Report, TextTable, metric_title
 from raz.report.render import csv_text, json_text, latex, markdown, terminal
-from raz.report.score_index import Found
+from raz.report.score_index import TrialScores
 from raz.report.statistics import Summary, difference, prediction_interval, summarize, verdict
 from raz.report.study import study_report
 from raz.report.tables import table_report
@@ -52,7 +52,7 @@ misprints:
 @pytest.fixture(autouse=True)
 def readers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever readers there come to be, UCF_QNRF has none here."""
-    monkeypatch.setattr("raz.report.fill.readable", lambda data_root: ("toy", "shanghaitech_a"))
+    monkeypatch.setattr("raz.report.fill.readable_datasets", lambda data_root: ("toy", "shanghaitech_a"))
 
 
 class Known:
@@ -64,7 +64,7 @@ class Known:
 
     def __call__(
         self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
-    ) -> dict[int, Found]:
+    ) -> dict[int, TrialScores]:
         assert splits == ("test",)
         self.asked += [replace(config, seed=seed) for seed in seeds]
         if config.depth > 1:
@@ -80,8 +80,8 @@ class Known:
         }  # fmt: skip
 
 
-def found(metrics: dict[str, float]) -> Found:
-    return Found(metrics, {}, {}, {})
+def found(metrics: dict[str, float]) -> TrialScores:
+    return TrialScores(metrics, {}, {}, {})
 
 
 def filled(profile: str = "small", stored: object = None) -> FilledTable:
@@ -91,7 +91,7 @@ def filled(profile: str = "small", stored: object = None) -> FilledTable:
 
 def zoomed(
     config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
-) -> dict[int, Found]:
+) -> dict[int, TrialScores]:
     return {
         seed: found(
             {
@@ -147,7 +147,7 @@ def test_every_trial_of_the_table_is_looked_up_as_a_run_would_make_it() -> None:
 def test_a_data_set_that_cannot_be_opened_leaves_the_others_alone() -> None:
     def stored(
         config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
-    ) -> dict[int, Found]:
+    ) -> dict[int, TrialScores]:
         raise RazError(config.dataset, "no folder given", "--data-root DIR")
 
     result = filled("paper", stored)
@@ -280,7 +280,7 @@ def both(*seeds: int, gain: float = -2.0) -> object:
 
     def stored(
         config: TrialConfig, wanted: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
-    ) -> dict[int, Found]:
+    ) -> dict[int, TrialScores]:
         worth = {0: 60.0, 1: 75.0, 2: 90.0}
         step = {0: 0.1, 1: 0.0, 2: -0.1}
         return {
@@ -395,10 +395,10 @@ def test_one_seed_is_paired_by_image(tmp_path: Path) -> None:
 
     def stored(
         config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
-    ) -> dict[int, Found]:
+    ) -> dict[int, TrialScores]:
         error = np.abs(noise) * (1.0 if config.depth == 1 else 0.7)
         metrics = {"test.mae": float(error.mean()), "test.rmse": float(np.sqrt((error**2).mean()))}
-        return {0: Found(metrics, {}, {}, {"test": folders[config.depth]})}
+        return {0: TrialScores(metrics, {}, {}, {"test": folders[config.depth]})}
 
     table = parse_table(parse(CLAIMS, "t.yaml"))
     report = table_report(fill_table(table, table.profile("small"), tmp_path, stored=stored))
@@ -474,7 +474,7 @@ def test_keys_of_many_seeds_are_those_of_each() -> None:
 
 HOSTILE = "a_b & 50% #1 $x$ {y} ~z^ \\cmd <b>|*[c]*| \x1b[31m\nnext"
 NASTY = Report(
-    "t", (Sheet(HOSTILE, ("row", "[x]"), ((HOSTILE, "[1]"),)),), (HOSTILE,), ({"a": HOSTILE, "b": math.nan},)
+    "t", (TextTable(HOSTILE, ("row", "[x]"), ((HOSTILE, "[1]"),)),), (HOSTILE,), ({"a": HOSTILE, "b": math.nan},)
 )
 
 
@@ -581,14 +581,14 @@ def test_what_matters_is_found_and_drawn_with_optunas_own_figures() -> None:
     """The objective is x; y is noise. Figures hold plain numbers, at most some hundred trials of ten thousand."""
     import random
 
-    from raz.report.figures.study_figures import MOST_TRIALS, importances, rebuilt, study_figures
+    from raz.report.figures.study_figures import MOST_TRIALS, importances, study_figures, to_optuna_study
 
     dice = random.Random(1)
     trials = []
     for n in range(1200):
         values = {"x": dice.random(), "y": dice.random(), "rule": dice.choice(["grid", "average"])}
         trials.append(record(n, "complete", values["x"], values=values, steps={1: values["x"] + 1, 2: values["x"]}))  # type: ignore[operator]
-    study = rebuilt(trials, ["minimize"])
+    study = to_optuna_study(trials, ["minimize"])
     assert 0 < len(study.trials) <= MOST_TRIALS
     shares = importances(study)
     assert max(shares, key=lambda name: shares[name]) == "x"

@@ -11,8 +11,8 @@ import torch
 from raz.data import open_dataset
 from raz.data.frames import Frames
 from raz.paper.networks import Backbone, network_input
-from raz.pipeline.feature_cache import FeatureCache, SizedFeatures
-from raz.pipeline.samples import Sizes, draw_windows, whole
+from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
+from raz.pipeline.samples import MultiScaleImages, draw_windows, full_window
 
 
 def test_crops_of_images_at_two_sizes() -> None:
@@ -32,7 +32,7 @@ def test_crops_of_images_at_two_sizes() -> None:
         def heads(self, index: int) -> np.ndarray:
             return np.array([[self.side / 2, self.side / 4]])
 
-    images = Sizes((Scaled(64), Scaled(32)))
+    images = MultiScaleImages((Scaled(64), Scaled(32)))
     assert len(images) == 4
     assert [images.pixels(i).shape[0] for i in range(4)] == [64, 64, 32, 32]
     assert images.heads(3).tolist() == [[16, 8]]
@@ -48,7 +48,7 @@ def test_crops_of_images_at_two_sizes() -> None:
         assert 0 <= w.x0 <= side - 24
         assert 0 <= w.y0 <= side - 24
     assert {w.x0 for w in drawn if w.index < 2} == set(range(0, 48, 8))  # crops of large images start anywhere
-    one = draw_windows(Sizes((Scaled(64),)), seed=0, stage="s", epoch=1, crop=24, crops=3, flip=True)
+    one = draw_windows(MultiScaleImages((Scaled(64),)), seed=0, stage="s", epoch=1, crop=24, crops=3, flip=True)
     assert one == draw_windows(Scaled(64), seed=0, stage="s", epoch=1, crop=24, crops=3, flip=True)
 
 
@@ -58,8 +58,8 @@ def test_features_of_each_size_are_its_own(tmp_path: Path) -> None:
     frames = tuple(Frames(items, scale=scale) for scale in (0.5, 0.25))
     backbone = Backbone(0.125).eval()
     caches = tuple(FeatureCache(tmp_path / str(i), backbone, f, torch.device("cpu")) for i, f in enumerate(frames))
-    both = SizedFeatures(caches)
-    window = whole(Sizes(frames), 3)
+    both = MultiScaleFeatures(caches)
+    window = full_window(MultiScaleImages(frames), 3)
     with torch.inference_mode():
         plain = backbone(network_input(frames[1].pixels(1)))
     assert torch.allclose(both.crop(window), plain, atol=2e-3, rtol=2e-3)  # half precision on disk

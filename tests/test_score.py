@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from raz.cli.main import app
 from raz.errors import RazError
 from raz.score import points, protocols
-from raz.score.points import Marks, box_sigmas, paired, read_points
+from raz.score.points import PointSet, box_sigmas, paired, read_points
 from raz.score.protocols import Row
 from raz.score.table import render, score_points
 from tests.datasets import nwpu_boxes, nwpu_crowd, nwpu_json
@@ -81,7 +81,7 @@ def average_precision(hits: list[bool], heads: int) -> float:
     return sum(max((p for r, p in at if r * 100 >= k - 1e-9), default=0.0) for k in range(101)) / 101
 
 
-def crowds(seed: int, images: int = 6, grid: bool = False) -> list[tuple[Marks, Marks]]:
+def crowds(seed: int, images: int = 6, grid: bool = False) -> list[tuple[PointSet, PointSet]]:
     """Small crowds: images without heads, without points, without both; twins; several points on one head."""
     rng = np.random.default_rng(seed)
     out = []
@@ -95,7 +95,7 @@ def crowds(seed: int, images: int = 6, grid: bool = False) -> list[tuple[Marks, 
         if grid:  # whole numbers: distances tie, and some pairs lie on the border of a radius
             heads, points = np.floor(heads), np.floor(points)
         sigma, level = box_sigmas(rng.random(m) * 16, rng.random(m) * 40)
-        out.append((Marks(points, rng.integers(0, 4, n) / 4.0), Marks(heads, None, sigma, level)))
+        out.append((PointSet(points, rng.integers(0, 4, n) / 4.0), PointSet(heads, None, sigma, level)))
     return out
 
 
@@ -142,7 +142,7 @@ def test_fidtm_and_nwpu_are_the_most_pairs_that_there_are(seed: int, grid: bool)
 @pytest.mark.parametrize("seed", range(4))
 def test_qnrf_is_the_mean_over_a_hundred_radii(seed: int, grid: bool) -> None:
     images = [
-        (Marks(p.xy * 6, p.score), Marks(h.xy * 6)) for p, h in crowds(seed + 100, grid=grid)
+        (PointSet(p.xy * 6, p.score), PointSet(h.xy * 6)) for p, h in crowds(seed + 100, grid=grid)
     ]  # distances up to 250 px
     n, m = sum(len(p) for p, _ in images), sum(len(h) for _, h in images)
     rows = protocols.qnrf(images)
@@ -175,9 +175,9 @@ def test_raz_is_the_paper_s_metric_read_literally(seed: int) -> None:
             assert found.ap == pytest.approx(average_precision(hits, heads))
 
 
-def one(points: list[list[float]], heads: list[list[float]], **more: Any) -> list[tuple[Marks, Marks]]:
+def one(points: list[list[float]], heads: list[list[float]], **more: Any) -> list[tuple[PointSet, PointSet]]:
     shape = [np.array(v, dtype=np.float64).reshape(-1, 2) for v in (points, heads)]
-    return [(Marks(shape[0], np.ones(len(points))), Marks(shape[1], **more))]
+    return [(PointSet(shape[0], np.ones(len(points))), PointSet(shape[1], **more))]
 
 
 def test_several_points_on_one_head_count_once() -> None:
@@ -210,9 +210,9 @@ def test_the_border_of_a_radius_counts_but_not_in_the_paper_s_metric() -> None:
 
 
 def test_whole_numbers_as_the_scripts_read_them_move_a_point_over_the_border() -> None:
-    true = {"a": Marks(np.array([[10.9, 0.0]]))}
-    pred = {"a": Marks(np.array([[15.1, 0.0]]))}  # 4.2 px away, 5 when floored
-    near_by = {"a": Marks(np.array([[14.95, 0.0]]))}  # 4.05 px away, 4 when floored
+    true = {"a": PointSet(np.array([[10.9, 0.0]]))}
+    pred = {"a": PointSet(np.array([[15.1, 0.0]]))}  # 4.2 px away, 5 when floored
+    near_by = {"a": PointSet(np.array([[14.95, 0.0]]))}  # 4.05 px away, 4 when floored
     plain = score_points(near_by, true, protocol=["fidtm"])
     assert row(list(plain.rows), "4 px").f1 == 0.0
     assert row(list(score_points(near_by, true, protocol=["fidtm"], floor=True).rows), "4 px").f1 == 1.0
@@ -228,7 +228,7 @@ def test_nothing_to_divide_by_is_not_a_number() -> None:
     no_heads = row(protocols.fidtm(one([[1, 1]], [])), "4 px")
     assert math.isnan(no_heads.recall)  # type: ignore[arg-type]
     assert no_heads.precision == 0.0
-    scores = score_points({"a": Marks(np.zeros((0, 2)))}, {"a": Marks(np.zeros((0, 2)))})
+    scores = score_points({"a": PointSet(np.zeros((0, 2)))}, {"a": PointSet(np.zeros((0, 2)))})
     text = json.dumps(scores.as_json(), allow_nan=False)  # raises where nan is left
     assert json.loads(text)["scores"][0]["ap"] is None
     assert "-" in render(scores)
@@ -241,8 +241,8 @@ def test_sigmas_and_levels_of_boxes() -> None:
 
 
 def test_counts_are_scored_beside() -> None:
-    true = {"a": Marks(np.zeros((4, 2))), "b": Marks(np.zeros((0, 2)))}
-    pred = {"a": Marks(np.zeros((1, 2))), "b": Marks(np.zeros((1, 2)))}
+    true = {"a": PointSet(np.zeros((4, 2))), "b": PointSet(np.zeros((0, 2)))}
+    pred = {"a": PointSet(np.zeros((1, 2))), "b": PointSet(np.zeros((1, 2)))}
     counts = score_points(pred, true, protocol=["fidtm"]).counts
     assert counts["mae"] == 2.0
     assert counts["rmse"] == pytest.approx(math.sqrt(5))
@@ -252,7 +252,7 @@ def test_counts_are_scored_beside() -> None:
 # ------------------------------------------------------------------ files
 
 
-def same(a: dict[str, Marks], b: dict[str, Marks]) -> bool:
+def same(a: dict[str, PointSet], b: dict[str, PointSet]) -> bool:
     return list(a) == list(b) and all(
         np.array_equal(a[k].xy, b[k].xy)
         and np.array_equal(np.asarray(a[k].score), np.asarray(b[k].score)) for k in a
@@ -330,15 +330,15 @@ def test_the_benchmarks_text_files(tmp_path: Path) -> None:
 
 
 def test_names_find_their_image(tmp_path: Path) -> None:
-    true = {"test/IMG_1": Marks(np.zeros((1, 2))), "test/IMG_2": Marks(np.zeros((1, 2)))}
-    found, notes = paired({"images/IMG_1.jpg": Marks(np.ones((2, 2)))}, true, "pred")
+    true = {"test/IMG_1": PointSet(np.zeros((1, 2))), "test/IMG_2": PointSet(np.zeros((1, 2)))}
+    found, notes = paired({"images/IMG_1.jpg": PointSet(np.ones((2, 2)))}, true, "pred")
     assert len(found["test/IMG_1"]) == 2
     assert len(found["test/IMG_2"]) == 0
     assert "1 of 2 images have no prediction" in notes[0]
     with pytest.raises(RazError, match="'IMG_3' is not among the true images"):
-        paired({"IMG_3": Marks(np.ones((2, 2)))}, true, "pred")
+        paired({"IMG_3": PointSet(np.ones((2, 2)))}, true, "pred")
     with pytest.raises(RazError, match="are one true image"):
-        paired({"IMG_1.jpg": Marks(np.ones((1, 2))), "IMG_1.png": Marks(np.ones((1, 2)))}, true, "pred")
+        paired({"IMG_1.jpg": PointSet(np.ones((1, 2))), "IMG_1.png": PointSet(np.ones((1, 2)))}, true, "pred")
 
 
 BROKEN = {

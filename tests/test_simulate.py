@@ -14,23 +14,30 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from raz.cli.main import app
-from raz.pipeline.graph import keys_of
-from raz.planning.schedule import Ready, ahead, alive, longest_paths, order, spread
-from raz.planning.simulate import Step, simulate, unshared
-from raz.planning.work_order import in_turn, nominal_way
+from raz.pipeline.graph import node_keys
+from raz.planning.schedule import (
+    ReadyStage,
+    by_priority,
+    critical_path_lengths,
+    max_live_trials,
+    order_by_new_work,
+    remaining_seconds,
+)
+from raz.planning.simulate import StageVisit, simulate, simulate_without_sharing
+from raz.planning.work_order import nominal_work, trial_order
 from raz.spec.space_yaml import parse_space
 from raz.utils.yamlfile import parse
 
 
 def test_the_longest_remaining_path_starts_first() -> None:
-    ready = [Ready("a", 5, 9, 0), Ready("b", 20, 1, 1), Ready("c", 5, 1, 2), Ready("d", 5, 9, 3)]
-    assert [stage.key for stage in order(ready)] == ["b", "a", "d", "c"]
-    assert order(ready) == order(reversed(ready))
+    ready = [ReadyStage("a", 5, 9, 0), ReadyStage("b", 20, 1, 1), ReadyStage("c", 5, 1, 2), ReadyStage("d", 5, 9, 3)]
+    assert [stage.key for stage in by_priority(ready)] == ["b", "a", "d", "c"]
+    assert by_priority(ready) == by_priority(reversed(ready))
 
 
 def test_what_a_trial_has_before_it_leaves_out_what_is_made() -> None:
-    assert ahead([("a", 3.0), ("b", 5.0), ("c", 2.0)], {"b"}.__contains__) == 5.0
-    assert ahead([], {"b"}.__contains__) == 0.0
+    assert remaining_seconds([("a", 3.0), ("b", 5.0), ("c", 2.0)], {"b"}.__contains__) == 5.0
+    assert remaining_seconds([], {"b"}.__contains__) == 0.0
 
 
 @settings(deadline=None)
@@ -43,12 +50,12 @@ def test_the_longest_path_is_the_longest_of_all_paths(n: int, seed: int) -> None
     def walk(key: str) -> float:  # every path, one by one
         return seconds[key] + max([walk(other) for other in needs if key in needs[other]], default=0)
 
-    assert longest_paths(seconds, needs) == {key: walk(key) for key in seconds}
+    assert critical_path_lengths(seconds, needs) == {key: walk(key) for key in seconds}
 
 
 def test_a_circle_of_needs_is_refused() -> None:
     with pytest.raises(ValueError, match=r"circle: \['a', 'b'\]"):
-        longest_paths({"a": 1, "b": 1, "c": 1}, {"a": ["b"], "b": ["a"]})
+        critical_path_lengths({"a": 1, "b": 1, "c": 1}, {"a": ["b"], "b": ["a"]})
 
 
 LEFT_OUT = """\
@@ -67,27 +74,27 @@ parameters:
 # ------------------------------------------------------------------ schedules
 
 
-def tree(seed: int, trials: int = 6, depth: int = 4) -> list[list[Step]]:
+def tree(seed: int, trials: int = 6, depth: int = 4) -> list[list[StageVisit]]:
     """Trials as ways from a root to a leaf; whole seconds, each stage needing the one before it."""
     chance = random.Random(seed)
     seconds: dict[str, float] = {}
     out = []
     for _ in range(trials):
-        way: list[Step] = []
+        way: list[StageVisit] = []
         key = "root"
         for _ in range(chance.randint(1, depth)):
             key = f"{key}.{chance.randint(0, 2)}"
             cost = seconds.setdefault(key, float(chance.randint(1, 9)))
-            way.append(Step(key, cost, needs=(way[-1].key,) if way else ()))
+            way.append(StageVisit(key, cost, needs=(way[-1].key,) if way else ()))
         out.append(way)
     return out
 
 
-def distinct(trials: list[list[Step]]) -> dict[str, Step]:
+def distinct(trials: list[list[StageVisit]]) -> dict[str, StageVisit]:
     return {step.key: step for trial in trials for step in trial}
 
 
-def shortest(trials: list[list[Step]], devices: int) -> float:
+def shortest(trials: list[list[StageVisit]], devices: int) -> float:
     """The best makespan of all, by trying every set of ready stages whenever a device becomes free."""
     steps = distinct(trials)
 
@@ -110,7 +117,7 @@ def shortest(trials: list[list[Step]], devices: int) -> float:
     return best(frozenset(), frozenset())
 
 
-def ticked(trials: list[list[Step]], devices: int) -> float:
+def ticked(trials: list[list[StageVisit]], devices: int) -> float:
     """The makespan of the same rule, second by second, for whole seconds."""
     steps = distinct(trials)
     left = {key: step.seconds for key, step in steps.items()}
@@ -124,8 +131,8 @@ def ticked(trials: list[list[Step]], devices: int) -> float:
             if rest and way.index(rest[0]) == len(way) - len(rest):
                 waits.setdefault(rest[0].key, []).append(sum(step.seconds for step in rest))
                 asked.setdefault(rest[0].key, len(asked))
-        queue = [Ready(k, max(paths), len(paths), asked[k]) for k, paths in waits.items() if k not in running]
-        running |= {stage.key for stage in order(queue)[: devices - len(running)]}
+        queue = [ReadyStage(k, max(paths), len(paths), asked[k]) for k, paths in waits.items() if k not in running]
+        running |= {stage.key for stage in by_priority(queue)[: devices - len(running)]}
         for key in running:
             left[key] -= 1
         running = {key for key in running if left[key]}
@@ -176,15 +183,15 @@ def test_closed_forms(seed: int) -> None:
     unlimited = simulate(trials, len(distinct(trials)))
     assert unlimited.makespan == unlimited.critical_path == longest  # enough devices: the longest way
     alone = sum(step.seconds for way in trials for step in way)
-    assert unshared(trials, 1).makespan == alone
-    assert unshared(trials, len(trials)).makespan == longest
+    assert simulate_without_sharing(trials, 1).makespan == alone
+    assert simulate_without_sharing(trials, len(trials)).makespan == longest
     assert simulate(trials, 99, alive=1).makespan == total  # one trial at a time
 
 
 # ------------------------------------------------------------------ in which order trials begin
 
 
-def weighed(trials: list[list[Step]]) -> list[dict[str, float]]:
+def weighed(trials: list[list[StageVisit]]) -> list[dict[str, float]]:
     return [{step.key: step.seconds for step in way} for way in trials]
 
 
@@ -198,7 +205,7 @@ def test_next_begins_what_adds_most_to_those_before(seed: int, made: set[str]) -
         left.remove(best)
         wanted.append(best)
         begun |= set(ways[best])
-    assert spread(ways, made) == wanted
+    assert order_by_new_work(ways, made) == wanted
 
 
 def test_a_thousand_trials_are_weighed_a_few_times_each() -> None:
@@ -214,7 +221,7 @@ def test_a_thousand_trials_are_weighed_a_few_times_each() -> None:
     places = [(a, b, c) for a in range(10) for b in range(10) for c in range(10)]
     chance.shuffle(places)
     ways = [Way({f"{a}": 9.0, f"{a} {b}": 5.0, f"{a} {b} {c}": 1.0}) for a, b, c in places]
-    assert sorted(spread(ways)) == list(range(1000))
+    assert sorted(order_by_new_work(ways)) == list(range(1000))
     assert count < 4000
 
 
@@ -226,14 +233,14 @@ def test_spread_trials_end_near_the_best_of_all_orders() -> None:
         trials = []
         for root in range(2):
             for leaf in range(3):
-                way: list[Step] = []
+                way: list[StageVisit] = []
                 names = (f"{root}", f"{root}.{leaf // 2}", f"{root}.{leaf}")
                 for stage, seconds, name in zip(("counting", "points", "zoom"), (6, 3, 2), names, strict=True):
                     cost = float(seconds + random.Random(f"{seed} {stage} {name}").randint(0, 3))
-                    way.append(Step(f"{stage} {name}", cost, needs=(way[-1].key,) if way else ()))
+                    way.append(StageVisit(f"{stage} {name}", cost, needs=(way[-1].key,) if way else ()))
                 trials.append(way)
         best = min(simulate(list(some), 2, 3).makespan for some in itertools.permutations(trials))
-        turn = [trials[i] for i in spread(weighed(trials))]
+        turn = [trials[i] for i in order_by_new_work(weighed(trials))]
         found = simulate(turn, 2, 3)
         assert found.starts.keys() == distinct(trials).keys()
         assert found.floor <= best <= found.makespan
@@ -247,42 +254,46 @@ def test_leaving_one_out_with_seeds_keeps_the_devices_busy() -> None:
     """Three seeds, all of one before the next: as listed four devices wait for the one network that all share."""
     space = parse_space(parse(LEFT_OUT, "loo.yaml"))
     configs = [space.config(point) for point in space.points]
-    ways = [nominal_way(config, ("val",)) for config in configs]
+    ways = [nominal_work(config, ("val",)) for config in configs]
     steps = []
     for config, way in zip(configs, ways, strict=True):
-        keys = keys_of(config, ("val",), lambda split: split, lambda weights: weights)
-        steps.append([Step(key.key, way[key.key], needs=tuple(key.needs.values())) for key in keys.values()])
-    turn = in_turn(configs, ("val",))
+        keys = node_keys(config, ("val",), lambda split: split, lambda weights: weights)
+        steps.append([StageVisit(key.key, way[key.key], needs=tuple(key.needs.values())) for key in keys.values()])
+    turn = trial_order(configs, ("val",))
     assert sorted(turn) == list(range(len(configs)))
     first = [ways[i].keys() for i in turn[:6]]  # three seeds, two kernels: nothing in common
     assert all(not one & other for one, other in itertools.combinations(first, 2))
     for devices, most in ((2, 1.02), (3, 1.05), (4, 1.1)):
-        found = simulate([steps[i] for i in turn], devices, alive(devices, eager=True))
+        found = simulate([steps[i] for i in turn], devices, max_live_trials(devices, eager=True))
         assert found.starts.keys() == {key for way in ways for key in way}
         assert found.makespan <= most * found.floor
-    listed = simulate(steps, 4, alive(4, eager=True))
+    listed = simulate(steps, 4, max_live_trials(4, eager=True))
     assert listed.makespan > 1.15 * listed.floor
     # what is done counts as begun: the whole method of the first seed shares with most of its own
     assert configs[0].seed == 0
-    assert [configs[i].seed for i in in_turn(configs, ("val",), done=configs[:1])[:3]].count(0) == 1
+    assert [configs[i].seed for i in trial_order(configs, ("val",), done=configs[:1])[:3]].count(0) == 1
 
 
 def test_what_needs_no_device_waits_for_none() -> None:
-    trials = [[Step("train", 5)], [Step("score", 2, device=False)], [Step("held", 0), Step("other", 3)]]
+    trials = [
+        [StageVisit("train", 5)],
+        [StageVisit("score", 2, device=False)],
+        [StageVisit("held", 0), StageVisit("other", 3)],
+    ]
     found = simulate(trials, 1)
     assert found.starts == {"train": (0, 5), "score": (0, 2), "other": (5, 8)}
     assert (found.busy, found.total, found.makespan, found.utilisation) == (8, 10, 8, 1.0)
 
 
 def test_nothing_to_do_takes_no_time() -> None:
-    assert simulate([[Step("a", 0)]], 2).makespan == 0.0
+    assert simulate([[StageVisit("a", 0)]], 2).makespan == 0.0
     with pytest.raises(ValueError, match="0 devices"):
         simulate([], 0)
 
 
 def test_the_longest_way_first_is_better_than_the_first_asked_first() -> None:
-    short = [[Step(f"s{i}", 1)] for i in range(4)]
-    long = [[Step("a", 2), Step("b", 2, needs=("a",))]]
+    short = [[StageVisit(f"s{i}", 1)] for i in range(4)]
+    long = [[StageVisit("a", 2), StageVisit("b", 2, needs=("a",))]]
     assert simulate(short + long, 2).makespan == 4.0  # the floor; asked-first would take 2 + 4
 
 

@@ -13,11 +13,11 @@ from raz.config import PRESETS, TrialConfig, configure, from_parameters, paramet
 from raz.data import DATASETS
 from raz.errors import RazError
 from raz.pipeline.graph import TRAINED
-from raz.spec.base_config import settings_of
+from raz.spec.base_config import parse_settings
 from raz.spec.search_space import Pruning, SearchSpace
 from raz.spec.space_yaml import load_space, parse_space
-from raz.spec.stage_resources import Resources, asked
-from raz.utils.shipped import find, shipped
+from raz.spec.stage_resources import Resources, resources_for
+from raz.utils.shipped import find_shipped, shipped
 from raz.utils.yamlfile import parse, read
 
 HEAD = "study: s\ndesign: {sampler: tpe, trials: 4}\n"
@@ -566,10 +566,10 @@ def test_what_a_file_says() -> None:
 
 def test_resources_of_a_stage_go_over_those_of_all() -> None:
     space = space_of(CONDITIONAL + "resources: {all: {cpus: 4, gpus: 0}, counting: {gpus: 0.5}, raz: {cpus: 2}}\n")
-    assert asked(space.resources, "counting") == Resources(cpus=4, gpus=0.5)
-    assert asked(space.resources, "raz") == Resources(cpus=2, gpus=0)
-    assert asked(space.resources, "score") == Resources(cpus=4, gpus=0)
-    assert asked(space_of(CONDITIONAL).resources, "score") == Resources(None, None)
+    assert resources_for(space.resources, "counting") == Resources(cpus=4, gpus=0.5)
+    assert resources_for(space.resources, "raz") == Resources(cpus=2, gpus=0)
+    assert resources_for(space.resources, "score") == Resources(cpus=4, gpus=0)
+    assert resources_for(space_of(CONDITIONAL).resources, "score") == Resources(None, None)
     assert space.digest() == space_of(CONDITIONAL).digest()  # where it ran is no part of the question
 
 
@@ -636,7 +636,7 @@ def test_the_digest_follows_the_meaning_only() -> None:
 
 
 def test_settings_go_on_top_of_the_base() -> None:
-    space = space_of(CONDITIONAL, **settings_of(["localization.gamma=7", "seed=2", "localization.channels=[8, 8]"]))
+    space = space_of(CONDITIONAL, **parse_settings(["localization.gamma=7", "seed=2", "localization.channels=[8, 8]"]))
     assert (space.base.localization.gamma, space.base.seed, space.base.localization.channels) == (7, 2, (8, 8))
 
 
@@ -657,13 +657,13 @@ def test_settings_go_on_top_of_the_base() -> None:
 )  # fmt: skip
 def test_a_wrong_setting_is_told(pair: str, message: str) -> None:
     with pytest.raises(RazError) as told:
-        space_of(CONDITIONAL, **settings_of([pair]))
+        space_of(CONDITIONAL, **parse_settings([pair]))
     assert str(told.value) == message
 
 
 @pytest.mark.parametrize("name", sorted(shipped("search_spaces")))
 def test_shipped_spaces_open_with_question_cost_and_expectation(name: str) -> None:
-    path = find(f"search_spaces/{name}.yaml")
+    path = find_shipped(f"search_spaces/{name}.yaml")
     space = load_space(path, path.name)
     assert space.study == name
     assert space.base.dataset == "toy"
@@ -677,15 +677,20 @@ def test_shipped_spaces_open_with_question_cost_and_expectation(name: str) -> No
 
 
 def test_names_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped_fusion = find("fusion")
+    shipped_fusion = find_shipped("fusion")
     monkeypatch.chdir(tmp_path)
-    assert find("fusion") == find("fusion.yaml") == find("search_spaces/fusion.yaml") == shipped_fusion
+    assert (
+        find_shipped("fusion")
+        == find_shipped("fusion.yaml")
+        == find_shipped("search_spaces/fusion.yaml")
+        == shipped_fusion
+    )
     (tmp_path / "fusion.yaml").write_text("mine: 1\n")
-    assert find("fusion.yaml") == Path("fusion.yaml")  # one's own comes first
+    assert find_shipped("fusion.yaml") == Path("fusion.yaml")  # one's own comes first
     with pytest.raises(RazError, match="no such file\n  try: did you mean fusion"):
-        find("fussion")
+        find_shipped("fussion")
     with pytest.raises(RazError, match="this is a folder"):
-        find(str(tmp_path))
+        find_shipped(str(tmp_path))
 
 
 def test_files_that_cannot_be_text(tmp_path: Path) -> None:

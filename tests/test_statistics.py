@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raz.paper.metrics import localization_scores, match
-from raz.report.resample import draws, per_image_error, resampled, standard_errors
-from raz.report.statistics import Effect, holm, image_effect, independent, seed_effect, summarize, verdict
+from raz.report.resample import make_resamples, per_image_error, resampled, standard_errors
+from raz.report.statistics import Effect, average_by_prefix, holm, image_effect, seed_effect, summarize, verdict
 
 SIMULATED = 2 * np.sqrt(0.05 * 0.95 / 400)  # what 400 simulated studies of exactly 5 % may show by chance
 
@@ -75,7 +75,7 @@ def test_no_spread_is_no_division_by_zero() -> None:
 
 
 def test_trials_of_one_trained_prefix_are_one_run() -> None:
-    values = independent([("a", 1.0), ("a", 3.0), ("b", 5.0), ("a", 2.0)])
+    values = average_by_prefix([("a", 1.0), ("a", 3.0), ("b", 5.0), ("a", 2.0)])
     assert values == [2.0, 5.0]
     assert summarize(values).n == 2
 
@@ -106,7 +106,7 @@ def crowd(rng: np.random.Generator, images: int, noise: float) -> dict[str, NDAr
 
 
 def effect_of(name: str, a: dict[str, NDArray[np.float64]], b: dict[str, NDArray[np.float64]]) -> Effect:
-    d = draws(tuple(map(str, range(len(a["truth"])))))
+    d = make_resamples(tuple(map(str, range(len(a["truth"])))))
     one = np.ones((1, len(a["truth"])))
 
     def diff(weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,7 +178,7 @@ def test_scipy_agrees_over_images() -> None:
     effect = effect_of("mae", a, b)
     d = np.abs(a["fused"] - a["truth"]) - np.abs(b["fused"] - b["truth"])
     assert effect.value == pytest.approx(d.mean())
-    drawn = [np.repeat(d, row.astype(int)) for row in draws(tuple(map(str, range(80)))).boot]
+    drawn = [np.repeat(d, row.astype(int)) for row in make_resamples(tuple(map(str, range(80)))).boot]
     ratios = [abs(sample.mean() - d.mean()) / stats.sem(sample) for sample in drawn]
     half = np.quantile(ratios, 0.95) * stats.sem(d)
     assert (effect.low, effect.high) == (pytest.approx(d.mean() - half), pytest.approx(d.mean() + half))
@@ -253,6 +253,6 @@ def test_parts_are_scored_by_themselves() -> None:
 
 def test_draws_are_the_images_and_nothing_else() -> None:
     ids = tuple("abc")
-    assert draws(ids) is draws(ids)
-    assert (draws(ids).boot.sum(axis=1) == 3).all()
-    assert set(np.unique(draws(("x", "y")).signs)) == {-1.0, 1.0}
+    assert make_resamples(ids) is make_resamples(ids)
+    assert (make_resamples(ids).boot.sum(axis=1) == 3).all()
+    assert set(np.unique(make_resamples(("x", "y")).signs)) == {-1.0, 1.0}

@@ -17,18 +17,18 @@ import pytest
 from raz.config import TrialConfig, configure, from_parameters, parameters
 from raz.engine.study_runner import run_study
 from raz.errors import RazError
-from raz.maintenance.garbage_collection import quiet
+from raz.maintenance.garbage_collection import exclusive
 from raz.pipeline.graph import STAGES, Node, chain_key
 from raz.pipeline.keys import stage_keys
 from raz.spec.ablation_yaml import parse_table
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
 from raz.store.cache import StageCache, StageKey, file_digest
-from raz.store.lease import hold
+from raz.store.lease import acquire
 from raz.study.journal import journal_path, lock_path
 from raz.study.ledger import open_ledger
 from raz.study.records import Outcome, read_records
-from raz.study.table_runs import remember_table
+from raz.study.table_runs import record_table_run
 from raz.utils.yamlfile import parse
 from tests.test_studies import call
 
@@ -72,7 +72,7 @@ def study(store: Path, asked: SearchSpace) -> list[dict[Node, StageKey]]:
     """A study whose trials found their stages made, but for the last, which was pruned and recorded none."""
     out = []
     with open_ledger(store, asked) as ledger:
-        ledger.adopt(asked.target)
+        ledger.recover(asked.target)
         while (trial := ledger.ask()) is not None:
             number, values, config = trial
             keys = make(store, from_parameters(config))
@@ -144,7 +144,7 @@ def test_gc_deletes_the_orphans_and_nothing_else(store: Path) -> None:
 def test_a_waiting_trial_keeps_what_it_will_ask_for(tmp_path: Path) -> None:
     asked = space()
     with open_ledger(tmp_path, asked) as ledger:
-        ledger.adopt(3)  # the grid's points are queued, none is asked for
+        ledger.recover(3)  # the grid's points are queued, none is asked for
     keys = make(tmp_path, asked.config({"depth": 3}))
     call("store", "gc", "--store", str(tmp_path))
     assert there(tmp_path, keys) == []
@@ -165,7 +165,7 @@ def test_a_trial_over_seeds_keeps_what_each_seed_will_ask_for(tmp_path: Path, le
     """Whether it was asked for and lost, or waits with its named choice, of which the study has the name alone."""
     asked = space(SEEDED)
     with open_ledger(tmp_path, asked) as ledger:
-        ledger.adopt(1)
+        ledger.recover(1)
         ledger.study.enqueue_trial({"method": "thick"})
         if left == "asked":
             assert ledger.ask() is not None
@@ -184,14 +184,14 @@ def test_a_trial_over_seeds_keeps_what_each_seed_will_ask_for(tmp_path: Path, le
 def test_a_new_study_and_a_collection_shut_each_other_out(store: Path) -> None:
     fresh = space(SPACE.replace("study: depths", "study: fresh"))
     table = parse_table(parse((HERE / "ablations" / "recurrence.yaml").read_text(), "recurrence.yaml"))
-    with quiet(store):
+    with exclusive(store):
         with pytest.raises(RazError, match="it is being cleared up"), open_ledger(store, fresh):
             pass
         with pytest.raises(RazError, match="it is being cleared up"):
-            remember_table(store, table, "toy", [fresh.base])
+            record_table_run(store, table, "toy", [fresh.base])
     assert not journal_path(store, "fresh").exists()
     lock = filelock.FileLock(lock_path(journal_path(store, "fresh")))  # a driver that has not written a line yet
-    with lock, pytest.raises(RazError, match="study fresh has a driver"), quiet(store):
+    with lock, pytest.raises(RazError, match="study fresh has a driver"), exclusive(store):
         pass
     with open_ledger(store, fresh):
         pass
@@ -216,7 +216,7 @@ rows: {main: {set: {depth: 1}}}
     assert there(store, of_shipped) == there(store, keys) == []
     _, out, _ = call("store", "ls", "--store", str(store), "--json")
     assert {user for row in json.loads(out) for user in row["users"]} >= {"table recurrence"}
-    remember_table(store, table, "toy", [config])
+    record_table_run(store, table, "toy", [config])
     call("store", "gc", "--store", str(store))
     assert there(store, of_shipped) == there(store, keys) == []
     for path in (store / "tables").iterdir():
@@ -255,8 +255,8 @@ def test_an_artifact_that_does_not_tell_what_it_read_keeps_all_caches(store: Pat
 HOLD = """
 import sys, time
 from pathlib import Path
-from raz.store.lease import hold
-with hold(Path(sys.argv[1]), "counting-ab"):
+from raz.store.lease import acquire
+with acquire(Path(sys.argv[1]), "counting-ab"):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -287,8 +287,8 @@ def test_gc_refuses_while_somebody_works(store: Path) -> None:
 def test_a_lease_of_another_machine_is_watched(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAZ_LEASE_SECONDS", "3")
     lease = store / "leases" / "counting-cd.lease"
-    with hold(lease.parent, "counting-cd", seconds=3):  # ours, made to look as if another machine's
-        monkeypatch.setattr("raz.store.lease._here", lambda: "elsewhere/1")
+    with acquire(lease.parent, "counting-cd", seconds=3):  # ours, made to look as if another machine's
+        monkeypatch.setattr("raz.store.lease._host_id", lambda: "elsewhere/1")
         code, _, err = call("store", "gc", "--store", str(store))
         assert code == 2
         assert "counting-cd is being made on another machine" in err

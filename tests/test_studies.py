@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import raz
 from raz.cli.main import app
-from raz.engine.events import Silent
+from raz.engine.events import NullEvents
 from raz.engine.inline import run_inline
 from raz.errors import RazError
 from raz.spec.search_space import SearchSpace
@@ -66,8 +66,8 @@ def run_again(store: Path, source: str = MIXED, trials: int | None = None) -> No
     """The trials alone: what a driver adds at the end opens the data set, which takes seconds."""
     asked = space(source)
     with open_ledger(store, asked) as ledger:
-        ledger.adopt(trials or asked.target)
-        run_inline(ledger, store, run_trial=FAKE, events=Silent())
+        ledger.recover(trials or asked.target)
+        run_inline(ledger, store, run_trial=FAKE, events=NullEvents())
 
 
 # ------------------------------------------------------------------ the index
@@ -116,7 +116,7 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, damage: str) -> None:
 
 def test_what_a_killed_driver_left_is_lost_and_what_a_living_one_holds_runs(tmp_path: Path) -> None:
     with open_ledger(tmp_path, space()) as ledger:
-        ledger.adopt(8)
+        ledger.recover(8)
         ledger.ask()
         assert read_study(tmp_path, "mixed").trials[0].state == "running"
         assert read_study(tmp_path, "mixed").running
@@ -134,7 +134,7 @@ def test_thousands_of_trials_come_back_as_they_went_in(tmp_path: Path, whole: Pa
         metrics = {} if i % 7 == 0 else {**trial.metrics, f"val.only_{i % 3}": i / 7}
         trials.append(replace(trial, number=i, metrics=metrics, seconds=i / 3, steps={3 * i: 1 / (i + 1)}))
     many = replace(study, trials=tuple(trials), extras=tuple({"i": i} for i in range(2_000)))
-    stamp = {"layout": index.LAYOUT, "size": 1, "time": 2}
+    stamp = {"layout": index.SCHEMA_VERSION, "size": 1, "time": 2}
     index._write(tmp_path / "mixed.parquet", stamp, many)
     found = index._read(tmp_path / "mixed.parquet", stamp)
     assert found is not None
@@ -213,7 +213,7 @@ parameters:
 def test_of_several_objectives_the_front_is_shown(tmp_path: Path) -> None:
     asked = space(TWO)
     with open_ledger(tmp_path, asked) as ledger:
-        ledger.adopt(4)
+        ledger.recover(4)
         told = {1: (20.0, 30.0), 2: (10.0, 15.0), 3: (0.0, 0.0), 4: (12.0, 15.0)}
         while (trial := ledger.ask()) is not None:
             mae, rmse = told[trial[1]["depth"]]

@@ -12,14 +12,14 @@ from typing import Any
 import optuna
 import pytest
 
-from raz.pipeline.graph import keys_of
-from raz.planning.cost_aware import Thrift
-from raz.planning.plan import drawn
+from raz.pipeline.graph import node_keys
+from raz.planning.cost_aware import WorkTracker
+from raz.planning.plan import draw_trials
 from raz.spec.search_space import Objective, SearchSpace
 from raz.spec.space_yaml import parse_space
 from raz.study.ledger import open_ledger
 from raz.study.records import Outcome
-from raz.study.samplers import Thrifty
+from raz.study.samplers import CostAwareSampler
 from raz.utils.yamlfile import parse
 
 PARAMETERS = {
@@ -42,13 +42,15 @@ def space(parameters: dict[str, Any] = PARAMETERS, **design: Any) -> SearchSpace
 
 def trained(asked: SearchSpace, values: Mapping[str, Any]) -> set[str]:
     """The keys of the training stages of a trial."""
-    keys = keys_of(asked.config(values), ("val",), lambda split: split, lambda weights: weights)
+    keys = node_keys(asked.config(values), ("val",), lambda split: split, lambda weights: weights)
     return {key.key for node, key in keys.items() if not node.split}
 
 
 def work(asked: SearchSpace, trials: list[dict[str, Any]]) -> float:
     """GFLOP of the distinct stages of these trials."""
-    return sum({key: gflop for values in trials for key, gflop in Thrift(asked).way(values).items()}.values())
+    return sum(
+        {key: gflop for values in trials for key, gflop in WorkTracker(asked).stage_work(values).items()}.values()
+    )
 
 
 def run(asked: SearchSpace, store: Path, most: int = 1000, slope: float = 20.0) -> list[dict[str, Any]]:
@@ -60,7 +62,7 @@ def run(asked: SearchSpace, store: Path, most: int = 1000, slope: float = 20.0) 
         ledger.tell(number, Outcome("complete", metrics={"val.mae": error}))
 
     with open_ledger(store, asked) as ledger:
-        ledger.adopt(asked.target)
+        ledger.recover(asked.target)
         while len(out) < most and (got := ledger.ask()) is not None:
             out.append(got[1])
             open_.append(got[:2])
@@ -74,10 +76,10 @@ def run(asked: SearchSpace, store: Path, most: int = 1000, slope: float = 20.0) 
 BEGUN = {"counting.beta": 0.05, "localization.gamma": 10.0, "zooming.k_z": 4, "depth": 2, "fusion.rule": "average"}
 
 
-def after(values: dict[str, Any]) -> Thrift:
+def after(values: dict[str, Any]) -> WorkTracker:
     """What is known when one trial has begun."""
-    thrift = Thrift(space())
-    thrift.note(values, thrift.way(values))
+    thrift = WorkTracker(space())
+    thrift.add_trial(values, thrift.stage_work(values))
     return thrift
 
 
@@ -90,17 +92,17 @@ def test_the_cheapest_changes_what_comes_last():
     for dear, cheap in [
         (other_counting, other_gamma), (other_gamma, other_zoom), (other_gamma, other_rule), (other_zoom, other_rule),
     ]:  # fmt: skip
-        assert thrift.cheapest([dear, cheap]) == 1
-        assert thrift.cheapest([cheap, dear]) == 0
+        assert thrift.cheapest_candidate([dear, cheap]) == 1
+        assert thrift.cheapest_candidate([cheap, dear]) == 0
 
 
 def test_what_a_trial_costs_does_not_decide_how_deep_it_zooms():
     thrift = after(BEGUN)
     new = {**BEGUN, "counting.beta": 0.6}
     known, shallow = {**BEGUN, "fusion.rule": "grid", "fusion.theta_f": "cell"}, {**BEGUN, "depth": 1}
-    assert thrift.cheapest([new, shallow, known]) == 2
-    assert thrift.cheapest([new, shallow]) == 0
-    depths = [Counter(c.depth for c in drawn(space(proposals=n), 400, 0)[0]) for n in (1, 8)]
+    assert thrift.cheapest_candidate([new, shallow, known]) == 2
+    assert thrift.cheapest_candidate([new, shallow]) == 0
+    depths = [Counter(c.depth for c in draw_trials(space(proposals=n), 400, 0)[0]) for n in (1, 8)]
     for depth in (1, 2, 3):  # each a third: within four standard deviations
         assert all(abs(found[depth] - 133) < 4 * (400 * 2 / 9) ** 0.5 for found in depths)
 
@@ -109,14 +111,14 @@ def test_a_trial_that_was_drawn_before_or_cannot_be_is_taken_last():
     thrift = after(BEGUN)
     invalid = {**BEGUN, "depth": 0}
     new = {**BEGUN, "counting.beta": 0.6}
-    assert thrift.cheapest([BEGUN, invalid, new]) == 2
-    assert thrift.cheapest([invalid, BEGUN]) == 0  # nothing new: the first
+    assert thrift.cheapest_candidate([BEGUN, invalid, new]) == 2
+    assert thrift.cheapest_candidate([invalid, BEGUN]) == 0  # nothing new: the first
 
 
 def test_a_trial_that_differs_in_what_nothing_reads_is_taken_last():
     shallow = {**BEGUN, "depth": 1}
     thrift = after(shallow)
-    assert thrift.cheapest([{**shallow, "zooming.k_z": 10}, {**BEGUN, "counting.beta": 0.6}]) == 1
+    assert thrift.cheapest_candidate([{**shallow, "zooming.k_z": 10}, {**BEGUN, "counting.beta": 0.6}]) == 1
 
 
 def test_what_was_pruned_draws_no_others_to_it(tmp_path):
@@ -126,15 +128,15 @@ def test_what_was_pruned_draws_no_others_to_it(tmp_path):
     for state, taken in (("complete", like), ("pruned", other), ("failed", other)):
         store = tmp_path / state
         with open_ledger(store, asked) as ledger:
-            ledger.adopt(40)
+            ledger.recover(40)
             ledger.study.enqueue_trial(dict(BEGUN))
             number, values, _ = ledger.ask() or pytest.fail("no trial")
             assert values == BEGUN
             ledger.tell(number, Outcome(state, metrics={"val.mae": 1.0}, reason="nan" if state == "failed" else ""))
-            ledger.study.sampler = Thrifty(Told([other, like]), asked)
+            ledger.study.sampler = CostAwareSampler(Told([other, like]), asked)
             assert (ledger.ask() or pytest.fail("no trial"))[1] == taken
             third = {**BEGUN, "localization.gamma": 300.0}
-            ledger.study.sampler = Thrifty(Told([BEGUN, third]), asked)
+            ledger.study.sampler = CostAwareSampler(Told([BEGUN, third]), asked)
             assert (ledger.ask() or pytest.fail("no trial"))[1] == third  # not what was drawn before, however it ended
 
 
@@ -164,7 +166,7 @@ def test_a_killed_driver_leaves_values_that_cannot_go_together(tmp_path):
     """Killed between writing the values and the reason down: the next run goes on."""
     asked = space(proposals=4, trials=6)
     with open_ledger(tmp_path, asked) as ledger:
-        ledger.adopt(6)
+        ledger.recover(6)
         trial = ledger.study.ask()
         trial.set_user_attr("values", {**BEGUN, "depth": 0})
     assert len(run(asked, tmp_path)) >= 5
@@ -173,7 +175,7 @@ def test_a_killed_driver_leaves_values_that_cannot_go_together(tmp_path):
 def test_several_objectives_and_seeds(tmp_path):
     asked = replace(space(proposals=4, trials=14, seeds=2), objectives=(Objective("val.mae"), Objective("val.rmse")))
     with open_ledger(tmp_path, asked) as ledger:
-        ledger.adopt(14)
+        ledger.recover(14)
         seen = []
         while (got := ledger.ask()) is not None:
             seen.append(got[1])
@@ -217,11 +219,11 @@ def test_a_resumed_search_knows_what_was_drawn(tmp_path):
 def test_a_lost_trial_keeps_its_values(tmp_path):
     asked = space(proposals=4, trials=6)
     with open_ledger(tmp_path, asked) as ledger:
-        ledger.adopt(6)
+        ledger.recover(6)
         lost = ledger.ask()
     assert lost is not None
     with open_ledger(tmp_path, asked) as ledger:
-        ledger.adopt(6)
+        ledger.recover(6)
         again = ledger.ask()
     assert again is not None
     assert again[1] == lost[1]
@@ -230,7 +232,7 @@ def test_a_lost_trial_keeps_its_values(tmp_path):
 def test_a_queued_value_stands_beside_proposed_ones(tmp_path):
     asked = space(proposals=4)
     with open_ledger(tmp_path, asked) as ledger:
-        ledger.adopt(40)
+        ledger.recover(40)
         ledger.study.enqueue_trial({"zooming.k_z": 10, "fusion.rule": "grid"})
         got = ledger.ask()
     assert got is not None
@@ -251,9 +253,9 @@ def test_random_draws_take_the_cheapest_too(tmp_path):
 def test_a_plan_expects_what_proposals_share():
     def stages(proposals: int) -> int:
         asked = space(proposals=proposals)
-        configs, skipped = drawn(asked, 40, 0)
+        configs, skipped = draw_trials(asked, 40, 0)
         assert not skipped
-        keys = [keys_of(config, ("val",), lambda split: split, lambda weights: weights) for config in configs]
+        keys = [node_keys(config, ("val",), lambda split: split, lambda weights: weights) for config in configs]
         return len({key.key for way in keys for node, key in way.items() if not node.split})
 
     assert stages(8) < 0.85 * stages(1)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from raz.errors import RazError, RazErrors
+from raz.errors import RazError, RazErrorGroup
 from raz.paper.zoom import (
     ANCHOR_SETS,
     Points,
@@ -103,7 +103,7 @@ def test_no_attention_no_boxes() -> None:
 
 
 def test_bad_proposal_settings_are_told_at_once() -> None:
-    with pytest.raises(RazErrors) as caught:
+    with pytest.raises(RazErrorGroup) as caught:
         candidate_regions(
             -np.ones((4, 4)), generator_for(0, "a", 2), anchors="tall", samples=0, sampling="best"  # type: ignore[arg-type]
         )  # fmt: skip
@@ -340,7 +340,7 @@ def test_without_regions_the_points_are_only_sorted() -> None:
 
 
 def test_bad_merges_are_named() -> None:
-    with pytest.raises(RazErrors) as caught:
+    with pytest.raises(RazErrorGroup) as caught:
         merge_points(main_net([]), np.zeros((2, 4)), [], 10, 10, zoom=0, border=-1, seam=3)
     assert len(caught.value.faults) == 3
     with pytest.raises(RazError, match="expected"):

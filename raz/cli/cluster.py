@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from raz.errors import RazError, RazErrors
+from raz.errors import RazError, RazErrorGroup
 from raz.utils.shipped import shipped
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 cluster_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Cluster files: where they lie, and whether one is right."
@@ -41,7 +41,7 @@ def check_command(
     except RazError as error:
         if not with_json:
             raise
-        faults = error.faults if isinstance(error, RazErrors) else (error,)
+        faults = error.faults if isinstance(error, RazErrorGroup) else (error,)
         told = [{"where": fault.where, "what": fault.what, "hint": fault.hint} for fault in faults]
         typer.echo(json.dumps({"ok": False, "faults": told}, indent=1))
         raise typer.Exit(2) from None
@@ -73,7 +73,7 @@ def where_command(
         return
     if name not in files:
         raise RazError(
-            name, f"no cluster file of this name, there are {', '.join(sorted(files))}", nearest(name, files)
+            name, f"no cluster file of this name, there are {', '.join(sorted(files))}", did_you_mean(name, files)
         )
     if out is None:
         typer.echo(files[name])

@@ -31,7 +31,7 @@ _HINTS = {
 }
 
 
-class Guarded(TyperGroup):
+class ErrorHandlingGroup(TyperGroup):
     """Commands under headings; a RazError or a fault of the system is one message and exit code 2."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -59,7 +59,7 @@ class Guarded(TyperGroup):
         except BrokenPipeError:  # `raz-sweep … | head`: the reader has seen enough
             raise
         except OSError as error:
-            typer.echo(_said(error), err=True)
+            typer.echo(_format_os_error(error), err=True)
             raise typer.Exit(2) from None
         except RuntimeError as error:
             if "home directory" not in str(error):  # pathlib's words for `~nobody` of a name that is no user
@@ -75,7 +75,7 @@ class Guarded(TyperGroup):
             raise typer.Exit(code) from None
 
 
-def _said(error: OSError) -> str:
+def _format_os_error(error: OSError) -> str:
     name = error.filename2 if error.filename2 is not None else error.filename  # of a renaming, the name that is wanted
     where = str(name) if name is not None else "system"
     return str(RazError(where, error.strerror or str(error), _HINTS.get(error.errno or 0, "")))

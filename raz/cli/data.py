@@ -28,7 +28,7 @@ def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
     """
     import json
 
-    from raz.data import DATASETS, locate, readers
+    from raz.data import DATASETS, find_dataset_folder, readers
     from raz.data.custom import FILE, faults_of
     from raz.errors import RazError
 
@@ -37,7 +37,7 @@ def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
     rows = []
     for name, reader in readers(data_root).items():
         try:
-            place = locate(name, data_root)
+            place = find_dataset_folder(name, data_root)
             where, found = str(place) if place else "generated", True
         except RazError as error:
             where, found = f"{error.where}: {error.what}", False
@@ -156,9 +156,9 @@ def add_(
     from raz.data import describe_folder
 
     ask = None if yes or as_json or not sys.stdin.isatty() else lambda text, guess: str(typer.prompt(text, guess))
-    given = describe_folder.Given(name, title, objects, images, points, columns, offset, unlisted, splits)
+    given = describe_folder.FolderOptions(name, title, objects, images, points, columns, offset, unlisted, splits)
     spec = describe_folder.describe(folder, given, ask)
-    seen = describe_folder.look(spec)
+    seen = describe_folder.scan(spec)
     path = describe_folder.write(spec, force)
     counts = {split: len(found) for split, found in seen.found.items()}
     heads = sum(len(f.item.load_heads()) for found in seen.found.values() for f in found)

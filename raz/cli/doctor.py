@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from raz.cli.options import HERE, DataRoot, Json, Store, folder_of
+from raz.cli.options import DEFAULT_STORE, DataRoot, Json, Store, resolve_store
 from raz.errors import RazError
-from raz.inspection.machine_checks import as_json, examine, render, worst
+from raz.inspection.machine_checks import as_json, exit_code, render, run_checks
 from raz.remote.cluster_doctor import cluster_json, cluster_lines, examine_cluster
 
 
 def doctor_command(
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     data_root: DataRoot = None,
     weights: Annotated[
         str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
@@ -35,18 +35,18 @@ def doctor_command(
     """
     import json
 
-    store = folder_of(store)
+    store = resolve_store(store)
     if address is not None and not cluster:
         raise RazError("--address", "this machine alone is looked at", "--cluster, or leave it out")
     if not cluster:
-        checks = examine(store, data_root, weights)
+        checks = run_checks(store, data_root, weights)
         typer.echo(json.dumps(as_json(checks), indent=1) if with_json else render(checks))
-        raise typer.Exit(worst(checks))
+        raise typer.Exit(exit_code(checks))
     if weights is not None:
         raise RazError("--backbone-weights", "is looked into on this machine only", "leave out --cluster")
-    from raz.engine.ray_session import joined
+    from raz.engine.ray_session import connected
 
-    with joined(address or "auto"):
+    with connected(address or "auto"):
         found = examine_cluster(store.absolute(), data_root and data_root.expanduser().absolute())
     told = cluster_json(found)
     typer.echo(json.dumps(told, indent=1) if with_json else "\n".join(cluster_lines(found)))

@@ -7,25 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raz.planning.cost_model import START_SECONDS, Prices, Range
-from raz.planning.plan import Draw, Plan, draw_of_table, draws_of_search, lines, plan_of, schedules, span
+from raz.planning.cost_model import START_SECONDS, CostModel, Estimate
+from raz.planning.plan import (
+    Plan,
+    TrialSet,
+    draw_of_table,
+    draws_of_search,
+    format_estimate,
+    plan_lines,
+    plan_of,
+    schedules,
+)
 from raz.planning.simulate import Schedule
 from raz.spec.ablation import AblationTable, Profile
 from raz.spec.ablation_yaml import parse_table
-from raz.spec.base_config import open_named, settings_of
+from raz.spec.base_config import open_spec, parse_settings
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
-from raz.utils.machine import machine_cores
+from raz.utils.machine import available_cpus
 
 
 def _open(
     file: str, settings: list[str], profile: str | None, trials: int | None, data_root: Path | None
 ) -> tuple[SearchSpace | AblationTable, Profile | None]:
-    source, is_table = open_named(file, profile=profile, trials=trials)
+    source, is_table = open_spec(file, profile=profile, trials=trials)
     if is_table:
-        table = parse_table(source, settings_of(settings), profile, data_root=data_root)
+        table = parse_table(source, parse_settings(settings), profile, data_root=data_root)
         return table, table.profile(profile)
-    return parse_space(source, settings_of(settings), data_root=data_root), None
+    return parse_space(source, parse_settings(settings), data_root=data_root), None
 
 
 def plan_file(
@@ -42,7 +51,7 @@ def plan_file(
     """What `raz-sweep run` of the same words would cost. Raises RazError for what the user can put right."""
     store, data_root = store.expanduser(), data_root and data_root.expanduser()
     asked, chosen = _open(file, settings, profile, trials, data_root)
-    prices = Prices(store, data_root)
+    prices = CostModel(store, data_root)
     start = 0.0 if inline else START_SECONDS
     if isinstance(asked, AblationTable):
         assert chosen is not None
@@ -55,20 +64,20 @@ def plan_file(
     target = asked.target if trials is None else trials
     if asked.fixed:
         target = min(target, asked.target)
-    done = _done(store, asked.study)
+    done = _finished_trials(store, asked.study)
     left = max(0, target - done)
     draws, skipped = draws_of_search(asked, left, prices, first=done)
     return plan_of(
         asked.study, "search", draws, devices=_devices(jobs, asked.threads, inline), prices=prices,
-        exact=asked.fixed or left == 0, done=done, skipped=skipped, start=start, eager=asked.eager,
+        exact=asked.fixed or left == 0, done=done, skipped=skipped, start=start, eager=asked.overcommits,
     )  # fmt: skip
 
 
 def _devices(jobs: int | None, threads: int, inline: bool) -> int:
-    return 1 if inline else jobs if jobs is not None else max(1, machine_cores() // threads)
+    return 1 if inline else jobs if jobs is not None else max(1, available_cpus() // threads)
 
 
-def _done(store: Path, study: str) -> int:
+def _finished_trials(store: Path, study: str) -> int:
     """Trials that a run of the study would not run again."""
     if not (store / "studies" / f"{study}.journal").is_file():
         return 0
@@ -81,7 +90,7 @@ def _done(store: Path, study: str) -> int:
 
 def show_plan(plan: Plan, *, as_json: bool = False) -> str:
     """As printed."""
-    return json.dumps(plan.as_json(), indent=2) if as_json else "\n".join(lines(plan))
+    return json.dumps(plan.as_json(), indent=2) if as_json else "\n".join(plan_lines(plan))
 
 
 def simulate_file(
@@ -97,23 +106,23 @@ def simulate_file(
     """The schedule of a file's trials on `devices`, from an empty store. Raises RazError as `plan_file`."""
     store, data_root = store.expanduser(), data_root and data_root.expanduser()
     asked, chosen = _open(file, settings, profile, trials, data_root)
-    prices = Prices(store, data_root)
-    draw: Draw
+    prices = CostModel(store, data_root)
+    draw: TrialSet
     if isinstance(asked, AblationTable):
         assert chosen is not None
         name, draw, eager = f"{asked.table} ({chosen.name})", draw_of_table(asked, chosen, prices), True
     else:
         draws, _ = draws_of_search(asked, asked.target if trials is None else trials, prices, sets=1)
-        name, draw, eager = asked.study, draws[0], asked.eager
+        name, draw, eager = asked.study, draws[0], asked.overcommits
     shared, plain = schedules(draw, devices, eager=eager)
     return {
         "name": name, "trials": len(draw.trials), "stages": len(draw.stages), "devices": devices,
-        "device": prices.kind, **_figures(shared), "without_sharing": _figures(plain),
+        "device": prices.kind, **_schedule_dict(shared), "without_sharing": _schedule_dict(plain),
         "speedup": plain.makespan / shared.makespan if shared.makespan else 1.0,
     }  # fmt: skip
 
 
-def _figures(schedule: Schedule) -> dict[str, float]:
+def _schedule_dict(schedule: Schedule) -> dict[str, float]:
     return {
         "makespan_seconds": round(schedule.makespan, 3), "busy_seconds": round(schedule.busy, 3),
         "utilisation": round(schedule.utilisation, 4), "critical_path_seconds": round(schedule.critical_path, 3),
@@ -128,7 +137,7 @@ def show_simulation(found: Mapping[str, Any], *, as_json: bool = False) -> str:
     plain = found["without_sharing"]
 
     def seconds(value: float) -> str:
-        return span(Range(value, value, value)).partition(" (")[0]
+        return format_estimate(Estimate(value, value, value)).partition(" (")[0]
 
     floor = found["floor_seconds"]
     above = f" ({found['makespan_seconds'] / floor:.2f} times the floor)" if floor else ""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from raz.cli.options import DataRoot
-from raz.spec.template import run_words, write_space
+from raz.spec.template import run_command, write_space
 
 
 def init_command(
@@ -33,4 +33,4 @@ def init_command(
     raz-sweep init --dataset shanghaitech_b --backbone-weights vgg16.pt --out b.yaml
     """
     study = write_space(out, dataset, preset, weights, force, data_root)
-    typer.echo(f"{out}: study {study}; edit it, then: {run_words(dataset, shlex.quote(str(out)), data_root)}")
+    typer.echo(f"{out}: study {study}; edit it, then: {run_command(dataset, shlex.quote(str(out)), data_root)}")

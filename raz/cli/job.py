@@ -66,18 +66,18 @@ def submit_command(
     raz-sweep job logs JOB --cluster cluster/gpu.yaml --follow
     """
     from raz.spec.ablation_yaml import parse_table
-    from raz.spec.base_config import open_named, settings_of
+    from raz.spec.base_config import open_spec, parse_settings
     from raz.spec.space_yaml import parse_space
-    from raz.utils.shipped import find
+    from raz.utils.shipped import find_shipped
 
-    source, is_table = open_named(file, profile=profile, trials=trials, retry=retry)
+    source, is_table = open_spec(file, profile=profile, trials=trials, retry=retry)
     if is_table:
-        table = parse_table(source, settings_of(settings or []), profile)
+        table = parse_table(source, parse_settings(settings or []), profile)
         table.profile(profile)
         name = table.table
     else:
-        name = parse_space(source, settings_of(settings or [])).study
-    path = find(file)
+        name = parse_space(source, parse_settings(settings or [])).study
+    path = find_shipped(file)
     sent = path.name
     options: dict[str, Any] = {
         "--store": store, "--data-root": data_root, "--trials": trials, "--jobs": jobs, "--profile": profile,
@@ -141,7 +141,7 @@ def list_command(cluster: Cluster = None, address: Address = None, as_json: Json
     raz-sweep job list --cluster cluster/gpu.yaml
     """
     with _jobs(cluster, address) as server:
-        found = server.each()
+        found = server.list_jobs()
     _tell(found, [_line(state) for state in found] or ["no job was sent there"], as_json)
 
 
@@ -192,14 +192,14 @@ def stop_command(job: Job, cluster: Cluster = None, address: Address = None, as_
 
 @contextmanager
 def _jobs(cluster: Path | None, address: str | None) -> Iterator[Jobs]:
-    from raz.remote.jobs import Jobs, way_to
+    from raz.remote.jobs import Jobs, ssh_tunnel
 
     if address is not None:
         if not address.startswith(("http://", "https://")):
             raise RazError("--address", f"{address!r} is no URL", "--address http://127.0.0.1:8265")
         yield Jobs(address)
         return
-    with way_to(cluster_file(cluster)) as url:
+    with ssh_tunnel(cluster_file(cluster)) as url:
         yield Jobs(url)
 
 

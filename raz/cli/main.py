@@ -15,12 +15,12 @@ from raz._version import __version__
 from raz.cli import store
 from raz.cli import study as study_cli
 from raz.cli.cluster import cluster_app
-from raz.cli.console import Guarded
+from raz.cli.console import ErrorHandlingGroup
 from raz.cli.data import data_app
 from raz.cli.doctor import doctor_command
 from raz.cli.init import init_command
 from raz.cli.job import job_app, submit_command
-from raz.cli.options import HERE, DataRoot, Json, Profile, Settings, Store, folder_of
+from raz.cli.options import DEFAULT_STORE, DataRoot, Json, Profile, Settings, Store, resolve_store
 from raz.cli.predict import export_command, predict_command, train_command
 from raz.cli.pull import pull_command
 from raz.cli.report import report_command
@@ -29,7 +29,7 @@ from raz.errors import RazError
 
 app = typer.Typer(
     name="raz-sweep",
-    cls=Guarded,
+    cls=ErrorHandlingGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -64,7 +64,7 @@ def top(
 @app.command()
 def run(
     file: Annotated[str, typer.Argument(help="A search space or an ablation: your own path, or a shipped name.")],
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     settings: Settings = None,
     data_root: DataRoot = None,
     trials: Annotated[int | None, typer.Option(min=1, max=10**6, help="Trials in all, instead of the file's.")] = None,
@@ -94,7 +94,7 @@ def run(
     raz-sweep run everything --max-hours 8            a night's worth; the same command goes on
     raz-sweep run everything --address auto           on the Ray cluster that this machine is part of
     """
-    store = folder_of(store)
+    store = resolve_store(store)
     if dry_run:
         from raz.cli.dry_run import plan_file, show_plan
 
@@ -105,11 +105,11 @@ def run(
         typer.echo(show_plan(plan, as_json=as_json))
         return
     from raz.cli.run import run_file
-    from raz.engine.ray_session import joined
+    from raz.engine.ray_session import connected
 
     if address is not None and inline:
         raise RazError("--address", "a run with --inline uses no Ray", "leave one of them out")
-    with joined(address):
+    with connected(address):
         code = run_file(
             file, store, settings=settings or [], data_root=data_root, trials=trials, jobs=jobs, profile=profile,
             inline=inline, retry=retry, as_json=as_json, max_hours=max_hours,
@@ -121,7 +121,7 @@ def run(
 def simulate(
     file: Annotated[str, typer.Argument(help="A search space or an ablation: your own path, or a shipped name.")],
     devices: Annotated[int, typer.Option(min=1, max=4096, help="GPUs, or groups of a trial's threads.")],
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     settings: Settings = None,
     data_root: DataRoot = None,
     trials: Annotated[int | None, typer.Option(min=1, max=10**6, help="Trials in all, instead of the file's.")] = None,
@@ -138,7 +138,7 @@ def simulate(
     raz-sweep simulate search_spaces/everything --devices 8
     raz-sweep simulate everything --devices 512 --trials 1000 --json
     """
-    store = folder_of(store)
+    store = resolve_store(store)
     from raz.cli.dry_run import show_simulation, simulate_file
 
     found = simulate_file(

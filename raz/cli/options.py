@@ -8,43 +8,43 @@ from typing import Annotated
 import typer
 
 from raz.errors import RazError
-from raz.store.s3 import bring_notes, place
+from raz.store.s3 import download_journals, local_mirror_path
 
-HERE = Path("raz-store")  # the store, where nothing says otherwise
+DEFAULT_STORE = Path("raz-store")  # the store, where nothing says otherwise
 
 
 def _place(text: str) -> Path:
     # click looks at a path of its own kind while it parses
-    return place(Path(text))
+    return local_mirror_path(Path(text))
 
 
-def standing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """The path, or the nearest of the folders above it that is there."""
     return next((at for at in (path, *path.absolute().parents) if at.exists()), path)
 
 
-def folder(path: Path, where: str, hint: str) -> Path:
+def expand_folder(path: Path, where: str, hint: str) -> Path:
     """A folder's path with `~` opened; it may not be there yet. Raises RazError where a file stands in its place."""
     path = path.expanduser()
-    there = standing(path)
+    there = nearest_existing(path)
     if there.exists() and not there.is_dir():
         raise RazError(where, f"{there} is a file, expected a folder", hint)
     return path
 
 
-def folder_of(store: Path) -> Path:
+def resolve_store(store: Path) -> Path:
     """The folder of a `--store`, or the one that stands for its bucket, with what drivers have noted there. To be
     called by the command itself: what is typed is looked at nowhere else. Raises RazError where a file stands in its
     place, and for a URL that is none."""
-    found = folder(place(store), f"store {store}", "--store DIR, or RAZ_STORE")
-    bring_notes(found)
+    found = expand_folder(local_mirror_path(store), f"store {store}", "--store DIR, or RAZ_STORE")
+    download_journals(found)
     return found
 
 
 def out_folder(out: Path) -> Path:
-    """The folder of an `--out`, with `~` opened; called as `folder_of`. Raises RazError where a file stands in its
+    """The folder of an `--out`, with `~` opened; called as `resolve_store`. Raises RazError where a file stands in its
     place."""
-    return folder(out, f"--out {out}", "another --out")
+    return expand_folder(out, f"--out {out}", "another --out")
 
 
 DataRoot = Annotated[

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from raz.cli.options import HERE, DataRoot, Json, OutFolder, Settings, Store, folder, folder_of, out_folder, standing
+from raz.cli.options import (
+    DEFAULT_STORE,
+    DataRoot,
+    Json,
+    OutFolder,
+    Settings,
+    Store,
+    expand_folder,
+    nearest_existing,
+    out_folder,
+    resolve_store,
+)
 
 _From = Annotated[
     str | None,
@@ -42,7 +53,7 @@ def predict_command(
     """
     import json
 
-    from raz.predict.batch import document, predict_images, write_files
+    from raz.predict.batch import predict_images, to_json, write_files
     from raz.predict.image_files import find_images
     from raz.predict.model_source import model_of
 
@@ -60,7 +71,7 @@ def predict_command(
         elif not as_json:
             p = one.prediction
             typer.echo(f"{one.name:<{wide}}  {p.count:9.1f}  {p.density:9.1f}  {p.localization:7}  {p.seconds:7.2f}")
-    given = document(model, seen)
+    given = to_json(model, seen)
     if out is not None and given["images"]:
         write_files(out, given)
         typer.echo(f"wrote {len(given['images'])} pictures, points.csv and predictions.json to {out}", err=True)
@@ -78,7 +89,7 @@ def export_command(
         ),
     ] = None,
     best: Annotated[str | None, typer.Option("--best", metavar="STUDY", help="The best trial of this study.")] = None,
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     out: Annotated[Path, typer.Option("--out", help="The file to write; its suffix says what.")] = Path(
         "model.safetensors"
     ),
@@ -106,7 +117,7 @@ def export_command(
     from raz.errors import RazError
     from raz.maintenance.archive import SUFFIXES, export_lines, export_study
 
-    store = folder_of(store)
+    store = resolve_store(store)
     if out.suffix not in (*SUFFIXES, ".safetensors"):
         known = ", ".join((".safetensors", *SUFFIXES))
         raise RazError(
@@ -155,9 +166,9 @@ def _writable(out: Path) -> Path:
     path = out.expanduser()
     if path.is_dir():
         raise RazError(f"--out {out}", "is a folder, expected a file", f"--out {out / 'model.safetensors'}")
-    folder(path.parent, f"--out {out}", "another --out")
-    if not os.access(standing(path), os.W_OK):
-        raise RazError(f"--out {out}", f"{standing(path)} may not be written", "another --out")
+    expand_folder(path.parent, f"--out {out}", "another --out")
+    if not os.access(nearest_existing(path), os.W_OK):
+        raise RazError(f"--out {out}", f"{nearest_existing(path)} may not be written", "another --out")
     return path
 
 
@@ -166,7 +177,7 @@ def train_command(
     final: Annotated[
         bool, typer.Option("--final", help="The study's best trial, again, on training and validation images.")
     ] = False,
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     settings: Settings = None,
     data_root: DataRoot = None,
     out: Annotated[
@@ -189,11 +200,11 @@ def train_command(
     from raz.errors import RazError
     from raz.pipeline.model import save_model
     from raz.predict.retrain import train_final, train_once
-    from raz.spec.base_config import settings_of
+    from raz.spec.base_config import parse_settings
     from raz.spec.space_yaml import load_space
-    from raz.utils.shipped import find
+    from raz.utils.shipped import find_shipped
 
-    store = folder_of(store)
+    store = resolve_store(store)
     if final and settings:
         raise RazError("--set", "the best trial of a study is what it is", "leave out --set, or --final")
     if out is not None and not final:
@@ -201,8 +212,8 @@ def train_command(
     out = out or Path("model.safetensors")
     written = _writable(out) if final else out
     own = Path(file).expanduser().is_file()
-    path = find(file, ("search_spaces",))
-    space = load_space(path, file if own else str(path), settings_of(settings or []), data_root=data_root)
+    path = find_shipped(file, ("search_spaces",))
+    space = load_space(path, file if own else str(path), parse_settings(settings or []), data_root=data_root)
 
     def log(event: object) -> None:
         typer.echo(str(event), err=True)

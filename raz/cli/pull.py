@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from raz.cli.job import Cluster
-from raz.cli.options import HERE, DataRoot, Json, Store, folder_of
+from raz.cli.options import DEFAULT_STORE, DataRoot, Json, Store, resolve_store
 from raz.remote.cluster_file import cluster_file
-from raz.remote.transfer import fetch, ray
+from raz.remote.transfer import fetch_from_head, run_ray_cli
 
 
 def pull_command(
@@ -26,7 +26,7 @@ def pull_command(
     there: Annotated[
         str | None, typer.Option("--there", help="The store, as the cluster sees it. Default: RAZ_STORE there.")
     ] = None,
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -42,13 +42,13 @@ def pull_command(
     from raz.cli.study import tell
     from raz.maintenance.pull import pull, pull_lines
 
-    store = folder_of(store)
+    store = resolve_store(store)
     names = tuple(studies or ())
     if source is not None:
-        told = pull(folder_of(source), store, names, artifacts=artifacts, data_root=data_root)
+        told = pull(resolve_store(source), store, names, artifacts=artifacts, data_root=data_root)
     else:
         file = cluster_file(cluster)
         with tempfile.TemporaryDirectory(prefix="raz-pull-") as place:
-            fetch(file, Path(place), names, there, artifacts, ray)
+            fetch_from_head(file, Path(place), names, there, artifacts, run_ray_cli)
             told = {**pull(Path(place), store, artifacts=True), "from": str(file)}
     tell(told, pull_lines(told), as_json)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from raz.cli.options import HERE, DataRoot, Profile, Settings, Store, folder_of
+from raz.cli.options import DEFAULT_STORE, DataRoot, Profile, Settings, Store, resolve_store
 from raz.errors import RazError
-from raz.report.figures.photo_request import Photographs
-from raz.utils.atomic import replacing
+from raz.report.figures.photo_request import PhotoRequest
+from raz.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
     from raz.report.layout import Report
@@ -27,7 +27,7 @@ def report_command(
     ] = None,
     table: Annotated[str | None, typer.Option("--table", help="An ablation: a shipped name, or your own file.")] = None,
     profile: Profile = None,
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     data_root: DataRoot = None,
     settings: Settings = None,
     form: Annotated[
@@ -65,12 +65,12 @@ def report_command(
     raz-sweep report fusion --compare zooming             the best trials of a study, beside another
     raz-sweep report --list                               what there is
     """
-    store = folder_of(store)
+    store = resolve_store(store)
     from raz.report.render import FORMATS, terminal
 
     chosen = _format(form, out)
     drawing = chosen == "html" or png is not None or svg is not None
-    asked = Photographs(tuple(photo or ()), of)
+    asked = PhotoRequest(tuple(photo or ()), of)
     if over not in (None, "seeds", "images"):
         raise RazError("--over", f"{over!r}, expected seeds or images", "--over seeds")
     if over is not None and table is None:
@@ -116,36 +116,36 @@ def report_command(
 
 def _format(form: str | None, out: Path | None) -> str:
     from raz.report.render import FORMATS, SUFFIXES
-    from raz.utils.suggestions import nearest
+    from raz.utils.suggestions import did_you_mean
 
     if form is None:
         return SUFFIXES.get(out.suffix.lower(), "terminal") if out else "terminal"
     if form not in FORMATS:
-        raise RazError("--format", f"{form!r}, expected one of {', '.join(FORMATS)}", nearest(form, FORMATS))
+        raise RazError("--format", f"{form!r}, expected one of {', '.join(FORMATS)}", did_you_mean(form, FORMATS))
     return form
 
 
 def _write(path: Path, text: str) -> None:
     """Aside and renamed, so that a full disk leaves no half table."""
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def _table(
     name: str, profile: str | None, store: Path, data_root: Path | None, settings: list[str], over: Over | None,
-    drawing: bool, photographs: Photographs,
+    drawing: bool, photographs: PhotoRequest,
 ) -> Report:  # fmt: skip
     from raz.report.fill import fill_table
     from raz.report.stale import stale_notes
     from raz.report.tables import table_report
     from raz.spec.ablation_yaml import load_table
-    from raz.spec.base_config import settings_of
-    from raz.utils.shipped import find
+    from raz.spec.base_config import parse_settings
+    from raz.utils.shipped import find_shipped
 
-    path = find(name, ("ablations",))
+    path = find_shipped(name, ("ablations",))
     own = Path(name).expanduser().is_file()
     shown = name if own else f"ablations/{path.name}"
-    table = load_table(path, shown, settings_of(settings), profile, data_root=data_root)
+    table = load_table(path, shown, parse_settings(settings), profile, data_root=data_root)
     scale = table.profile(profile)
     filled = fill_table(table, scale, store, data_root=data_root)
     command = fill_command(shown, scale.name, scale.datasets, store, data_root, settings)
@@ -155,7 +155,7 @@ def _table(
         return report
     from raz.report import stage_costs
     from raz.report.figures import learning_curves
-    from raz.report.figures.stage_tree import drawn
+    from raz.report.figures.stage_tree import stage_cost_figures
     from raz.report.figures.table_figures import table_figures
     from raz.report.used_stages import stages_of
 
@@ -163,7 +163,7 @@ def _table(
     figures = (
         *table_figures(filled, over),
         *learning_curves.learning_curves(uses, data_root),
-        *drawn(stage_costs.of_uses(uses)),
+        *stage_cost_figures(stage_costs.of_uses(uses)),
     )
     photographed = photographs.of_table(filled, data_root) if photographs.which else ()
     return replace(report, figures=(*photographed, *figures))
@@ -172,7 +172,7 @@ def _table(
 def _cost(file: str, profile: str, store: Path, data_root: Path | None, settings: list[str]) -> str:
     """What the missing trials will take, as `raz-sweep run --dry-run` has it; nothing where it cannot be known."""
     from raz.cli.dry_run import plan_file
-    from raz.planning.plan import span
+    from raz.planning.plan import format_estimate
 
     try:
         plan = plan_file(file, store, settings=settings, data_root=data_root, profile=profile)
@@ -180,7 +180,7 @@ def _cost(file: str, profile: str, store: Path, data_root: Path | None, settings
         return ""
     measured = "measured" if all(row.measured for row in plan.rows if row.distinct > row.stored) else "estimated"
     kind = "CPU jobs" if plan.device == "cpu" else f"{plan.device} devices"
-    return f"what is missing takes about {span(plan.wall_seconds)} on {plan.devices} {kind} ({measured})"
+    return f"what is missing takes about {format_estimate(plan.wall_seconds)} on {plan.devices} {kind} ({measured})"
 
 
 def fill_command(
@@ -200,17 +200,17 @@ def fill_command(
 
 
 def _study(
-    name: str, store: Path, compare: str | None, drawing: bool, data_root: Path | None, photographs: Photographs
+    name: str, store: Path, compare: str | None, drawing: bool, data_root: Path | None, photographs: PhotoRequest
 ) -> Report:
     from raz.report import stage_costs
-    from raz.report.figures.stage_tree import drawn
-    from raz.report.figures.study_figures import importances, rebuilt, study_figures
+    from raz.report.figures.stage_tree import stage_cost_figures
+    from raz.report.figures.study_figures import importances, study_figures, to_optuna_study
     from raz.report.study import compared, held_out, study_report
     from raz.study.index import read_study
 
     study = read_study(store, name)
     objectives = study.objectives
-    shares = importances(rebuilt(study.trials, study.directions)) if len(objectives) == 1 else {}
+    shares = importances(to_optuna_study(study.trials, study.directions)) if len(objectives) == 1 else {}
     where = "" if str(store) == "raz-store" else " " + shlex.join(["--store", str(store)])
     ran = study.attributes.get("command", "")  # of a study that was run by the command line
     command = f"{ran}{where}" if isinstance(ran, str) and ran else ""
@@ -225,11 +225,11 @@ def _study(
         return report
     figures = study_figures(study.trials, objectives)
     photographed = photographs.of_study(study, data_root) if photographs.which else ()
-    return replace(report, figures=(*photographed, *figures, *drawn(stage_costs.of_records(study.trials))))
+    return replace(report, figures=(*photographed, *figures, *stage_cost_figures(stage_costs.of_records(study.trials))))
 
 
 def _listing(store: Path) -> Report:
-    from raz.report.layout import Report, Sheet
+    from raz.report.layout import Report, TextTable
     from raz.spec.ablation_yaml import load_table
     from raz.study.index import read_study
     from raz.study.journal import study_names
@@ -237,7 +237,9 @@ def _listing(store: Path) -> Report:
 
     tables = {name: load_table(path, f"ablations/{path.name}") for name, path in shipped("ablations").items()}
     lines = tuple((name, ", ".join(t.profiles), t.title, t.paper) for name, t in tables.items())
-    sheets = [Sheet("Tables (--table NAME)", ("table", "profiles", "title", "paper"), lines, frozenset({0, 1, 2, 3}))]
+    sheets = [
+        TextTable("Tables (--table NAME)", ("table", "profiles", "title", "paper"), lines, frozenset({0, 1, 2, 3}))
+    ]
     records: list[dict[str, Any]] = [
         {"kind": "table", "name": name, "title": t.title, "profiles": ", ".join(t.profiles)}
         for name, t in tables.items()
@@ -253,7 +255,7 @@ def _listing(store: Path) -> Report:
         studies.append((name, str(len(trials)), str(complete)))
         records.append({"kind": "study", "name": name, "trials": len(trials), "complete": complete})
     if studies:
-        sheets.append(Sheet("Studies (report NAME)", ("study", "trials", "complete"), tuple(studies)))
+        sheets.append(TextTable("Studies (report NAME)", ("study", "trials", "complete"), tuple(studies)))
     else:
         there = f"{store} has no studies yet" if store.is_dir() else f"there is no store {store} yet"
         notes.append(f"{there}: raz-sweep run fusion")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raz.cli.options import HERE, DataRoot, Json, Store, folder_of
+from raz.cli.options import DEFAULT_STORE, DataRoot, Json, Store, resolve_store
 from raz.cli.study import tell
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ _Keep = Annotated[
 
 def _tables(own: list[str] | None, data_root: Path | None) -> list[AblationTable]:
     from raz.spec.ablation_yaml import load_table
-    from raz.utils.shipped import find, shipped
+    from raz.utils.shipped import find_shipped, shipped
 
-    paths = [*shipped("ablations").values(), *(find(name, ("ablations",)) for name in own or [])]
+    paths = [*shipped("ablations").values(), *(find_shipped(name, ("ablations",)) for name in own or [])]
     return [load_table(path, str(path), data_root=data_root) for path in paths]
 
 
 @store_app.command("ls")
 def ls_(
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     data_root: DataRoot = None,
     stage: Annotated[str | None, typer.Option(help="Only this stage: counting, zoom …")] = None,
     as_json: Json = False,
@@ -45,13 +45,17 @@ def ls_(
     raz-sweep store ls --stage counting --json
     """
     from raz.errors import RazError
-    from raz.maintenance.garbage_collection import check
-    from raz.maintenance.reachability import reach
+    from raz.maintenance.garbage_collection import list_artifacts
+    from raz.maintenance.reachability import compute_reachability
     from raz.utils import formatting
 
-    store = folder_of(store)
-    artifacts = check(store)
-    users = reach(store, artifacts, data_root=data_root, tables=_tables(None, data_root)).users if artifacts else {}
+    store = resolve_store(store)
+    artifacts = list_artifacts(store)
+    users = (
+        compute_reachability(store, artifacts, data_root=data_root, tables=_tables(None, data_root)).users
+        if artifacts
+        else {}
+    )
     names = sorted({artifact.stage for artifact in artifacts})
     if stage is not None and stage not in names:
         raise RazError("--stage", f"{store} has no {stage!r}, expected one of {', '.join(names) or 'none'}")
@@ -82,7 +86,7 @@ def ls_(
 
 
 @store_app.command("du")
-def du_(store: Store = HERE, as_json: Json = False) -> None:
+def du_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """Say what takes the room: bytes by stage and by cache.
 
     \b
@@ -91,7 +95,7 @@ def du_(store: Store = HERE, as_json: Json = False) -> None:
     from raz.store.inventory import check_store, usage
     from raz.utils import formatting
 
-    store = folder_of(store)
+    store = resolve_store(store)
     check_store(store)
     found = usage(store)
     total = sum(use.bytes for use in found)
@@ -103,7 +107,7 @@ def du_(store: Store = HERE, as_json: Json = False) -> None:
 
 
 @store_app.command("verify")
-def verify_(store: Store = HERE, as_json: Json = False) -> None:
+def verify_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """Read every finished stage and compare its digests. Exits 1 when one is damaged.
 
     A damaged stage is never used: it is made again when it is wanted.
@@ -111,12 +115,12 @@ def verify_(store: Store = HERE, as_json: Json = False) -> None:
     \b
     raz-sweep store verify
     """
-    from raz.maintenance.garbage_collection import check
-    from raz.store.inventory import faults
+    from raz.maintenance.garbage_collection import list_artifacts
+    from raz.store.inventory import integrity_errors
 
-    store = folder_of(store)
-    artifacts = check(store)
-    damaged = [(artifact, found) for artifact in artifacts if (found := faults(artifact))]
+    store = resolve_store(store)
+    artifacts = list_artifacts(store)
+    damaged = [(artifact, found) for artifact in artifacts if (found := integrity_errors(artifact))]
     document = {
         "artifacts": len(artifacts),
         "damaged": [{"stage": a.name, "key": a.key, "path": str(a.path), "faults": found} for a, found in damaged],
@@ -128,7 +132,7 @@ def verify_(store: Store = HERE, as_json: Json = False) -> None:
 
 @store_app.command("gc")
 def gc_(
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     data_root: DataRoot = None,
     keep_table: _Keep = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
@@ -145,16 +149,16 @@ def gc_(
     """
     from contextlib import nullcontext
 
-    from raz.maintenance.garbage_collection import check, collect, plan, quiet
-    from raz.maintenance.reachability import reach
+    from raz.maintenance.garbage_collection import collect, exclusive, list_artifacts, plan
+    from raz.maintenance.reachability import compute_reachability
     from raz.utils import formatting
 
-    store = folder_of(store)
+    store = resolve_store(store)
     tables = _tables(keep_table, data_root)
-    check(store)
-    with nullcontext() if dry_run else quiet(store):
-        artifacts = check(store)
-        found = plan(store, artifacts, reach(store, artifacts, data_root=data_root, tables=tables))
+    list_artifacts(store)
+    with nullcontext() if dry_run else exclusive(store):
+        artifacts = list_artifacts(store)
+        found = plan(store, artifacts, compute_reachability(store, artifacts, data_root=data_root, tables=tables))
         freed = found.bytes if dry_run else collect(store, found.garbage)
     document = {
         "deleted": [{"path": str(g.path.relative_to(store)), "why": g.why, "bytes": g.bytes} for g in found.garbage],

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raz.cli.options import HERE, DataRoot, Json, Store, folder_of
+from raz.cli.options import DEFAULT_STORE, DataRoot, Json, Store, resolve_store
 
 
 def tell(document: Any, lines: Sequence[str], as_json: bool) -> None:
@@ -17,7 +17,7 @@ def tell(document: Any, lines: Sequence[str], as_json: bool) -> None:
     typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
 
 
-def studies_command(store: Store = HERE, as_json: Json = False) -> None:
+def studies_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """List the studies of a store: trials by state, the best, when.
 
     \b
@@ -26,14 +26,14 @@ def studies_command(store: Store = HERE, as_json: Json = False) -> None:
     """
     from raz.inspection.describe import studies_document, studies_lines
 
-    store = folder_of(store)
+    store = resolve_store(store)
     documents = studies_document(store)
     tell(documents, studies_lines(documents, store), as_json)
 
 
 def show_command(
     reference: Annotated[str, typer.Argument(metavar="STUDY[#TRIAL]", help="A study, or one of its trials.")],
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Show a study, or a trial.
@@ -46,10 +46,10 @@ def show_command(
     raz-sweep show fusion#7 --json
     """
     from raz.inspection.describe import study_document, study_lines, trial_document, trial_lines
-    from raz.study.index import read_study, split_reference
+    from raz.study.index import parse_reference, read_study
 
-    store = folder_of(store)
-    name, number = split_reference(reference)
+    store = resolve_store(store)
+    name, number = parse_reference(reference)
     study = read_study(store, name)
     if number is None:
         document = study_document(study)
@@ -62,7 +62,7 @@ def show_command(
 def diff_command(
     a: Annotated[str, typer.Argument(metavar="A", help="A study, or a trial: fusion or fusion#3.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.")],
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Compare two studies, or two trials.
@@ -75,14 +75,14 @@ def diff_command(
     """
     from raz.inspection.compare import diff_document, diff_lines
 
-    store = folder_of(store)
+    store = resolve_store(store)
     document = diff_document(store, a, b)
     tell(document, diff_lines(document), as_json)
 
 
 def import_command(
     file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `raz-sweep export` wrote.")],
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Take a study from an exported file into the store.
@@ -95,7 +95,7 @@ def import_command(
     """
     from raz.maintenance.archive import import_study
 
-    store = folder_of(store)
+    store = resolve_store(store)
     told = import_study(store, file.expanduser())
     state = "" if told["new"] else ", which the store already had"
     tell(told, [f"study {told['study']}, {told['trials']} trials{state}; {told['stages']} new stages"], as_json)
@@ -106,7 +106,7 @@ def rerun_command(
     from_store: Annotated[
         bool, typer.Option("--from-store", help="Take its trained networks from the store; predict and score anew.")
     ] = False,
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -123,10 +123,10 @@ def rerun_command(
 
     from raz.errors import RazError
     from raz.inspection.rerun import rerun, rerun_lines
-    from raz.study.index import read_study, split_reference
+    from raz.study.index import parse_reference, read_study
 
-    store = folder_of(store)
-    name, number = split_reference(reference)
+    store = resolve_store(store)
+    name, number = parse_reference(reference)
     if number is None:
         raise RazError(reference, "expected a trial of a study", f"{name}#0")
     study = read_study(store, name)
@@ -141,7 +141,7 @@ def rerun_command(
 
 def dashboard_command(
     study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="One study. Default: all.")] = None,
-    store: Store = HERE,
+    store: Store = DEFAULT_STORE,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
 ) -> None:
@@ -156,7 +156,7 @@ def dashboard_command(
     from raz.inspection.dashboard import LOOPBACK, server
     from raz.study.index import split_study
 
-    store = folder_of(store)
+    store = resolve_store(store)
     with server(store, study and split_study(study), host, port) as serving:
         shown = f"[{host}]" if ":" in host else host
         typer.echo(f"http://{shown}:{serving.server_port}/dashboard  (read-only; Ctrl-C ends it)")
@@ -168,7 +168,7 @@ def dashboard_command(
             typer.echo("")
 
 
-def status_command(store: Store = HERE, as_json: Json = False) -> None:
+def status_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """Say what is running in a store now, and how far it is.
 
     Studies with a driver, and the stages in the making.
@@ -179,7 +179,7 @@ def status_command(store: Store = HERE, as_json: Json = False) -> None:
     """
     from raz.inspection.status import status_document, status_lines
 
-    store = folder_of(store)
+    store = resolve_store(store)
     document = status_document(store)
     tell(document, status_lines(document, store), as_json)
 

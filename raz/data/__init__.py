@@ -12,15 +12,24 @@ from pathlib import Path
 from typing import Literal
 
 from raz.data import custom, jhu, nwpu, shanghaitech, toy, ucf, worldexpo
-from raz.data.contract import SPLITS, Dataset, Found, Item, Reader, Split, Survey
+from raz.data.contract import SPLITS, Dataset, Reader, Sample, ScanResult, Split, SurveyedSample
 from raz.data.frames import Frames
 from raz.data.splits import find_leaks, split_validation
 from raz.errors import RazError, raise_all
 from raz.store import s3
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 __all__ = [
-    "DATASETS", "Dataset", "Frames", "Item", "Reader", "Split", "locate", "open_dataset", "reader_of", "readers",
+    "DATASETS",
+    "Dataset",
+    "Frames",
+    "Reader",
+    "Sample",
+    "Split",
+    "find_dataset_folder",
+    "open_dataset",
+    "reader_of",
+    "readers",
     "survey",
 ]  # fmt: skip
 
@@ -41,7 +50,7 @@ def _root(root: Path | None) -> Path | None:
     if root is None and os.environ.get("RAZ_DATA_ROOT"):
         root = Path(os.environ["RAZ_DATA_ROOT"])
     # absolute, since items are read in other processes, too
-    return s3.mirrored(s3.place(root).expanduser().absolute()) if root is not None else None
+    return s3.mirror(s3.local_mirror_path(root).expanduser().absolute()) if root is not None else None
 
 
 def readers(root: Path | None = None) -> dict[str, Reader]:
@@ -62,7 +71,7 @@ def reader_of(name: str, root: Path | None = None) -> Reader:
     if name in known:
         return known[name]
     folds = [other for other in known if other.startswith(f"{name}@")]
-    hint = f"{', '.join(folds)}: a fold each" if folds else nearest(name, known)
+    hint = f"{', '.join(folds)}: a fold each" if folds else did_you_mean(name, known)
     at = _root(root)
     if at is not None:
         hint += "".join(f"\n  not taken: {fault.where}: {fault.what}" for fault in custom.faults_of(at))
@@ -71,7 +80,7 @@ def reader_of(name: str, root: Path | None = None) -> Reader:
     raise RazError("data set", f"unknown name {name!r}", hint)
 
 
-def locate(name: str, root: Path | None = None) -> Path | None:
+def find_dataset_folder(name: str, root: Path | None = None) -> Path | None:
     """The data set's own folder; None for one that is generated.
 
     `root` None means the environment's RAZ_DATA_ROOT. Raises RazError for an unknown name, and for a data set
@@ -91,10 +100,10 @@ def locate(name: str, root: Path | None = None) -> Path | None:
     return reader.find(root)
 
 
-def survey(name: str, root: Path | None = None) -> tuple[Reader, Survey]:
+def survey(name: str, root: Path | None = None) -> tuple[Reader, ScanResult]:
     """The data set's reader and what it finds, faults included. Raises RazError as `locate` does."""
     reader = reader_of(name, root)
-    return reader, reader.survey(locate(name, root))
+    return reader, reader.survey(find_dataset_folder(name, root))
 
 
 def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", "keep"] = "drop") -> Dataset:
@@ -105,7 +114,7 @@ def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", 
     this process has opened before is served again while the names, sizes and times of its files stay as they were.
     Raises RazError naming every fault of the data set at once.
     """
-    place = locate(name, root)
+    place = find_dataset_folder(name, root)
     stamp = _stamp(place)
     opened = _OPENED.get((name, place, leaks))
     if opened is None or opened[0] != stamp:
@@ -132,13 +141,13 @@ def _open(name: str, reader: Reader, place: Path | None, leaks: Literal["drop", 
     seen = reader.survey(place)
     raise_all(seen.faults)
     warnings = list(seen.warnings)
-    found: dict[Split, tuple[Found, ...]] = dict(seen.found)
+    found: dict[Split, tuple[SurveyedSample, ...]] = dict(seen.found)
     if leaks == "drop":
         dropped = {leak.image: leak.twin for leak in find_leaks(found)}
         for image, twin in dropped.items():
             warnings.append(f"{image} is byte-identical to {twin}: left out of {image.split('/')[0]}")
         found = {split: tuple(f for f in each if f.item.id not in dropped) for split, each in found.items()}
-    items: dict[Split, tuple[Item, ...]] = {split: tuple(f.item for f in each) for split, each in found.items()}
+    items: dict[Split, tuple[Sample, ...]] = {split: tuple(f.item for f in each) for split, each in found.items()}
     if "val" not in items:
         items["train"], items["val"] = split_validation(items["train"], where=name)
     return Dataset(name, reader.title, {split: items[split] for split in SPLITS}, tuple(warnings))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from raz.data.contract import Dataset, Item, Pixels
+from raz.data.contract import Dataset, Pixels, Sample
 from raz.paper.metrics import mae, rmse
 
 CELLS = 4  # per side; the counts of edges in 4 x 4 cells are what the ridge regression sees
@@ -72,5 +72,5 @@ def predict_ridge(x: NDArray[np.float64], y: NDArray[np.float64], wanted: NDArra
     return np.asarray(mean + (wanted - centre) / spread @ (vt.T @ (s / (s**2 + penalty) * turned)))
 
 
-def _features(items: tuple[Item, ...]) -> NDArray[np.float64]:
+def _features(items: tuple[Sample, ...]) -> NDArray[np.float64]:
     return np.array([edge_counts(item.load_pixels()) for item in items])

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raz.data import survey
-from raz.data.contract import SPLITS, Found, Heads, Split
+from raz.data.contract import SPLITS, Heads, Split, SurveyedSample
 from raz.data.splits import Leak, find_leaks
 from raz.errors import RazError, raise_all
 
@@ -75,7 +75,7 @@ def check(name: str, root: Path | None = None, progress: Callable[[int, int], No
     splits: list[SplitReport] = []
     total, done = sum(map(len, seen.found.values())), 0
     for split in SPLITS:
-        good: list[tuple[Found, tuple[int, int], Heads]] = []
+        good: list[tuple[SurveyedSample, tuple[int, int], Heads]] = []
         for found in seen.found.get(split, ()):
             try:
                 height, width = found.item.load_pixels().shape[:2]
@@ -104,7 +104,7 @@ def check(name: str, root: Path | None = None, progress: Callable[[int, int], No
     )
 
 
-def _counted(split: Split, good: list[tuple[Found, tuple[int, int], Heads]]) -> SplitReport:
+def _counted(split: Split, good: list[tuple[SurveyedSample, tuple[int, int], Heads]]) -> SplitReport:
     counts = [len(heads) for _, _, heads in good]
     sizes = sorted((size for _, size, _ in good), key=lambda size: (size[0] * size[1], size))
     return SplitReport(

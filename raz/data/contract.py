@@ -30,7 +30,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Item:
+class Sample:
     """One image with its heads, read when asked for.
 
     Both loaders can be pickled, return arrays of their own, and raise RazError when the file is damaged or
@@ -58,7 +58,7 @@ class Dataset:
 
     name: str  # as in DATASETS
     title: str  # as in a table's header
-    items: Mapping[Split, tuple[Item, ...]]
+    items: Mapping[Split, tuple[Sample, ...]]
     warnings: tuple[str, ...] = ()
 
     def fingerprint(self, split: Split) -> str:
@@ -70,19 +70,19 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Found:
+class SurveyedSample:
     """A readable image with its annotation, as a survey reports it."""
 
-    item: Item
+    item: Sample
     image_digest: str  # sha256 of the image's bytes alone: equal ones in two splits are a leak
     outside: int = 0  # annotated heads beyond the image or its region, which `item.load_heads` leaves out
 
 
 @dataclass(frozen=True)
-class Survey:
+class ScanResult:
     """What a reader found on disk, before leaks are dropped and a validation split is made."""
 
-    found: Mapping[Split, tuple[Found, ...]]  # without "val" where the data set ships none
+    found: Mapping[Split, tuple[SurveyedSample, ...]]  # without "val" where the data set ships none
     faults: tuple[RazError, ...] = ()  # each a reason not to open the data set
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()  # images without an annotation (a fault each)
@@ -95,7 +95,7 @@ class Reader:
     """How one data set is found and read."""
 
     title: str
-    survey: Callable[[Path | None], Survey]  # of the folder that `find` gave; never raises for what is in it
+    survey: Callable[[Path | None], ScanResult]  # of the folder that `find` gave; never raises for what is in it
     layout: str  # what the data root must hold
     find: Callable[[Path], Path] | None = None  # data root -> the data set's own folder, or RazError; None: generated
     splits: str = "train, val, test"  # in words: which are shipped, which are made

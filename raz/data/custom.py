@@ -19,12 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from raz.data import pointfiles
-from raz.data.contract import SPLITS, Reader, Split, Survey
-from raz.data.image_pairs import Annotation, Findings, Pair, distinct, entries, listing, read_pairs
+from raz.data.contract import SPLITS, Reader, ScanResult, Split
+from raz.data.image_pairs import Annotation, Pair, ScanBuilder, distinct, entries, listing, read_pairs
 from raz.data.images import SUFFIXES
 from raz.data.splits import id_hash
-from raz.errors import RazError, RazErrors
-from raz.utils.yamlfile import Document, Faults, kind, read
+from raz.errors import RazError, RazErrorGroup
+from raz.utils.yamlfile import Document, Problems, describe_value, read
 
 FILE = "raz-dataset.yaml"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -56,58 +56,64 @@ def read_spec(path: Path) -> Spec:
 
 def spec_of(document: Document, folder: Path) -> Spec:
     """What a document says of a folder. Raises RazError(s), all faults at once."""
-    data, faults = document.data, Faults(document)
+    data, faults = document.data, Problems(document)
     faults.keys((), data, KEYS, ("name", "images", "points", "splits"))
     name = data.get("name")
     if "name" in data and not (isinstance(name, str) and NAME.fullmatch(name)):
-        faults.add(("name",), f"name is {kind(name)}, expected 1 to 64 of a-z, 0-9, _ and -", "name: cells")
+        faults.add(("name",), f"name is {describe_value(name)}, expected 1 to 64 of a-z, 0-9, _ and -", "name: cells")
     for key in ("title", "objects"):
         if not isinstance(data.get(key, ""), str):
-            faults.add((key,), f"{key} is {kind(data[key])}, expected a text")
+            faults.add((key,), f"{key} is {describe_value(data[key])}, expected a text")
     for key in ("images", "points"):
         if key in data:
             _below(data[key], (key,), faults)
     columns = data.get("columns", {})
     if not isinstance(columns, dict) or not all(isinstance(v, str) for v in columns.values()):
         faults.add(
-            ("columns",), f"columns is {kind(columns)}, expected names of columns", "{image: file, x: cx, y: cy}"
+            ("columns",),
+            f"columns is {describe_value(columns)}, expected names of columns",
+            "{image: file, x: cx, y: cy}",
         )
         columns = {}
     faults.keys(("columns",), columns, ("image", "x", "y"))
     offset = data.get("offset", 0)
     if isinstance(offset, bool) or not isinstance(offset, (int, float)) or not abs(offset) <= 1:
-        faults.add(("offset",), f"offset is {kind(offset)}, expected a number from -1 to 1", "offset: 0.5")
+        faults.add(("offset",), f"offset is {describe_value(offset)}, expected a number from -1 to 1", "offset: 0.5")
         offset = 0
     if data.get("unlisted", "fault") not in UNLISTED:
-        faults.add(("unlisted",), f"unlisted is {kind(data['unlisted'])}, expected {' or '.join(UNLISTED)}")
+        faults.add(("unlisted",), f"unlisted is {describe_value(data['unlisted'])}, expected {' or '.join(UNLISTED)}")
     _check_splits(document, faults)
-    faults.settle()
+    faults.raise_if_any()
     return Spec(
         folder, str(name), data.get("title") or str(name), data["images"], data["points"],
         data.get("objects") or "objects", columns, float(offset), data.get("unlisted", "fault"), data["splits"],
     )  # fmt: skip
 
 
-def _below(value: Any, place: tuple[str, ...], faults: Faults) -> None:
+def _below(value: Any, place: tuple[str, ...], faults: Problems) -> None:
     """Complain of what is no path below the folder of the file."""
     name = ".".join(place)
     if not isinstance(value, str) or not value:
-        faults.add(place, f"{name} is {kind(value)}, expected a file or folder beside {FILE}", f"{place[-1]}: images")
+        faults.add(
+            place, f"{name} is {describe_value(value)}, expected a file or folder beside {FILE}", f"{place[-1]}: images"
+        )
     elif PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts or ":" in value or "\\" in value:
         faults.add(place, f"{name} is {value!r}, expected a path below the folder of {FILE}", "copy or link it there")
 
 
-def _check_splits(document: Document, faults: Faults) -> None:
+def _check_splits(document: Document, faults: Problems) -> None:
     splits = document.data.get("splits", "folders")
     example = "{test: 0.2}, {column: split}, {train: train.txt, test: test.txt}, or folders"
     if splits == "folders":
         return
     if not isinstance(splits, dict) or not splits:
-        faults.add(("splits",), f"splits is {kind(splits)}, expected how images are divided", example)
+        faults.add(("splits",), f"splits is {describe_value(splits)}, expected how images are divided", example)
     elif "column" in splits:
         faults.keys(("splits",), splits, ("column",))
         if not isinstance(splits["column"], str):
-            faults.add(("splits", "column"), f"splits.column is {kind(splits['column'])}, expected a column's name")
+            faults.add(
+                ("splits", "column"), f"splits.column is {describe_value(splits['column'])}, expected a column's name"
+            )
     elif isinstance(splits.get("test"), float):
         faults.keys(("splits",), splits, ("test",))
         if not 0 < splits["test"] < 1:
@@ -153,7 +159,7 @@ def faults_of(root: Path) -> list[RazError]:
         try:
             name = _spec(folder / FILE).name
         except RazError as error:
-            faults += error.faults if isinstance(error, RazErrors) else (error,)
+            faults += error.faults if isinstance(error, RazErrorGroup) else (error,)
         except OSError as error:
             faults.append(RazError(str(folder / FILE), f"cannot be read ({error.strerror})", "check its permissions"))
         else:
@@ -186,15 +192,15 @@ def reader_of(spec: Spec) -> tuple[str, Reader]:
 # ------------------------------------------------------------------ reading it
 
 
-def survey(spec: Spec, folder: Path | None) -> Survey:
+def survey(spec: Spec, folder: Path | None) -> ScanResult:
     """Read all points and hash every file; no image is decoded."""
-    notes = Findings()
+    notes = ScanBuilder()
     images = image_files(spec, notes)
     by_split: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
     try:
         pairs, told = _pairs(spec, images, notes)
     except RazError as error:
-        notes.faults += error.faults if isinstance(error, RazErrors) else (error,)
+        notes.faults += error.faults if isinstance(error, RazErrorGroup) else (error,)
         pairs, told = {}, {}
     chosen = _split(spec, {name: images[name] for name in pairs}, told, notes)
     for name, split in chosen.items():
@@ -214,7 +220,7 @@ def survey(spec: Spec, folder: Path | None) -> Survey:
     return notes.survey(found)
 
 
-def image_files(spec: Spec, notes: Findings) -> dict[str, Path]:
+def image_files(spec: Spec, notes: ScanBuilder) -> dict[str, Path]:
     """Image files below `images`, by their path below it; names that clash are faults."""
     base = spec.folder / spec.images
     files = [p for p in _walk(base, notes, _DEEPEST) if p.suffix.lower() in SUFFIXES]
@@ -223,7 +229,7 @@ def image_files(spec: Spec, notes: Findings) -> dict[str, Path]:
     return {p.relative_to(base).as_posix(): p for p in distinct(files, notes)}
 
 
-def _walk(folder: Path, notes: Findings, depth: int) -> list[Path]:
+def _walk(folder: Path, notes: ScanBuilder, depth: int) -> list[Path]:
     out: list[Path] = []
     for path in listing(folder, notes) or ():
         if not os.path.isdir(path):
@@ -256,7 +262,7 @@ def match_names(listed: Mapping[str, Any], images: Mapping[str, Path]) -> tuple[
     return out, nowhere
 
 
-def _pairs(spec: Spec, images: Mapping[str, Path], notes: Findings) -> tuple[dict[str, Pair], dict[str, str]]:
+def _pairs(spec: Spec, images: Mapping[str, Path], notes: ScanBuilder) -> tuple[dict[str, Pair], dict[str, str]]:
     """Every image with its points, and the split that the points' file says it is in. Raises RazError."""
     place = spec.folder / spec.points
     if os.path.isdir(place):
@@ -281,7 +287,7 @@ def _pairs(spec: Spec, images: Mapping[str, Path], notes: Findings) -> tuple[dic
     return pairs, {image: table.splits[name] for image, name in listed.items() if name in table.splits}
 
 
-def _one_each(spec: Spec, place: Path, images: Mapping[str, Path], notes: Findings) -> dict[str, Pair]:
+def _one_each(spec: Spec, place: Path, images: Mapping[str, Path], notes: ScanBuilder) -> dict[str, Pair]:
     """Points in a file an image: of its name, in the same folder below `points` or right in it."""
     skip = {(spec.folder / FILE).name.lower()}
     labels: dict[str, Path] = {}
@@ -311,7 +317,7 @@ def _one_each(spec: Spec, place: Path, images: Mapping[str, Path], notes: Findin
 # ------------------------------------------------------------------ splits
 
 
-def _split(spec: Spec, images: Mapping[str, Path], told: Mapping[str, str], notes: Findings) -> dict[str, Split]:
+def _split(spec: Spec, images: Mapping[str, Path], told: Mapping[str, str], notes: ScanBuilder) -> dict[str, Split]:
     """The split of every image that has one; each other is a fault."""
     if isinstance(spec.splits, Mapping) and isinstance(spec.splits.get("test"), float):
         ranked = sorted(images, key=id_hash)
@@ -339,7 +345,7 @@ def _split(spec: Spec, images: Mapping[str, Path], told: Mapping[str, str], note
     return out
 
 
-def _from_lists(spec: Spec, images: Mapping[str, Path], notes: Findings) -> dict[str, Split]:
+def _from_lists(spec: Spec, images: Mapping[str, Path], notes: ScanBuilder) -> dict[str, Split]:
     assert isinstance(spec.splits, Mapping)
     out: dict[str, Split] = {}
     for split in SPLITS:

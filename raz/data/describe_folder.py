@@ -13,14 +13,14 @@ import numpy as np
 import yaml
 
 from raz.data import DATASETS, custom, pointfiles
-from raz.data.contract import SPLITS, Survey
+from raz.data.contract import SPLITS, ScanResult
 from raz.data.custom import FILE, KEYS, NAME, Spec
-from raz.data.image_pairs import Findings, entries
+from raz.data.image_pairs import ScanBuilder, entries
 from raz.data.images import SUFFIXES
-from raz.errors import RazError, RazErrors, raise_all
-from raz.utils.atomic import replacing
-from raz.utils.shipped import name_from
-from raz.utils.suggestions import nearest
+from raz.errors import RazError, RazErrorGroup, raise_all
+from raz.utils.atomic import atomic_write
+from raz.utils.shipped import slugify
+from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import parse
 
 Ask = Callable[[str, str], str]  # question, what is taken for an empty answer -> answer
@@ -28,7 +28,7 @@ _HEAD = "# Written by `raz-sweep data add`; `raz-sweep data check {name} --data-
 
 
 @dataclass(frozen=True)
-class Given:
+class FolderOptions:
     """What the command line says; None is guessed or asked for."""
 
     name: str | None = None
@@ -42,7 +42,7 @@ class Given:
     splits: str | None = None  # folders | column=NAME | test=0.2 | train=FILE,test=FILE[,val=FILE]
 
 
-def describe(place: Path, given: Given, ask: Ask | None) -> Spec:
+def describe(place: Path, given: FolderOptions, ask: Ask | None) -> Spec:
     """The description of a folder. `ask` None: what cannot be guessed is a fault that names the option for it.
 
     Raises RazError.
@@ -53,10 +53,10 @@ def describe(place: Path, given: Given, ask: Ask | None) -> Spec:
     for option, text in (("--title", given.title), ("--objects", given.objects)):
         if text is not None and not text.isprintable():
             raise RazError(option, f"{text!r} has a line break or the like in it", f"another {option}")
-    name = _answered(given.name, "--name", name_from(place.name, "-", "my-data"), "its name in commands and files", ask)
+    name = _answered(given.name, "--name", slugify(place.name, "-", "my-data"), "its name in commands and files", ask)
     if not NAME.fullmatch(name):
         raise RazError(
-            "--name", f"{name!r}, expected 1 to 64 of a-z, 0-9, _ and -", f"--name {name_from(name, '-', 'my-data')}"
+            "--name", f"{name!r}, expected 1 to 64 of a-z, 0-9, _ and -", f"--name {slugify(name, '-', 'my-data')}"
         )
     if name in DATASETS:
         raise RazError("--name", f"{name!r} is a published data set", f"--name my-{name.partition('@')[0]}")
@@ -97,7 +97,7 @@ def write(spec: Spec, replace_it: bool = False) -> Path:
     if path.exists() and not replace_it:
         raise RazError(str(path), "is there already", "edit it, or --force")
     try:
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(text_of(spec), encoding="utf-8")
             custom.read_spec(aside)  # what is written is read as it was meant
     except OSError as error:
@@ -105,7 +105,7 @@ def write(spec: Spec, replace_it: bool = False) -> Path:
     return path
 
 
-def look(spec: Spec) -> Survey:
+def scan(spec: Spec) -> ScanResult:
     """What the description finds. Raises RazError, with every fault, when that is nothing to train or to test on."""
     seen = custom.survey(spec, spec.folder)
     without = [split for split in ("train", "test") if not seen.found.get(split)]
@@ -122,7 +122,7 @@ def _sound(spec: Spec) -> None:
         custom.spec_of(parse(text_of(spec), FILE, strict=False), spec.folder)
     except RazError as error:
         found = []
-        for fault in error.faults if isinstance(error, RazErrors) else (error,):
+        for fault in error.faults if isinstance(error, RazErrorGroup) else (error,):
             key = next((key for key in KEYS if re.match(rf"(unknown key ')?{key}\b", fault.what)), None)
             hint = f"--{key} {fault.hint.partition(': ')[2]}" if fault.hint.startswith(f"{key}: ") else fault.hint
             found.append(RazError(f"--{key}", fault.what, hint) if key is not None else fault)
@@ -151,7 +151,7 @@ def _legal(spec: Spec) -> None:
             raise RazError(option, "an empty name", f"{option} NAME, or {option} . for {spec.folder} itself")
         if not os.path.exists(path):
             here = [p.name for p in entries(spec.folder)]
-            raise RazError(option, f"no {value} in {spec.folder}", nearest(value, here))
+            raise RazError(option, f"no {value} in {spec.folder}", did_you_mean(value, here))
         if option == "--images" and not path.is_dir():
             raise RazError(option, f"{value} is a file, expected the folder of images", "--images images")
 
@@ -205,7 +205,7 @@ def _header(path: Path) -> list[str]:
     return [] if path.is_dir() and all(re.fullmatch(r"[-+.\deE]+", name) for name in header) else header
 
 
-def _columns(spec: Spec, given: Given, header: list[str], ask: Ask | None) -> dict[str, str]:
+def _columns(spec: Spec, given: FolderOptions, header: list[str], ask: Ask | None) -> dict[str, str]:
     """Columns whose names are not the usual ones."""
     wanted = ("x", "y") if (spec.folder / spec.points).is_dir() else ("image", "x", "y")
     if given.columns is not None:
@@ -213,7 +213,7 @@ def _columns(spec: Spec, given: Given, header: list[str], ask: Ask | None) -> di
         missing = [name for name in names if name not in header]
         if len(names) != len(wanted) or missing or len(set(names)) < len(names):
             what = f"{given.columns!r}, expected {','.join(wanted)} of the columns {', '.join(header)}"
-            raise RazError("--columns", what, nearest(missing[0], header) if missing else "")
+            raise RazError("--columns", what, did_you_mean(missing[0], header) if missing else "")
         return dict(zip(wanted, names, strict=True))
     out: dict[str, str] = {}
     for what in wanted if header else ():
@@ -225,12 +225,12 @@ def _columns(spec: Spec, given: Given, header: list[str], ask: Ask | None) -> di
                 )
             out[what] = ask(question, "")
             if out[what] not in header:
-                raise RazError("--columns", f"no column {out[what]!r}", nearest(out[what], header))
+                raise RazError("--columns", f"no column {out[what]!r}", did_you_mean(out[what], header))
     return out
 
 
-def _splits(spec: Spec, given: Given, header: list[str], ask: Ask | None) -> Mapping[str, Any] | str:
-    images = custom.image_files(spec, Findings())
+def _splits(spec: Spec, given: FolderOptions, header: list[str], ask: Ask | None) -> Mapping[str, Any] | str:
+    images = custom.image_files(spec, ScanBuilder())
     tops = {name.partition("/")[0].lower() for name in images if "/" in name}
     table = not (spec.folder / spec.points).is_dir()
     column = next((name for name in header if name.lower() in ("split", "subset", "set", "fold")), None)
@@ -255,7 +255,7 @@ def _splits(spec: Spec, given: Given, header: list[str], ask: Ask | None) -> Map
     return {key.strip(): value.strip() for key, value in parts.items()}
 
 
-def _offset(spec: Spec, given: Given, ask: Ask | None) -> float:
+def _offset(spec: Spec, given: FolderOptions, ask: Ask | None) -> float:
     """Whole numbers are the numbers of pixels, from 0 or from 1: their centres are half a pixel away (27)."""
     if given.offset is not None:
         return given.offset
@@ -274,7 +274,7 @@ def _offset(spec: Spec, given: Given, ask: Ask | None) -> float:
         raise RazError("--offset", f"{told!r} is no number", "--offset 0.5") from None
 
 
-def _unlisted(spec: Spec, given: Given, ask: Ask | None) -> str:
+def _unlisted(spec: Spec, given: FolderOptions, ask: Ask | None) -> str:
     if given.unlisted is not None:
         if given.unlisted not in custom.UNLISTED:
             raise RazError("--unlisted", f"{given.unlisted!r}, expected {' or '.join(custom.UNLISTED)}")

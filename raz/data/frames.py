@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raz.data.contract import Heads, Item, Pixels
+from raz.data.contract import Heads, Pixels, Sample
 from raz.data.images import rgb_array
 from raz.errors import RazError, raise_all
-from raz.utils.atomic import replacing
+from raz.utils.atomic import atomic_write
 
 _VERSION = 1  # of the pack's meaning: raise it when the same items would give other bytes
 _MAGIC = b"RAZPACK1"
@@ -71,7 +71,7 @@ class Frames:
     """
 
     def __init__(
-        self, items: Sequence[Item], *, scale: float = 1.0, max_side: int = 0, pack: Path | None = None
+        self, items: Sequence[Sample], *, scale: float = 1.0, max_side: int = 0, pack: Path | None = None
     ) -> None:
         self._items = tuple(items)
         self._scale, self._max_side, self._pack = scale, max_side, pack
@@ -89,7 +89,7 @@ class Frames:
         return len(self._items)
 
     @property
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> tuple[Sample, ...]:
         return self._items
 
     @property
@@ -188,7 +188,7 @@ class Frames:
         return self._pack / self._name(self._items, self._scale, self._max_side)
 
     @staticmethod
-    def _name(items: Sequence[Item], scale: float, max_side: int) -> str:
+    def _name(items: Sequence[Sample], scale: float, max_side: int) -> str:
         what = [_VERSION, scale, max_side, [(item.id, item.digest) for item in items]]
         return f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.rgb"
 
@@ -198,7 +198,7 @@ class Frames:
         return _read(self._path, len(self._items)) or self._build()
 
     def _build(self) -> tuple[NDArray[np.uint8], tuple[_Entry, ...]]:
-        with replacing(self._path) as aside, open(aside, "xb") as file:
+        with atomic_write(self._path) as aside, open(aside, "xb") as file:
             entries = []
             for entry, pixels in self._decoded():
                 file.write(pixels.data)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from raz.data.contract import Found, Heads, Item, Pixels, Sizes, Split, Survey
+from raz.data.contract import Heads, Pixels, Sample, ScanResult, Sizes, Split, SurveyedSample
 from raz.data.images import SUFFIXES, decode, size_of
 from raz.data.region import OUTSIDE, Polygon, inside, mask
-from raz.errors import RazError, RazErrors
+from raz.errors import RazError, RazErrorGroup
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ Parse = Callable[[bytes, str], Annotation]  # an annotation's bytes and name; ra
 
 
 @dataclass
-class Findings:
+class ScanBuilder:
     """What is noted while a data set is read."""
 
     faults: list[RazError] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Findings:
         if images != expected:
             self.warnings.append(f"{images} {split} images, {expected} were published: scores do not compare")
 
-    def survey(self, found: Mapping[Split, tuple[Found, ...]]) -> Survey:
+    def survey(self, found: Mapping[Split, tuple[SurveyedSample, ...]]) -> ScanResult:
         """All of it, with a line each for heads left out and annotations left over."""
         outside = [f for each in found.values() for f in each if f.outside]
         if outside:
@@ -79,7 +79,7 @@ class Findings:
         if self.orphaned:
             first = self.orphaned[0]
             self.warnings.append(f"{len(self.orphaned)} annotation(s) without an image, the first is {first}")
-        return Survey(
+        return ScanResult(
             found, tuple(self.faults), tuple(self.warnings), tuple(self.missing), tuple(self.orphaned),
             tuple(self.unreadable),
         )  # fmt: skip
@@ -88,7 +88,7 @@ class Findings:
 # ------------------------------------------------------------------ finding files
 
 
-def natural(path: Path) -> tuple[object, ...]:
+def natural_sort_key(path: Path) -> tuple[object, ...]:
     """IMG_2 before IMG_10: the order of the numbers in a name."""
     return tuple(int(bit) if bit.isdigit() else bit for bit in re.split(r"(\d+)", path.name))
 
@@ -97,7 +97,7 @@ def entries(folder: Path) -> list[Path]:
     """What a folder holds, hidden files left out, in the order of the numbers in the names. Raises RazError."""
     try:
         with os.scandir(folder) as found:
-            return sorted((folder / e.name for e in found if e.name[0] != "."), key=natural)
+            return sorted((folder / e.name for e in found if e.name[0] != "."), key=natural_sort_key)
     except FileNotFoundError:
         raise RazError(str(folder), "no such folder", "copy it, or check the data root") from None
     except NotADirectoryError:
@@ -106,7 +106,7 @@ def entries(folder: Path) -> list[Path]:
         raise RazError(str(folder), f"cannot be read ({error.strerror})", "check its permissions") from error
 
 
-def listing(folder: Path, notes: Findings) -> list[Path] | None:
+def listing(folder: Path, notes: ScanBuilder) -> list[Path] | None:
     """`entries`, or None with the fault noted."""
     try:
         return entries(folder)
@@ -133,7 +133,7 @@ def find_folder(root: Path, names: Sequence[str], looks: Sequence[str], layout: 
     raise RazError(str(root), f"no folder {' or '.join(names)} here", f"--data-root DIR with DIR/{layout}")
 
 
-def pictures(folder: Path, notes: Findings, example: str) -> list[Path]:
+def list_images(folder: Path, notes: ScanBuilder, example: str) -> list[Path]:
     """The image files of a folder, one of each name; none at all, and names that clash, are faults."""
     found = listing(folder, notes)
     if found is None:
@@ -144,7 +144,7 @@ def pictures(folder: Path, notes: Findings, example: str) -> list[Path]:
     return list(distinct(images, notes))
 
 
-def distinct(images: Iterable[Path], notes: Findings) -> Iterator[Path]:
+def distinct(images: Iterable[Path], notes: ScanBuilder) -> Iterator[Path]:
     """The first of those whose names differ in case or ending only: they would share one annotation and one id."""
     first: dict[str, Path] = {}
     for image in images:
@@ -158,7 +158,7 @@ def distinct(images: Iterable[Path], notes: Findings) -> Iterator[Path]:
             notes.fault(image, what, "rename one of them, or keep one")
 
 
-def by_name(files: Iterable[Path], suffix: str, notes: Findings) -> dict[str, Path]:
+def by_name(files: Iterable[Path], suffix: str, notes: ScanBuilder) -> dict[str, Path]:
     """Annotation files by their lower-case name; names that differ in case only are a fault."""
     out: dict[str, Path] = {}
     for path in files:
@@ -169,7 +169,7 @@ def by_name(files: Iterable[Path], suffix: str, notes: Findings) -> dict[str, Pa
     return out
 
 
-def leftover(labels: Mapping[str, Path], pairs: Iterable[Pair], notes: Findings) -> None:
+def orphans(labels: Mapping[str, Path], pairs: Iterable[Pair], notes: ScanBuilder) -> None:
     """Note the annotations that no image uses."""
     used = {pair.label for pair in pairs}
     notes.orphaned += [str(path) for path in labels.values() if path not in used]
@@ -178,9 +178,9 @@ def leftover(labels: Mapping[str, Path], pairs: Iterable[Pair], notes: Findings)
 # ------------------------------------------------------------------ reading them
 
 
-def read_pairs(pairs: Sequence[Pair], parse: Parse, notes: Findings) -> tuple[Found, ...]:
+def read_pairs(pairs: Sequence[Pair], parse: Parse, notes: ScanBuilder) -> tuple[SurveyedSample, ...]:
     """Read every annotation and hash every file; no image is decoded. Faults are noted, the good part returned."""
-    found: list[Found] = []
+    found: list[SurveyedSample] = []
     first: dict[str, str] = {}  # image digest -> scene: copies of one picture are one scene
     for pair in pairs:
         if pair.label is None and pair.given is None:
@@ -190,7 +190,7 @@ def read_pairs(pairs: Sequence[Pair], parse: Parse, notes: Findings) -> tuple[Fo
         try:
             one, told = _read_one(pair, parse, first)
         except RazError as error:
-            each = error.faults if isinstance(error, RazErrors) else (error,)
+            each = error.faults if isinstance(error, RazErrorGroup) else (error,)
             notes.faults += each
             notes.unreadable += [fault.where for fault in each]
             continue
@@ -199,7 +199,7 @@ def read_pairs(pairs: Sequence[Pair], parse: Parse, notes: Findings) -> tuple[Fo
     return tuple(found)
 
 
-def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[Found, tuple[str, ...]]:
+def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[SurveyedSample, tuple[str, ...]]:
     faults: list[RazError] = []
     image_bytes = _bytes(pair.picture, faults)
     size: tuple[int, int] | None = None
@@ -218,9 +218,9 @@ def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[Found, t
             try:
                 annotation = parse(label_bytes, str(pair.label))
             except RazError as error:
-                faults += error.faults if isinstance(error, RazErrors) else (error,)
+                faults += error.faults if isinstance(error, RazErrorGroup) else (error,)
     if faults or image_bytes is None or size is None or annotation is None:
-        raise RazErrors(faults)
+        raise RazErrorGroup(faults)
     height, width = size
     x, y = annotation.heads[:, 0], annotation.heads[:, 1]
     within = (x >= 0) & (x < width) & (y >= 0) & (y < height) & inside(pair.region, annotation.heads)  # (27)
@@ -229,7 +229,7 @@ def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[Found, t
     digest.update(label_digest)
     if pair.region or pair.part:
         digest.update(repr((pair.region, pair.part)).encode())
-    item = Item(
+    item = Sample(
         id=pair.id,
         scene=first.setdefault(image_digest, pair.scene or pair.id),
         load_pixels=partial(load_pixels, pair.picture, image_digest, pair.region),
@@ -239,7 +239,7 @@ def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[Found, t
         part=pair.part,
         load_sizes=annotation.sizes[within].copy if annotation.sizes is not None else None,
     )
-    return Found(item, image_digest, int(len(annotation.heads) - within.sum())), annotation.notes
+    return SurveyedSample(item, image_digest, int(len(annotation.heads) - within.sum())), annotation.notes
 
 
 def _bytes(path: Path, faults: list[RazError]) -> bytes | None:

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from raz.data.contract import SPLITS, Found, Reader, Split, Survey
+from raz.data.contract import SPLITS, Reader, ScanResult, Split, SurveyedSample
 from raz.data.image_pairs import (
     Annotation,
-    Findings,
     Pair,
+    ScanBuilder,
     by_name,
     find_folder,
-    leftover,
+    list_images,
     listing,
-    pictures,
+    orphans,
     read_pairs,
 )
 from raz.errors import RazError
@@ -62,27 +62,27 @@ def parse(data: bytes, where: str) -> Annotation:
     return Annotation(np.array(heads, dtype=np.float64).reshape(-1, 2))
 
 
-def survey(folder: Path | None) -> Survey:
+def survey(folder: Path | None) -> ScanResult:
     """Read every annotation and hash every file; no image is decoded."""
     assert folder is not None
-    notes = Findings()
-    found: dict[Split, tuple[Found, ...]] = {}
+    notes = ScanBuilder()
+    found: dict[Split, tuple[SurveyedSample, ...]] = {}
     for split in SPLITS:
         base = folder / split
         labels = by_name(listing(base / "gt", notes) or (), ".txt", notes)
         pairs = []
-        for picture in pictures(base / "images", notes, "0001.jpg, …"):
+        for picture in list_images(base / "images", notes, "0001.jpg, …"):
             name = f"{picture.stem}.txt"
             pairs.append(Pair(f"{split}/{picture.stem}", picture, labels.get(name.lower()), base / "gt" / name))
         if pairs:
-            leftover(labels, pairs, notes)
+            orphans(labels, pairs, notes)
         notes.published(split, len(pairs), PUBLISHED[split])
         found[split] = read_pairs(pairs, parse, notes)
         _compare(base / "image_labels.txt", split, found[split], notes)
     return notes.survey(found)
 
 
-def _compare(path: Path, split: Split, found: tuple[Found, ...], notes: Findings) -> None:
+def _compare(path: Path, split: Split, found: tuple[SurveyedSample, ...], notes: ScanBuilder) -> None:
     """Warn of images whose number of heads is not the one that image_labels.txt states; it need not be there."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from raz.data.contract import Found, Reader, Sizes, Split, Survey
-from raz.data.image_pairs import Annotation, Findings, Pair, by_name, distinct, find_folder, listing, read_pairs
+from raz.data.contract import Reader, ScanResult, Sizes, Split, SurveyedSample
+from raz.data.image_pairs import Annotation, Pair, ScanBuilder, by_name, distinct, find_folder, listing, read_pairs
 from raz.data.images import SUFFIXES
 from raz.data.matlab import AGAIN, named_points, points, variables
 from raz.errors import RazError
@@ -76,10 +76,10 @@ def box_sizes(values: Any, heads: int) -> tuple[Sizes | None, tuple[str, ...]]:
     return np.abs(boxes[:, 2:] - boxes[:, :2]), ()
 
 
-def survey(folder: Path | None) -> Survey:
+def survey(folder: Path | None) -> ScanResult:
     """Read the lists, every annotation they name, and hash every image; no image is decoded."""
     assert folder is not None
-    notes = Findings()
+    notes = ScanBuilder()
     images: dict[str, Path] = {}
     for place in _image_folders(folder, notes):
         files = [p for p in listing(place, notes) or () if p.suffix.lower() in SUFFIXES]
@@ -91,7 +91,7 @@ def survey(folder: Path | None) -> Survey:
         labels |= {path.stem.lower(): path for path in found.values()}
     if not kinds:
         notes.fault(folder, "no folder mats or jsons", "expected the annotations in one of them")
-    out: dict[Split, tuple[Found, ...]] = {}
+    out: dict[Split, tuple[SurveyedSample, ...]] = {}
     named: dict[str, str] = {}
     for split, name, published in LISTS:
         pairs = []
@@ -109,7 +109,7 @@ def survey(folder: Path | None) -> Survey:
     return notes.survey(out)
 
 
-def _image_folders(folder: Path, notes: Findings) -> list[Path]:
+def _image_folders(folder: Path, notes: ScanBuilder) -> list[Path]:
     here = listing(folder, notes) or []
     found = [p for p in here if _FOLDER.fullmatch(p.name) and os.path.isdir(p)]
     if not found and here:
@@ -117,7 +117,7 @@ def _image_folders(folder: Path, notes: Findings) -> list[Path]:
     return found
 
 
-def _names(path: Path, named: dict[str, str], notes: Findings) -> list[str]:
+def _names(path: Path, named: dict[str, str], notes: ScanBuilder) -> list[str]:
     """The images that a list names; `named` remembers in which list each was met."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -142,7 +142,7 @@ def _names(path: Path, named: dict[str, str], notes: Findings) -> list[str]:
     return names
 
 
-def _leftover(images: dict[str, Path], labels: dict[str, Path], named: dict[str, str], notes: Findings) -> None:
+def _leftover(images: dict[str, Path], labels: dict[str, Path], named: dict[str, str], notes: ScanBuilder) -> None:
     """Say what becomes of the withheld test images, and note annotations without an image."""
     unnamed = [stem for stem in images if stem not in named]
     withheld = sum(stem not in labels for stem in unnamed)

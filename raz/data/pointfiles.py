@@ -36,7 +36,7 @@ class TwiceError(ValueError):
     """A name that stands twice in one JSON object, of which Python would keep the last and lose the others' points."""
 
 
-def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For `json.loads(…, object_pairs_hook=once_each)`. Raises TwiceError."""
     out = dict(pairs)
     if len(out) < len(pairs):
@@ -88,7 +88,7 @@ def read_table(
             "name them: columns: {image: …, x: …, y: …}",
         )  # fmt: skip
     at = {what: header.index(str(name)) for what, name in chosen.items()}
-    table, faults = PointTable(), _Tally(where)
+    table, faults = PointTable(), _PointCollector(where)
     for line, row in rows:
         if len(row) != len(header):
             faults.add(line, f"{len(row)} fields, the header has {len(header)}")
@@ -112,7 +112,7 @@ def read_single(data: bytes, where: str, columns: Mapping[str, str] | None = Non
     """The points (n, 2) of one image's own file. Raises RazError as `read_table`."""
     if not data:
         raise RazError(where, "is empty (0 bytes)", "write a header line x,y for an image without points")
-    faults, out = _Tally(where), []
+    faults, out = _PointCollector(where), []
     if where.lower().endswith(".json"):
         content = _json(data, where)
         values = content.get("points") if isinstance(content, dict) else content
@@ -143,7 +143,7 @@ def read_single(data: bytes, where: str, columns: Mapping[str, str] | None = Non
     return np.array(out, dtype=np.float64).reshape(-1, 2)
 
 
-class _Tally:
+class _PointCollector:
     """Faults of many lines: each kind is told once, with its first line and how many there are."""
 
     def __init__(self, where: str) -> None:
@@ -216,13 +216,13 @@ def _rows(data: bytes, where: str) -> tuple[list[str], list[tuple[int, list[str]
 
 def _json(data: bytes, where: str) -> Any:
     try:
-        return json.loads(_text(data, where), object_pairs_hook=once_each)
+        return json.loads(_text(data, where), object_pairs_hook=reject_duplicates)
     except (ValueError, RecursionError) as error:
         raise RazError(where, f"is no JSON that can be read ({error})", _SAVE) from error
 
 
 def _from_json(content: Any, where: str) -> PointTable:
-    table, faults = PointTable(), _Tally(where)
+    table, faults = PointTable(), _PointCollector(where)
     entries: list[tuple[Any, Any, Any]] = []  # image, points, split
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         return _from_coco(content, where)
@@ -254,7 +254,7 @@ def _from_json(content: Any, where: str) -> PointTable:
 
 def _from_coco(content: Mapping[str, Any], where: str) -> PointTable:
     """COCO's layout: an image of `images` without annotation holds nothing."""
-    table, faults = PointTable(), _Tally(where)
+    table, faults = PointTable(), _PointCollector(where)
     names: dict[Any, str] = {}
     for number, image in enumerate(content.get("images") or (), start=1):
         if isinstance(image, dict) and isinstance(image.get("file_name"), str) and "id" in image:

@@ -49,7 +49,9 @@ def mask(polygon: Polygon, height: int, width: int, scale: tuple[float, float] =
     return out
 
 
-def shares(polygon: Polygon, height: int, width: int, stride: int, scale: tuple[float, float]) -> NDArray[np.float32]:
+def cell_coverage(
+    polygon: Polygon, height: int, width: int, stride: int, scale: tuple[float, float]
+) -> NDArray[np.float32]:
     """(ceil(height/stride), ceil(width/stride)): the part of each density cell's pixels that is in the polygon."""
     rows, cols = -(-height // stride), -(-width // stride)
     padded = np.zeros((rows * stride, cols * stride), dtype=np.float32)

@@ -16,8 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from raz.data.contract import Found, Heads, Reader, Split, Survey
-from raz.data.image_pairs import Annotation, Findings, Pair, by_name, entries, leftover, listing, pictures, read_pairs
+from raz.data.contract import Heads, Reader, ScanResult, Split, SurveyedSample
+from raz.data.image_pairs import (
+    Annotation,
+    Pair,
+    ScanBuilder,
+    by_name,
+    entries,
+    list_images,
+    listing,
+    orphans,
+    read_pairs,
+)
 from raz.data.matlab import AGAIN, points, variables
 from raz.errors import RazError
 
@@ -95,11 +105,11 @@ def _parse(data: bytes, where: str) -> Annotation:
     return Annotation(heads, (f"the annotation states {stated} heads and holds {len(heads)}",))
 
 
-def survey(part: Part, folder: Path | None) -> Survey:
+def survey(part: Part, folder: Path | None) -> ScanResult:
     """Read every annotation and hash every file of a part's folder; no image is decoded."""
     assert folder is not None  # the readers below have a `find`
-    notes = Findings()
-    found: dict[Split, tuple[Found, ...]] = {}
+    notes = ScanBuilder()
+    found: dict[Split, tuple[SurveyedSample, ...]] = {}
     for split, published in part.images:
         pairs = _pairs(split, folder / _FOLDERS[split], notes)
         notes.published(split, len(pairs), published)
@@ -109,7 +119,7 @@ def survey(part: Part, folder: Path | None) -> Survey:
     return notes.survey(found)
 
 
-def _pairs(split: Split, folder: Path, notes: Findings) -> list[Pair]:
+def _pairs(split: Split, folder: Path, notes: ScanBuilder) -> list[Pair]:
     """The images of a split, each with its annotation."""
     places = [folder / name for name in ANNOTATION_FOLDERS if os.path.isdir(folder / name)]
     if not places:
@@ -118,11 +128,11 @@ def _pairs(split: Split, folder: Path, notes: Findings) -> list[Pair]:
         return []
     labels = by_name(listing(places[0], notes) or (), ".mat", notes)
     pairs = []
-    for picture in pictures(folder / "images", notes, "IMG_1.jpg, IMG_2.jpg, …"):
+    for picture in list_images(folder / "images", notes, "IMG_1.jpg, IMG_2.jpg, …"):
         name = f"GT_{picture.stem}.mat"
         pairs.append(Pair(f"{split}/{picture.stem}", picture, labels.get(name.lower()), places[0] / name))
     if pairs:
-        leftover(labels, pairs, notes)
+        orphans(labels, pairs, notes)
     return pairs
 
 

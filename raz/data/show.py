@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from raz.config import TrialConfig
 from raz.data import open_dataset
-from raz.data.contract import Heads, Item, Pixels, Split
+from raz.data.contract import Heads, Pixels, Sample, Split
 from raz.errors import RazError
-from raz.utils.atomic import replacing
+from raz.utils.atomic import atomic_write
 
 # Dark to bright in even steps of lightness, readable in grey and by the colour-blind.
 _COLOURS = np.array([(8, 8, 24), (62, 18, 98), (150, 38, 104), (226, 86, 52), (250, 172, 40), (252, 250, 200)])
@@ -36,7 +36,7 @@ class Panels:
     means: NDArray[np.float64]  # (r,) mean attention of each
 
 
-def compute(item: Item, config: TrialConfig, title: str = "") -> Panels:
+def compute(item: Sample, config: TrialConfig, title: str = "") -> Panels:
     """The ground truth of one image, and the regions that its *true* attention map proposes (7, 11, 15, 16)."""
     from raz.paper.attention import attention_map
     from raz.paper.groundtruth import density_map
@@ -113,7 +113,7 @@ def show(
         raise RazError("--index", f"{index}, but {name} has {len(items)} {split} images", f"0 to {len(items) - 1}")
     panels = compute(items[index], config or TrialConfig(), f"{dataset.title}, {items[index].id}")
     try:
-        with replacing(out) as aside:
+        with atomic_write(out) as aside:
             draw(panels).save(aside, format="PNG")
     except OSError as error:
         raise RazError(str(out), f"cannot be written ({error.strerror or error})", "choose another --out") from error

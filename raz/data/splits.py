@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raz.data.contract import Found, Item, Split
+from raz.data.contract import Sample, Split, SurveyedSample
 from raz.errors import RazError
 
 VAL_FRACTION = 0.1
@@ -21,7 +21,7 @@ class Leak:
     twin: str  # id in the later one
 
 
-def find_leaks(found: Mapping[Split, Sequence[Found]]) -> tuple[Leak, ...]:
+def find_leaks(found: Mapping[Split, Sequence[SurveyedSample]]) -> tuple[Leak, ...]:
     """Byte-identical images across splits, each pair once, in the order of the first."""
     leaks = []
     order: tuple[Split, ...] = ("train", "val", "test")
@@ -40,15 +40,15 @@ def id_hash(item_id: str) -> str:
 
 
 def split_validation(
-    items: Sequence[Item], fraction: float = VAL_FRACTION, *, where: str = "validation split"
-) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    items: Sequence[Sample], fraction: float = VAL_FRACTION, *, where: str = "validation split"
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """(train, val): round(`fraction`) of the images, those with the lowest hash of their id (24).
 
     Scenes are taken whole, in the order of their lowest hash, until the number is reached, so val may
     exceed it by less than one scene. At least one image; both keep the order of `items`. The choice
     depends on the set of ids and scenes only. Raises RazError when there are not two scenes to part.
     """
-    scenes: dict[str, list[Item]] = defaultdict(list)
+    scenes: dict[str, list[Sample]] = defaultdict(list)
     for item in items:
         scenes[item.scene].append(item)
     if len(scenes) < 2:

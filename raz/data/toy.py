@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raz.data.contract import SPLITS, Found, Heads, Item, Pixels, Reader, Split, Survey
+from raz.data.contract import SPLITS, Heads, Pixels, Reader, Sample, ScanResult, Split, SurveyedSample
 
 VERSION = 1  # raise it when an image changes: every stage that read it is then trained again
 SIZES: dict[Split, int] = {"train": 60, "val": 16, "test": 40}
@@ -47,7 +47,7 @@ _CLOTH = (
 _LEAF = ((0.13, 0.19, 0.08), (0.20, 0.27, 0.10), (0.10, 0.13, 0.07), (0.27, 0.25, 0.11))
 
 
-class _Dice:
+class _Rng:
     """Numbers from PCG64's raw stream, which numpy keeps the same for ever (its distributions may change)."""
 
     def __init__(self, seed: str) -> None:
@@ -100,7 +100,7 @@ class _View:
 @cache
 def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
     """Image `index` of a split: pixels (H, W, 3) uint8 RGB and heads (n, 2) x, y px, both read-only."""
-    dice = _Dice(f"toy {VERSION} {split} {index}")
+    dice = _Rng(f"toy {VERSION} {split} {index}")
     kind = _KINDS[index % len(_KINDS)]
     height, width = dice.integer(144, 176), dice.integer(204, 244)
     packed = kind == "packed"
@@ -122,7 +122,7 @@ def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
 # ------------------------------------------------------------------ who stands where
 
 
-def _places(dice: _Dice, view: _View, kind: Kind) -> NDArray[np.float64]:
+def _places(dice: _Rng, view: _View, kind: Kind) -> NDArray[np.float64]:
     """(n, 3) x, y of head centres and head width, in px, far ones first."""
     if kind == "empty":
         return np.zeros((0, 3))
@@ -199,7 +199,7 @@ def _blend(patch: Array, alpha: Array, colour: Array) -> None:
 
 def _draw_person(
     canvas: Array, owner: NDArray[np.int32], number: int, x: float, y: float, w: float,
-    dice: _Dice, uniform: Array | None,
+    dice: _Rng, uniform: Array | None,
 ) -> int:  # fmt: skip
     """One person with the head's centre at (x, y); `owner` keeps whose head each pixel shows.
 
@@ -235,7 +235,7 @@ def _draw_person(
     return int(np.count_nonzero(mask))
 
 
-def _draw_clutter(canvas: Array, owner: NDArray[np.int32], dice: _Dice, view: _View, y: float) -> None:
+def _draw_clutter(canvas: Array, owner: NDArray[np.int32], dice: _Rng, view: _View, y: float) -> None:
     """Something that is not a person, standing at row y."""
     x, scale = dice.between(0, view.width), dice.between(0.6, 1.5)
     what = (0, 0, 1, 1, 1, 2, 3, 4, 4, 5)[dice.integer(0, 9)]
@@ -283,7 +283,7 @@ def _draw_clutter(canvas: Array, owner: NDArray[np.int32], dice: _Dice, view: _V
         owner[rows, cols] = 0
 
 
-def _draw_scene(canvas: Array, dice: _Dice, view: _View, places: NDArray[np.float64]) -> Heads:
+def _draw_scene(canvas: Array, dice: _Rng, view: _View, places: NDArray[np.float64]) -> Heads:
     """Draw people and clutter from far to near; the heads (n, 2) that can be seen."""
     owner = np.zeros(canvas.shape[:2], np.int32)
     whole = np.zeros(len(places) + 1, np.int64)
@@ -301,7 +301,7 @@ def _draw_scene(canvas: Array, dice: _Dice, view: _View, places: NDArray[np.floa
     return np.ascontiguousarray(places[(whole[1:] > 0) & (shown >= _VISIBLE * whole[1:]), :2])
 
 
-def _cloud(dice: _Dice, height: int, width: int, cell: int) -> Array:
+def _cloud(dice: _Rng, height: int, width: int, cell: int) -> Array:
     """(height, width) smooth noise in [0, 1): random values every `cell` px, bilinear between."""
     rows, cols = height // cell + 2, width // cell + 2
     grid = dice.units(rows * cols).reshape(rows, cols).astype(np.float32)
@@ -312,7 +312,7 @@ def _cloud(dice: _Dice, height: int, width: int, cell: int) -> Array:
     return np.asarray(lines[:, x // cell] * (1 - fx) + lines[:, x // cell + 1] * fx, dtype=np.float32)
 
 
-def _background(dice: _Dice, view: _View) -> Array:
+def _background(dice: _Rng, view: _View) -> Array:
     """(H, W, 3) float32: sky or a facade with windows, and a paved, striped or grown ground."""
     height, width = view.height, view.width
     sky_rows = int(view.skyline)
@@ -340,7 +340,7 @@ def _background(dice: _Dice, view: _View) -> Array:
     return canvas
 
 
-def _expose(canvas: Array, dice: _Dice) -> Pixels:
+def _expose(canvas: Array, dice: _Rng) -> Pixels:
     """Light, lens and sensor: (H, W, 3) uint8."""
     height, width = canvas.shape[:2]
     y = (np.arange(height, dtype=np.float32) / np.float32(height))[:, None]
@@ -375,23 +375,23 @@ def _heads(split: Split, index: int) -> Heads:
     return generate(split, index)[1].copy()
 
 
-def survey(root: Path | None) -> Survey:
+def survey(root: Path | None) -> ScanResult:
     """The three splits of the toy crowd; nothing is drawn before it is asked for. `root` is not used."""
-    found: dict[Split, tuple[Found, ...]] = {}
+    found: dict[Split, tuple[SurveyedSample, ...]] = {}
     for split in SPLITS:
         each = []
         for index in range(SIZES[split]):
             digest = hashlib.sha256(f"toy {VERSION} {split} {index}".encode()).hexdigest()
-            item = Item(
+            item = Sample(
                 id=f"{split}/{index:03d}",
                 scene=f"{split}/{index:03d}",
                 load_pixels=partial(_pixels, split, index),
                 load_heads=partial(_heads, split, index),
                 digest=digest,
             )
-            each.append(Found(item, digest))
+            each.append(SurveyedSample(item, digest))
         found[split] = tuple(each)
-    return Survey(found)
+    return ScanResult(found)
 
 
 READER = Reader("Toy crowd", survey, layout="nothing: it is generated")

@@ -17,16 +17,16 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from raz.data.contract import Found, Reader, Split, Survey
+from raz.data.contract import Reader, ScanResult, Split, SurveyedSample
 from raz.data.image_pairs import (
     Annotation,
-    Findings,
     Pair,
+    ScanBuilder,
     by_name,
     find_folder,
-    leftover,
+    list_images,
     listing,
-    pictures,
+    orphans,
     read_pairs,
 )
 from raz.data.matlab import ann_points
@@ -40,23 +40,23 @@ def _parse(data: bytes, where: str) -> Annotation:
     return Annotation(ann_points(data, where))
 
 
-def _beside(folder: Path, prefix: str, notes: Findings, example: str) -> list[Pair]:
+def _beside(folder: Path, prefix: str, notes: ScanBuilder, example: str) -> list[Pair]:
     """Every image of a folder with NAME_ann.mat beside it."""
-    labels = by_name(listing(folder, Findings()) or (), ".mat", notes)
+    labels = by_name(listing(folder, ScanBuilder()) or (), ".mat", notes)
     pairs = []
-    for picture in pictures(folder, notes, example):
+    for picture in list_images(folder, notes, example):
         name = f"{picture.stem}_ann.mat"
         pairs.append(Pair(f"{prefix}/{picture.stem}", picture, labels.get(name.lower()), folder / name))
     if pairs:
-        leftover(labels, pairs, notes)
+        orphans(labels, pairs, notes)
     return pairs
 
 
-def survey_qnrf(folder: Path | None) -> Survey:
+def survey_qnrf(folder: Path | None) -> ScanResult:
     """Read every annotation and hash every file of UCF-QNRF; no image is decoded."""
     assert folder is not None
-    notes = Findings()
-    found: dict[Split, tuple[Found, ...]] = {}
+    notes = ScanBuilder()
+    found: dict[Split, tuple[SurveyedSample, ...]] = {}
     for split, name, published in QNRF:
         pairs = _beside(_cased(folder, name), split, notes, "img_0001.jpg, img_0002.jpg, …")
         notes.published(split, len(pairs), published)
@@ -69,10 +69,10 @@ def _cased(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).exists() else folder / name.lower()
 
 
-def survey_cc_50(fold: int, folder: Path | None) -> Survey:
+def survey_cc_50(fold: int, folder: Path | None) -> ScanResult:
     """Read all fifty images of UCF_CC_50: those of the fold are for testing, the others for training."""
     assert folder is not None
-    notes = Findings()
+    notes = ScanBuilder()
     pairs = _beside(folder, "image", notes, "1.jpg, 2.jpg, …")
     if len(pairs) != _CC_50:
         notes.warnings.append(f"{len(pairs)} images, {_CC_50} were published: scores do not compare")

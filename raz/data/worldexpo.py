@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from raz.data.contract import Found, Reader, Split, Survey
-from raz.data.image_pairs import Annotation, Findings, Pair, distinct, find_folder, listing, read_pairs
+from raz.data.contract import Reader, ScanResult, Split, SurveyedSample
+from raz.data.image_pairs import Annotation, Pair, ScanBuilder, distinct, find_folder, listing, read_pairs
 from raz.data.images import SUFFIXES
 from raz.data.matlab import AGAIN, points, variables
 from raz.data.region import Polygon, area
@@ -55,11 +55,11 @@ def read_region(data: bytes, where: str) -> Polygon:
     return polygon
 
 
-def survey(folder: Path | None) -> Survey:
+def survey(folder: Path | None) -> ScanResult:
     """Read every annotation and region and hash every file; no image is decoded."""
     assert folder is not None
-    notes = Findings()
-    found: dict[Split, tuple[Found, ...]] = {}
+    notes = ScanBuilder()
+    found: dict[Split, tuple[SurveyedSample, ...]] = {}
     for split, published in PUBLISHED.items():
         pairs = _pairs(split, folder, notes)
         notes.published(split, len(pairs), published)
@@ -67,7 +67,7 @@ def survey(folder: Path | None) -> Survey:
     return notes.survey(found)
 
 
-def _pairs(split: Split, folder: Path, notes: Findings) -> list[Pair]:
+def _pairs(split: Split, folder: Path, notes: ScanBuilder) -> list[Pair]:
     labels_at, frames_at = folder / f"{split}_label", folder / f"{split}_frame"
     labels, regions = _labels(labels_at, notes)
     frames = [p for p in _files(frames_at, notes) if p.suffix.lower() in SUFFIXES]
@@ -94,7 +94,7 @@ def _pairs(split: Split, folder: Path, notes: Findings) -> list[Pair]:
     return pairs
 
 
-def _labels(folder: Path, notes: Findings) -> tuple[dict[str, Path], dict[str, Polygon]]:
+def _labels(folder: Path, notes: ScanBuilder) -> tuple[dict[str, Path], dict[str, Polygon]]:
     """Annotation files by their lower-case stem, and the region of each scene whose roi.mat can be read."""
     labels: dict[str, Path] = {}
     regions: dict[str, Polygon] = {}
@@ -119,7 +119,7 @@ def _labels(folder: Path, notes: Findings) -> tuple[dict[str, Path], dict[str, P
     return labels, regions
 
 
-def _files(folder: Path, notes: Findings) -> list[Path]:
+def _files(folder: Path, notes: ScanBuilder) -> list[Path]:
     """What lies in the folder and in the folders below it."""
     out: list[Path] = []
     for path in listing(folder, notes) or ():

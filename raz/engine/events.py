@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.live import Live
 
-from raz.engine.progress import Board
+from raz.engine.progress import ProgressView
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import TRAINED
 from raz.study.records import Outcome, TrialRecord
@@ -18,7 +18,7 @@ from raz.utils.formatting import assignments, duration
 REFRESH = 4  # times a second
 
 
-class Events(Protocol):
+class TrialEvents(Protocol):
     """What an executor tells."""
 
     def started(self, number: int, values: Mapping[str, Any]) -> None: ...
@@ -30,7 +30,7 @@ class Events(Protocol):
     def stopping(self, text: str) -> None: ...
 
 
-def line(record: TrialRecord, metric: str) -> str:
+def trial_line(record: TrialRecord, metric: str) -> str:
     """A finished trial in one line."""
     head = f"trial {record.number}"
     tail = f"({duration(record.seconds)})  {assignments(record.values)}"
@@ -46,14 +46,14 @@ def line(record: TrialRecord, metric: str) -> str:
     return f"{head}: {record.state}{f' ({record.reason})' if record.reason else ''} {message} {tail}"
 
 
-class Watch:
+class ConsoleProgress:
     """Events on a rich console. Use as a context."""
 
     def __init__(
         self, console: Console, total: int, metric: str, direction: str = "minimize", title: str = "raz-sweep"
     ) -> None:
         self.console, self.metric = console, metric
-        self.board = Board(title, total, metric, direction)
+        self.board = ProgressView(title, total, metric, direction)
         self._live: Live | None = None
         self._made: set[tuple[str, str]] = set()  # stage lines told: several trials may tell the same
         if console.is_terminal:
@@ -100,18 +100,18 @@ class Watch:
     def finished(self, record: TrialRecord) -> None:
         self.board.finished(record)
         if self._live is None:
-            self.note(line(record, self.metric))
+            self.note(trial_line(record, self.metric))
 
     def done(self, number: int, text: str, outcome: Outcome | None = None) -> None:
         """One of the total is over, and this is how; `outcome` is that of a trial that no study keeps."""
         if outcome is not None:
-            self.board.came_to(text, outcome)
+            self.board.table_trial_finished(text, outcome)
         self.board.done(number)
         if self._live is None:
             self.note(text)
 
 
-class Silent:
+class NullEvents:
     """Events that nobody watches."""
 
     def started(self, number: int, values: Mapping[str, Any]) -> None: ...

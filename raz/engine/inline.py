@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raz.engine.events import Events
-from raz.engine.interrupt import Stop
-from raz.engine.trial_runner import attempt, resolve
+from raz.engine.events import TrialEvents
+from raz.engine.interrupt import StopRequest
+from raz.engine.trial_runner import import_function, run_attempt
 from raz.pipeline.events import StageEvent
 from raz.study.ledger import Ledger
 
@@ -17,12 +17,12 @@ def run_inline(
     *,
     data_root: Path | None = None,
     run_trial: str,
-    events: Events,
-    stop: Stop | None = None,
+    events: TrialEvents,
+    stop: StopRequest | None = None,
 ) -> None:
     """Runs what the ledger still has to ask for. A trial that `stop` ends goes back into the queue."""
-    function = resolve(run_trial)
-    stop = stop or Stop()
+    function = import_function(run_trial)
+    stop = stop or StopRequest()
     while not stop.asked and (asked := ledger.ask()) is not None:
         number, values, config = asked
         events.started(number, values)
@@ -37,11 +37,11 @@ def run_inline(
         def log(event: StageEvent, number: int = number) -> None:
             events.stage(number, event)
 
-        outcome = attempt(
-            function, config, store, data_root=data_root, progress=progress, log=log, seeds=ledger.space.mean_over
+        outcome = run_attempt(
+            function, config, store, data_root=data_root, progress=progress, log=log, seeds=ledger.space.averaged_seeds
         )
         if outcome.state == "pruned" and not pruned:
-            ledger.postpone(number)
+            ledger.requeue(number)
             events.done(number, f"trial {number}: stopped, and queued again")
         else:
             events.finished(ledger.tell(number, outcome))

@@ -18,7 +18,7 @@ STOPPING = "stopping: running epochs end and are kept; Ctrl-C again stops now"
 OUT_OF_TIME = 3  # the exit code when --max-hours ended a run that has more to do
 
 
-class Interrupted(KeyboardInterrupt):
+class RunInterrupted(KeyboardInterrupt):
     """A run ended at once by SIGINT or SIGTERM, with the exit code a shell expects."""
 
     def __init__(self, signum: int) -> None:
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + signum
 
 
-class Stop:
+class StopRequest:
     """Whether a run should come to its end. Whoever runs trials asks it before a trial and after each step."""
 
     def __init__(self, hours: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,7 +62,7 @@ class Stop:
 
 
 @contextmanager
-def signals(stop: Stop | None = None) -> Iterator[None]:
+def handle_signals(stop: StopRequest | None = None) -> Iterator[None]:
     """Within it, the first SIGINT asks `stop`; SIGTERM, a second SIGINT, and the first without a `stop` end in
     Interrupted in the main thread."""
     seen: list[int] = []
@@ -72,7 +72,7 @@ def signals(stop: Stop | None = None) -> Iterator[None]:
         if stop is not None and signum == signal.SIGINT and not stop.asked:
             stop.ask(signum)
             return
-        raise Interrupted(signum)
+        raise RunInterrupted(signum)
 
     try:
         before = {number: signal.signal(number, raised) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -81,10 +81,10 @@ def signals(stop: Stop | None = None) -> Iterator[None]:
         return
     try:
         yield
-    except Interrupted:
+    except RunInterrupted:
         raise
     except KeyboardInterrupt:  # compiled code in between passes on the bare kind
-        raise Interrupted(seen[-1] if seen else signal.SIGINT) from None
+        raise RunInterrupted(seen[-1] if seen else signal.SIGINT) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

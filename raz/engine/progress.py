@@ -47,7 +47,7 @@ class Running:
         return each * (self.epochs - self.epoch)
 
 
-class Board:
+class ProgressView:
     """What is known of a run. The methods are those of Events."""
 
     def __init__(
@@ -116,19 +116,19 @@ class Board:
             self.reasons[record.reason] += 1
             first = record.message.splitlines()[0] if record.message else ""
             self.failed.append(f"trial {record.number}: {record.reason} {first}")
-        self._pay(record.stages)
+        self._add_compute(record.stages)
         self.done(record.number)
 
-    def came_to(self, text: str, outcome: Outcome) -> None:
+    def table_trial_finished(self, text: str, outcome: Outcome) -> None:
         """How a table's trial ended, which has no record."""
         self.counts[outcome.state] += 1
         if outcome.state == "failed":
             self.reasons[outcome.reason] += 1
             self.failed.append(text)
-        self._pay(outcome.stages)
+        self._add_compute(outcome.stages)
 
-    def _pay(self, stages: Any) -> None:
-        spent, saved = compute(stages)
+    def _add_compute(self, stages: Any) -> None:
+        spent, saved = spent_and_saved_seconds(stages)
         self.spent += spent
         self.saved += saved
 
@@ -219,7 +219,7 @@ def _last(lines: list[str]) -> str:
     return f"{len(lines)}: " + ", ".join(lines[-MOST_REASONS:])
 
 
-def compute(stages: Any) -> tuple[float, float]:
+def spent_and_saved_seconds(stages: Any) -> tuple[float, float]:
     """Seconds spent on a trial's stages, and those saved by serving it what others had made."""
     spent = sum(float(stage.get("spent", 0.0)) for stage in stages)
     return spent, sum(float(stage["seconds"]) for stage in stages if stage.get("hit"))

@@ -15,17 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from raz.engine.interrupt import Interrupted
+from raz.engine.interrupt import RunInterrupted
 from raz.engine.ray_internals import LOCAL_ONLY, QUIET, start_local
 from raz.errors import RazError
 
 COORDINATOR = "coordinator"
-GROWTH = {"CPU": "most_cpus", "GPU": "most_gpus"}  # the head of a cluster that grows offers as many as it may have
+AUTOSCALER_LIMITS = {
+    "CPU": "most_cpus",
+    "GPU": "most_gpus",
+}  # the head of a cluster that grows offers as many as it may have
 PREFIX = "raz-ray-"  # then the driver's process id
 OBJECT_STORE = 100 * 2**20  # bytes; arrays and weights travel by path, not through Ray
 
 
-def prepare() -> None:
+def set_ray_environment() -> None:
     """Sets the environment that Ray reads. To be called before Ray is imported, which keeps what it read."""
     os.environ.update(QUIET)
     if "ray" in sys.modules or "RAY_ADDRESS" in os.environ:
@@ -48,7 +51,7 @@ def prepare_client() -> None:
 
 
 @contextmanager
-def joined(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
     """Connected to the Ray at `auto` or HOST:PORT, which every `session` within then uses. Does nothing without an
     address. Raises RazError when none answers there, or refuses this process."""
     if address is None:
@@ -81,7 +84,7 @@ def capacity() -> dict[str, float]:
     import ray
 
     there = ray.cluster_resources()
-    return {name: max(there.get(name, 0.0), there.get(most, 0.0)) for name, most in GROWTH.items()}
+    return {name: max(there.get(name, 0.0), there.get(most, 0.0)) for name, most in AUTOSCALER_LIMITS.items()}
 
 
 def cluster_jobs(threads: int) -> int | None:
@@ -95,7 +98,7 @@ def cluster_jobs(threads: int) -> int | None:
     return max(1, min(by_cpus, int(room["GPU"])) if room["GPU"] >= 1 else by_cpus)
 
 
-def steady() -> dict[str, float]:
+def coordinator_affinity() -> dict[str, float]:
     """A place, however small, on a node where coordinators belong; empty when the cluster has none."""
     import ray
 
@@ -119,17 +122,17 @@ def session(cpus: int) -> Iterator[Path]:
     A session that its caller began is used and left alone, and with RAY_ADDRESS set the cluster there
     is joined; else a local one with `cpus` logical CPUs is started and ended.
     """
-    prepare()
+    set_ray_environment()
     import ray
 
     # A worker that died is an outcome of its trial, and told as such.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
-        with tempfile.TemporaryDirectory(prefix="raz-", dir=_short()) as name:
+        with tempfile.TemporaryDirectory(prefix="raz-", dir=_short_tmpdir()) as name:
             yield Path(name)
         return
-    _sweep_up()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_short()))
+    _remove_stale_sessions()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_short_tmpdir()))
     paths = os.environ.get("PYTHONPATH")
     try:
         if "RAY_ADDRESS" in os.environ:
@@ -142,7 +145,7 @@ def session(cpus: int) -> Iterator[Path]:
     except SystemExit as error:  # while it starts, Ray answers SIGTERM itself
         if error.code != signal.SIGTERM:
             raise
-        raise Interrupted(signal.SIGTERM) from None
+        raise RunInterrupted(signal.SIGTERM) from None
     finally:
         ray.shutdown()
         if paths is None:
@@ -161,9 +164,9 @@ def _remove(folder: Path) -> None:
         time.sleep(0.2)
 
 
-def _sweep_up() -> None:
+def _remove_stale_sessions() -> None:
     """Removes what drivers that were killed have left: folders of ours whose process is gone."""
-    for folder in Path(_short() or tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for folder in Path(_short_tmpdir() or tempfile.gettempdir()).glob(f"{PREFIX}*"):
         pid = folder.name.removeprefix(PREFIX).partition("-")[0]
         try:
             if pid.isdigit() and folder.stat().st_uid == os.getuid():
@@ -174,6 +177,6 @@ def _sweep_up() -> None:
             continue
 
 
-def _short() -> str | None:
+def _short_tmpdir() -> str | None:
     """Ray's sockets lie below it, and a socket's path may not be longer than 107 bytes."""
     return "/tmp" if os.path.isdir("/tmp") and len(tempfile.gettempdir()) > 20 else None

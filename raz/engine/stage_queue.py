@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raz.planning.schedule import Ready, order
+from raz.planning.schedule import ReadyStage, by_priority
 
-ABSENT = 30.0  # seconds without a word after which a waiter is gone
+WAITER_TIMEOUT = 30.0  # seconds without a word after which a waiter is gone
 GRACE = 15.0  # seconds that a cancelled stage has to end by itself
-MOST_LOSSES = 3  # of a stage's process, one after the other, without an epoch gained
-MOST_NODES = 20  # of the machines below it, likewise: no fault of the stage, unless it is what breaks them
+MAX_WORKER_LOSSES = 3  # of a stage's process, one after the other, without an epoch gained
+MAX_NODE_LOSSES = 20  # of the machines below it, likewise: no fault of the stage, unless it is what breaks them
 REMEMBERED = 10_000  # made stages whose first asker is known
 
 
@@ -35,7 +35,7 @@ class Request:
 
 
 @dataclass
-class Flight:
+class StageJob:
     """Stages in the making, or waiting for room."""
 
     number: int
@@ -57,20 +57,20 @@ class Flight:
         return self.request.keys
 
 
-class Desk:
+class StageQueue:
     """`start(flight)`, `cancel(flight, force)` and `capacity() -> {CPU, GPU}` reach the machines."""
 
     def __init__(
         self,
-        start: Callable[[Flight], None],
-        cancel: Callable[[Flight, bool], None],
+        start: Callable[[StageJob], None],
+        cancel: Callable[[StageJob, bool], None],
         capacity: Callable[[], Mapping[str, float]],
         clock: Callable[[], float],
     ) -> None:
         self._start, self._cancel, self._capacity, self._clock = start, cancel, capacity, clock
-        self.flights: dict[int, Flight] = {}  # also cancelled ones, until their process has ended
+        self.flights: dict[int, StageJob] = {}  # also cancelled ones, until their process has ended
         self.trials: dict[str, tuple[float, frozenset[str]]] = {}  # who -> (last heard, keys on its path)
-        self._failed: dict[tuple[str, str], tuple[Flight, Mapping[str, Any]]] = {}  # (who, key), told once
+        self._failed: dict[tuple[str, str], tuple[StageJob, Mapping[str, Any]]] = {}  # (who, key), told once
         self._payers: OrderedDict[str, str] = OrderedDict()
         self._count = 0
         self.quiet_since = clock()
@@ -122,7 +122,7 @@ class Desk:
         self.tick()
         return self._answer("running" if flight_.running else "queued", flight_, request, flight_seen, since)
 
-    def _answer(self, state: str, flight: Flight, request: Request, seen: int, since: int) -> dict[str, Any]:
+    def _answer(self, state: str, flight: StageJob, request: Request, seen: int, since: int) -> dict[str, Any]:
         key = request.keys[0]
         return {
             "state": state,
@@ -134,15 +134,17 @@ class Desk:
 
     def _shared(self, key: str, who: str) -> bool:
         now = self._clock()
-        return any(key in keys and now - heard < ABSENT for other, (heard, keys) in self.trials.items() if other != who)
+        return any(
+            key in keys and now - heard < WAITER_TIMEOUT for other, (heard, keys) in self.trials.items() if other != who
+        )
 
-    def _flight_of(self, key: str) -> Flight | None:
+    def _flight_of(self, key: str) -> StageJob | None:
         for flight in self.flights.values():
             if key in flight.keys and flight.cancelled is None:
                 return flight
         return None
 
-    def _new(self, request: Request, now: float) -> Flight:
+    def _new(self, request: Request, now: float) -> StageJob:
         """Makes of the request what nobody else is making."""
         count = 1
         while count < len(request.keys) and self._flight_of(request.keys[count]) is None:
@@ -152,20 +154,20 @@ class Desk:
             request.who, request.nodes[:count], request.keys[:count], request.lane, request.path, request.cpus,
             request.gpus, request.job,
         )  # fmt: skip
-        flight = Flight(self._count, own, request.who, {request.who: now}, {request.who: request.path})
+        flight = StageJob(self._count, own, request.who, {request.who: now}, {request.who: request.path})
         self.flights[flight.number] = flight
         return flight
 
     # ------------------------------------------------------------------ what makers say
 
-    def said(self, number: int, kind: str, entry: Mapping[str, Any]) -> None:
+    def record(self, number: int, kind: str, entry: Mapping[str, Any]) -> None:
         """A maker's word: `point` (key, epoch, value), `made` (key), `event`."""
         flight = self.flights.get(number)
         if flight is None:
             return
         flight.log.append([kind, dict(entry)])
         if kind == "made":
-            self._pay(str(entry["key"]), flight.paid)
+            self._credit_maker(str(entry["key"]), flight.paid)
             flight.made.add(str(entry["key"]))
         flight.gained = flight.gained or kind in ("point", "made")
 
@@ -181,13 +183,13 @@ class Desk:
             flight.gained = False
             flight.nodes += outcome["reason"] == "node"
             flight.losses += outcome["reason"] != "node"
-            if flight.losses < MOST_LOSSES and flight.nodes < MOST_NODES:
+            if flight.losses < MAX_WORKER_LOSSES and flight.nodes < MAX_NODE_LOSSES:
                 self.tick()
                 return  # queued again; it goes on from its last epoch
         del self.flights[number]
         if outcome["state"] == "made":
             for key in flight.keys:
-                self._pay(key, flight.paid)
+                self._credit_maker(key, flight.paid)
         elif flight.cancelled is None:
             for who in flight.waiters:
                 for key in flight.keys:
@@ -195,7 +197,7 @@ class Desk:
                         self._failed[who, key] = (flight, outcome)
         self.tick()
 
-    def _pay(self, key: str, who: str) -> None:
+    def _credit_maker(self, key: str, who: str) -> None:
         self._payers[key] = who
         while len(self._payers) > REMEMBERED:
             self._payers.popitem(last=False)
@@ -205,9 +207,9 @@ class Desk:
     def tick(self) -> None:
         """Forgets who is gone, cancels what nobody wants, starts what there is room for."""
         now = self._clock()
-        self.trials = {who: told for who, told in self.trials.items() if now - told[0] < 10 * ABSENT}
+        self.trials = {who: told for who, told in self.trials.items() if now - told[0] < 10 * WAITER_TIMEOUT}
         for flight in list(self.flights.values()):
-            flight.waiters = {who: at for who, at in flight.waiters.items() if now - at < ABSENT}
+            flight.waiters = {who: at for who, at in flight.waiters.items() if now - at < WAITER_TIMEOUT}
             if flight.cancelled is not None:
                 if not flight.forced and now - flight.cancelled > GRACE:
                     flight.forced = True
@@ -218,11 +220,11 @@ class Desk:
                     self._cancel(flight, False)
                 else:
                     del self.flights[flight.number]
-        self._fill()
+        self._dispatch()
         if self.flights:
             self.quiet_since = now
 
-    def _fill(self) -> None:
+    def _dispatch(self) -> None:
         waiting = {f.number: f for f in self.flights.values() if not f.running and f.cancelled is None}
         if not waiting:
             return
@@ -235,12 +237,12 @@ class Desk:
             free["CPU"] -= flight.request.cpus
             free["GPU"] -= gpus_of(flight.request, devices)
         ready = [
-            Ready(str(f.number), max(f.paths.get(who, 0.0) for who in f.waiters), len(f.waiters), f.number)
+            ReadyStage(str(f.number), max(f.paths.get(who, 0.0) for who in f.waiters), len(f.waiters), f.number)
             for f in waiting.values()
             if f.waiters
         ]
         started = len(running)
-        for entry in order(ready):
+        for entry in by_priority(ready):
             flight = waiting[int(entry.key)]
             if flight.request.lane in lanes:
                 continue

@@ -13,21 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raz.config import TrialConfig, differences, from_parameters
-from raz.engine.events import Events, Silent
+from raz.config import TrialConfig, diff, from_parameters
+from raz.engine.events import NullEvents, TrialEvents
 from raz.engine.inline import run_inline
-from raz.engine.interrupt import STOPPING, Stop, signals
-from raz.engine.progress import compute
+from raz.engine.interrupt import STOPPING, StopRequest, handle_signals
+from raz.engine.progress import spent_and_saved_seconds
 from raz.engine.ray_session import cluster_jobs
-from raz.engine.trial_runner import PIPELINE, resolve
+from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, import_function
 from raz.errors import RazError, TrialFailure
 from raz.spec.search_space import SearchSpace
-from raz.store.cache import OWN_FAULTS
+from raz.store.cache import DETERMINISTIC_FAILURES
 from raz.study.ledger import Ledger, open_ledger
 from raz.study.records import TrialRecord
-from raz.utils.machine import machine_cores
+from raz.utils.machine import available_cpus
 
-OVER = ("complete", "pruned", "failed")
+FINISHED_STATES = ("complete", "pruned", "failed")
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,15 @@ class SweepResult:
         }
 
 
-def places(threads: int) -> int:
+def parallel_slots(threads: int) -> int:
     """Stages of `threads` CPUs that may run at a time: on the cluster this process has joined, else on this machine."""
     joined = cluster_jobs(threads)
-    return joined if joined is not None else max(1, machine_cores() // threads)
+    return joined if joined is not None else max(1, available_cpus() // threads)
 
 
-def jobs_for(space: SearchSpace, jobs: int | None = None) -> int:
+def parallel_trials(space: SearchSpace, jobs: int | None = None) -> int:
     """Trials at a time: as asked, else one for each `threads` cores."""
-    return jobs if jobs is not None else places(space.threads)
+    return jobs if jobs is not None else parallel_slots(space.threads)
 
 
 def run_study(
@@ -107,9 +107,9 @@ def run_study(
     jobs: int | None = None,
     inline: bool = False,
     retry: bool = False,
-    run_trial: str = PIPELINE,
+    run_trial: str = DEFAULT_RUN_TRIAL,
     watch: Callable[[int], Any] | None = None,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
     command: str = "",
 ) -> SweepResult:
     """Runs a study until its target, from wherever it stands.
@@ -124,26 +124,26 @@ def run_study(
     target = space.target if trials is None else trials
     if space.fixed:
         target = min(target, space.target)
-    with signals(stop), open_ledger(store, space) as ledger:
+    with handle_signals(stop), open_ledger(store, space) as ledger:
         if command and ledger.study.user_attrs.get("command") != command:
             ledger.study.set_user_attr("command", command)
         if retry:
-            _forget(ledger, store, data_root, run_trial)
-        left = ledger.adopt(target, retry=retry)
-        slots = 1 if inline else min(left, jobs_for(space, jobs))
+            _clear_stage_failures(ledger, store, data_root, run_trial)
+        left = ledger.recover(target, retry=retry)
+        slots = 1 if inline else min(left, parallel_trials(space, jobs))
         if space.fixed and slots > 1:
-            ledger.arrange()
-        before = {r.number for r in ledger.each() if r.state in OVER}
+            ledger.order_queue()
+        before = {r.number for r in ledger.iter_records() if r.state in FINISHED_STATES}
         if left:
-            with (watch or _silent)(left) as events:
+            with (watch or _null_events)(left) as events:
                 if stop is not None:
                     stop.told = lambda: events.stopping(STOPPING)
                 if inline:
                     run_inline(ledger, store, data_root=data_root, run_trial=run_trial, events=events, stop=stop)
                 else:
-                    from raz.engine.ray_session import prepare
+                    from raz.engine.ray_session import set_ray_environment
 
-                    prepare()
+                    set_ray_environment()
                     from raz.engine.tune_runner import run_tuned
 
                     run_tuned(
@@ -151,27 +151,27 @@ def run_study(
                         jobs=slots, threads=space.threads, stop=stop,
                     )  # fmt: skip
         stopped = stop.why if stop is not None and stop.asked and ledger.left else ""
-        return _conclude(ledger, store, data_root, run_trial, before, began, stopped)
+        return _build_result(ledger, store, data_root, run_trial, before, began, stopped)
 
 
-def _forget(ledger: Ledger, store: Path, data_root: Path | None, run_trial: str) -> None:
+def _clear_stage_failures(ledger: Ledger, store: Path, data_root: Path | None, run_trial: str) -> None:
     """Lets the stages of failed trials be tried again: the store remembers why they could not be made."""
-    if run_trial != PIPELINE:
+    if run_trial != DEFAULT_RUN_TRIAL:
         return
     from raz.pipeline.trial import forget_failures
 
-    for record in ledger.each():
-        if record.state == "failed" and record.reason in OWN_FAULTS and record.config:
+    for record in ledger.iter_records():
+        if record.state == "failed" and record.reason in DETERMINISTIC_FAILURES and record.config:
             with suppress(RazError):  # what cannot be run has no stages that failed
                 forget_failures(from_parameters(record.config), store, data_root=data_root)
 
 
 @contextmanager
-def _silent(left: int) -> Iterator[Events]:
-    yield Silent()
+def _null_events(left: int) -> Iterator[TrialEvents]:
+    yield NullEvents()
 
 
-def _conclude(
+def _build_result(
     ledger: Ledger,
     store: Path,
     data_root: Path | None,
@@ -184,12 +184,12 @@ def _conclude(
     over: dict[int, tuple[str, str]] = {}  # trial -> state, reason
     again: set[int | None] = set()
     used: list[tuple[float, float]] = []  # of the trials of this run
-    for record in ledger.each():
+    for record in ledger.iter_records():
         again.add(record.retry_of)
-        if record.state in OVER:
+        if record.state in FINISHED_STATES:
             over[record.number] = record.state, record.reason
             if record.number not in before:
-                used.append(compute(record.stages))
+                used.append(spent_and_saved_seconds(record.stages))
     final = [told for number, told in over.items() if number not in again]
     held_out: Mapping[str, float] = {}
     guesses: Mapping[str, Mapping[str, float]] = {}
@@ -197,7 +197,7 @@ def _conclude(
     changed: Mapping[str, tuple[Any, Any]] = {}
     if best is not None:
         config = from_parameters(best.config)
-        changed = differences(space.base, config)
+        changed = diff(space.base, config)
     if best is not None and not stopped:  # the test images are for a search that has come to its end
         try:
             held_out = _held_out(ledger, best, config, store, data_root, run_trial)
@@ -222,9 +222,11 @@ def _held_out(
     kept = ledger.study.user_attrs.get("held_out", {})
     if kept.get("trial") == best.number:
         return dict(kept["metrics"])
-    seeds = ledger.space.mean_over or (config.seed,)
+    seeds = ledger.space.averaged_seeds or (config.seed,)
     each = [
-        resolve(run_trial)(replace(config, seed=seed), store, data_root=data_root, splits=("val", "test")).metrics
+        import_function(run_trial)(
+            replace(config, seed=seed), store, data_root=data_root, splits=("val", "test")
+        ).metrics
         for seed in seeds
     ]
     names = [name for name in each[0] if all(name in metrics for metrics in each)]

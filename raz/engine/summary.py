@@ -79,7 +79,7 @@ def _held_out(result: SweepResult) -> list[str]:
     return out
 
 
-def document(value: Any) -> str:
+def to_json(value: Any) -> str:
     """One JSON document; a number that is none (a score without any head) is null."""
     return json.dumps(_plain(value), indent=2, allow_nan=False)
 

@@ -15,33 +15,33 @@ from typing import Any
 from rich.console import Console
 
 from raz.config import parameters
-from raz.engine.events import Events, Silent, Watch
-from raz.engine.interrupt import STOPPING, Stop, signals
-from raz.engine.progress import compute, spent_and_saved
+from raz.engine.events import ConsoleProgress, NullEvents, TrialEvents
+from raz.engine.interrupt import STOPPING, StopRequest, handle_signals
+from raz.engine.progress import spent_and_saved, spent_and_saved_seconds
 from raz.engine.ray_session import cluster_jobs
-from raz.engine.study_runner import check_data, places
-from raz.engine.summary import document
-from raz.engine.trial_runner import PIPELINE, attempt, resolve
+from raz.engine.study_runner import check_data, parallel_slots
+from raz.engine.summary import to_json
+from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, import_function, run_attempt
 from raz.errors import RazError
 from raz.pipeline.events import StageEvent
-from raz.planning.cost_model import Prices
-from raz.planning.schedule import alive
-from raz.planning.work_order import in_turn, seconds_of
-from raz.spec.ablation import AblationTable, Trial
+from raz.planning.cost_model import CostModel
+from raz.planning.schedule import max_live_trials
+from raz.planning.work_order import expected_seconds, trial_order
+from raz.spec.ablation import AblationTable, TableTrial
 from raz.spec.ablation_yaml import parse_table
-from raz.study.bucket_sync import synced
+from raz.study.bucket_sync import sync_to_bucket
 from raz.study.records import Outcome
-from raz.study.table_runs import remember_table
+from raz.study.table_runs import record_table_run
 from raz.utils.formatting import duration
 from raz.utils.yamlfile import Document
 
 SPLITS = ("val", "test")
 MOST_RESTARTS = 2  # of a trial whose process died
-LOOK = 0.5  # seconds between two looks whether the run was asked to stop
+POLL_SECONDS = 0.5  # seconds between two looks whether the run was asked to stop
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableTrialResult:
     """One seed of one cell, and how its trial ended."""
 
     row: str
@@ -56,13 +56,13 @@ class TableResult:
 
     table: str
     profile: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableTrialResult, ...]
     left_out: Mapping[str, str]  # data set -> why it could not be opened
     left: int = 0  # trials that are still to run
     stopped: str = ""  # why the run ended before its last trial
 
     @property
-    def failed(self) -> tuple[Cell, ...]:
+    def failed(self) -> tuple[TableTrialResult, ...]:
         return tuple(cell for cell in self.cells if cell.outcome.state != "complete")
 
 
@@ -74,9 +74,9 @@ def run_table(
     data_root: Path | None = None,
     jobs: int | None = None,
     inline: bool = False,
-    run_trial: str = PIPELINE,
-    watch: AbstractContextManager[Events] | None = None,
-    stop: Stop | None = None,
+    run_trial: str = DEFAULT_RUN_TRIAL,
+    watch: AbstractContextManager[TrialEvents] | None = None,
+    stop: StopRequest | None = None,
 ) -> TableResult:
     """Runs every trial of the table's profile; what the store holds is served from there.
 
@@ -98,65 +98,76 @@ def run_table(
         raise troubles[0]
     trials = [trial for trial in trials if trial.dataset not in left_out]
     store.mkdir(parents=True, exist_ok=True)  # a store that cannot be written is told before any training
-    remember_table(store, table, chosen.name, [trial.config for trial in trials])
+    record_table_run(store, table, chosen.name, [trial.config for trial in trials])
     threads = max(trial.config.threads for trial in trials)
-    jobs = min(len(trials), jobs if jobs is not None else places(threads))
-    stop = stop or Stop()
-    with signals(stop), watch or _silent() as events:
+    jobs = min(len(trials), jobs if jobs is not None else parallel_slots(threads))
+    stop = stop or StopRequest()
+    with handle_signals(stop), watch or _silent() as events:
         stop.told = lambda: events.stopping(STOPPING)
         for dataset, why in left_out.items():
             events.note(f"{dataset} is left out: {why}")
         if inline or (jobs == 1 and cluster_jobs(threads) is None):  # a head does not train
-            cells = _one_by_one(trials, store, data_root, run_trial, events, stop)
+            cells = _run_serial(trials, store, data_root, run_trial, events, stop)
         else:
-            cells = _together(trials, store, data_root, run_trial, events, jobs, threads, stop)
+            cells = _run_parallel(trials, store, data_root, run_trial, events, jobs, threads, stop)
     left = len(trials) - len(cells)
     return TableResult(table.table, chosen.name, cells, left_out, left, stop.why if left else "")
 
 
-def _one_by_one(
-    trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events, stop: Stop
-) -> tuple[Cell, ...]:
-    function = resolve(run_trial)
+def _run_serial(
+    trials: list[TableTrial],
+    store: Path,
+    data_root: Path | None,
+    run_trial: str,
+    events: TrialEvents,
+    stop: StopRequest,
+) -> tuple[TableTrialResult, ...]:
+    function = import_function(run_trial)
     cells = []
     for i, trial in enumerate(trials):
         if stop.asked:
             break
-        events.started(i, _about(trial))
+        events.started(i, _trial_labels(trial))
 
         def log(event: StageEvent, i: int = i) -> None:
             events.stage(i, event)
 
-        outcome = attempt(
+        outcome = run_attempt(
             function, parameters(trial.config), store, data_root=data_root, splits=SPLITS, log=log,
             progress=lambda step, value: stop.asked,
         )  # fmt: skip
         if outcome.state == "pruned":  # nobody prunes in a table: the stop met it
             break
-        cells.append(_over(i, trial, outcome, events))
+        cells.append(_record_outcome(i, trial, outcome, events))
     return tuple(cells)
 
 
-def _together(
-    trials: list[Trial], store: Path, data_root: Path | None, run_trial: str, events: Events, jobs: int, threads: int,
-    stop: Stop,
-) -> tuple[Cell, ...]:  # fmt: skip
+def _run_parallel(
+    trials: list[TableTrial],
+    store: Path,
+    data_root: Path | None,
+    run_trial: str,
+    events: TrialEvents,
+    jobs: int,
+    threads: int,
+    stop: StopRequest,
+) -> tuple[TableTrialResult, ...]:
     """Each trial a Ray task that holds no CPU while the broker has its stages made, `jobs` at a time. Those that share
     least begin first."""
-    from raz.engine.ray_session import COORDINATOR, coordinator_resources, prepare, session
+    from raz.engine.ray_session import COORDINATOR, coordinator_resources, session, set_ray_environment
 
-    prepare()
+    set_ray_environment()
     import ray
 
-    order = in_turn([trial.config for trial in trials], SPLITS)
-    prices = Prices(store, data_root)
+    order = trial_order([trial.config for trial in trials], SPLITS)
+    prices = CostModel(store, data_root)
     root = str(data_root.expanduser().resolve()) if data_root else None
-    cells: dict[int, Cell] = {}
-    most = alive(jobs, eager=True)
-    with session(jobs * threads), signals(stop):
+    cells: dict[int, TableTrialResult] = {}
+    most = max_live_trials(jobs, eager=True)
+    with session(jobs * threads), handle_signals(stop):
         held = {name: n for name, n in coordinator_resources().items() if name == COORDINATOR}
-        task = ray.remote(num_cpus=0, resources=held, max_retries=MOST_RESTARTS)(_remote)
-        ear: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Ear).remote()  # Ray knows its methods as it runs
+        task = ray.remote(num_cpus=0, resources=held, max_retries=MOST_RESTARTS)(_trial_task)
+        ear: Any = ray.remote(num_cpus=0, max_restarts=-1)(EventCollector).remote()  # Ray knows its methods as it runs
         running: dict[Any, int] = {}
 
         def hear() -> None:
@@ -171,11 +182,11 @@ def _together(
                 break
             while order and len(running) < most:
                 i = order.pop(0)
-                events.started(i, _about(trials[i]))
+                events.started(i, _trial_labels(trials[i]))
                 config = parameters(trials[i].config)
-                seconds = seconds_of(trials[i].config, SPLITS, prices)
+                seconds = expected_seconds(trials[i].config, SPLITS, prices)
                 running[task.remote(run_trial, config, str(store.resolve()), root, seconds, ear, i)] = i
-            over, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
+            over, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
             hear()
             if not over:
                 continue
@@ -190,11 +201,11 @@ def _together(
             except ray.exceptions.RayError as error:  # its process, or its node
                 message = f"its process died, again after each restart ({type(error).__name__})"
                 outcome = Outcome("failed", reason="lost", message=message)
-            cells[i] = _over(i, trials[i], outcome, events)
+            cells[i] = _record_outcome(i, trials[i], outcome, events)
     return tuple(cells[i] for i in sorted(cells))
 
 
-class _Ear:
+class EventCollector:
     """Where the trials of a table, which run as tasks, say what happens to their stages."""
 
     def __init__(self) -> None:
@@ -209,37 +220,37 @@ class _Ear:
         return told
 
 
-def _remote(
+def _trial_task(
     run_trial: str, config: dict[str, Any], store: str, data_root: str | None, seconds: dict[str, float], ear: Any,
     i: int,
 ) -> dict[str, Any]:  # fmt: skip
-    from raz.engine.broker import Asking
+    from raz.engine.broker import BrokerClient
 
     told: list[Any] = []
 
     def log(event: StageEvent) -> None:
         told[:] = [ear.tell.remote(i, asdict(event))]
 
-    asking = Asking(
+    asking = BrokerClient(
         Path(store), uuid.uuid4().hex, {}, seconds=seconds, before=lambda: None, beat=lambda: None, log=log,
     )  # fmt: skip
     root = Path(data_root) if data_root else None
     try:
-        function = resolve(run_trial)
-        return asdict(attempt(function, config, Path(store), data_root=root, log=log, splits=SPLITS, make=asking))
+        function = import_function(run_trial)
+        return asdict(run_attempt(function, config, Path(store), data_root=root, log=log, splits=SPLITS, make=asking))
     finally:
         asking.leave()
         if told:  # one caller's calls arrive in order: with the last the driver hears them all
             import ray
 
-            ray.wait(told, timeout=LOOK)
+            ray.wait(told, timeout=POLL_SECONDS)
 
 
-def _about(trial: Trial) -> dict[str, Any]:
+def _trial_labels(trial: TableTrial) -> dict[str, Any]:
     return {"row": trial.row, "dataset": trial.dataset, "seed": trial.seed}
 
 
-def _over(i: int, trial: Trial, outcome: Outcome, events: Events) -> Cell:
+def _record_outcome(i: int, trial: TableTrial, outcome: Outcome, events: TrialEvents) -> TableTrialResult:
     where = f"{trial.row}, {trial.dataset}, seed {trial.seed}"
     if outcome.state == "complete":
         shown = {name: (outcome.metrics or {}).get(name) for name in ("test.mae", "test.rmse")}
@@ -248,12 +259,12 @@ def _over(i: int, trial: Trial, outcome: Outcome, events: Events) -> Cell:
     else:
         first = outcome.message.splitlines()[0] if outcome.message else ""
         events.done(i, f"{where}: failed ({outcome.reason}) {first}", outcome)
-    return Cell(trial.row, trial.dataset, trial.seed, outcome)
+    return TableTrialResult(trial.row, trial.dataset, trial.seed, outcome)
 
 
 @contextmanager
-def _silent() -> Iterator[Events]:
-    yield Silent()
+def _silent() -> Iterator[TrialEvents]:
+    yield NullEvents()
 
 
 def run_table_file(
@@ -267,21 +278,21 @@ def run_table_file(
     inline: bool = False,
     as_json: bool = False,
     max_hours: float | None = None,
-    run_trial: str = PIPELINE,
+    run_trial: str = DEFAULT_RUN_TRIAL,
 ) -> int:
     """Runs the table of a document and prints what was done. Returns 0, 1 when a trial failed, and where a clean stop
     left more to do 3 (the `max_hours` are up) or 130 (Ctrl-C)."""
-    stop = Stop(max_hours)
+    stop = StopRequest(max_hours)
     table = parse_table(source, settings, profile, data_root=data_root)
     total = sum(1 for _ in table.trials(table.profile(profile)))
-    with redirect_stdout(sys.stderr), synced(store):  # whatever a library prints, stdout is the result's
+    with redirect_stdout(sys.stderr), sync_to_bucket(store):  # whatever a library prints, stdout is the result's
         result = run_table(
             table, store, profile=profile, data_root=data_root, jobs=jobs, inline=inline, run_trial=run_trial,
-            watch=Watch(Console(file=sys.stderr), total, "test.mae", title=f"table {table.table}"), stop=stop,
+            watch=ConsoleProgress(Console(file=sys.stderr), total, "test.mae", title=f"table {table.table}"), stop=stop,
         )  # fmt: skip
     own = Path(source.name).is_file()  # else a shipped one, known by its name
     report = _report(source.name if own else result.table, result.profile, store, data_root, settings)
-    print(document(_as_json(result)) if as_json else "\n".join([*_lines(result), f"next: {report}"]))
+    print(to_json(_as_json(result)) if as_json else "\n".join([*_lines(result), f"next: {report}"]))
     if result.stopped:
         print(f"{result.stopped}; the same command goes on from here", file=sys.stderr)
         return stop.code
@@ -306,7 +317,7 @@ def _as_json(result: TableResult) -> dict[str, Any]:
 
 
 def _compute(result: TableResult) -> tuple[float, float]:
-    used = [compute(cell.outcome.stages) for cell in result.cells]
+    used = [spent_and_saved_seconds(cell.outcome.stages) for cell in result.cells]
     return sum(spent for spent, _ in used), sum(saved for _, saved in used)
 
 

@@ -13,19 +13,19 @@ from typing import Any
 
 from raz.config import TrialConfig, from_parameters
 from raz.errors import RazError, TrialFailure
-from raz.pipeline.events import StageEvent, Tell
+from raz.pipeline.events import EventCallback, StageEvent
 from raz.study.records import Outcome
-from raz.study.seed_average import over_seeds
+from raz.study.seed_average import run_over_seeds
 
 RunTrial = Callable[..., Any]  # as raz.pipeline.trial.run_trial
 Progress = Callable[[int, float], bool]  # (step, value) -> stop?
 
-PIPELINE = "raz.pipeline.trial:run_trial"  # by dotted name, so that it crosses a process border
+DEFAULT_RUN_TRIAL = "raz.pipeline.trial:run_trial"  # by dotted name, so that it crosses a process border
 # What no other trial would survive either: the disk is full, the store may not be written or does not answer.
-HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EHOSTUNREACH)
+FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EHOSTUNREACH)
 
 
-class MadeElsewhere(Exception):
+class RemoteStageError(Exception):
     """A stage that another process made raised what nobody thought of: its text and its traceback."""
 
     def __init__(self, text: str, trace: str) -> None:
@@ -33,7 +33,7 @@ class MadeElsewhere(Exception):
         self.text, self.trace = text, trace
 
 
-def resolve(name: str) -> RunTrial:
+def import_function(name: str) -> RunTrial:
     """The function of a dotted name, `package.module:function`."""
     module, colon, function = name.partition(":")
     if not colon:
@@ -42,22 +42,22 @@ def resolve(name: str) -> RunTrial:
     return found
 
 
-def attempt(
+def run_attempt(
     run_trial: RunTrial,
     config: Mapping[str, Any],
     store: Path,
     *,
     data_root: Path | None = None,
     progress: Progress | None = None,
-    log: Tell | None = None,
+    log: EventCallback | None = None,
     splits: tuple[str, ...] = ("val",),
     make: Any = None,
     seeds: Sequence[int] = (),
 ) -> Outcome:
     """Runs one trial and says how it ended. A search scores the validation split only; a table names the test split.
 
-    With `seeds` the trial is run once a seed and judged by the mean (`raz.study.seed_average.over_seeds`).
-    `make` is handed on: an engine's way to have stages made by other processes (raz.pipeline.executor.Make).
+    With `seeds` the trial is run once a seed and judged by the mean (`raz.study.seed_average.run_over_seeds`).
+    `make` is handed on: an engine's way to have stages made by other processes (raz.pipeline.executor.StageProvider).
     `config` are the flat parameters of a TrialConfig. A TrialFailure keeps its reason, memory that ran
     out is `oom`, a configuration that cannot be run is `invalid`, anything else is `error` with its
     traceback. An OSError that would meet every trial (HOPELESS) goes through, and so does what is no
@@ -66,9 +66,11 @@ def attempt(
     if seeds:
 
         def run(one: Mapping[str, Any], told: Progress | None) -> Outcome:
-            return attempt(run_trial, one, store, data_root=data_root, progress=told, log=log, splits=splits, make=make)
+            return run_attempt(
+                run_trial, one, store, data_root=data_root, progress=told, log=log, splits=splits, make=make
+            )
 
-        return over_seeds(run, config, seeds, progress)
+        return run_over_seeds(run, config, seeds, progress)
     began = time.monotonic()
     stopped = False
     walked: list[dict[str, Any]] = []  # the stages of a trial that does not come to its end
@@ -99,15 +101,17 @@ def attempt(
         if isinstance(error, TrialFailure):
             return failed(error.reason, error)
         cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in HOPELESS:  # a store that cannot be written meets every trial
+        if (
+            isinstance(cause, OSError) and cause.errno in FATAL_ERRNOS
+        ):  # a store that cannot be written meets every trial
             raise cause from None
         if isinstance(error, RazError):
             return failed("invalid", error)
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
             return failed("oom", error)
-        if isinstance(error, OSError) and error.errno in HOPELESS:
+        if isinstance(error, OSError) and error.errno in FATAL_ERRNOS:
             raise
-        if isinstance(error, MadeElsewhere):
+        if isinstance(error, RemoteStageError):
             return failed("error", RuntimeError(error.text), error.trace)
         text = f"{type(error).__name__}: {error}"
         return failed("error", RuntimeError(text), "".join(traceback.format_exception(error)))

@@ -19,12 +19,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raz.config import from_parameters
-from raz.engine.events import Events
-from raz.engine.interrupt import Stop
+from raz.engine.events import TrialEvents
+from raz.engine.interrupt import StopRequest
 from raz.engine.ray_internals import out_of_memory, searcher_of
 from raz.pipeline.events import StageEvent
-from raz.planning.cost_model import Prices
-from raz.planning.work_order import seconds_of
+from raz.planning.cost_model import CostModel
+from raz.planning.work_order import expected_seconds
 from raz.spec.search_space import SPLITS
 from raz.study.ledger import Ledger
 from raz.study.records import Outcome
@@ -37,14 +37,19 @@ class StudySearch(Searcher):
     """Gives Tune the ledger's next trial, and the ledger how each one ended."""
 
     def __init__(
-        self, ledger: Ledger, events: Events, constants: Mapping[str, Any], prices: Prices, stop: Stop | None = None
+        self,
+        ledger: Ledger,
+        events: TrialEvents,
+        constants: Mapping[str, Any],
+        prices: CostModel,
+        stop: StopRequest | None = None,
     ) -> None:
         super().__init__()  # without a metric: a trial's last word need not carry one
         self.ledger, self.events, self.constants, self.prices = ledger, events, dict(constants), prices
         self.numbers: dict[str, int] = {}  # Tune's trial -> the study's
         self.pruned: set[str] = set()
         self.starved: set[str] = set()  # killed for their machine's memory
-        self.stop = stop or Stop()
+        self.stop = stop or StopRequest()
         self.postponed: set[str] = set()  # met by a clean stop
         self.busy: set[str] = set()  # a stage is being made for them
         self.hopeless: OSError | None = None  # what would meet every trial
@@ -55,14 +60,14 @@ class StudySearch(Searcher):
     def suggest(  # type: ignore[override]  # Ray's own FINISHED, which it may return, is a text
         self, trial_id: str
     ) -> dict[str, Any] | str:
-        with self._kept():
+        with self._remember_os_error():
             asked = None if self.stop.asked else self.ledger.ask()
         if asked is None:
             return str(Searcher.FINISHED)
         number, values, config = asked
         self.numbers[trial_id] = number
         self.events.started(number, values)
-        seconds = seconds_of(from_parameters(config), SPLITS, self.prices)
+        seconds = expected_seconds(from_parameters(config), SPLITS, self.prices)
         return {**self.constants, "number": number, "config": json.dumps(config), "seconds": json.dumps(seconds)}
 
     def report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
@@ -85,7 +90,7 @@ class StudySearch(Searcher):
         for step, value, _ in points:
             self.events.step(number, step, value)
         for shared, told in itertools.groupby(points, key=lambda point: bool(point[2])):
-            with self._kept():
+            with self._remember_os_error():
                 if self.ledger.report_many(number, [(int(s), float(v)) for s, v, _ in told], shared=shared):
                     self.pruned.add(trial_id)
                     return True
@@ -105,8 +110,8 @@ class StudySearch(Searcher):
         result = result or {}
         seconds = float(result.get("time_total_s", 0.0))
         if trial_id in self.postponed:
-            with self._kept():
-                self.ledger.postpone(number)
+            with self._remember_os_error():
+                self.ledger.requeue(number)
             self.events.done(number, f"trial {number}: stopped, and queued again")
             return
         if trial_id in self.pruned:
@@ -120,11 +125,11 @@ class StudySearch(Searcher):
             how = "its process died" if error else "its process ended without a word"
             what = " because the machine ran out of memory" if reason == "oom" else ""
             outcome = Outcome("failed", seconds, reason=reason, message=f"{how}{what}, again after each restart")
-        with self._kept():
+        with self._remember_os_error():
             self.events.finished(self.ledger.tell(number, outcome))
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _remember_os_error(self) -> Iterator[None]:
         """Tune turns what is raised here into a text; the caller wants the error of a full disk itself."""
         try:
             yield

@@ -11,23 +11,23 @@ from typing import Any
 
 from ray import tune
 
-from raz.engine.broker import Asking
-from raz.engine.events import Events
-from raz.engine.interrupt import Stop, signals
+from raz.engine.broker import BrokerClient
+from raz.engine.events import TrialEvents
+from raz.engine.interrupt import StopRequest, handle_signals
 from raz.engine.ray_session import coordinator_resources, session
-from raz.engine.trial_runner import attempt, resolve
+from raz.engine.trial_runner import import_function, run_attempt
 from raz.engine.tune_bridge import EVENTS, HOPELESS, OUTCOME, POINTS, OptunaPruner, StudySearch
 from raz.pipeline.events import StageEvent
-from raz.planning.cost_model import Prices
-from raz.planning.schedule import alive
+from raz.planning.cost_model import CostModel
+from raz.planning.schedule import max_live_trials
 from raz.spec.stage_resources import Resources
 from raz.study.ledger import Ledger
 
 MOST_RESTARTS = 2  # of a trial whose process died, within one run
-BEAT = 2.0  # seconds between two words of a trial that waits
+HEARTBEAT_SECONDS = 2.0  # seconds between two words of a trial that waits
 
 
-class _Coordinator:
+class TrialReporter:
     """What a trial's process tells Tune: steps, what happens to its stages, how it ended.
 
     When Tune stops the trial, `tune.report` raises SystemExit. The trial hears it as the word to stop, so that what
@@ -37,11 +37,11 @@ class _Coordinator:
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.given = given
         self.stopped: SystemExit | None = None
-        self.asking = Asking(
+        self.asking = BrokerClient(
             Path(given["store"]), tune.get_context().get_trial_id(),
             {stage: Resources(*asked) for stage, asked in json.loads(given["resources"]).items()},
             seconds=json.loads(given["seconds"]), seeds=json.loads(given["seeds"]),
-            before=self._before, beat=self._beat, log=self.told,
+            before=self._before, beat=self._beat, log=self.add_event,
         )  # fmt: skip
         self._points: list[tuple[int, float, str | bool]] = []  # step, value, whether shared or the key of a stage
         self._events: list[StageEvent] = []
@@ -52,32 +52,32 @@ class _Coordinator:
         """A step of a trial. Those of a stage out of the store are told together."""
         if self.asking.live or not self._replayed:
             self._points.append((step, value, self.asking.live and self.asking.shared))
-            self.send()
+            self.flush()
         else:
             self._points.append((step, value, self._replayed))
         return self.stopped is not None
 
     def log(self, event: StageEvent) -> None:
         self._replayed = event.key if event.kind == "hit" else ""
-        self.told(event)
+        self.add_event(event)
 
-    def told(self, event: StageEvent) -> None:
+    def add_event(self, event: StageEvent) -> None:
         self._events.append(event)
 
     def _before(self) -> None:
         """Before anything is made for it: is it worth it?"""
         if self.given["prunes"] and self._points:
-            self.send()
+            self.flush()
             if self.stopped is not None:
                 raise RuntimeError("stopped before its next stage")
 
     def _beat(self) -> None:
-        if time.monotonic() - self._last > BEAT:
-            self.send()
+        if time.monotonic() - self._last > HEARTBEAT_SECONDS:
+            self.flush()
             if self.stopped is not None:
                 raise RuntimeError("stopped while it waited")
 
-    def send(self, **last: str) -> None:
+    def flush(self, **last: str) -> None:
         """All that was not told yet."""
         if self.stopped is not None:
             return
@@ -94,10 +94,10 @@ class _Coordinator:
 
 def coordinate(given: dict[str, Any]) -> None:
     """A trial's process."""
-    trial = _Coordinator(given)
+    trial = TrialReporter(given)
     try:
-        outcome = attempt(
-            resolve(given["run_trial"]), json.loads(given["config"]), Path(given["store"]),
+        outcome = run_attempt(
+            import_function(given["run_trial"]), json.loads(given["config"]), Path(given["store"]),
             data_root=Path(given["data_root"]) if given["data_root"] else None, progress=trial.progress, log=trial.log,
             make=trial.asking,
             seeds=json.loads(given["seeds"]),
@@ -108,7 +108,7 @@ def coordinate(given: dict[str, Any]) -> None:
         last = {OUTCOME: json.dumps(asdict(outcome))}
     finally:
         trial.asking.leave()
-    trial.send(**last)
+    trial.flush(**last)
     if trial.stopped is not None:
         raise trial.stopped
 
@@ -123,10 +123,10 @@ def run_tuned(
     *,
     data_root: Path | None = None,
     run_trial: str,
-    events: Events,
+    events: TrialEvents,
     jobs: int,
     threads: int,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
 ) -> None:
     """Runs what the ledger still has to ask for. `jobs` stages of `threads` CPUs run at a time on this machine; a
     running Ray cluster (RAY_ADDRESS) has its own. Raises OSError as `attempt`.
@@ -135,14 +135,14 @@ def run_tuned(
     constants = {
         "run_trial": run_trial,
         "store": str(store.resolve()),
-        "seeds": json.dumps(ledger.space.mean_over),
+        "seeds": json.dumps(ledger.space.averaged_seeds),
         "data_root": str(data_root.expanduser().resolve()) if data_root else "",
         "prunes": space.pruning.name != "none",
         "resources": json.dumps({stage: [asked.cpus, asked.gpus] for stage, asked in space.resources.items()}),
     }
-    search = StudySearch(ledger, events, constants, Prices(store, data_root), stop)
-    trials = alive(jobs, eager=space.eager)
-    with session(jobs * threads) as folder, signals(stop):  # after Ray, which sets handlers of its own
+    search = StudySearch(ledger, events, constants, CostModel(store, data_root), stop)
+    trials = max_live_trials(jobs, eager=space.overcommits)
+    with session(jobs * threads) as folder, handle_signals(stop):  # after Ray, which sets handlers of its own
         tuner = tune.Tuner(
             tune.with_resources(coordinate, coordinator_resources()),
             tune_config=tune.TuneConfig(

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from raz.errors import RazError
-from raz.study.index import pick, read_study, split_reference
+from raz.study.index import parse_reference, read_study, trial_index
 from raz.utils import formatting
 
 
 def diff_document(store: Path, a: str, b: str) -> dict[str, Any]:
     """How two studies, or two trials, differ. Raises RazError for a study beside a trial."""
-    (name_a, n_a), (name_b, n_b) = split_reference(a), split_reference(b)
+    (name_a, n_a), (name_b, n_b) = parse_reference(a), parse_reference(b)
     if (n_a is None) != (n_b is None):
         study, trial = (a, b) if n_a is None else (b, a)
         best = read_study(store, study).best
@@ -22,41 +22,41 @@ def diff_document(store: Path, a: str, b: str) -> dict[str, Any]:
         raise RazError(f"{a} and {b}", "one is a study and one is a trial, expected two of a kind", hint)
     left, right = read_study(store, name_a), read_study(store, name_b)
     if n_a is not None and n_b is not None:
-        one, two = left.trials[pick(left, n_a)], right.trials[pick(right, n_b)]
+        one, two = left.trials[trial_index(left, n_a)], right.trials[trial_index(right, n_b)]
         shared = {str(s.get("key")) for s in one.stages} & {str(s.get("key")) for s in two.stages}
         return {
             "a": a, "b": b, "kind": "trials",
             "state": [one.state, two.state],
-            "config": _pairs(one.config, two.config),
+            "config": _differing(one.config, two.config),
             "metrics": _numbers(one.metrics, two.metrics),
             "stages": {
                 "shared": [s.get("stage") for s in one.stages if s.get("key") in shared],
                 "different": sorted({str(s.get("stage")) for t in (one, two) for s in t.stages
                                      if s.get("key") not in shared}),
             },
-            "versions": _pairs(one.versions, two.versions),
+            "versions": _differing(one.versions, two.versions),
             "seconds": [round(one.seconds, 3), round(two.seconds, 3)],
         }  # fmt: skip
     best_a, best_b = left.best, right.best
     return {
         "a": a, "b": b, "kind": "studies",
         "trials": [left.counts(), right.counts()],
-        "asks": _pairs(left.meaning, right.meaning),
+        "asks": _differing(left.meaning, right.meaning),
         "best": [best_a and best_a.number, best_b and best_b.number],
-        "config": _pairs(best_a.config, best_b.config) if best_a and best_b else {},
+        "config": _differing(best_a.config, best_b.config) if best_a and best_b else {},
         "metrics": _numbers(best_a.metrics, best_b.metrics) if best_a and best_b else {},
         "seconds": [round(sum(t.seconds for t in s.trials), 3) for s in (left, right)],
     }  # fmt: skip
 
 
-def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {n: [a.get(n), b.get(n)] for n in sorted(a.keys() | b.keys()) if a.get(n) != b.get(n)}
 
 
 def _numbers(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, list[float | None]]:
     """[a, b, b - a] of every metric that is not the same in both."""
     out: dict[str, list[float | None]] = {}
-    for name, (x, y) in _pairs(a, b).items():
+    for name, (x, y) in _differing(a, b).items():
         out[name] = [x, y, y - x if x is not None and y is not None else None]
     return out
 
@@ -74,7 +74,7 @@ def diff_lines(d: Mapping[str, Any]) -> list[str]:
         out.extend(["", *formatting.columns((title, a, b), lines)])
 
     if d["kind"] == "studies":
-        out += [f"{a}: {formatting.states(d['trials'][0])}", f"{b}: {formatting.states(d['trials'][1])}"]
+        out += [f"{a}: {formatting.format_states(d['trials'][0])}", f"{b}: {formatting.format_states(d['trials'][1])}"]
         block("asks", d["asks"], "both ask the same")
         if None in d["best"]:
             lacking = a if d["best"][0] is None else b

@@ -19,7 +19,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from raz.errors import RazError
 from raz.store.inventory import check_store
-from raz.study.journal import Held, journal_path, study_names
+from raz.study.journal import NoLock, journal_path, study_names
 from raz.study.optuna_internals import CREATE_STUDY, CREATE_TRIAL
 from raz.study.records import load_study
 
@@ -28,11 +28,11 @@ READS = ("GET", "HEAD")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class Journals(BaseJournalBackend):
+class MergedJournalBackend(BaseJournalBackend):
     """Several journals as one, to be read: each line as it comes, with study and trial numbers that do not clash."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._files = [JournalFileBackend(str(path), lock_obj=Held()) for path in paths]
+        self._files = [JournalFileBackend(str(path), lock_obj=NoLock()) for path in paths]
         self._read = [0] * len(paths)  # lines of each file
         self._studies: list[dict[int, int]] = [{} for _ in paths]  # in the file -> here
         self._trials: list[dict[int, int]] = [{} for _ in paths]
@@ -81,7 +81,7 @@ def application(store: Path, study: str | None = None, hosts: Sequence[str] = LO
         raise RazError("dashboard", "optuna-dashboard is not installed", "pip install 'raz-sweep[dashboard]'")
     import optuna_dashboard
 
-    inner = optuna_dashboard.wsgi(JournalStorage(Journals([journal_path(store, name) for name in names])))
+    inner = optuna_dashboard.wsgi(JournalStorage(MergedJournalBackend([journal_path(store, name) for name in names])))
 
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         host = str(environ.get("HTTP_HOST", "")).rpartition(":")[0] or str(environ.get("HTTP_HOST", ""))

@@ -16,7 +16,7 @@ from raz.errors import RazError
 from raz.store.cache import StageCache, stored_curve
 from raz.store.inventory import check_store
 from raz.store.s3_tier import MANIFEST
-from raz.study.index import StoredStudy, base_of, pick, read_study
+from raz.study.index import StudySnapshot, base_parameters, read_study, trial_index
 from raz.study.journal import study_names
 from raz.study.records import TrialRecord
 from raz.utils import formatting
@@ -84,7 +84,7 @@ def studies_lines(documents: Sequence[Mapping[str, Any]], store: Path) -> list[s
         lines.append(
             (
                 d["study"],
-                formatting.states(d["trials"]),
+                formatting.format_states(d["trials"]),
                 formatting.number(best["value"]) if best else "-",
                 which,
                 d["metric"],
@@ -100,7 +100,7 @@ def studies_lines(documents: Sequence[Mapping[str, Any]], store: Path) -> list[s
 # ------------------------------------------------------------------ a study
 
 
-def study_document(study: StoredStudy) -> dict[str, Any]:
+def study_document(study: StudySnapshot) -> dict[str, Any]:
     """What a study asks and found."""
     best, meaning = study.best, study.meaning
     asked = {k: v for k, v in meaning.items() if not k.startswith("base.")}
@@ -112,7 +112,7 @@ def study_document(study: StoredStudy) -> dict[str, Any]:
         "study": study.name,
         "running": study.running,
         "asks": asked,
-        "base": base_of(study),
+        "base": base_parameters(study),
         "trials": study.counts(),
         "reasons": dict(Counter(trial.reason or "error" for trial in failed)),
         "failures": [{"trial": t.number, "reason": t.reason, "message": t.message} for t in failed],
@@ -132,13 +132,13 @@ def study_document(study: StoredStudy) -> dict[str, Any]:
     }
 
 
-def trial_summary(study: StoredStudy, trial: TrialRecord) -> dict[str, Any]:
+def trial_summary(study: StudySnapshot, trial: TrialRecord) -> dict[str, Any]:
     """A trial in a few words."""
     return {
         "trial": trial.number, "state": trial.state, "reason": trial.reason, "value": trial.value,
         "objectives": dict(trial.objectives),
         "values": dict(trial.values), "seconds": round(trial.seconds, 3), "retry_of": trial.retry_of,
-        "changed": changed(base_of(study), trial.config) if trial.config else {},
+        "changed": changed(base_parameters(study), trial.config) if trial.config else {},
     }  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def study_lines(d: Mapping[str, Any], store: Path) -> list[str]:
     """A study for people: the question, the states, the best, the trials from best to worst."""
     asks, out = d["asks"], []
     running = " (running now)" if d["running"] else ""
-    out.append(f"study {d['study']}{running}: {formatting.states(d['trials'])}")
+    out.append(f"study {d['study']}{running}: {formatting.format_states(d['trials'])}")
     design = ", ".join(
         f"{k.partition('.')[2]} {formatting.number(v)}" for k, v in asks.items() if k.startswith("design.")
     )
@@ -252,9 +252,9 @@ def _store(store: Path) -> str:
 # ------------------------------------------------------------------ a trial
 
 
-def trial_document(study: StoredStudy, number: int) -> dict[str, Any]:
+def trial_document(study: StudySnapshot, number: int) -> dict[str, Any]:
     """Everything the store tells of one trial."""
-    place = pick(study, number)
+    place = trial_index(study, number)
     trial, extra = study.trials[place], study.extras[place]
     cache = StageCache(study.store)
     manifests = {str(stage.get("key")): _manifest(cache, stage) for stage in trial.stages}

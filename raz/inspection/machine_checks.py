@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from raz.errors import RazError
-from raz.utils.machine import machine_cores
+from raz.utils.machine import available_cpus
 
 Status = Literal["ok", "warn", "fail"]
 GB = 1 << 30
@@ -35,13 +35,13 @@ class Check:
     hint: str = ""
 
 
-def examine(store: Path, data_root: Path | None, weights: str | None = None) -> list[Check]:
+def run_checks(store: Path, data_root: Path | None, weights: str | None = None) -> list[Check]:
     """Every check. Nothing is kept: a file is written beside or in the store and taken away again."""
     checks = [python(), *packages(), devices(), cores(), memory(), shared_memory(), *disk(store)]
     return [*checks, backbone(weights), *data(data_root), ray_starts()]
 
 
-def worst(checks: Sequence[Check]) -> int:
+def exit_code(checks: Sequence[Check]) -> int:
     """The exit code: 1 when something fails."""
     return int(any(check.status == "fail" for check in checks))
 
@@ -95,7 +95,7 @@ def devices() -> Check:
 
 def cores(count: int | None = None, load: float | None = None) -> Check:
     """Cores this process may use, and whether others use them now."""
-    count = machine_cores() if count is None else count
+    count = available_cpus() if count is None else count
     load = os.getloadavg()[0] if load is None else load
     found = f"{count} cores, load {load:.1f}"
     if os.environ.get("OMP_NUM_THREADS"):
@@ -157,13 +157,13 @@ def backbone(weights: str | None) -> Check:
     """The pretrained backbone: a file that was named, or the copy that torchvision keeps."""
     if weights is not None:
         from raz.paper.networks import Backbone
-        from raz.pipeline.builders import load_exactly, read_state
+        from raz.pipeline.builders import load_state_dict_strict, read_state
 
         path = Path(weights).expanduser()
         try:
             state = read_state(path)
             kept = {k: v for k, v in state.items() if k.startswith("features.")}
-            load_exactly(Backbone(), kept, str(path), extra=True)
+            load_state_dict_strict(Backbone(), kept, str(path), extra=True)
         except RazError as error:
             return Check("weights", "fail", f"{error.where}: {error.what}", error.hint)
         return Check("weights", "ok", f"{path}: VGG-16 through relu4_3")
@@ -178,12 +178,12 @@ def backbone(weights: str | None) -> Check:
 
 def data(root: Path | None) -> list[Check]:
     """The data sets that are found, a line each, and one line for the others."""
-    from raz.data import locate, readers
+    from raz.data import find_dataset_folder, readers
 
     found, missing = [], []
     for name in readers(root):
         try:
-            place = locate(name, root)
+            place = find_dataset_folder(name, root)
         except RazError:
             missing.append(name)
             continue
@@ -215,7 +215,7 @@ def ray_starts(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess
 
 
 def as_json(checks: Sequence[Check]) -> dict[str, object]:
-    return {"ok": worst(checks) == 0, "checks": [asdict(check) for check in checks]}
+    return {"ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}
 
 
 def render(checks: Sequence[Check]) -> str:

@@ -14,22 +14,22 @@ from typing import Any
 from raz.config import from_parameters
 from raz.errors import RazError, TrialFailure
 from raz.inspection.describe import UNKNOWN
-from raz.pipeline.events import Tell
+from raz.pipeline.events import EventCallback
 from raz.store.cache import StageCache
-from raz.study.index import StoredStudy, pick
+from raz.study.index import StudySnapshot, trial_index
 from raz.utils import formatting
-from raz.utils.provenance import versions
+from raz.utils.provenance import environment_versions
 
 COMPARABLE = ("complete", "pruned", "failed")
 
 
 def rerun(
-    study: StoredStudy,
+    study: StudySnapshot,
     number: int,
     *,
     data_root: Path | None = None,
     from_store: bool = False,
-    log: Tell | None = None,
+    log: EventCallback | None = None,
     run_trial: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Runs the trial again and compares what came of it with the record; JSON values.
@@ -39,7 +39,7 @@ def rerun(
     only what they predict and the scores are computed again. Raises RazError for a trial that has nothing to compare
     with, and for what meets every trial (a data set that is not there).
     """
-    trial = study.trials[pick(study, number)]
+    trial = study.trials[trial_index(study, number)]
     where = f"{study.name}#{number}"
     if trial.state not in COMPARABLE or (trial.state == "failed" and trial.reason in ("lost", "error", "oom")):
         shown = trial.state + (f" ({trial.reason})" if trial.reason else "")
@@ -64,7 +64,7 @@ def rerun(
     with tempfile.TemporaryDirectory(prefix="raz-rerun-") as name:
         place = Path(name)
         if from_store:
-            _take_networks(study.store, place, trial.stages)
+            _copy_trained_stages(study.store, place, trial.stages)
         try:
             config = from_parameters(trial.config)
             result = run(config, place, data_root=data_root, splits=("val",), progress=progress, log=log)
@@ -87,7 +87,7 @@ def rerun(
     # What the study did not hear of (a stage that others shared is not reported) is nothing to differ from.
     differences = {name: pair for name, pair in differences.items() if pair["recorded"] is not None}
     then, now = {str(s.get("stage")): s.get("key") for s in trial.stages}, {s["stage"]: s["key"] for s in stages}
-    today = versions()
+    today = environment_versions()
     return {
         "trial": where,
         "agrees": state == trial.state and reason == trial.reason and not differences,
@@ -105,7 +105,7 @@ def rerun(
     }
 
 
-def _take_networks(store: Path, place: Path, stages: Any) -> None:
+def _copy_trained_stages(store: Path, place: Path, stages: Any) -> None:
     """Copies a trial's trained stages from the store. One that is missing there is trained again."""
     from raz.pipeline.graph import TRAINED
     from raz.store.inventory import KEY

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raz.store.inventory import KEY, check_store, entries
-from raz.store.lease import living
+from raz.store.lease import holder_alive
 from raz.study.index import read_study
 from raz.study.journal import study_names
 from raz.study.records import is_running
@@ -39,7 +39,7 @@ def status_document(store: Path) -> dict[str, Any]:
         path = Path(entry.path)
         if path.suffix != ".lease" or not entry.is_file(follow_symlinks=False):
             continue
-        alive = living(path)
+        alive = holder_alive(path)
         stage, _, key = path.stem.rpartition("-")
         if alive is not False and KEY.fullmatch(key):
             since = max(0.0, time.time() - path.stat().st_mtime)
@@ -75,7 +75,7 @@ def status_lines(d: Mapping[str, Any], store: Path) -> list[str]:
     for study in d["studies"]:
         best = study["best"]
         tail = f"; best trial {best['trial']}, {study['metric']} {formatting.number(best['value'])}" if best else ""
-        out.append(f"study {study['study']}: {formatting.states(study['trials'])}{tail}")
+        out.append(f"study {study['study']}: {formatting.format_states(study['trials'])}{tail}")
         for trial in study["running"]:
             at = f" at step {trial['step']}" if trial["step"] is not None else ""
             out.append(f"  trial {trial['trial']}{at}  {formatting.assignments(trial['values'])}")

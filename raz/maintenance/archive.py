@@ -25,16 +25,16 @@ from typing import IO, Any
 
 from raz.errors import RazError
 from raz.spec.search_space import STUDY_NAME
-from raz.store.cache import StageCache, digest, file_digest, writing
+from raz.store.cache import StageCache, digest, file_digest, store_errors
 from raz.store.inventory import KEY, stage_of
-from raz.store.s3 import bucket_of
+from raz.store.s3 import bucket_for
 from raz.store.s3_tier import MANIFEST
 from raz.study.dataframe import frame
 from raz.study.index import read_study, split_study
 from raz.study.journal import journal_path
-from raz.study.records import load_study, without_driver
+from raz.study.records import exclusive, load_study
 from raz.utils import formatting
-from raz.utils.atomic import replacing
+from raz.utils.atomic import atomic_write
 
 FORMAT = 1
 INDEX = "study.json"
@@ -80,7 +80,7 @@ def export_study(store: Path, reference: str, out: Path, *, with_stages: bool = 
                 table.attrs = {}
                 table.to_parquet(path, index=False)
 
-    with replacing(out) as aside:
+    with atomic_write(out) as aside:
         write(aside)
     return {
         "study": name, "out": str(out), "bytes": out.stat().st_size, "trials": len(study.trials), "stages": count,
@@ -164,15 +164,15 @@ def import_study(store: Path, path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise RazError(str(path), "no such file")
-    if bucket_of(store) is not None:
-        raise RazError("--store", f"{bucket_of(store)} is filled by runs, not by copying", "import into a folder")
-    with writing(store):
+    if bucket_for(store) is not None:
+        raise RazError("--store", f"{bucket_for(store)} is filled by runs, not by copying", "import into a folder")
+    with store_errors(store):
         (store / "studies").mkdir(parents=True, exist_ok=True)
         aside = store / "studies" / f".import-{uuid.uuid4().hex}"
         aside.mkdir()
         try:
             name, members = _unpack(path, aside)
-            return _take_over(store, path, aside, name, members)
+            return _install(store, path, aside, name, members)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -252,7 +252,7 @@ def _copy(where: str, file: zipfile.ZipFile, member: str, expected: dict[str, An
         raise RazError(where, f"{member} is damaged", "copy the file again")
 
 
-def _take_over(store: Path, path: Path, aside: Path, name: str, members: list[str]) -> dict[str, Any]:
+def _install(store: Path, path: Path, aside: Path, name: str, members: list[str]) -> dict[str, Any]:
     places = {member: aside / str(number) for number, member in enumerate(members)}
     fresh = places[f"studies/{name}.journal"]
     trial_store = aside / "check"
@@ -260,7 +260,7 @@ def _take_over(store: Path, path: Path, aside: Path, name: str, members: list[st
     shutil.copyfile(fresh, journal_path(trial_store, name))
     trials = len(load_study(trial_store, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
     final = journal_path(store, name)
-    with without_driver(store, name, "wait for it, or import into another --store"):
+    with exclusive(store, name, "wait for it, or import into another --store"):
         known = final.exists()
         if known and file_digest(final) != file_digest(fresh):
             raise RazError(f"study {name}", f"{store} has another study of this name", "import into another --store")

@@ -19,11 +19,11 @@ from pathlib import Path
 import filelock
 
 from raz.errors import RazError
-from raz.maintenance.reachability import Reach
-from raz.store.cache import writing
+from raz.maintenance.reachability import Reachability
+from raz.store.cache import store_errors
 from raz.store.inventory import KEY, StoredStage, bytes_of, check_store, entries, folders, stages
-from raz.store.lease import ATTEMPT, BEATS, beats, lease_seconds, living
-from raz.study.journal import entrance, journal_path, lock_path, study_names
+from raz.store.lease import ATTEMPT, HEARTBEATS, heartbeat, holder_alive, lease_seconds
+from raz.study.journal import journal_path, lock_path, registration_lock, study_names
 
 TRASH = ".trash-"
 
@@ -38,7 +38,7 @@ class Garbage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CollectionPlan:
     """What a collection deletes, and what it keeps only because it cannot know better."""
 
     garbage: tuple[Garbage, ...]
@@ -60,24 +60,26 @@ def held_leases(store: Path) -> list[str]:
     for entry in entries(store / "leases"):
         path = Path(entry.path)
         if path.suffix == ".lease" and entry.is_file(follow_symlinks=False):
-            alive = living(path)
+            alive = holder_alive(path)
             if alive:
                 out.append(f"{path.stem[:40]} is being made")
             elif alive is None:
-                doubtful[path] = beats(path)
+                doubtful[path] = heartbeat(path)
     deadline = time.monotonic() + lease_seconds()
     while doubtful and not out and time.monotonic() < deadline:
-        time.sleep(min(lease_seconds() / BEATS, 1.0))
-        out += [f"{p.stem[:40]} is being made on another machine" for p, seen in doubtful.items() if beats(p) != seen]
+        time.sleep(min(lease_seconds() / HEARTBEATS, 1.0))
+        out += [
+            f"{p.stem[:40]} is being made on another machine" for p, seen in doubtful.items() if heartbeat(p) != seen
+        ]
     return out
 
 
 @contextmanager
-def quiet(store: Path) -> Iterator[None]:
+def exclusive(store: Path) -> Iterator[None]:
     """No driver of a study, also of a new one, can start while the context lasts. Raises RazError when somebody works
     here."""
     with ExitStack() as stack:
-        stack.enter_context(entrance(store))
+        stack.enter_context(registration_lock(store))
         begun = (path.stem for path in (store / "studies").glob("[!.]*.lock"))  # may have no journal yet
         for name in sorted({*study_names(store), *begun}):
             lock = filelock.FileLock(lock_path(journal_path(store, name)))
@@ -98,7 +100,7 @@ def _refusal(store: Path, at_work: Sequence[str]) -> RazError:
 # ------------------------------------------------------------------ what goes?
 
 
-def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reach) -> Plan:
+def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -> CollectionPlan:
     """What a collection would delete."""
     garbage: list[Garbage] = []
     notes = [f"everything of data set {name} is kept, since it cannot be opened: {why}" for name, why in
@@ -128,7 +130,7 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reach) -> Plan:
             if KEY.fullmatch(key) and (stage.name, key) not in reached.users and not reached.closed:
                 drop(Path(entry.path), "no study and no table asks for it")
     for entry in entries(store / "leases"):
-        dead = entry.name.startswith(".") or (entry.name.endswith(".lease") and living(Path(entry.path)) is False)
+        dead = entry.name.startswith(".") or (entry.name.endswith(".lease") and holder_alive(Path(entry.path)) is False)
         if dead and entry.is_file(follow_symlinks=False):
             drop(Path(entry.path), "its holder is gone")
     if (store / "locks").is_dir():
@@ -144,10 +146,10 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reach) -> Plan:
     for entry in entries(store):
         if entry.name.startswith(TRASH):
             drop(Path(entry.path), "a collection that was interrupted")
-    return Plan(tuple(garbage), tuple(notes), len(kept))
+    return CollectionPlan(tuple(garbage), tuple(notes), len(kept))
 
 
-def _chains(store: Path, reached: Reach, drop: Callable[[Path, str], None]) -> None:
+def _chains(store: Path, reached: Reachability, drop: Callable[[Path, str], None]) -> None:
     for stage in folders(store / "chains"):
         for entry in folders(Path(stage.path)):
             if not KEY.fullmatch(entry.name):
@@ -182,11 +184,11 @@ def collect(store: Path, garbage: Iterable[Garbage]) -> int:
     """Deletes; returns the bytes. Each goes out of sight by one rename first, so that no reader sees a half."""
     trash = store / f"{TRASH}{uuid.uuid4().hex}"
     freed = 0
-    with writing(store):
+    with store_errors(store):
         trash.mkdir()
         try:
             for i, item in enumerate(garbage):
-                _inside(store, item.path)
+                _assert_inside_store(store, item.path)
                 try:
                     os.rename(item.path, trash / str(i))
                 except FileNotFoundError:
@@ -201,7 +203,7 @@ def collect(store: Path, garbage: Iterable[Garbage]) -> int:
     return freed
 
 
-def _inside(store: Path, path: Path) -> None:
+def _assert_inside_store(store: Path, path: Path) -> None:
     """Raises RazError when the path leads out of the store or through a link: such a thing is never deleted."""
     parts = path.relative_to(store).parts
     place = store
@@ -213,7 +215,7 @@ def _inside(store: Path, path: Path) -> None:
         raise RazError(str(path), "lies outside the store")
 
 
-def check(store: Path) -> list[StoredStage]:
+def list_artifacts(store: Path) -> list[StoredStage]:
     """The artifacts of a store that is there."""
     check_store(store)
     return list(stages(store))

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from raz.errors import RazError
-from raz.maintenance.reachability import reach
-from raz.store.cache import StageCache, writing
-from raz.store.inventory import KEY, StoredStage, check_store, faults, stages
-from raz.store.s3 import bucket_of
+from raz.maintenance.reachability import compute_reachability
+from raz.store.cache import StageCache, store_errors
+from raz.store.inventory import KEY, StoredStage, check_store, integrity_errors, stages
+from raz.store.s3 import bucket_for
 from raz.store.s3_tier import MANIFEST
-from raz.study.journal import entrance, journal_path, study_names
-from raz.study.records import load_study, without_driver
+from raz.study.journal import journal_path, registration_lock, study_names
+from raz.study.records import exclusive, load_study
 from raz.study.table_runs import TABLES
 from raz.utils import formatting
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
-SMALL = "score"  # the stage whose artifacts always come: reports of tables are made of them
+ALWAYS_PULLED = "score"  # the stage whose artifacts always come: reports of tables are made of them
 
 
 def pull(
@@ -39,17 +39,17 @@ def pull(
     or has gone on in both places, and when something arrives damaged.
     """
     check_store(source)
-    if bucket_of(store) is not None:
-        raise RazError("--store", f"{bucket_of(store)} is filled by runs, not by copying", "pull into a folder")
+    if bucket_for(store) is not None:
+        raise RazError("--store", f"{bucket_for(store)} is filled by runs, not by copying", "pull into a folder")
     known = study_names(source)
     for name in names:
         if name not in known:
-            raise RazError(f"study {name}", f"{source} has no such study", nearest(name, known) if known else "")
+            raise RazError(f"study {name}", f"{source} has no such study", did_you_mean(name, known) if known else "")
     told: dict[str, Any] = {"from": str(source), "studies": [], "tables": 0, "stages": 0, "bytes": 0, "damaged": []}
-    _bring(source, artifacts)
-    with writing(store):
+    _download_wanted(source, artifacts)
+    with store_errors(store):
         (store / "studies").mkdir(parents=True, exist_ok=True)
-        with entrance(store):  # a collection that has begun would not know what these studies ask for
+        with registration_lock(store):  # a collection that has begun would not know what these studies ask for
             aside = store / "studies" / f".import-{uuid.uuid4().hex}"
             aside.mkdir()
             try:
@@ -72,14 +72,14 @@ def pull_lines(told: dict[str, Any]) -> list[str]:
     return out + [f"left there, since it is damaged: {place}" for place in told["damaged"]]
 
 
-def _bring(source: Path, every: bool) -> None:
+def _download_wanted(source: Path, every: bool) -> None:
     """Of a store in a bucket: what is wanted of it comes to the folder that stands for it."""
     cache = StageCache(source)
     if cache.tier is not None:
         for name in cache.tier.bucket.names("stages"):
             parts = Path(name).parts
-            if parts[3:] == (MANIFEST,) and KEY.fullmatch(parts[2]) and (every or parts[1] == SMALL):
-                cache.at(parts[1], parts[2])
+            if parts[3:] == (MANIFEST,) and KEY.fullmatch(parts[2]) and (every or parts[1] == ALWAYS_PULLED):
+                cache.get(parts[1], parts[2])
 
 
 def _study(source: Path, store: Path, name: str, aside: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _study(source: Path, store: Path, name: str, aside: Path) -> dict[str, Any]:
     checked.parent.mkdir(exist_ok=True)
     checked.write_bytes(data)
     trials = len(load_study(aside, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
-    with without_driver(store, name, "pull into another --store"):
+    with exclusive(store, name, "pull into another --store"):
         mine = final.read_bytes() if final.exists() else b""
         if mine.startswith(data):
             return {"trials": trials, "state": "as it was" if mine == data else "this store's is newer"}
@@ -129,9 +129,9 @@ def _wanted(source: Path, names: Sequence[str], every: bool, data_root: Path | N
     """The finished stages that are to come. Without names all scores, or all that there is."""
     found = list(stages(source))
     if names:
-        users = reach(source, found, data_root=data_root).users
+        users = compute_reachability(source, found, data_root=data_root).users
         found = [a for a in found if users.get((a.stage, a.key), set()) & set(names)]
-    yield from (artifact for artifact in found if every or artifact.stage == SMALL)
+    yield from (artifact for artifact in found if every or artifact.stage == ALWAYS_PULLED)
 
 
 def _artifact(artifact: StoredStage, store: Path, aside: Path, told: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ def _artifact(artifact: StoredStage, store: Path, aside: Path, told: dict[str, A
             break
         shutil.copyfile(artifact.path / name, copy / name, follow_symlinks=False)
     manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
-    if faults(StoredStage(artifact.stage, artifact.key, copy, 0, 0.0, manifest)):
+    if integrity_errors(StoredStage(artifact.stage, artifact.key, copy, 0, 0.0, manifest)):
         told["damaged"].append(f"{artifact.stage}/{artifact.key}")
         shutil.rmtree(copy)
         return

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from raz.config import TrialConfig, configure, from_parameters, parameters
 from raz.errors import RazError
-from raz.spec.derived import derive, ordered, parse_derived
+from raz.spec.derived import derive, parse_derived, topological_order
 from raz.spec.designs import DESIGNS
-from raz.spec.parameter import label
+from raz.spec.parameter import optuna_label
 from raz.store.cache import StageKey, digest
 from raz.store.inventory import StoredStage, stage_of
-from raz.study.index import StoredStudy, base_of, read_study
+from raz.study.index import StudySnapshot, base_parameters, read_study
 from raz.study.journal import study_names
 from raz.study.table_runs import TABLES, _remembered
 
@@ -30,7 +30,7 @@ SPLITS = ("val", "test")
 
 
 @dataclass
-class Reach:
+class Reachability:
     """Who can ask for what."""
 
     users: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (stage, key) -> studies and tables
@@ -42,37 +42,37 @@ class Reach:
         self.users.setdefault((stage, key), set()).add(user)
 
 
-def reach(
+def compute_reachability(
     store: Path,
     artifacts: Sequence[StoredStage],
     *,
     data_root: Path | None = None,
     tables: Sequence[AblationTable] = (),
-) -> Reach:
+) -> Reachability:
     """Everything that a study of the store, a table run in it, or one of `tables` can ask for.
 
     A configuration whose data set cannot be opened is put down in `closed`. Raises RazError when a journal cannot
     be read: what it asks for cannot be known then.
     """
-    found = Reach()
+    found = Reachability()
     present = {str((a.manifest or {}).get("config", {}).get("dataset")) for a in artifacts}
     for name in study_names(store):
         _study(found, read_study(store, name), data_root)
     for path in sorted((store / TABLES).glob("*.json")):
         for title, config in _remembered(path):
-            _ask(found, config, f"table {title}", data_root)
+            _mark(found, config, f"table {title}", data_root)
     for table in tables:
         for profile in table.profiles.values():
             if present.isdisjoint(profile.datasets):
                 continue
             for trial in table.trials(profile):
                 if trial.dataset in present:
-                    _ask(found, trial.config, f"table {table.table}", data_root)
-    _close(found, artifacts)
+                    _mark(found, trial.config, f"table {table.table}", data_root)
+    _mark_transitively(found, artifacts)
     return found
 
 
-def _study(found: Reach, study: StoredStudy, data_root: Path | None) -> None:
+def _study(found: Reachability, study: StudySnapshot, data_root: Path | None) -> None:
     best = {trial.number for trial in study.front}
     for trial, extra in zip(study.trials, study.extras, strict=True):
         for stage in trial.stages:
@@ -83,22 +83,22 @@ def _study(found: Reach, study: StoredStudy, data_root: Path | None) -> None:
         if config is None:
             continue
         for seed in _seeds(study) or (config.seed,):
-            _ask(found, replace(config, seed=seed), study.name, data_root)
+            _mark(found, replace(config, seed=seed), study.name, data_root)
 
 
-def _seeds(study: StoredStudy) -> tuple[int, ...]:
+def _seeds(study: StudySnapshot) -> tuple[int, ...]:
     """The seeds that each of its trials runs; none where a trial has one of its own (as SearchSpace.mean_over)."""
     sampler = study.meaning.get("design.sampler")
     seeds = tuple(int(seed) for seed in study.meaning.get("design.seeds", ()))
     return seeds if sampler not in DESIGNS or sampler == "grid" else ()
 
 
-def _config(study: StoredStudy, config: Mapping[str, Any], extra: Mapping[str, Any]) -> TrialConfig | None:
+def _config(study: StudySnapshot, config: Mapping[str, Any], extra: Mapping[str, Any]) -> TrialConfig | None:
     """The configuration of a trial; of a waiting one, the base with the values that it was queued with."""
     try:
         if config:
             return from_parameters(config)
-        base = base_of(study)
+        base = base_parameters(study)
         fixed = dict(extra.get("fixed", {}))
         if not base or not fixed:
             return None
@@ -108,19 +108,19 @@ def _config(study: StoredStudy, config: Mapping[str, Any], extra: Mapping[str, A
             if isinstance(choices, Mapping):  # named: what the name sets
                 settings |= choices.get(value, {})
             else:
-                settings[name] = {label(choice): choice for choice in choices}.get(value, value)
+                settings[name] = {optuna_label(choice): choice for choice in choices}.get(value, value)
         where = f"study {study.name}"
         derived = {
             name.removeprefix("derive."): parse_derived(name.removeprefix("derive."), str(text))
             for name, text in study.meaning.items()
             if name.startswith("derive.")
         }
-        return derive(configure(TrialConfig(), {**base, **settings}, where), ordered(derived), where)
+        return derive(configure(TrialConfig(), {**base, **settings}, where), topological_order(derived), where)
     except RazError:  # an invalid draw, or of a version with other names: nothing of today's asks for its stages
         return None
 
 
-def _ask(found: Reach, config: TrialConfig, user: str, data_root: Path | None) -> None:
+def _mark(found: Reachability, config: TrialConfig, user: str, data_root: Path | None) -> None:
     from raz.pipeline.graph import STAGES, chain_key
     from raz.pipeline.keys import stage_keys
 
@@ -141,7 +141,7 @@ def _ask(found: Reach, config: TrialConfig, user: str, data_root: Path | None) -
         found.add(stage, key, user)
 
 
-def _close(found: Reach, artifacts: Sequence[StoredStage]) -> None:
+def _mark_transitively(found: Reachability, artifacts: Sequence[StoredStage]) -> None:
     """Adds what reached stages were made from, and the chains that they were trained in."""
     from raz.pipeline.graph import STAGES, chain_key
 

@@ -26,7 +26,7 @@ Rule = Callable[[Floats, Floats, Floats], Floats]
 KINDS = ("cell", "shared", "image")
 
 # A threshold that every cell reaches, or none, on unseen images too: finite, so that it can be written as JSON.
-_BEYOND = 1e9
+_UNREACHABLE = 1e9
 # Losses closer than this, relative to their scale, are ties: far above the rounding of a sum, far below a person.
 _TIE = 1e-12
 
@@ -128,14 +128,14 @@ def _counts(where: str, need_images: bool, **arrays: ArrayLike) -> tuple[Floats,
         if not np.isfinite(array).all():
             bad = int(np.count_nonzero(~np.isfinite(array)))
             faults.append(RazError(where, f"{bad} numbers of {name} are not finite", "a diverged network?"))
-        elif array.size and float(np.abs(array).max()) >= _BEYOND / 2:
+        elif array.size and float(np.abs(array).max()) >= _UNREACHABLE / 2:
             faults.append(RazError(where, f"{name} holds a count of {float(np.abs(array).max()):.3g} in one cell"))
     raise_all(faults)
     return tuple(counts.values())
 
 
 @dataclass(frozen=True)
-class Replay:
+class FusionInputs:
     """What Eq. 4 needs of n images, prepared once, so that scoring another theta costs one pass over the cells.
 
     mean: (g, n) mean of both counts; gain: (g, n) what choosing density adds to it; base: (n,) signed error of each
@@ -157,19 +157,19 @@ class Replay:
         return float(np.abs(self.errors(theta)).mean())
 
 
-def prepare(den: ArrayLike, loc: ArrayLike, truth: ArrayLike) -> Replay:
+def fusion_inputs(den: ArrayLike, loc: ArrayLike, truth: ArrayLike) -> FusionInputs:
     """The `Replay` of counts (n, g) in persons, n >= 1. Raises RazError as `fit_theta` does."""
     density, points, true = _counts("prepare", True, den=den, loc=loc, truth=truth)
     return _prepare(density, points, true)
 
 
-def _prepare(den: Floats, loc: Floats, truth: Floats) -> Replay:
+def _prepare(den: Floats, loc: Floats, truth: Floats) -> FusionInputs:
     mean = (den + loc) / 2
-    return Replay(mean.T.copy(), (den - mean).T.copy(), (mean - truth).sum(axis=1))
+    return FusionInputs(mean.T.copy(), (den - mean).T.copy(), (mean - truth).sum(axis=1))
 
 
 @dataclass(frozen=True)
-class _Steps:
+class _ThresholdPath:
     """Cells by descending mean. Lowering theta past them lets one after another choose density."""
 
     order: NDArray[np.intp]  # of the cells
@@ -177,12 +177,12 @@ class _Steps:
     legal: NDArray[np.bool_]  # (cells + 1,) whether some theta lets exactly the first m choose: not amid equal means
 
     @staticmethod
-    def of(means: Floats) -> _Steps:
+    def of(means: Floats) -> _ThresholdPath:
         order = np.argsort(-means, kind="stable")
         values = means[order]
         legal = np.ones(len(values) + 1, dtype=np.bool_)
         legal[1:-1] = values[:-1] > values[1:]
-        return _Steps(order, values, legal)
+        return _ThresholdPath(order, values, legal)
 
     def losses(self, start: float, changes: Floats) -> tuple[Floats, float]:
         """(cells + 1,) loss with the first m cells choosing density (inf where no theta does that), and what ties."""
@@ -197,15 +197,15 @@ class _Steps:
     def theta(self, chosen: int) -> float:
         """The threshold that the first `chosen` cells reach and no other: halfway, or beyond every count."""
         if chosen == 0:
-            return _BEYOND
+            return _UNREACHABLE
         if chosen == len(self.values):
-            return -_BEYOND
+            return -_UNREACHABLE
         above, below = float(self.values[chosen - 1]), float(self.values[chosen])
         half = below + (above - below) / 2
         return half if half > below else above  # neighbouring floats have nothing between
 
 
-def _last_least(losses: Floats, tie: float) -> int:
+def _argmin_last(losses: Floats, tie: float) -> int:
     """The most cells, so the lowest theta, among equally good choices."""
     return int(np.flatnonzero(losses <= losses.min() + tie)[-1])
 
@@ -216,12 +216,12 @@ def _fit_cell(den: Floats, loc: Floats, truth: Floats) -> Floats:
     changes = np.abs(den - truth) - before
     theta = np.empty(den.shape[1])
     for cell in range(den.shape[1]):
-        steps = _Steps.of(mean[:, cell])
-        theta[cell] = steps.theta(_last_least(*steps.losses(float(before[:, cell].sum()), changes[:, cell])))
+        steps = _ThresholdPath.of(mean[:, cell])
+        theta[cell] = steps.theta(_argmin_last(*steps.losses(float(before[:, cell].sum()), changes[:, cell])))
     return theta
 
 
-def _fit_shared(replay: Replay) -> Floats:
+def _fit_shared(replay: FusionInputs) -> Floats:
     # Each image's own cells by descending mean: its error after each of them chose density. The order among all
     # images then only says when each change of the loss takes place, so two sorts and two running sums do it.
     mean, gain = replay.mean.T, replay.gain.T
@@ -230,12 +230,12 @@ def _fit_shared(replay: Replay) -> Floats:
     after = np.abs(replay.base[:, None] + running)
     start = np.abs(replay.base)
     changes = np.diff(after, axis=1, prepend=start[:, None])
-    steps = _Steps.of(np.take_along_axis(mean, own, axis=1).ravel())
-    theta = steps.theta(_last_least(*steps.losses(float(start.sum()), changes.ravel())))
+    steps = _ThresholdPath.of(np.take_along_axis(mean, own, axis=1).ravel())
+    theta = steps.theta(_argmin_last(*steps.losses(float(start.sum()), changes.ravel())))
     return np.full(len(replay.mean), theta)
 
 
-def _descend(replay: Replay, steps: Sequence[_Steps], theta: Floats) -> Floats:
+def _coordinate_descent(replay: FusionInputs, steps: Sequence[_ThresholdPath], theta: Floats) -> Floats:
     """Coordinate descent from theta: cells in turn, each to its exact best, until none of them gets better."""
     mean, gain = replay.mean, replay.gain
     chosen = [int(np.count_nonzero(mean[cell] >= theta[cell])) for cell in range(len(steps))]
@@ -247,7 +247,7 @@ def _descend(replay: Replay, steps: Sequence[_Steps], theta: Floats) -> Floats:
         rest = errors - np.where(takes, gain[cell], 0.0)
         before = np.abs(rest)
         losses, tie = steps[cell].losses(float(before.sum()), np.abs(rest + gain[cell]) - before)
-        best = _last_least(losses, tie)
+        best = _argmin_last(losses, tie)
         if losses[best] < losses[chosen[cell]] - 2 * tie:  # strictly, or ties could be exchanged for ever
             chosen[cell], settled = best, 0
             takes[:] = False
@@ -260,8 +260,8 @@ def _descend(replay: Replay, steps: Sequence[_Steps], theta: Floats) -> Floats:
 
 def _fit_image(den: Floats, loc: Floats, truth: Floats) -> Floats:
     replay = _prepare(den, loc, truth)
-    steps = [_Steps.of(means) for means in replay.mean]
-    ends = [_descend(replay, steps, start) for start in (_fit_shared(replay), _fit_cell(den, loc, truth))]
+    steps = [_ThresholdPath.of(means) for means in replay.mean]
+    ends = [_coordinate_descent(replay, steps, start) for start in (_fit_shared(replay), _fit_cell(den, loc, truth))]
     losses = [replay.mae(end) for end in ends]
     return ends[1] if losses[1] < losses[0] - _TIE * (1.0 + losses[0]) else ends[0]
 

@@ -140,11 +140,11 @@ def match(points: ArrayLike, scores: ArrayLike, heads: ArrayLike) -> Matches:
     xy, score = xy[order], score[order]
     distance, best_before = np.full(len(xy), np.inf), np.full(len(xy), np.inf)
     if len(xy) and len(true):
-        distance, best_before = _claim(xy, true)
+        distance, best_before = _greedy_assign(xy, true)
     return Matches(score, distance, best_before, len(true), xy)
 
 
-def _claim(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
+def _greedy_assign(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
     """(distance, best_before) of ranked points (n, 2) among heads (m, 2); both non-empty."""
     # Twins are one place with room for several: the tree then never has to choose between them.
     by_place, fresh = _places(heads)
@@ -189,7 +189,7 @@ def _claim(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
         for point in np.flatnonzero(special[nearest]).tolist():
             among = several[point] if point in several else [int(nearest[point])]
             claims[point] = sorted(head for place in among for head in by_place[starts[place] : ends[place]].tolist())
-        _settle(claims, distance, best_before)
+        _average_precision_recall(claims, distance, best_before)
     return distance, best_before
 
 
@@ -229,7 +229,7 @@ def _running_least(nearest: NDArray[np.intp], distance: Floats) -> Floats:
     return result
 
 
-def _settle(claims: dict[int, list[int]], distance: Floats, best_before: Floats) -> None:
+def _average_precision_recall(claims: dict[int, list[int]], distance: Floats, best_before: Floats) -> None:
     """Fill in best_before of the points in `claims`: rank -> its equally near heads, by index; in order of rank.
 
     `taken` holds for each head the radius from which on it is taken. A larger radius never frees a head (by

@@ -59,12 +59,12 @@ class Backbone(nn.Module):
         return out
 
 
-def _dilated(channels: int, out: int) -> list[nn.Module]:
+def _dilated_conv(channels: int, out: int) -> list[nn.Module]:
     return [nn.Conv2d(channels, out, 3, padding=2, dilation=2), nn.ReLU(inplace=True)]
 
 
-def _doubling(channels: int, out: int) -> list[nn.Module]:
-    return [nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1), nn.ReLU(inplace=True), *_dilated(out, out)]
+def _upsample_block(channels: int, out: int) -> list[nn.Module]:
+    return [nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1), nn.ReLU(inplace=True), *_dilated_conv(out, out)]
 
 
 class CountingBranch(nn.Module):
@@ -78,10 +78,10 @@ class CountingBranch(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for out in channels:
-            layers += _dilated(in_channels, out)
+            layers += _dilated_conv(in_channels, out)
             in_channels = out
         for _ in range(int(math.log2(STRIDE // output_stride))):
-            layers += _doubling(in_channels, in_channels)
+            layers += _upsample_block(in_channels, in_channels)
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(in_channels, 1, 1)
         self.channels = in_channels
@@ -103,10 +103,10 @@ class LocalizationBranch(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for out in channels:
-            layers += _dilated(in_channels, out)
+            layers += _dilated_conv(in_channels, out)
             in_channels = out
         for out in upsample:
-            layers += _doubling(in_channels, out)
+            layers += _upsample_block(in_channels, out)
             in_channels = out
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(in_channels, 1, 1)
@@ -180,7 +180,7 @@ def initialise(module: nn.Module, kind: str = "normal") -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def radius(module: nn.Module) -> int:
+def receptive_field_radius(module: nn.Module) -> int:
     """Half the receptive field of the module in pixels of its input, an upper bound.
 
     Walks the layers in order, adding each kernel's reach at the stride it works on. A tile with this

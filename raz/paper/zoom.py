@@ -239,9 +239,9 @@ def merge_points(
     if seam == 0:
         return pool
     seam = seam / zoom
-    beside = np.flatnonzero(_beside(pool.xy, cores, seam))
+    beside = np.flatnonzero(_within_seam(pool.xy, cores, seam))
     keep = np.ones(len(pool), dtype=bool)
-    keep[beside] = _apart(pool.xy[beside], source[beside], seam)
+    keep[beside] = _deduplicate(pool.xy[beside], source[beside], seam)
     return pool.take(keep)
 
 
@@ -263,7 +263,7 @@ def _cores(regions: NDArray[np.float64], height: int, width: int, border: float)
     return core
 
 
-def _held(x: NDArray[np.float64], y: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _covered(x: NDArray[np.float64], y: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.bool_]:
     held: NDArray[np.bool_] = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
     return held
 
@@ -273,21 +273,21 @@ def _owners(xy: NDArray[np.float64], cores: NDArray[np.float64]) -> NDArray[np.i
     owner = np.full(len(xy), -1, dtype=np.int32)
     x, y = np.ascontiguousarray(xy.T)
     for rank in range(len(cores) - 1, -1, -1):  # the best region comes last and takes what it holds
-        owner[_held(x, y, cores[rank])] = rank
+        owner[_covered(x, y, cores[rank])] = rank
     return owner
 
 
-def _beside(xy: NDArray[np.float64], cores: NDArray[np.float64], reach: float) -> NDArray[np.bool_]:
+def _within_seam(xy: NDArray[np.float64], cores: NDArray[np.float64], reach: float) -> NDArray[np.bool_]:
     """Which points lie within `reach` of an edge of a core: only they can have a neighbour of another owner."""
     beside = np.zeros(len(xy), dtype=bool)
     x, y = np.ascontiguousarray(xy.T)
     wider = np.array([-reach, -reach, reach, reach])
     for core in cores:
-        beside |= _held(x, y, core + wider) & ~_held(x, y, core - wider)
+        beside |= _covered(x, y, core + wider) & ~_covered(x, y, core - wider)
     return beside
 
 
-def _apart(xy: NDArray[np.float64], owner: NDArray[np.int32], least: float) -> NDArray[np.bool_]:
+def _deduplicate(xy: NDArray[np.float64], owner: NDArray[np.int32], least: float) -> NDArray[np.bool_]:
     """Which points stay when, in their order, each removes the later ones of other owners nearer than `least`."""
     from scipy.spatial import cKDTree  # half a second to import, and files are checked without it
 

@@ -15,7 +15,7 @@ from raz.pipeline.inference import Network, weights_of
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedStage:
     """What a trained stage left: its key, the declared inputs that shaped it, its weights by `part.name`."""
 
     key: str
@@ -27,18 +27,18 @@ class Trained:
 
     def load(self, module: nn.Module, part: str) -> None:
         """One part's weights into `module`. Raises RazError when they are of another network."""
-        builders.load_exactly(module, weights_of(self.weights, part), f"weights {self.key[:12]} ({part})")
+        builders.load_state_dict_strict(module, weights_of(self.weights, part), f"weights {self.key[:12]} ({part})")
 
 
-TrainedOf = Callable[[str], Trained]  # name of a trained stage -> what it left
+TrainedOf = Callable[[str], TrainedStage]  # name of a trained stage -> what it left
 
 
-def _ready(width: float, device: torch.device, *parts: nn.Module) -> None:
+def _freeze_and_move(width: float, device: torch.device, *parts: nn.Module) -> None:
     """Move finished parts to the device, frozen, in the layout that suits their width."""
     for part in parts:
         part.to(device)
         builders.freeze(part)
-    builders.narrow_layout(width, *parts)
+    builders.to_channels_last(width, *parts)
 
 
 def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
@@ -71,7 +71,7 @@ def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
         attention = builders.build_attention(c.attention, localization.channels + counting.channels, c.seed)
         stage.load(attention, "attention")
         parts.append(attention)
-    _ready(width, device, *parts)
+    _freeze_and_move(width, device, *parts)
     return Network(name, backbone, own, counting, localization, attention)
 
 
@@ -93,5 +93,5 @@ def raz_net(trained: TrainedOf, with_attention: bool, device: torch.device) -> N
         attention = builders.build_attention(c.attention, base.localization.channels, c.seed)
         trained("raz_attention").load(attention, "attention")
         parts.append(attention)
-    _ready(width, device, *parts)
+    _freeze_and_move(width, device, *parts)
     return Network(name, backbone, backbone, None, base.localization, attention)

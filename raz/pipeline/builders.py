@@ -37,7 +37,7 @@ def build_backbone(config: BackboneConfig, seed: int) -> Backbone:
         return backbone
     state = _imagenet() if config.weights == "imagenet" else read_state(weights_file(config.weights))
     where = f"backbone weights {config.weights}"
-    load_exactly(backbone, {k: v for k, v in state.items() if k.startswith("features.")}, where, extra=True)
+    load_state_dict_strict(backbone, {k: v for k, v in state.items() if k.startswith("features.")}, where, extra=True)
     return backbone
 
 
@@ -77,7 +77,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], where: str, extra: bool = False) -> None:
+def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], where: str, extra: bool = False) -> None:
     """Load as float32, refusing missing names and other shapes, all named. `extra` entries may be ignored."""
     wanted = module.state_dict()
     faults = [
@@ -125,7 +125,7 @@ def raz_attention_from(main: AttentionBranch, localization_channels: int, config
     return branch
 
 
-def narrow_layout(width: float, *modules: nn.Module) -> None:
+def to_channels_last(width: float, *modules: nn.Module) -> None:
     """channels_last for narrow networks."""
     if width <= NARROW:
         for module in modules:

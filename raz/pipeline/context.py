@@ -16,23 +16,29 @@ from raz.data.contract import Split
 from raz.data.frames import Frames
 from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch
 from raz.pipeline import builders
-from raz.pipeline.assembly import Trained, main_net, raz_net
-from raz.pipeline.events import StageEvent, Tell
-from raz.pipeline.feature_cache import Candidates, FeatureCache, RichCache, SizedFeatures, kept_candidates
-from raz.pipeline.graph import Declared, Node, inputs_for, needed_for
-from raz.pipeline.inference import FeatureMemo, Network
-from raz.pipeline.keys import opened, stage_keys, weights_identity
+from raz.pipeline.assembly import TrainedStage, main_net, raz_net
+from raz.pipeline.events import EventCallback, StageEvent
+from raz.pipeline.feature_cache import (
+    BranchFeatureCache,
+    Candidates,
+    FeatureCache,
+    MultiScaleFeatures,
+    cached_candidates,
+)
+from raz.pipeline.graph import Declared, Node, dependency_closure, inputs_for
+from raz.pipeline.inference import FeatureLru, Network
+from raz.pipeline.keys import open_cached, stage_keys, weights_identity
 from raz.pipeline.regions import candidates
 from raz.pipeline.samples import Images
 from raz.store.cache import Artifact, StageCache, StageKey, digest
 
-MEMO = FeatureMemo()
-IMAGES_TOLD = 2.0  # seconds between two words on how many images are predicted
+MEMO = FeatureLru()
+PROGRESS_INTERVAL = 2.0  # seconds between two words on how many images are predicted
 
 
 @lru_cache(maxsize=8)
 def frames_of(name: str, root: Path | None, split: Split, scale: float, max_side: int, pack: Path) -> Frames:
-    return Frames(opened(name, root).items[split], scale=scale, max_side=max_side, pack=pack)
+    return Frames(open_cached(name, root).items[split], scale=scale, max_side=max_side, pack=pack)
 
 
 @dataclass
@@ -42,7 +48,7 @@ class TrialState:
     config: TrialConfig
     cache: StageCache
     data_root: Path | None
-    log: Tell
+    log: EventCallback
     artifacts: dict[Node, Artifact] = field(default_factory=dict)
 
     @cached_property
@@ -57,10 +63,10 @@ class TrialState:
     def device_name(self) -> str:
         return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
-    def workbench(self, node: Node) -> Workbench:
+    def workbench(self, node: Node) -> ExecutionContext:
         """What the function of the node's stage works with. It may read artifacts that were found by now."""
-        nodes = needed_for(self.config, [node])
-        return Workbench(
+        nodes = dependency_closure(self.config, [node])
+        return ExecutionContext(
             node, inputs_for(self.config, node), {n: self.keys[n] for n in nodes},
             {n: self.artifacts[n].folder for n in nodes if n in self.artifacts},
             self.cache.store, self.data_root, self.device, self.log,
@@ -68,7 +74,7 @@ class TrialState:
 
 
 @dataclass
-class Workbench:
+class ExecutionContext:
     """What the function of one stage works with: declared inputs, keys and artifacts of its node and of all that this
     needs, and nothing else of the trial, so that everything that can change its output is in its key.
 
@@ -82,7 +88,7 @@ class Workbench:
     store: Path
     data_root: Path | None
     device: torch.device
-    log: Tell
+    log: EventCallback
     read: set[str] = field(default_factory=set)
 
     @property
@@ -101,10 +107,10 @@ class Workbench:
 
     # -------------------------------------------------------------- networks out of artifacts
 
-    def trained(self, stage: str) -> Trained:
+    def trained(self, stage: str) -> TrainedStage:
         node = Node(stage)
         weights = builders.read_state(self.folders[node] / "weights.safetensors")
-        return Trained(self.keys[node].key, self.inputs[stage], weights)
+        return TrainedStage(self.keys[node].key, self.inputs[stage], weights)
 
     def main(self, through: str) -> Network:
         """Main-Net up to and with the branch `through` (counting, localization or attention)."""
@@ -128,17 +134,21 @@ class Workbench:
 
     def rich_maps(
         self, features: FeatureCache, branch: CountingBranch | LocalizationBranch, weights: str, data: str
-    ) -> RichCache:
+    ) -> BranchFeatureCache:
         """The cache of a frozen branch's last rich map on the images of these features."""
         stride = branch.output_stride if isinstance(branch, CountingBranch) else 1
         folder = self.frozen_folder(f"{weights}/rich", data)
-        return RichCache(folder, branch, branch.channels, stride, features)
+        return BranchFeatureCache(folder, branch, branch.channels, stride, features)
 
     def weights_name(self, network: Network, kind: str) -> str:
         """What names the weights of the backbone before a branch."""
         c = self.inputs["counting"]
         shared = kind == "counting" or network.localization_backbone is network.backbone
-        return untrained(c.backbone, c.seed) if shared and c.counting.unfreeze == "none" else f"{network.name}/{kind}"
+        return (
+            initial_weights_id(c.backbone, c.seed)
+            if shared and c.counting.unfreeze == "none"
+            else f"{network.name}/{kind}"
+        )
 
     def frozen_features(self, network: Network, kind: str = "counting") -> tuple[FeatureCache, FeatureCache]:
         """The caches of the training and the validation images."""
@@ -147,11 +157,13 @@ class Workbench:
         train, val = (self.features(backbone, weights, self.frames(s), data[s]) for s in ("train", "val"))
         return train, val
 
-    def sized(self, backbone: Backbone, weights: str, sizes: tuple[float, ...]) -> tuple[SizedFeatures, FeatureCache]:
+    def multi_scale_features(
+        self, backbone: Backbone, weights: str, sizes: tuple[float, ...]
+    ) -> tuple[MultiScaleFeatures, FeatureCache]:
         """The caches of the training images at these sizes and of the validation images."""
         data = self.keys[Node("counting")].data
         caches = (self.features(backbone, weights, self.frames("train", s), data["train"], s) for s in sizes)
-        return SizedFeatures(tuple(caches)), self.features(backbone, weights, self.frames("val"), data["val"])
+        return MultiScaleFeatures(tuple(caches)), self.features(backbone, weights, self.frames("val"), data["val"])
 
     def candidates(
         self, node: Node, network: Network, split: str, data: str, given: Declared, config: ZoomingConfig
@@ -162,7 +174,7 @@ class Workbench:
 
         def compute() -> list[Candidates]:
             out = []
-            for i in self.each(node, frames):
+            for i in self.iter_images(node, frames):
                 image = frames.ids[i]
                 maps = network.maps(frames.pixels(i), ("attention",), self.device, MEMO, image)
                 out.append(candidates(maps["attention"], config, given.seed, image, 2))
@@ -170,15 +182,15 @@ class Workbench:
 
         drawn = [given.seed, config.anchors, config.samples, config.sampling]
         folder = self.frozen_folder(digest([self.keys[Node("attention")].key, drawn]), data)
-        return kept_candidates(folder / "candidates.npz", len(frames), compute)
+        return cached_candidates(folder / "candidates.npz", len(frames), compute)
 
-    def each(self, node: Node, frames: Frames) -> Iterator[int]:
+    def iter_images(self, node: Node, frames: Frames) -> Iterator[int]:
         """Indices of a split; tells now and then how many are done."""
         told = time.monotonic()
         for i in range(len(frames)):
             yield i
             now = time.monotonic()
-            if now - told > IMAGES_TOLD:
+            if now - told > PROGRESS_INTERVAL:
                 told = now
                 self.log(StageEvent("images", str(node), self.keys[node].key, epoch=i + 1, epochs=len(frames)))
 
@@ -188,6 +200,6 @@ def resized(given: InputConfig, size: float) -> InputConfig:
     return InputConfig(given.scale * size, round(given.max_side * size))
 
 
-def untrained(config: BackboneConfig, seed: int) -> str:
+def initial_weights_id(config: BackboneConfig, seed: int) -> str:
     """What names the weights of a backbone that no stage trained."""
     return digest([weights_identity(config.weights), config.width, seed])

@@ -51,4 +51,4 @@ class StageEvent:
         return f"{self.stage} {said[self.kind]}{f' ({self.reason})' if self.reason else ''}"
 
 
-Tell = Callable[[StageEvent], None]
+EventCallback = Callable[[StageEvent], None]

@@ -24,15 +24,15 @@ from raz.config import TrialConfig, parameters
 from raz.errors import TrialFailure
 from raz.pipeline.context import TrialState
 from raz.pipeline.events import Kind, StageEvent
-from raz.pipeline.graph import STAGES, Node, chain_key, first_step
+from raz.pipeline.graph import STAGES, Node, chain_key, step_offset
 from raz.pipeline.predict_stages import ARRAYS, score
 from raz.pipeline.train_stages import TASKS
-from raz.pipeline.training_loop import Checkpoint, Outcome, Pruned, train
-from raz.store.cache import Artifact, StageKey, write_json, writing
-from raz.store.lease import Lease, LostLease
-from raz.utils.provenance import versions
+from raz.pipeline.training_loop import Checkpoint, TrainedChain, TrialPruned, train
+from raz.store.cache import Artifact, StageKey, store_errors, write_json
+from raz.store.lease import Lease, LeaseLost
+from raz.utils.provenance import environment_versions
 
-Hear = Callable[[int, float], bool]  # (epoch, validation value) of a trained stage -> stop?
+EpochCallback = Callable[[int, float], bool]  # (epoch, validation value) of a trained stage -> stop?
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StageUse:
 
 
 @dataclass(frozen=True)
-class Missing:
+class StageRequest:
     """What a trial lacks next: a trained stage, or a run of inferred ones that may share a process."""
 
     config: TrialConfig
@@ -58,38 +58,38 @@ class Missing:
     data_root: Path | None
 
 
-class Make(Protocol):
+class StageProvider(Protocol):
     """An engine that has other processes make stages."""
 
     def begin(self, path: Mapping[Node, StageKey]) -> None:
         """What the trial has before it, in order."""
 
-    def __call__(self, missing: Missing, hear: Hear) -> bool | None:
+    def __call__(self, missing: StageRequest, hear: EpochCallback) -> bool | None:
         """Returns when the first of the missing is in the store: whether this trial was the first to ask for it. None:
         make it here. Calls `hear` for the epochs as they are trained; raises as `run_trial`."""
 
 
 @dataclass
-class Trial:
+class StageExecutor:
     """The stages of one trial, found or made in order."""
 
     at: TrialState
-    make: Make | None = None
+    make: StageProvider | None = None
     tell: Callable[[Node, int, float], bool] | None = None
     path: Sequence[Node] = ()
     heard: dict[Node, int] = field(default_factory=dict)  # the last epoch that was told of each stage
     spent: dict[Node, float] = field(default_factory=dict)  # seconds worked for this trial on what it lacked
 
-    def ensure(self, node: Node) -> StageUse:
+    def get_or_make(self, node: Node) -> StageUse:
         key = self.at.keys[node]
         found, hit = self.at.cache.find(key), True
         while found is None:
             failure = self.at.cache.failure(key, self.at.device_name)
             if failure is not None:
                 raise failure
-            paid = self.make(self._missing(node), self._hearing(node)) if self.make is not None else None
+            paid = self.make(self._missing(node), self._epoch_callback(node)) if self.make is not None else None
             if paid is None:
-                found, hit = self._make_here(node, key)
+                found, hit = self._make_locally(node, key)
             else:
                 found, hit = self.at.cache.find(key), not paid
                 if found is not None and paid:
@@ -101,7 +101,7 @@ class Trial:
             self._replay(node, found)
         return StageUse(str(node), key.key, hit, found.seconds, self.spent.get(node, 0.0))
 
-    def _make_here(self, node: Node, key: StageKey) -> tuple[Artifact | None, bool]:
+    def _make_locally(self, node: Node, key: StageKey) -> tuple[Artifact | None, bool]:
         """The artifact and whether another process made it; None when another has taken over the making."""
         trained = STAGES[node.stage].kind == "trained"
         name = chain_key(key) if trained else key.key
@@ -115,28 +115,28 @@ class Trial:
             failure = self.at.cache.failure(key, self.at.device_name)
             if failure is not None:
                 raise failure
-            self._bring_back()
+            self._refetch_evicted()
             try:
-                with self._told(node, key), writing(self.at.cache.store), _memory_of(f"stage {node}"):
+                with self._logged(node, key), store_errors(self.at.cache.store), _oom_as_failure(f"stage {node}"):
                     found = self._make_trained(node, key, lease) if trained else self._make(node, key, lease)
-            except LostLease:
+            except LeaseLost:
                 return None, True
             except TrialFailure as error:
-                with writing(self.at.cache.store):
-                    self.at.cache.remember(key, error, self.at.device_name)
+                with store_errors(self.at.cache.store):
+                    self.at.cache.record_failure(key, error, self.at.device_name)
                 raise
             spent = self.spent.get(node, 0.0)
             self.at.log(StageEvent("finished", str(node), key.key, seconds=found.seconds, spent=spent))
             return found, False
 
-    def _bring_back(self) -> None:
+    def _refetch_evicted(self) -> None:
         """What the stage may read, where room was made of it since it was found: it lies in the bucket."""
         if self.at.cache.tier is not None:
             for node in self.at.artifacts:
                 self.at.cache.find(self.at.keys[node])
 
     @contextmanager
-    def _told(self, node: Node, key: StageKey) -> Iterator[None]:
+    def _logged(self, node: Node, key: StageKey) -> Iterator[None]:
         """Around the making of a stage: tells that it starts and why it stops short, and adds up the seconds spent."""
         began = time.monotonic()
         self.at.log(StageEvent("started", str(node), key.key))
@@ -144,10 +144,10 @@ class Trial:
         reason = ""
         try:
             yield
-        except Pruned as stop:
+        except TrialPruned as stop:
             kind, reason = "stopped", f"step {stop.step}"
             raise
-        except LostLease:
+        except LeaseLost:
             kind, reason = "stopped", "another process has taken over"
             raise
         except Exception as error:
@@ -159,7 +159,7 @@ class Trial:
             if kind != "finished":
                 self.at.log(StageEvent(kind, str(node), key.key, spent=spent, reason=reason))
 
-    def _missing(self, node: Node) -> Missing:
+    def _missing(self, node: Node) -> StageRequest:
         rest = tuple(self.path[self.path.index(node) :])
         nodes = [node]
         if STAGES[node.stage].kind == "inferred":
@@ -168,9 +168,11 @@ class Trial:
                     break
                 if self.at.cache.find(self.at.keys[other]) is None:
                     nodes.append(other)
-        return Missing(self.at.config, tuple(nodes), tuple(self.at.keys[n] for n in nodes), rest, self.at.data_root)
+        return StageRequest(
+            self.at.config, tuple(nodes), tuple(self.at.keys[n] for n in nodes), rest, self.at.data_root
+        )
 
-    def _hearing(self, node: Node) -> Hear:
+    def _epoch_callback(self, node: Node) -> EpochCallback:
         """Each epoch is told once, whether it is heard live, from a checkpoint or from the store."""
 
         def hear(epoch: int, value: float) -> bool:
@@ -197,22 +199,22 @@ class Trial:
 
     def step(self, node: Node) -> int:
         """Epoch caps of the trained stages before this one, so that steps align among trials."""
-        return first_step(self._settings, node.stage)
+        return step_offset(self._settings, node.stage)
 
     def _replay(self, node: Node, artifact: Artifact) -> None:
         if self.tell is None:
             return
-        hear = self._hearing(node)
+        hear = self._epoch_callback(node)
         for point in json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8")):
             if hear(int(point["epoch"]), float(point["value"])):
-                raise Pruned(self.step(node) + int(point["epoch"]), float(point["value"]))
+                raise TrialPruned(self.step(node) + int(point["epoch"]), float(point["value"]))
 
-    def _about(self, node: Node, seconds: float, read: Iterable[str] = ()) -> dict[str, Any]:
+    def _manifest(self, node: Node, seconds: float, read: Iterable[str] = ()) -> dict[str, Any]:
         return {
             "stage": str(node),
             "seconds": seconds,
             "device": self.at.device_name,
-            "versions": versions(),
+            "versions": environment_versions(),
             "config": self._settings,
             "read": sorted(read),
         }
@@ -232,12 +234,12 @@ class Trial:
         bench = self.at.workbench(node)
         task, config = TASKS[node.stage](bench, bench.given)
         if task is None:  # nothing to learn from: the copy of Main-Net stays as it is
-            outcome = Outcome(_state(config), 0, 0.0, [])
+            outcome = TrainedChain(_state(config), 0, 0.0, [])
         else:
             try:
-                outcome = train(task, config, checkpoint, self.at.device, self._hearing(node), heard)
-            except Pruned as stop:
-                raise Pruned(self.step(node) + stop.step, stop.value) from stop
+                outcome = train(task, config, checkpoint, self.at.device, self._epoch_callback(node), heard)
+            except TrialPruned as stop:
+                raise TrialPruned(self.step(node) + stop.step, stop.value) from stop
 
         def write(folder: Path) -> None:
             weights = {name: value.detach().cpu().contiguous() for name, value in outcome.weights.items()}
@@ -245,7 +247,7 @@ class Trial:
             write_json(folder / "curve.json", outcome.curve)
 
         seconds = sum(point["seconds"] for point in outcome.curve)
-        about = self._about(node, seconds, bench.read) | {
+        about = self._manifest(node, seconds, bench.read) | {
             "best_epoch": outcome.best_epoch,
             "best_value": outcome.best_value,
         }
@@ -269,12 +271,12 @@ class Trial:
                 np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
 
         cheap = STAGES[node.stage].kind == "computed"  # waiting for the disk would take longer than making it again
-        about = self._about(node, time.monotonic() - began, bench.read)
+        about = self._manifest(node, time.monotonic() - began, bench.read)
         return self.at.cache.publish(key, write, about, lease, durable=not cheap)
 
 
 @contextmanager
-def _memory_of(where: str) -> Iterator[None]:
+def _oom_as_failure(where: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raz.paper.networks import STRIDE, Backbone, network_input
-from raz.pipeline.samples import Images, Window, up8
-from raz.utils.atomic import replacing
+from raz.pipeline.samples import Images, Window, round_up_to_stride
+from raz.utils.atomic import atomic_write
 
 RICH_BYTES = 1 << 32  # most that the rich maps of one split may take on disk
 
@@ -43,14 +43,18 @@ class FeatureCache:
         found = self._open.get((index, mirrored))
         if found is None:
             pixels = self.images.pixels(index)
-            shape = (self.backbone.channels, up8(pixels.shape[0]) // STRIDE, up8(pixels.shape[1]) // STRIDE)
+            shape = (
+                self.backbone.channels,
+                round_up_to_stride(pixels.shape[0]) // STRIDE,
+                round_up_to_stride(pixels.shape[1]) // STRIDE,
+            )
 
             def compute() -> Tensor:
                 image = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
                 features: Tensor = self.backbone(network_input(image, self.device))[0]
                 return features
 
-            found = _kept(_file(self.folder, index, mirrored), shape, compute)
+            found = _load_or_compute(_file(self.folder, index, mirrored), shape, compute)
             self._open[index, mirrored] = found
         return found
 
@@ -67,7 +71,7 @@ class FeatureCache:
 
 
 @dataclass(frozen=True)
-class SizedFeatures:
+class MultiScaleFeatures:
     """The caches of `Sizes`, one a size."""
 
     caches: tuple[FeatureCache, ...]
@@ -79,7 +83,7 @@ class SizedFeatures:
 
 
 @dataclass
-class RichCache:
+class BranchFeatureCache:
     """A frozen branch's last rich map of whole images, and of their mirrors, half precision, on disk.
 
     The map has 8 / `stride` cells where the features have one. Rows and columns come before channels in the file, so
@@ -98,13 +102,13 @@ class RichCache:
         found = self._open.get((index, mirrored))
         if found is None:
             height, width = self.features.images.pixels(index).shape[:2]
-            shape = (up8(height) // self.stride, up8(width) // self.stride, self.channels)
+            shape = (round_up_to_stride(height) // self.stride, round_up_to_stride(width) // self.stride, self.channels)
 
             def compute() -> Tensor:
                 rich: Tensor = self.branch(self.features.whole(index, mirrored))[1][0]
                 return rich.permute(1, 2, 0)
 
-            found = _kept(_file(self.folder, index, mirrored), shape, compute)
+            found = _load_or_compute(_file(self.folder, index, mirrored), shape, compute)
             self._open[index, mirrored] = found
         return found
 
@@ -123,7 +127,10 @@ class RichCache:
 
 def rich_bytes(images: Images, channels: Sequence[tuple[int, int]], mirrors: bool) -> int:
     """Bytes on disk of rich maps of these (channels, stride) for all images, and for their mirrors."""
-    cells = sum(up8(h) * up8(w) for h, w, _ in (images.pixels(i).shape for i in range(len(images))))
+    cells = sum(
+        round_up_to_stride(h) * round_up_to_stride(w)
+        for h, w, _ in (images.pixels(i).shape for i in range(len(images)))
+    )
     return (2 if mirrors else 1) * 2 * sum(c * cells // s**2 for c, s in channels)
 
 
@@ -131,14 +138,14 @@ def _file(folder: Path, index: int, mirrored: bool) -> Path:
     return folder / f"{index}{'m' if mirrored else ''}.npy"
 
 
-def _kept(path: Path, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
+def _load_or_compute(path: Path, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
     """The file's array, computed and written first where it is missing or damaged."""
     found = _mapped(path, shape)
     if found is not None:
         return found
     with torch.inference_mode():
         computed = compute().half().cpu().contiguous().numpy()
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         np.save(aside, computed)
     found = _mapped(path, shape)
     if found is None:
@@ -170,7 +177,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 Candidates = tuple[NDArray[np.int64], NDArray[np.float64]]  # boxes (m, 4), their mean attention (m,)
 
 
-def kept_candidates(path: Path, count: int, compute: Callable[[], list[Candidates]]) -> list[Candidates]:
+def cached_candidates(path: Path, count: int, compute: Callable[[], list[Candidates]]) -> list[Candidates]:
     """The candidates of `count` images out of the file, computed and written first where it is missing or damaged."""
     found = _read_candidates(path, count)
     if found is None:
@@ -178,7 +185,7 @@ def kept_candidates(path: Path, count: int, compute: Callable[[], list[Candidate
         boxes = np.concatenate([np.zeros((0, 4), np.int64), *[b for b, _ in found]])
         means = np.concatenate([np.zeros(0), *[m for _, m in found]])
         ends = np.cumsum([len(m) for _, m in found], dtype=np.int64)
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             np.savez(aside, allow_pickle=False, boxes=boxes, means=means, ends=ends)
     return found
 

@@ -35,7 +35,7 @@ COMMON = ("dataset", "seed", "threads", "input")
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageSpec:
     """A kind of work. Raise `version` when the same inputs would give another output."""
 
     kind: Kind
@@ -45,26 +45,26 @@ class Stage:
     epochs: str = ""  # the parameter that says how long a trained stage's chain is
 
 
-STAGES: dict[str, Stage] = {
-    "counting": Stage("trained", 2, ("backbone", "counting"), (), "counting.train.epochs"),
-    "localization": Stage("trained", 1, ("localization",), ("counting",), "localization.train.epochs"),
-    "attention": Stage("trained", 3, ("attention",), ("localization",), "attention.train.epochs"),
-    "raz": Stage(
+STAGES: dict[str, StageSpec] = {
+    "counting": StageSpec("trained", 2, ("backbone", "counting"), (), "counting.train.epochs"),
+    "localization": StageSpec("trained", 1, ("localization",), ("counting",), "localization.train.epochs"),
+    "attention": StageSpec("trained", 3, ("attention",), ("localization",), "attention.train.epochs"),
+    "raz": StageSpec(
         "trained", 1, ("raz.regions", "raz.unfreeze", "raz.train", "localization.gamma"), ("attention",),
         "raz.train.epochs",
     ),
-    "raz_attention": Stage(
+    "raz_attention": StageSpec(
         "trained", 3, ("raz.regions", "raz.attention_train", "attention.sigma_z", "attention.loss"), ("raz",),
         "raz.attention_train.epochs",
     ),
-    "density": Stage("inferred", 1, (), ("counting",)),
-    "points": Stage("inferred", 1, (), ("localization",)),
-    "zoom": Stage("inferred", 1, ("zooming",), ("attention", "raz")),
-    "score": Stage("computed", 3, ("depth", "peaks", "fusion", "metrics"), ()),
+    "density": StageSpec("inferred", 1, (), ("counting",)),
+    "points": StageSpec("inferred", 1, (), ("localization",)),
+    "zoom": StageSpec("inferred", 1, ("zooming",), ("attention", "raz")),
+    "score": StageSpec("computed", 3, ("depth", "peaks", "fusion", "metrics"), ()),
 }  # fmt: skip
 TRAINED = tuple(name for name, stage in STAGES.items() if stage.kind == "trained")
 # What a trained stage's validation value is measured by, beside its network: only values measured alike compare.
-MEASURED_BY: dict[str, tuple[str, ...]] = {
+COMPARABLE_INPUTS: dict[str, tuple[str, ...]] = {
     "counting": ("dataset", "input"),
     "localization": ("dataset", "input", "localization.gamma"),
     "attention": ("dataset", "input", "attention.sigma_z", "attention.loss"),
@@ -86,16 +86,16 @@ class Node:
         return f"{self.stage}{number}" + (f"@{self.split}" if self.split else "")
 
 
-def fits_on_train(config: TrialConfig | Declared) -> bool:
+def fits_theta_on_train(config: TrialConfig | Declared) -> bool:
     """Whether theta_f is fitted on training images, so that they too must be predicted."""
     fusion = config.fusion
     return fusion.rule == "grid" and isinstance(fusion.theta_f, str) and fusion.fit_on == "train"
 
 
-def requires(config: TrialConfig, node: Node) -> list[Node]:
+def dependencies(config: TrialConfig, node: Node) -> list[Node]:
     """The nodes whose artifacts `node` reads."""
     if node.stage == "score":
-        splits = dict.fromkeys([node.split, "val", *(["train"] if fits_on_train(config) else [])])
+        splits = dict.fromkeys([node.split, "val", *(["train"] if fits_theta_on_train(config) else [])])
         return [
             needed
             for split in splits
@@ -113,22 +113,22 @@ def requires(config: TrialConfig, node: Node) -> list[Node]:
     return needed
 
 
-def ordered(config: TrialConfig, splits: tuple[str, ...]) -> list[Node]:
+def topological_order(config: TrialConfig, splits: tuple[str, ...]) -> list[Node]:
     """Every node of a trial, each after what it needs: what is trained, what is inferred, what is computed.
 
     So a trial that is pruned has predicted nothing, and its predictions come in a row.
     """
-    nodes = needed_for(config, [Node("score", split) for split in splits])
+    nodes = dependency_closure(config, [Node("score", split) for split in splits])
     return sorted(nodes, key=lambda node: KINDS.index(STAGES[node.stage].kind))
 
 
-def needed_for(config: TrialConfig, nodes: Iterable[Node]) -> list[Node]:
+def dependency_closure(config: TrialConfig, nodes: Iterable[Node]) -> list[Node]:
     """These nodes and all that they need, each after what it needs."""
     out: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
         if node not in out:
-            for needed in requires(config, node):
+            for needed in dependencies(config, node):
                 visit(needed)
             out[node] = None
 
@@ -150,19 +150,19 @@ def stage_of_step(values: Mapping[str, Any], step: int) -> tuple[str, int]:
     return stage, max(1, step)
 
 
-def first_step(values: Mapping[str, Any], stage: str) -> int:
+def step_offset(values: Mapping[str, Any], stage: str) -> int:
     """Epoch caps of the trained stages before this one: its epoch e is the trial's step `first_step + e`."""
     return sum(int(values[STAGES[name].epochs]) for name in TRAINED[: TRAINED.index(stage)])
 
 
-def all_steps(values: Mapping[str, Any]) -> int:
+def total_steps(values: Mapping[str, Any]) -> int:
     """Epoch caps of all trained stages together."""
     return sum(int(values[STAGES[name].epochs]) for name in TRAINED)
 
 
-def measure_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+def comparability_key(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """Those of a trial's parameters that a stage's validation value is measured by."""
-    wanted = MEASURED_BY[stage]
+    wanted = COMPARABLE_INPUTS[stage]
     if values.get("raz.regions") == "same":
         wanted = tuple("zooming" if name == "raz.regions" else name for name in wanted)
     return {n: v for n, v in values.items() if any(n == w or n.startswith(f"{w}.") for w in wanted)}
@@ -239,7 +239,7 @@ class Declared:
         raise AttributeError(f"the declared inputs of stage {self._stage} are read-only")
 
 
-def declared(config: TrialConfig, stage: str) -> Declared:
+def declared_inputs(config: TrialConfig, stage: str) -> Declared:
     """The declared inputs of a stage, with `raz.regions: same` written out."""
     paths = (*COMMON, *STAGES[stage].reads)
     if "raz.regions" in paths:
@@ -259,10 +259,13 @@ def declared(config: TrialConfig, stage: str) -> Declared:
 def inputs_for(config: TrialConfig, node: Node) -> dict[str, Declared]:
     """What the function of a node's stage may read: the declared inputs of its stage and of all stages it needs, by
     stage. The node's key holds the first, and the keys of what it needs hold the others."""
-    return {stage: declared(config, stage) for stage in dict.fromkeys(n.stage for n in needed_for(config, [node]))}
+    return {
+        stage: declared_inputs(config, stage)
+        for stage in dict.fromkeys(n.stage for n in dependency_closure(config, [node]))
+    }
 
 
-def keys_of(
+def node_keys(
     config: TrialConfig,
     splits: tuple[str, ...],
     fingerprint: Callable[[str], str],
@@ -273,7 +276,7 @@ def keys_of(
     An input that came later (`raz.config.added`) is in a key only where it is not as it was before.
     """
     out: dict[Node, StageKey] = {}
-    path = ordered(config, splits)
+    path = topological_order(config, splits)
     values = parameters(config.resolved())
     declared_by = {
         stage: without_before(inputs_of(values, stage)) for stage in dict.fromkeys(node.stage for node in path)
@@ -285,7 +288,7 @@ def keys_of(
         read = ("train", "val") if STAGES[node.stage].kind == "trained" else (node.split,)
         if node.zoom_pass:
             inputs["pass"] = node.zoom_pass
-        needs = {str(needed): out[needed].key for needed in requires(config, node)}
+        needs = {str(needed): out[needed].key for needed in dependencies(config, node)}
         data: Mapping[str, str] = {split: fingerprint(split) for split in read}
         out[node] = StageKey(node.stage, STAGES[node.stage].version, inputs, needs, data)
     return out

@@ -18,9 +18,9 @@ from raz.paper.networks import (
     CountingBranch,
     LocalizationBranch,
     network_input,
-    radius,
+    receptive_field_radius,
 )
-from raz.pipeline.samples import up8
+from raz.pipeline.samples import round_up_to_stride
 
 # Images of more pixels are inferred by tiles of as many. All three maps of one tile raise the peak of memory by 2.7 GB
 # at full width (preset paper), 0.4 GB at 1/8 (tiny); those of 4000 x 6000 px, themselves 0.2 GB, by 1.1 GB at 1/8.
@@ -31,7 +31,7 @@ Maps = dict[str, NDArray[np.float32]]
 
 
 @dataclass
-class FeatureMemo:
+class FeatureLru:
     """Backbone features of whole images, so that stages of one process compute them once. Bounded."""
 
     limit: int = MEMO_BYTES
@@ -75,13 +75,13 @@ class Network:
         pixels: NDArray[np.uint8],  # (H, W, 3)
         wanted: tuple[str, ...],
         device: torch.device,
-        memo: FeatureMemo | None = None,
+        memo: FeatureLru | None = None,
         image: str = "",
         tile_pixels: int = TILE_PIXELS,
     ) -> Maps:
         """The wanted of `density` (ceil(H/s), ceil(W/s)), `response` and `attention` (both (H, W))."""
         height, width = pixels.shape[:2]
-        if up8(height) * up8(width) > tile_pixels:
+        if round_up_to_stride(height) * round_up_to_stride(width) > tile_pixels:
             return self._tiled(pixels, wanted, device, tile_pixels)
         out = self._forward(network_input(pixels, device), wanted, memo, image)
         for name, value in out.items():
@@ -94,7 +94,7 @@ class Network:
         step = self.counting.output_stride if self.counting is not None and name == "density" else 1
         return -(-height // step), -(-width // step)
 
-    def _forward(self, x: Tensor, wanted: tuple[str, ...], memo: FeatureMemo | None, image: str) -> Maps:
+    def _forward(self, x: Tensor, wanted: tuple[str, ...], memo: FeatureLru | None, image: str) -> Maps:
         held: dict[str, Tensor] = {}  # both branches take them
 
         def features(backbone: Backbone, kind: str) -> Tensor:
@@ -120,11 +120,11 @@ class Network:
     @property
     def margin(self) -> int:
         """How far an output pixel sees, rounded up to the stride."""
-        backbone = radius(self.backbone)
-        counting = STRIDE * radius(self.counting.body) if self.counting is not None else 0
-        localization = STRIDE * radius(self.localization.body) if self.localization is not None else 0
-        attention = radius(self.attention.body) if self.attention is not None else 0
-        return up8(backbone + max(counting, localization) + attention)
+        backbone = receptive_field_radius(self.backbone)
+        counting = STRIDE * receptive_field_radius(self.counting.body) if self.counting is not None else 0
+        localization = STRIDE * receptive_field_radius(self.localization.body) if self.localization is not None else 0
+        attention = receptive_field_radius(self.attention.body) if self.attention is not None else 0
+        return round_up_to_stride(backbone + max(counting, localization) + attention)
 
     def _tiled(self, pixels: NDArray[np.uint8], wanted: tuple[str, ...], device: torch.device, limit: int) -> Maps:
         """The whole image's maps from tiles that overlap by the receptive field on every inner side."""

@@ -13,14 +13,14 @@ from raz.config import TrialConfig
 from raz.data import open_dataset
 from raz.data.contract import Dataset
 from raz.errors import RazError
-from raz.pipeline.graph import Node, keys_of
+from raz.pipeline.graph import Node, node_keys
 from raz.store.cache import StageKey, canonical, file_digest
 
 WITH_VALIDATION = "+val"
 
 
 @lru_cache(maxsize=4)
-def opened(name: str, root: Path | None) -> Dataset:
+def open_cached(name: str, root: Path | None) -> Dataset:
     """The data set, opened once a process. Raises RazError as `open_dataset`.
 
     `NAME+val` is NAME whose validation images are training images, too: for a last training, whose keys then differ
@@ -35,14 +35,14 @@ def opened(name: str, root: Path | None) -> Dataset:
 
 @lru_cache(maxsize=16)
 def _fingerprint(name: str, root: Path | None, split: str) -> str:
-    return opened(name, root).fingerprint(split)  # type: ignore[arg-type]
+    return open_cached(name, root).fingerprint(split)  # type: ignore[arg-type]
 
 
 def stage_keys(
     config: TrialConfig, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val",)
 ) -> dict[Node, StageKey]:
     """Every stage of a trial with its key, in order of need; opens the data set, trains nothing."""
-    return keys_of(config, splits, lambda split: _fingerprint(config.dataset, data_root, split), weights_identity)
+    return node_keys(config, splits, lambda split: _fingerprint(config.dataset, data_root, split), weights_identity)
 
 
 @lru_cache(maxsize=64)
@@ -70,7 +70,7 @@ def weights_file(weights: str) -> Path:
     return path
 
 
-_MARK = 9_007_199_254_740_881  # a legal seed that no one types
+_SEED_SENTINEL = 9_007_199_254_740_881  # a legal seed that no one types
 
 
 def score_keys(
@@ -81,12 +81,12 @@ def score_keys(
     The same as `stage_keys` for each, two hundred times as fast: only the seed and the keys that hang on it change in
     what is hashed, so the rest is written out once. A table of 10,000 trials asks for as many.
     """
-    keys = stage_keys(replace(config, seed=_MARK), data_root=data_root, splits=splits)
-    change = re.compile("|".join([f"({_MARK}", *[key.key for key in keys.values()]]) + ")")
+    keys = stage_keys(replace(config, seed=_SEED_SENTINEL), data_root=data_root, splits=splits)
+    change = re.compile("|".join([f"({_SEED_SENTINEL}", *[key.key for key in keys.values()]]) + ")")
     pieces = {node: change.split(canonical(key.content)) for node, key in keys.items()}
     out = {}
     for seed in seeds:
-        now = {str(_MARK): str(seed)}
+        now = {str(_SEED_SENTINEL): str(seed)}
         for node, key in keys.items():
             text = "".join([now.get(piece, piece) for piece in pieces[node]])
             now[key.key] = hashlib.sha256(text.encode()).hexdigest()

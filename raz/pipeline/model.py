@@ -27,20 +27,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raz.config import TrialConfig, from_parameters, parameters
-from raz.data.contract import Item
+from raz.data.contract import Sample
 from raz.data.frames import Frames
 from raz.data.images import decode
 from raz.errors import RazError
 from raz.paper import fusion as fuse
 from raz.paper.zoom import Points
 from raz.pipeline import builders
-from raz.pipeline.assembly import Trained, main_net, raz_net
-from raz.pipeline.graph import TRAINED, declared
-from raz.pipeline.inference import TILE_PIXELS, FeatureMemo, Network
+from raz.pipeline.assembly import TrainedStage, main_net, raz_net
+from raz.pipeline.graph import TRAINED, declared_inputs
+from raz.pipeline.inference import TILE_PIXELS, FeatureLru, Network
 from raz.pipeline.regions import candidates, points_of, zoom_pass
-from raz.pipeline.scoring import Fitted, Predicted, cell_counts
+from raz.pipeline.scoring import FittedThresholds, SplitPredictions, cell_counts
 from raz.store.cache import StageCache
-from raz.utils.atomic import replacing
+from raz.utils.atomic import atomic_write
 
 FORMAT = "raz-sweep model 1"
 CROP_BYTES = 1 << 28  # of remembered features of one image's crops
@@ -78,12 +78,12 @@ class Model:
     """Trained stages, the configuration that shaped them, what was fitted on validation images, and provenance."""
 
     config: TrialConfig
-    trained: Mapping[str, Trained]
-    fitted: Fitted
+    trained: Mapping[str, TrainedStage]
+    fitted: FittedThresholds
     about: Mapping[str, Any]
 
     @property
-    def deepest(self) -> int:
+    def max_depth(self) -> int:
         """The most passes it can make: RAZ-Net's attention is wanted from the third on."""
         if "raz" not in self.trained:
             return 1
@@ -115,8 +115,10 @@ class Model:
         """
         pixels = _pixels(image)
         wanted = self.config.depth if depth is None else depth
-        if not 1 <= wanted <= self.deepest:
-            raise RazError("depth", f"{wanted}, but this model can make 1 to {self.deepest} passes", "a lower --depth")
+        if not 1 <= wanted <= self.max_depth:
+            raise RazError(
+                "depth", f"{wanted}, but this model can make 1 to {self.max_depth} passes", "a lower --depth"
+            )
         name = name or _content(pixels)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.threads)
@@ -128,9 +130,9 @@ class Model:
     def _predict(self, pixels: NDArray[np.uint8], name: str, depth: int) -> Prediction:
         began = time.monotonic()
         config = self.config
-        item = Item(name, "", lambda: pixels, lambda: np.zeros((0, 2)), "")
+        item = Sample(name, "", lambda: pixels, lambda: np.zeros((0, 2)), "")
         frames = Frames([item], scale=config.input.scale, max_side=config.input.max_side)
-        memo = FeatureMemo(CROP_BYTES)
+        memo = FeatureLru(CROP_BYTES)
         wanted = ("density", "response", "attention") if depth > 1 else ("density", "response")
         height, width = frames.size(0)
         tile = TILE_PIXELS if height * width <= LARGE else TILE_PIXELS // 2
@@ -155,9 +157,9 @@ class Model:
             proposed = None  # deeper passes look inside the crops
             passes.append(points)
             regions.append(chosen)
-        return self._counted(frames, maps["density"], passes, regions, began)
+        return self._count(frames, maps["density"], passes, regions, began)
 
-    def _counted(
+    def _count(
         self,
         frames: Frames,
         density: NDArray[np.float32],
@@ -168,7 +170,7 @@ class Model:
         fusion, depth = self.config.fusion, len(passes)
         per_px = 1 / np.array(frames.scale(0))
         assert self.main.counting is not None
-        split = Predicted(
+        split = SplitPredictions(
             frames.ids, [np.zeros((0, 2))], [frames.size(0)], [(float(per_px[0]), float(per_px[1]))], [density],
             self.main.counting.output_stride, [[p] for p in passes], [[r] for r in regions], np.zeros(1, np.int64),
         )  # fmt: skip
@@ -217,7 +219,7 @@ def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None
     cache = StageCache(store)
 
     def found(stage: str, key: str) -> Any:
-        artifact = cache.at(stage, key) if _KEY.fullmatch(key) else None
+        artifact = cache.get(stage, key) if _KEY.fullmatch(key) else None
         if artifact is None:
             hint = "run the study again: what is missing is made, the rest is served"
             raise RazError(f"store {store}", f"stage {stage} {key[:12]} is not there, or damaged", hint)
@@ -239,10 +241,12 @@ def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None
         if stage in keys:
             artifact = found(stage, keys[stage])
             weights = builders.read_state(artifact.folder / "weights.safetensors")
-            given = declared(from_parameters(artifact.manifest["config"]), stage)
-            trained[stage] = Trained(keys[stage], given, weights)
+            given = declared_inputs(from_parameters(artifact.manifest["config"]), stage)
+            trained[stage] = TrainedStage(keys[stage], given, weights)
     try:
-        fitted = Fitted.from_json(json.loads((found("score", score).folder / "fitted.json").read_text("utf-8")))
+        fitted = FittedThresholds.from_json(
+            json.loads((found("score", score).folder / "fitted.json").read_text("utf-8"))
+        )
     except FileNotFoundError:
         hint = "run the study again: scores are made anew, in seconds, nothing is trained"
         raise RazError(f"store {store}", "this score keeps no thresholds: it is of an older version", hint) from None
@@ -275,7 +279,7 @@ def save_model(model: Model, out: Path) -> None:
         "about": json.dumps(dict(model.about), sort_keys=True),
     }
     try:
-        with replacing(out) as aside:
+        with atomic_write(out) as aside:
             save_file(tensors, aside, metadata)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -302,9 +306,9 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     try:
         config = from_parameters(json.loads(metadata["config"]))
         keys = json.loads(metadata["stages"])
-        fitted, about = Fitted.from_json(json.loads(metadata["fitted"])), json.loads(metadata["about"])
+        fitted, about = FittedThresholds.from_json(json.loads(metadata["fitted"])), json.loads(metadata["about"])
         trained = {
-            stage: Trained(str(key), declared(config, stage), {
+            stage: TrainedStage(str(key), declared_inputs(config, stage), {
                 name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(f"{stage}/")
             })
             for stage, key in keys.items() if stage in TRAINED
@@ -314,8 +318,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     if not {"counting", "localization"} <= set(trained):
         raise RazError(str(path), "holds no counting and localization stage", hint)
     model = Model(config, trained, fitted, about)
-    if config.depth > model.deepest:
-        raise RazError(str(path), f"is of depth {config.depth}, but holds networks for {model.deepest}", hint)
+    if config.depth > model.max_depth:
+        raise RazError(str(path), f"is of depth {config.depth}, but holds networks for {model.max_depth}", hint)
     _ = model.main  # tensors of another shape are told here, not in the middle of a folder of images
     if "raz" in trained:
         _ = model.raz

@@ -12,31 +12,31 @@ from numpy.typing import NDArray
 
 from raz.data.contract import Split
 from raz.paper.zoom import Points
-from raz.pipeline.context import MEMO, Workbench, frames_of
-from raz.pipeline.graph import Declared, Node, fits_on_train
+from raz.pipeline.context import MEMO, ExecutionContext, frames_of
+from raz.pipeline.graph import Declared, Node, fits_theta_on_train
 from raz.pipeline.regions import points_of, zoom_pass
-from raz.pipeline.scoring import Predicted, Scores, ceiling_counts, score_split, within
+from raz.pipeline.scoring import Scores, SplitPredictions, ceiling_counts, clip_to_roi, score_split
 
 
-def density(w: Workbench, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
+def density(w: ExecutionContext, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
     network, frames = w.main(through="counting"), w.frames(node.split)
     out = {}
-    for i in w.each(node, frames):
+    for i in w.iter_images(node, frames):
         maps = network.maps(frames.pixels(i), ("density",), w.device, MEMO, frames.ids[i])
         out[f"d{i}"] = maps["density"]
     return out
 
 
-def points(w: Workbench, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
+def points(w: ExecutionContext, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
     network, frames = w.main(through="localization"), w.frames(node.split)
     points = []
-    for i in w.each(node, frames):
+    for i in w.iter_images(node, frames):
         maps = network.maps(frames.pixels(i), ("response",), w.device, MEMO, frames.ids[i])
         points.append(points_of(maps["response"], 0, 1))
     return _pack_points(points)
 
 
-def zoom(w: Workbench, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
+def zoom(w: ExecutionContext, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
     frames, config, number = w.frames(node.split), given.zooming, node.zoom_pass
     proposed = None
     if number == 2:
@@ -52,7 +52,7 @@ def zoom(w: Workbench, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
         return lambda pixels, name: raz.maps(pixels, (kind,), w.device, MEMO, f"{key}/{name}")[kind]
 
     points, regions = [], []
-    for i in w.each(node, frames):
+    for i in w.iter_images(node, frames):
         found, chosen = zoom_pass(
             frames, i, number, before[i], regions_before[i], config, given.seed,
             proposed[i] if proposed is not None else None,
@@ -65,14 +65,14 @@ def zoom(w: Workbench, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
     return packed | {"regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}
 
 
-ARRAYS: Mapping[str, Callable[[Workbench, Node, Declared], dict[str, NDArray[Any]]]] = {
+ARRAYS: Mapping[str, Callable[[ExecutionContext, Node, Declared], dict[str, NDArray[Any]]]] = {
     "density": density,
     "points": points,
     "zoom": zoom,
 }
 
 
-def _read_pass(w: Workbench, node: Node) -> tuple[list[Points], list[NDArray[np.float64]]]:
+def _read_pass(w: ExecutionContext, node: Node) -> tuple[list[Points], list[NDArray[np.float64]]]:
     with np.load(w.folders[node] / "arrays.npz", allow_pickle=False) as arrays:
         points = _unpack_points(arrays)
         if "regions" not in arrays:
@@ -103,7 +103,7 @@ def _ceiling(name: str, root: Path | None, split: Split, scale: float, max_side:
     return ceiling_counts([frames.heads(i) for i in range(len(frames))], [frames.size(i) for i in range(len(frames))])
 
 
-def predicted(w: Workbench, split: str, *, ceiling: bool = True) -> Predicted:
+def predicted(w: ExecutionContext, split: str, *, ceiling: bool = True) -> SplitPredictions:
     """What the passes of a trial gave of a split, out of the artifacts that a score needs; without `ceiling`, which
     takes as long as the rest, zeros stand in its place."""
     given, frames = w.inputs["score"], w.frames(split)
@@ -121,18 +121,18 @@ def predicted(w: Workbench, split: str, *, ceiling: bool = True) -> Predicted:
         )
     scales = [frames.scale(i) for i in range(len(frames))]
     stride = w.inputs["counting"].counting.output_stride
-    found = Predicted(
+    found = SplitPredictions(
         frames.ids, [frames.original_heads(i) for i in range(len(frames))],
         [frames.size(i) for i in range(len(frames))], [(1 / x, 1 / y) for x, y in scales],
         density, stride, passes, regions, counts, tuple(item.part for item in frames.items),
     )  # fmt: skip
-    return within(found, [item.region for item in frames.items])
+    return clip_to_roi(found, [item.region for item in frames.items])
 
 
-def score(w: Workbench, node: Node, given: Declared) -> Scores:
+def score(w: ExecutionContext, node: Node, given: Declared) -> Scores:
     split = predicted(w, node.split)
     val = split if node.split == "val" else predicted(w, "val")
     learned = None
-    if fits_on_train(given):
+    if fits_theta_on_train(given):
         learned = split if node.split == "train" else predicted(w, "train")
     return score_split(node.split, split, val, learned, given.depth, given.peaks, given.fusion, given.metrics)

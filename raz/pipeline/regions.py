@@ -22,7 +22,7 @@ from raz.paper.zoom import (
 from raz.pipeline.feature_cache import Candidates
 
 PEAK_FLOOR = 0.05  # least score of a peak that is kept; thresholds and `points: all` choose among these
-MapOf = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, a name for the memo -> (H, W)
+MapFunction = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, a name for the memo -> (H, W)
 
 
 def candidates(
@@ -35,7 +35,7 @@ def candidates(
     )  # fmt: skip
 
 
-def chosen(of: Candidates, config: ZoomingConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def select_candidates(of: Candidates, config: ZoomingConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Regions (r, 4) of one image, ranked, and their mean attention (15, 16)."""
     boxes, means = of
     best = select_regions(boxes, means, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)
@@ -56,7 +56,7 @@ def zoom_image(
     regions: NDArray[np.float64],  # (r, 4) input px, ranked
     config: ZoomingConfig,
     zoom_pass: int,
-    response_of: MapOf,
+    response_of: MapFunction,
 ) -> Points:
     """The image's points after its regions were looked at again at factor^(pass - 1) (17)."""
     zoom = float(config.factor ** (zoom_pass - 1))
@@ -83,7 +83,7 @@ def propose_inside(
     config: ZoomingConfig,
     seed: int,
     zoom_pass: int,
-    attention_of: MapOf,
+    attention_of: MapFunction,
 ) -> NDArray[np.float64]:
     """Regions of pass 3 and later: RAZ-Net's attention on each crop of the pass before proposes inside it; all
     proposals of one image compete for the k_z places (17). (r, 4) input px, ranked."""
@@ -93,7 +93,7 @@ def propose_inside(
         pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
         name = f"{frames.ids[index]}#{zoom_pass - 1}.{rank}"
         inside = candidates(attention_of(pixels, name), config, seed, f"{frames.ids[index]}#{rank}", zoom_pass)
-        found, mean = chosen(inside, config)
+        found, mean = select_candidates(inside, config)
         per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)] * 2)
         del pixels
         inner = found / per_px + [x0, y0, x0, y0]
@@ -112,12 +112,12 @@ def zoom_pass(
     config: ZoomingConfig,
     seed: int,
     proposed: Candidates | None,  # by Main-Net, for pass 2
-    attention_of: MapOf,
-    response_of: MapOf,
+    attention_of: MapFunction,
+    response_of: MapFunction,
 ) -> tuple[Points, NDArray[np.float64]]:
     """One image's points and regions after pass `number`: what to look at again, and what is seen there."""
     if proposed is not None:
-        regions, _ = chosen(proposed, config)
+        regions, _ = select_candidates(proposed, config)
     else:
         regions = propose_inside(frames, index, regions_before, config, seed, number, attention_of)
     return zoom_image(frames, index, before, regions, config, number, response_of), regions
@@ -147,7 +147,7 @@ def region_images(frames: Frames, config: ZoomingConfig, proposed: Sequence[Cand
     crops: list[NDArray[np.uint8]] = []
     heads: list[NDArray[np.float64]] = []
     for index, image in enumerate(frames.ids):
-        regions, _ = chosen(proposed[index], config)
+        regions, _ = select_candidates(proposed[index], config)
         all_heads = frames.heads(index)
         for rank, (x0, y0, x1, y1) in enumerate(regions):
             pixels = frames.zoomed(index, (x0, y0, x1, y1), float(config.factor))

@@ -38,7 +38,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Sizes:
+class MultiScaleImages:
     """The same n images at several sizes, one after the other: index `size · n + image`."""
 
     images: tuple[Images, ...]  # each n long
@@ -86,7 +86,7 @@ def generator(*parts: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed_of(16, *parts)))
 
 
-def up8(n: int) -> int:
+def round_up_to_stride(n: int) -> int:
     return -(-n // STRIDE) * STRIDE
 
 
@@ -106,7 +106,7 @@ class DistanceMemo:
     _held: dict[tuple[str, int], Distances] = field(default_factory=dict)
     _bytes: int = 0
 
-    def make_room(self, *images: str) -> None:
+    def evict_except(self, *images: str) -> None:
         """When there is none left, forget the distances of all but these images: a task does so once, as it begins.
 
         Within a task nothing is thrown out, since all of it is wanted again in the next epoch."""
@@ -130,7 +130,7 @@ class DistanceMemo:
 DISTANCES = DistanceMemo()
 
 
-class Truth:
+class GroundTruth:
     """Ground truth of windows; what belongs to a whole image (heads, distances) is computed once.
 
     `name` tells images apart whose distances are remembered from one task of a process to the next.
@@ -198,7 +198,7 @@ def draw_windows(
     Of images at several sizes each crop draws its own.
     """
     windows = []
-    sizes = len(images.images) if isinstance(images, Sizes) else 1
+    sizes = len(images.images) if isinstance(images, MultiScaleImages) else 1
     count = len(images) // sizes
     for image in range(count):
         for number in range(1 if crop == 0 else crops):
@@ -207,19 +207,19 @@ def draw_windows(
             height, width = images.pixels(index).shape[:2]
             mirrored = bool(rng.random() < 0.5) and flip
             if crop == 0:
-                windows.append(Window(index, mirrored, 0, 0, up8(height), up8(width)))
+                windows.append(Window(index, mirrored, 0, 0, round_up_to_stride(height), round_up_to_stride(width)))
                 continue
-            y0 = STRIDE * int(rng.integers(0, max(0, up8(height) - crop) // STRIDE + 1))
-            x0 = STRIDE * int(rng.integers(0, max(0, up8(width) - crop) // STRIDE + 1))
+            y0 = STRIDE * int(rng.integers(0, max(0, round_up_to_stride(height) - crop) // STRIDE + 1))
+            x0 = STRIDE * int(rng.integers(0, max(0, round_up_to_stride(width) - crop) // STRIDE + 1))
             windows.append(Window(index, mirrored, x0, y0, crop, crop))
     order = generator(seed, stage, epoch, "order").permutation(len(windows))
     return [windows[i] for i in order]
 
 
-def whole(images: Images, index: int) -> Window:
+def full_window(images: Images, index: int) -> Window:
     """The window that is the whole image, padded to the stride."""
     height, width = images.pixels(index).shape[:2]
-    return Window(index, False, 0, 0, up8(height), up8(width))
+    return Window(index, False, 0, 0, round_up_to_stride(height), round_up_to_stride(width))
 
 
 def crop_pixels(images: Images, w: Window, device: torch.device) -> Tensor:

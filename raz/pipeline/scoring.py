@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raz.config import FusionConfig, MetricsConfig, PeaksConfig
-from raz.data.region import Polygon, inside, shares
+from raz.data.region import Polygon, cell_coverage, inside
 from raz.errors import TrialFailure
 from raz.paper import fusion as fuse
 from raz.paper.groundtruth import head_labels
@@ -23,11 +23,11 @@ from raz.paper.peaks import find_peaks, fit_threshold
 from raz.paper.zoom import Points
 
 FloatArray = NDArray[np.float64]
-ISOLATED = 0.5  # a lone plus of true labels averages 5/9 at its centre and 4/9 at its arms (13)
+ISOLATED_PEAK = 0.5  # a lone plus of true labels averages 5/9 at its centre and 4/9 at its arms (13)
 
 
 @dataclass(frozen=True)
-class Predicted:
+class SplitPredictions:
     """What is scored of one split; lists run over its images, in order."""
 
     ids: tuple[str, ...]
@@ -45,7 +45,7 @@ class Predicted:
         return len(self.ids)
 
 
-def within(split: Predicted, polygons: Sequence[Polygon]) -> Predicted:
+def clip_to_roi(split: SplitPredictions, polygons: Sequence[Polygon]) -> SplitPredictions:
     """The same with what lies outside each image's region of interest taken away: density, and points of all passes.
 
     A density cell on the border keeps the share of its pixels inside. Heads outside are no item's to begin with.
@@ -57,7 +57,7 @@ def within(split: Predicted, polygons: Sequence[Polygon]) -> Predicted:
         if not polygon:
             continue
         (height, width), (x, y) = split.sizes[i], split.to_original[i]
-        density[i] = split.density[i] * shares(polygon, height, width, split.output_stride, (1 / x, 1 / y))
+        density[i] = split.density[i] * cell_coverage(polygon, height, width, split.output_stride, (1 / x, 1 / y))
         for found in passes:
             points = found[i]
             kept = inside(polygon, points.xy * [x, y])
@@ -66,7 +66,7 @@ def within(split: Predicted, polygons: Sequence[Polygon]) -> Predicted:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedThresholds:
     """Thresholds of Main-Net and RAZ-Net, and theta_f of each grid cell."""
 
     main: float
@@ -83,7 +83,7 @@ class Fitted:
         return {"main": float(self.main), "raz": float(self.raz), "theta_f": theta}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Fitted:
+    def from_json(cls, values: Mapping[str, Any]) -> FittedThresholds:
         """The inverse. Raises KeyError, TypeError or ValueError on anything else."""
         return cls(float(values["main"]), float(values["raz"]), np.array([float(t) for t in values["theta_f"]]))
 
@@ -111,7 +111,7 @@ class Scores:
 
     metrics: dict[str, float]
     per_image: dict[str, NDArray[Any]]
-    fitted: Fitted
+    fitted: FittedThresholds
 
 
 def ceiling_counts(heads: Sequence[FloatArray], sizes: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
@@ -120,13 +120,13 @@ def ceiling_counts(heads: Sequence[FloatArray], sizes: Sequence[tuple[int, int]]
     heads: (n, 2) x, y in input px; sizes: (H, W) of the input. Heads nearer than 4 px become one peak.
     """
     counts = [
-        len(find_peaks(head_labels(h, height, width).astype(np.float32), ISOLATED)[0])
+        len(find_peaks(head_labels(h, height, width).astype(np.float32), ISOLATED_PEAK)[0])
         for h, (height, width) in zip(heads, sizes, strict=True)
     ]
     return np.array(counts, dtype=np.int64)
 
 
-def thresholds(split: Predicted, which: Sequence[int], peaks: PeaksConfig) -> tuple[float, float]:
+def thresholds(split: SplitPredictions, which: Sequence[int], peaks: PeaksConfig) -> tuple[float, float]:
     """One threshold a network, fitted to the least count error of `which` images (13).
 
     Main-Net's on the points of pass 1; RAZ-Net's on those of pass 2, Main-Net's being given.
@@ -145,7 +145,9 @@ def thresholds(split: Predicted, which: Sequence[int], peaks: PeaksConfig) -> tu
     return main, fit_threshold([p.score[p.network == 1] for p in second], left.tolist())
 
 
-def cell_counts(split: Predicted, fitted: Fitted, which: Sequence[int], depth: int, cells: int) -> Counts:
+def cell_counts(
+    split: SplitPredictions, fitted: FittedThresholds, which: Sequence[int], depth: int, cells: int
+) -> Counts:
     """Counts of each grid cell by both branches and in truth."""
     rows: list[tuple[FloatArray, FloatArray, FloatArray]] = []
     for i in which:
@@ -164,29 +166,31 @@ def cell_counts(split: Predicted, fitted: Fitted, which: Sequence[int], depth: i
 
 
 def fit(
-    val: Predicted,
+    val: SplitPredictions,
     which: Sequence[int],
-    train: Predicted | None,
+    train: SplitPredictions | None,
     depth: int,
     peaks: PeaksConfig,
     fusion: FusionConfig,
-) -> Fitted:
+) -> FittedThresholds:
     """Thresholds on the chosen validation images; theta_f there or on the training images (18)."""
     main, raz = thresholds(val, which, peaks)
     cells = fusion.cells * fusion.cells
-    fitted = Fitted(main, raz, np.zeros(cells))
+    fitted = FittedThresholds(main, raz, np.zeros(cells))
     if fusion.rule != "grid":
         return fitted
     if not isinstance(fusion.theta_f, str):
-        return Fitted(main, raz, np.full(cells, fusion.theta_f))
+        return FittedThresholds(main, raz, np.full(cells, fusion.theta_f))
     source, chosen = (val, which) if fusion.fit_on == "val" or train is None else (train, range(len(train)))
     counts = cell_counts(source, fitted, chosen, depth, fusion.cells)
-    return Fitted(main, raz, fuse.fit_theta(counts.density, counts.localization, counts.truth, fusion.theta_f))
+    return FittedThresholds(
+        main, raz, fuse.fit_theta(counts.density, counts.localization, counts.truth, fusion.theta_f)
+    )
 
 
 def score(
-    split: Predicted,
-    fits: Sequence[tuple[Sequence[int], Fitted]],
+    split: SplitPredictions,
+    fits: Sequence[tuple[Sequence[int], FittedThresholds]],
     depth: int,
     fusion: FusionConfig,
     metrics: MetricsConfig,
@@ -267,9 +271,9 @@ def _parts(parts: Sequence[str]) -> dict[str, NDArray[np.intp] | slice]:
 
 def score_split(
     name: str,
-    split: Predicted,
-    val: Predicted,
-    train: Predicted | None,
+    split: SplitPredictions,
+    val: SplitPredictions,
+    train: SplitPredictions | None,
     depth: int,
     peaks: PeaksConfig,
     fusion: FusionConfig,

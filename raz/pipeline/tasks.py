@@ -15,9 +15,9 @@ from raz.config import TrainConfig
 from raz.paper.groundtruth import neighbours
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
-from raz.pipeline.feature_cache import FeatureCache, SizedFeatures
-from raz.pipeline.samples import DISTANCES, Images, Truth, Window, crop_pixels, draw_windows, whole
-from raz.pipeline.training_loop import Task
+from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
+from raz.pipeline.samples import DISTANCES, GroundTruth, Images, Window, crop_pixels, draw_windows, full_window
+from raz.pipeline.training_loop import TrainingTask
 
 Batch = list[Window]
 FeaturesOf = Callable[[Batch], Tensor]  # windows of one size -> (B, C, h/8, w/8)
@@ -25,7 +25,7 @@ RichOf = Callable[[Batch], tuple[Tensor, Tensor | None]]  # the localization bra
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """Training and validation images with their ground truth and, for a frozen backbone, its features."""
 
     train: Images
@@ -50,7 +50,7 @@ class Material:
 
 
 def features_from(
-    backbone: Backbone, images: Images, device: torch.device, frozen: FeatureCache | SizedFeatures | None
+    backbone: Backbone, images: Images, device: torch.device, frozen: FeatureCache | MultiScaleFeatures | None
 ) -> FeaturesOf:
     """Features of windows: out of the cache of a frozen backbone, or computed with its gradient."""
     if frozen is not None:
@@ -63,11 +63,11 @@ def _stack(parts: list[np.ndarray], device: torch.device) -> Tensor:
 
 
 def _whole_windows(images: Images) -> list[Window]:
-    return [whole(images, i) for i in range(len(images))]
+    return [full_window(images, i) for i in range(len(images))]
 
 
 def counting_task(
-    m: Material,
+    m: TrainingData,
     modules: nn.ModuleDict,
     branch: CountingBranch,
     features: FeaturesOf,
@@ -77,9 +77,9 @@ def counting_task(
     beta: float,
     kernel: Literal["raz", "csrnet"],
     kind: str,
-) -> Task:
+) -> TrainingTask:
     """Eq. 1; validated by the mean absolute error of whole validation images' counts."""
-    truth = Truth(m.train, neighbours(kernel, m.k))
+    truth = GroundTruth(m.train, neighbours(kernel, m.k))
 
     def loss(batch: Batch) -> Tensor:
         density, _ = branch(features(batch))
@@ -95,11 +95,11 @@ def counting_task(
             errors.append(abs(float(density.double().sum()) - len(m.val.heads(i))))
         return float(np.mean(errors))
 
-    return Task("counting", modules, m.batches("counting", config), loss, validate)
+    return TrainingTask("counting", modules, m.batches("counting", config), loss, validate)
 
 
 def localization_task(
-    m: Material,
+    m: TrainingData,
     name: str,
     modules: nn.ModuleDict,
     branch: LocalizationBranch,
@@ -108,11 +108,11 @@ def localization_task(
     config: TrainConfig,
     *,
     gamma: float,
-) -> Task:
+) -> TrainingTask:
     """Eq. 3, for Main-Net on images and for RAZ-Net on zoomed regions; validated by the same loss on whole ones."""
-    train_truth, val_truth = Truth(m.train), Truth(m.val)
+    train_truth, val_truth = GroundTruth(m.train), GroundTruth(m.val)
 
-    def one(windows: Batch, of: FeaturesOf, truth: Truth) -> Tensor:
+    def one(windows: Batch, of: FeaturesOf, truth: GroundTruth) -> Tensor:
         logits, _ = branch(of(windows))
         return localization_loss(logits.float(), _stack([truth.labels(w) for w in windows], m.device), gamma)
 
@@ -120,11 +120,11 @@ def localization_task(
         return float(np.mean([float(one([w], val_features, val_truth)) for w in _whole_windows(m.val)]))
 
     batches = m.batches(name, config)
-    return Task(name, modules, batches, lambda batch: one(batch, features, train_truth), validate)
+    return TrainingTask(name, modules, batches, lambda batch: one(batch, features, train_truth), validate)
 
 
 def attention_task(
-    m: Material,
+    m: TrainingData,
     name: str,
     modules: nn.ModuleDict,
     branch: AttentionBranch,
@@ -134,15 +134,15 @@ def attention_task(
     *,
     sigma_z: float,
     kind: str,
-) -> Task:
+) -> TrainingTask:
     """Section 3.1's attention; everything before the branch is frozen. Validated by the same loss on whole images.
 
     `rich(windows)` gives the localization branch's last map and, in Main-Net, the counting branch's.
     """
-    DISTANCES.make_room(*m.names)
-    train_truth, val_truth = Truth(m.train, name=m.names[0]), Truth(m.val, name=m.names[1])
+    DISTANCES.evict_except(*m.names)
+    train_truth, val_truth = GroundTruth(m.train, name=m.names[0]), GroundTruth(m.val, name=m.names[1])
 
-    def one(windows: Batch, of: RichOf, truth: Truth) -> Tensor:
+    def one(windows: Batch, of: RichOf, truth: GroundTruth) -> Tensor:
         with torch.no_grad():
             localization, counting = of(windows)
         logits = branch(localization, counting)
@@ -153,4 +153,4 @@ def attention_task(
         return float(np.mean([float(one([w], val_rich, val_truth)) for w in _whole_windows(m.val)]))
 
     batches = m.batches(name, config)
-    return Task(name, modules, batches, lambda batch: one(batch, rich, train_truth), validate)
+    return TrainingTask(name, modules, batches, lambda batch: one(batch, rich, train_truth), validate)

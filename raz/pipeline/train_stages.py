@@ -13,37 +13,45 @@ from torch import Tensor, nn
 
 from raz.config import ZoomingConfig
 from raz.pipeline import builders
-from raz.pipeline.context import Workbench, untrained
+from raz.pipeline.context import ExecutionContext, initial_weights_id
 from raz.pipeline.events import StageEvent
-from raz.pipeline.feature_cache import RICH_BYTES, FeatureCache, SizedFeatures, rich_bytes
+from raz.pipeline.feature_cache import RICH_BYTES, FeatureCache, MultiScaleFeatures, rich_bytes
 from raz.pipeline.graph import Declared, Node
 from raz.pipeline.inference import Network
 from raz.pipeline.regions import region_images
-from raz.pipeline.samples import Sizes
-from raz.pipeline.tasks import Batch, Material, RichOf, attention_task, counting_task, features_from, localization_task
-from raz.pipeline.training_loop import Task
+from raz.pipeline.samples import MultiScaleImages
+from raz.pipeline.tasks import (
+    Batch,
+    RichOf,
+    TrainingData,
+    attention_task,
+    counting_task,
+    features_from,
+    localization_task,
+)
+from raz.pipeline.training_loop import TrainingTask
 from raz.store.cache import digest
 
 
-def _material(w: Workbench, given: Declared, sizes: tuple[float, ...], k: int = 4) -> Material:
+def _material(w: ExecutionContext, given: Declared, sizes: tuple[float, ...], k: int = 4) -> TrainingData:
     """Training images at these sizes, validation images at the input's."""
-    train = Sizes(tuple(w.frames("train", size) for size in sizes))
-    return Material(train, w.frames("val"), given.seed, w.device, k)
+    train = MultiScaleImages(tuple(w.frames("train", size) for size in sizes))
+    return TrainingData(train, w.frames("val"), given.seed, w.device, k)
 
 
-def counting(w: Workbench, given: Declared) -> tuple[Task, Any]:
+def counting(w: ExecutionContext, given: Declared) -> tuple[TrainingTask, Any]:
     c = given.counting
     m = _material(w, given, c.sizes, c.k)
     backbone = builders.build_backbone(given.backbone, given.seed).to(w.device)
     branch = builders.build_counting(c, backbone, given.seed).to(w.device)
-    builders.narrow_layout(given.backbone.width, backbone, branch)
+    builders.to_channels_last(given.backbone.width, backbone, branch)
     modules = nn.ModuleDict({"counting": branch})
-    frozen: tuple[SizedFeatures | None, FeatureCache | None] = (None, None)
+    frozen: tuple[MultiScaleFeatures | None, FeatureCache | None] = (None, None)
     if c.unfreeze == "backbone":
         modules["backbone"] = backbone
     else:
         builders.freeze(backbone)
-        frozen = w.sized(backbone, untrained(given.backbone, given.seed), c.sizes)
+        frozen = w.multi_scale_features(backbone, initial_weights_id(given.backbone, given.seed), c.sizes)
     task = counting_task(
         m, modules, branch,
         features_from(backbone, m.train, w.device, frozen[0]),
@@ -53,20 +61,20 @@ def counting(w: Workbench, given: Declared) -> tuple[Task, Any]:
     return task, c.train
 
 
-def localization(w: Workbench, given: Declared) -> tuple[Task, Any]:
+def localization(w: ExecutionContext, given: Declared) -> tuple[TrainingTask, Any]:
     c = given.localization
     m = _material(w, given, c.sizes)
     base = w.main(through="counting")
     backbone = base.backbone
     branch = builders.build_localization(c, backbone, given.seed).to(w.device)
-    builders.narrow_layout(w.inputs["counting"].backbone.width, branch)
+    builders.to_channels_last(w.inputs["counting"].backbone.width, branch)
     modules = nn.ModuleDict({"localization": branch})
-    frozen: tuple[SizedFeatures | None, FeatureCache | None] = (None, None)
+    frozen: tuple[MultiScaleFeatures | None, FeatureCache | None] = (None, None)
     if c.unfreeze == "backbone":
         backbone.requires_grad_(True)
         modules["backbone"] = backbone
     else:
-        frozen = w.sized(backbone, w.weights_name(base, "counting"), c.sizes)
+        frozen = w.multi_scale_features(backbone, w.weights_name(base, "counting"), c.sizes)
     task = localization_task(
         m, "localization", modules, branch,
         features_from(backbone, m.train, w.device, frozen[0]),
@@ -76,17 +84,17 @@ def localization(w: Workbench, given: Declared) -> tuple[Task, Any]:
     return task, c.train
 
 
-def attention(w: Workbench, given: Declared) -> tuple[Task, Any]:
+def attention(w: ExecutionContext, given: Declared) -> tuple[TrainingTask, Any]:
     c = given.attention
     data = w.keys[Node("attention")].data
     names = digest([data["train"], asdict(given.input)]), digest([data["val"], asdict(given.input)])
-    m = Material(w.frames("train"), w.frames("val"), given.seed, w.device, names=names)
+    m = TrainingData(w.frames("train"), w.frames("val"), given.seed, w.device, names=names)
     base = w.main(through="localization")
     assert base.counting is not None
     assert base.localization is not None
     counting, localization = base.counting, base.localization
     branch = builders.build_attention(c, localization.channels + counting.channels, given.seed).to(w.device)
-    builders.narrow_layout(w.inputs["counting"].backbone.width, branch)
+    builders.to_channels_last(w.inputs["counting"].backbone.width, branch)
     shared = base.localization_backbone is base.backbone
     den = w.frozen_features(base, "counting")
     loc = den if shared else w.frozen_features(base, "localization")
@@ -115,7 +123,9 @@ def attention(w: Workbench, given: Declared) -> tuple[Task, Any]:
     return task, c.train
 
 
-def _region_material(w: Workbench, node: Node, given: Declared, network: Network) -> tuple[Material, dict[str, str]]:
+def _region_material(
+    w: ExecutionContext, node: Node, given: Declared, network: Network
+) -> tuple[TrainingData, dict[str, str]]:
     """Zoomed regions of the training and validation images, and names of these data."""
     config = given.raz.regions
     assert isinstance(config, ZoomingConfig)  # `same` is written out
@@ -129,11 +139,11 @@ def _region_material(w: Workbench, node: Node, given: Declared, network: Network
     names = {split: digest([key.key, asdict(config), key.data[split], given.seed]) for split in sets}
     regions = f"RAZ-Net learns from {len(sets['train'])} regions, validated on {len(sets['val'])}"
     w.log(StageEvent("note", "raz", w.keys[Node("raz")].key, reason=regions))
-    m = Material(sets["train"], sets["val"], given.seed, w.device, names=(names["train"], names["val"]))
+    m = TrainingData(sets["train"], sets["val"], given.seed, w.device, names=(names["train"], names["val"]))
     return m, names
 
 
-def raz_net(w: Workbench, given: Declared) -> tuple[Task | None, Any]:
+def raz_net(w: ExecutionContext, given: Declared) -> tuple[TrainingTask | None, Any]:
     network = w.main(through="attention")
     m, names = _region_material(w, Node("raz"), given, network)
     assert network.localization is not None
@@ -160,7 +170,7 @@ def raz_net(w: Workbench, given: Declared) -> tuple[Task | None, Any]:
     return task, given.raz.train
 
 
-def raz_attention(w: Workbench, given: Declared) -> tuple[Task | None, Any]:
+def raz_attention(w: ExecutionContext, given: Declared) -> tuple[TrainingTask | None, Any]:
     main = w.main(through="attention")
     m, names = _region_material(w, Node("raz_attention"), given, main)
     network = w.raz(with_attention=False)
@@ -169,7 +179,7 @@ def raz_attention(w: Workbench, given: Declared) -> tuple[Task | None, Any]:
     localization = network.localization
     c = w.inputs["attention"].attention
     branch = builders.raz_attention_from(main.attention, localization.channels, c).to(w.device)
-    builders.narrow_layout(w.inputs["counting"].backbone.width, branch)
+    builders.to_channels_last(w.inputs["counting"].backbone.width, branch)
     modules = nn.ModuleDict({"attention": branch})
     if not len(m.train) or not len(m.val):
         return None, modules
@@ -194,7 +204,7 @@ def raz_attention(w: Workbench, given: Declared) -> tuple[Task | None, Any]:
     return task, train
 
 
-TASKS: Mapping[str, Callable[[Workbench, Declared], tuple[Task | None, Any]]] = {
+TASKS: Mapping[str, Callable[[ExecutionContext, Declared], tuple[TrainingTask | None, Any]]] = {
     "counting": counting,
     "localization": localization,
     "attention": attention,

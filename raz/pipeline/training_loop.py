@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from raz.config import TrainConfig
 from raz.errors import TrialFailure
 from raz.store.lease import ATTEMPT, Lease
-from raz.store.s3_tier import Tier
+from raz.store.s3_tier import S3Tier
 
 Progress = Callable[[int, float], bool]
 
 
-class Pruned(Exception):
+class TrialPruned(Exception):
     """`progress` asked to stop. What was trained is kept for whoever needs it next."""
 
     def __init__(self, step: int, value: float) -> None:
@@ -36,7 +36,7 @@ class Pruned(Exception):
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """What the loop trains: the modules, the batches of an epoch, their loss, and the validation value."""
 
     name: str
@@ -47,7 +47,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainedChain:
     """The best weights of a chain and its learning curve."""
 
     weights: dict[str, Tensor]
@@ -63,9 +63,9 @@ class Checkpoint:
 
     path: Path
     lease: Lease | None = None
-    tier: Tier | None = None
+    tier: S3Tier | None = None
 
-    def upto(self, epochs: int) -> Checkpoint:
+    def truncated(self, epochs: int) -> Checkpoint:
         """That of a shorter run beside a chain that went further."""
         return replace(self, path=self.path.with_name(f"{self.path.stem}-upto-{epochs}{self.path.suffix}"))
 
@@ -97,7 +97,7 @@ class Checkpoint:
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{ATTEMPT}{uuid.uuid4().hex}.pt"
-        aside = self.lease.aside(folder, ".pt") if self.lease else folder / name
+        aside = self.lease.temp_path(folder, ".pt") if self.lease else folder / name
         try:
             # Through memory: torch's own writer turns a full disk into a RuntimeError without its reason.
             buffer = io.BytesIO()
@@ -119,13 +119,13 @@ class Checkpoint:
 
 
 def train(
-    task: Task,
+    task: TrainingTask,
     config: TrainConfig,
     checkpoint: Checkpoint,
     device: torch.device,
     progress: Progress | None = None,
     heard: Callable[[Mapping[str, float]], None] | None = None,
-) -> Outcome:
+) -> TrainedChain:
     """Train up to `config.epochs` epochs, or go on from `checkpoint` where it holds fewer.
 
     `heard` is told each point of the curve that is trained now: epoch, loss, value, rate, seconds.
@@ -138,7 +138,7 @@ def train(
     state = checkpoint.load(device)
     if state is not None and state["epoch"] > config.epochs and state["best_epoch"] > config.epochs:
         # The chain went further and forgot its best of then: an attempt of its own, the chain stays.
-        checkpoint = checkpoint.upto(config.epochs)
+        checkpoint = checkpoint.truncated(config.epochs)
         state = checkpoint.load(device)
     if state is None:
         average = _snapshot(task.modules) if config.average else {}
@@ -152,7 +152,7 @@ def train(
         scaler.load_state_dict(state["scaler"])
     for point in state["curve"][: config.epochs]:
         if progress is not None and progress(int(point["epoch"]), point["value"]):
-            raise Pruned(int(point["epoch"]), point["value"])
+            raise TrialPruned(int(point["epoch"]), point["value"])
 
     parameters = [p for p in task.modules.parameters() if p.requires_grad]
     while state["epoch"] < config.epochs and not state["stopped"]:
@@ -167,7 +167,7 @@ def train(
                     loss = task.loss(batch)
                 value = float(loss.detach())
                 if not math.isfinite(value):
-                    raise _diverged(task.name, epoch, f"the loss is {value}")
+                    raise _divergence_error(task.name, epoch, f"the loss is {value}")
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if config.clip:
                     scaler.unscale_(optimizer)
@@ -176,7 +176,7 @@ def train(
                 scaler.update()
                 state["updates"] += 1
                 if config.average:
-                    _average(state["average"], task.modules, config.average, state["updates"])
+                    _update_ema(state["average"], task.modules, config.average, state["updates"])
                 total, count = total + value, count + 1
             value = _validated(task, state["average"])
         except torch.OutOfMemoryError as error:
@@ -185,8 +185,8 @@ def train(
                 "set a smaller batch or crop, or a smaller input.scale", reason="oom",
             ) from error  # fmt: skip
         if not math.isfinite(value):
-            raise _diverged(task.name, epoch, f"the validation value is {value}")
-        _advance(state, config, optimizer, task.modules, value)
+            raise _divergence_error(task.name, epoch, f"the validation value is {value}")
+        _update_best_and_schedule(state, config, optimizer, task.modules, value)
         state["epoch"] = epoch
         point = {
             "epoch": epoch, "loss": total / max(1, count), "value": value,
@@ -204,8 +204,8 @@ def train(
         if heard is not None:
             heard(point)
         if progress is not None and progress(epoch, value):
-            raise Pruned(epoch, value)
-    return Outcome(state["best"], state["best_epoch"], state["best_value"], state["curve"][: config.epochs])
+            raise TrialPruned(epoch, value)
+    return TrainedChain(state["best"], state["best_epoch"], state["best_value"], state["curve"][: config.epochs])
 
 
 def _optimizer(modules: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -219,7 +219,7 @@ def _snapshot(modules: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in modules.state_dict().items()}
 
 
-def _average(average: dict[str, Tensor], modules: nn.Module, decay: float, updates: int) -> None:
+def _update_ema(average: dict[str, Tensor], modules: nn.Module, decay: float, updates: int) -> None:
     """The moving average of the weights; its decay grows at first, so that it forgets the initial ones."""
     decay = min(decay, (1 + updates) / (10 + updates))
     with torch.no_grad():
@@ -227,7 +227,7 @@ def _average(average: dict[str, Tensor], modules: nn.Module, decay: float, updat
             average[name].lerp_(value, 1 - decay)
 
 
-def _validated(task: Task, average: dict[str, Tensor]) -> float:
+def _validated(task: TrainingTask, average: dict[str, Tensor]) -> float:
     """The validation value of the averaged weights, where there are any."""
     task.modules.eval()
     own = _snapshot(task.modules) if average else {}
@@ -241,7 +241,7 @@ def _validated(task: Task, average: dict[str, Tensor]) -> float:
             task.modules.load_state_dict(own)
 
 
-def _advance(
+def _update_best_and_schedule(
     state: dict[str, Any], config: TrainConfig, optimizer: torch.optim.Optimizer, modules: nn.Module, value: float
 ) -> None:
     """Best so far, the plateau that halves the rate (section 3.2), and the early stop."""
@@ -259,6 +259,6 @@ def _advance(
     state["stopped"] = state["since_best"] >= config.stop
 
 
-def _diverged(stage: str, epoch: int, what: str) -> TrialFailure:
+def _divergence_error(stage: str, epoch: int, what: str) -> TrialFailure:
     hint = "set a lower learning rate, or a smaller clip"
     return TrialFailure(f"stage {stage}, epoch {epoch}", f"training diverged: {what}", hint, reason="nan")

@@ -19,17 +19,25 @@ import torch
 
 from raz.config import TrialConfig
 from raz.pipeline.context import TrialState
-from raz.pipeline.events import Tell
-from raz.pipeline.executor import Make, Missing, StageUse, Trial
-from raz.pipeline.graph import STAGES, Node, needed_for, ordered
+from raz.pipeline.events import EventCallback
+from raz.pipeline.executor import StageExecutor, StageProvider, StageRequest, StageUse
+from raz.pipeline.graph import STAGES, Node, dependency_closure, topological_order
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.malloc import keep_freed_memory
-from raz.pipeline.training_loop import Progress, Pruned
+from raz.pipeline.training_loop import Progress, TrialPruned
 from raz.store.cache import Artifact, StageCache
 
 __all__ = [
-    "STAGES", "Missing", "Pruned", "StageUse", "TrialResult", "forget_failures", "make_stages", "run_trial",
-    "stage_keys", "stored_metrics",
+    "STAGES",
+    "StageRequest",
+    "StageUse",
+    "TrialPruned",
+    "TrialResult",
+    "build_stages",
+    "forget_failures",
+    "run_trial",
+    "stage_keys",
+    "stored_metrics",
 ]  # fmt: skip
 
 
@@ -66,8 +74,8 @@ def run_trial(
     data_root: Path | None = None,
     splits: tuple[str, ...] = ("val",),
     progress: Progress | None = None,
-    log: Tell | None = None,
-    make: Make | None = None,
+    log: EventCallback | None = None,
+    make: StageProvider | None = None,
 ) -> TrialResult:
     """Make what is missing of a trial and return its metrics.
 
@@ -77,14 +85,14 @@ def run_trial(
     its reason when the trial cannot give a number, RazError for what the user can put right.
     """
     began = time.monotonic()
-    trial = Trial(_state(config, store, data_root, log), make)
+    trial = StageExecutor(_state(config, store, data_root, log), make)
     if progress is not None:
         trial.tell = lambda node, epoch, value: progress(trial.step(node) + epoch, value)
     with _threads(config.threads):
-        trial.path = ordered(trial.at.config, splits)
+        trial.path = topological_order(trial.at.config, splits)
         if make is not None:
             make.begin({node: trial.at.keys[node] for node in trial.path})
-        uses = [trial.ensure(node) for node in trial.path]
+        uses = [trial.get_or_make(node) for node in trial.path]
         metrics: dict[str, float] = {}
         for split in splits:
             metrics |= _read_metrics(trial.at.artifacts[Node("score", split)], split)
@@ -98,7 +106,7 @@ def devices_of(artifacts: Mapping[Node, Artifact]) -> str:
     return ", ".join(sorted({str(device) for device in told if device}))
 
 
-def make_stages(
+def build_stages(
     config: TrialConfig,
     store: Path,
     nodes: Sequence[Node],
@@ -106,18 +114,18 @@ def make_stages(
     data_root: Path | None = None,
     tell: Callable[[Node, int, float], bool] | None = None,
     made: Callable[[Node], None] | None = None,
-    log: Tell | None = None,
+    log: EventCallback | None = None,
 ) -> None:
     """Make these stages of a trial, in order, and what is missing of their needs.
 
     `tell(node, epoch, value) -> stop?` hears each epoch of those that are trained, `made(node)` when each is in
     the store. Raises as `run_trial`.
     """
-    trial = Trial(_state(config, store, data_root, log))
+    trial = StageExecutor(_state(config, store, data_root, log))
     with _threads(config.threads):
-        for node in needed_for(trial.at.config, nodes):
+        for node in dependency_closure(trial.at.config, nodes):
             trial.tell = tell if node in nodes else None
-            trial.ensure(node)
+            trial.get_or_make(node)
             if made is not None and node in nodes:
                 made(node)
 
@@ -127,10 +135,10 @@ def forget_failures(
 ) -> int:
     """Lets the stages of a trial that failed by their own fault be tried again; how many there were."""
     cache = _cache(Path(store))
-    return sum(cache.forget(key) for key in stage_keys(config, data_root=data_root, splits=splits).values())
+    return sum(cache.clear_failure(key) for key in stage_keys(config, data_root=data_root, splits=splits).values())
 
 
-def _state(config: TrialConfig, store: Path, data_root: Path | None, log: Tell | None) -> TrialState:
+def _state(config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback | None) -> TrialState:
     return TrialState(config.resolved(), _cache(Path(store)), data_root, log or (lambda _: None))
 
 

@@ -21,12 +21,12 @@ from raz.config import TrainConfig, TrialConfig, from_parameters
 from raz.data.frames import input_size
 from raz.errors import RazError
 from raz.pipeline.graph import STAGES, Node
-from raz.pipeline.keys import opened
+from raz.pipeline.keys import open_cached
 from raz.store.s3_tier import MANIFEST
 
 VGG = ((64, 2), (128, 2), (256, 3), (512, 3))  # channels and convolutions at strides 1, 2, 4, 8
 SAMPLE = 8  # images of a split whose sizes stand for all
-MANY = 400  # manifests of one stage that are read at most, evenly spread
+MAX_MANIFESTS = 400  # manifests of one stage that are read at most, evenly spread
 
 
 @dataclass(frozen=True)
@@ -53,34 +53,34 @@ REGIONS = 0.5  # part of an image's area that its zoomed regions cover, where no
 
 
 @dataclass(frozen=True)
-class Range:
+class Estimate:
     """Low, likely, high."""
 
     low: float
     likely: float
     high: float
 
-    def __add__(self, other: Range) -> Range:
-        return Range(self.low + other.low, self.likely + other.likely, self.high + other.high)
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(self.low + other.low, self.likely + other.likely, self.high + other.high)
 
-    def times(self, factor: float) -> Range:
-        return Range(self.low * factor, self.likely * factor, self.high * factor)
+    def times(self, factor: float) -> Estimate:
+        return Estimate(self.low * factor, self.likely * factor, self.high * factor)
 
 
-NOTHING = Range(0.0, 0.0, 0.0)
+NOTHING = Estimate(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Sizes:
+class DatasetSizes:
     """Of a data set at the network's input size: images and mean megapixels of each split."""
 
     images: Mapping[str, int]
     megapixels: Mapping[str, float]
 
 
-def sizes(config: TrialConfig, data_root: Path | None) -> Sizes:
+def sizes(config: TrialConfig, data_root: Path | None) -> DatasetSizes:
     """Opens the data set and looks at a few images of each split. Raises RazError as `open_dataset`."""
-    dataset = opened(config.dataset, data_root)
+    dataset = open_cached(config.dataset, data_root)
     images: dict[str, int] = {}
     megapixels: dict[str, float] = {}
     for split, items in dataset.items.items():
@@ -91,7 +91,7 @@ def sizes(config: TrialConfig, data_root: Path | None) -> Sizes:
             height, width = item.load_pixels().shape[:2]
             areas.append(math.prod(input_size(height, width, config.input.scale, config.input.max_side)) / 1e6)
         megapixels[split] = float(np.mean(areas)) if areas else 0.0
-    return Sizes(images, megapixels)
+    return DatasetSizes(images, megapixels)
 
 
 # ------------------------------------------------------------------------------------ work
@@ -123,7 +123,7 @@ def _branch(channels: int, bodies: Sequence[int], doublings: Sequence[int]) -> t
     return total + 2 * channels * area, channels
 
 
-def branches(config: TrialConfig) -> dict[str, float]:
+def branch_flop(config: TrialConfig) -> dict[str, float]:
     """FLOP for one pixel of the input: backbone, counting, localization, attention (Main-Net's)."""
     features = max(1, round(512 * config.backbone.width))
     c = config.counting
@@ -139,10 +139,10 @@ def branches(config: TrialConfig) -> dict[str, float]:
     }  # fmt: skip
 
 
-def work(config: TrialConfig, node: Node, of: Sizes) -> float:
+def stage_gflop(config: TrialConfig, node: Node, of: DatasetSizes) -> float:
     """GFLOP of a stage over all its epochs. A branch that learns costs three times its forward pass."""
     config = config.resolved()
-    flop = branches(config)
+    flop = branch_flop(config)
     body, counting, localization, attention = (flop[n] for n in ("backbone", "counting", "localization", "attention"))
     every = of.images.get("train", 0) * of.megapixels.get("train", 0.0)
     val = of.images.get("val", 0) * of.megapixels.get("val", 0.0)
@@ -194,7 +194,7 @@ class Measured:
     sizes: tuple[int, ...]
 
 
-Like = tuple[str, str, int, str]  # stage (with its pass), data set, threads, device
+SimilarityKey = tuple[str, str, int, str]  # stage (with its pass), data set, threads, device
 
 
 def device() -> str:
@@ -203,56 +203,56 @@ def device() -> str:
     return "cuda" if Path("/dev/nvidia0").exists() and not hidden else "cpu"
 
 
-def _like(config: TrialConfig, node: Node, kind: str) -> Like:
+def _similarity_key(config: TrialConfig, node: Node, kind: str) -> SimilarityKey:
     name = f"{node.stage}{node.zoom_pass or ''}"
     return name, config.dataset, config.threads, kind
 
 
-class Prices:
+class CostModel:
     """What stages cost on this machine. Reads the store once; the sizes of each data set once."""
 
     def __init__(self, store: Path, data_root: Path | None = None, kind: str | None = None) -> None:
         self.store, self.data_root, self.kind = store, data_root, kind or device()
-        self._sizes: dict[tuple[str, float, int], Sizes] = {}
+        self._sizes: dict[tuple[str, float, int], DatasetSizes] = {}
         self._measured = self._read()
 
-    def sizes(self, config: TrialConfig) -> Sizes:
+    def sizes(self, config: TrialConfig) -> DatasetSizes:
         key = (config.dataset, config.input.scale, config.input.max_side)
         if key not in self._sizes:
             self._sizes[key] = sizes(config, self.data_root)
         return self._sizes[key]
 
-    def seconds(self, config: TrialConfig, node: Node) -> tuple[Range, bool]:
+    def seconds(self, config: TrialConfig, node: Node) -> tuple[Estimate, bool]:
         """Seconds of the stage on one device, and whether like ones were measured."""
-        amount = work(config, node, self.sizes(config))
-        found = self._measured.get(_like(config, node, self.kind))
+        amount = stage_gflop(config, node, self.sizes(config))
+        found = self._measured.get(_similarity_key(config, node, self.kind))
         if found is not None:
             ratios = np.sort(found.ratios)
             spread = 1.0 if len(ratios) >= 3 else 1.5  # one or two say little of how much stages vary
             low, likely, high = np.quantile(ratios, [0.1, 0.5, 0.9])
-            return Range(amount * low / spread, amount * float(likely), amount * high * spread), True
+            return Estimate(amount * low / spread, amount * float(likely), amount * high * spread), True
         if node.stage == "score":
             likely = amount * 1e3 * SCORE_SECONDS
-            return Range(likely / 3, likely, likely * 3), False
+            return Estimate(likely / 3, likely, likely * 3), False
         prior = PRIORS[self.kind]
         threads = config.threads**THREADS if self.kind == "cpu" else 1.0
         fewest = 1.0
         if STAGES[node.stage].kind == "trained":  # it may stop early, at the first chance it has
             train = _train_of(config, node.stage)
             fewest = min(1.0, (train.stop + 1) / train.epochs)
-        return Range(
+        return Estimate(
             amount / prior.fast / threads * fewest, amount / prior.likely / threads, amount / prior.slow / threads
         ), False
 
     def bytes(self, config: TrialConfig, node: Node) -> float:
         """Of the artifact, and of a trained stage's checkpoint."""
-        found = self._measured.get(_like(config, node, self.kind))
+        found = self._measured.get(_similarity_key(config, node, self.kind))
         of = self.sizes(config)
         if found is not None:
             return float(np.median(found.sizes)) * (5 if STAGES[node.stage].kind == "trained" else 1)
         if STAGES[node.stage].kind == "trained":
             return (
-                4 * weights(config, node.stage) * 5
+                4 * parameter_count(config, node.stage) * 5
             )  # the artifact; in the checkpoint weights, average, best, moments
         if node.stage == "score":
             return 4096.0 + 100 * of.images.get(node.split, 0)
@@ -260,26 +260,26 @@ class Prices:
         # density: float32 a cell; a pass: points with two coordinates and a score, at the floor of a response map
         return area / config.counting.output_stride**2 * 4 if node.stage == "density" else area / 25 * 24
 
-    def _read(self) -> dict[Like, Measured]:
+    def _read(self) -> dict[SimilarityKey, Measured]:
         """Every readable manifest of the store; a damaged one is none."""
-        ratios: dict[Like, list[float]] = {}
-        sizes_of: dict[Like, list[int]] = {}
+        ratios: dict[SimilarityKey, list[float]] = {}
+        sizes_of: dict[SimilarityKey, list[int]] = {}
         for stage in STAGES:
             found = sorted((self.store / "stages" / stage).glob(f"[0-9a-f]*/{MANIFEST}"))
-            for path in found[:: max(1, len(found) // MANY)]:
+            for path in found[:: max(1, len(found) // MAX_MANIFESTS)]:
                 try:
                     manifest = json.loads(path.read_text(encoding="utf-8"))
                     config = from_parameters(manifest["config"])
                     node = parse_node(manifest["stage"])
                     kind = "cpu" if manifest["device"] == "cpu" else "cuda"
-                    amount = work(config, node, self.sizes(config))
+                    amount = stage_gflop(config, node, self.sizes(config))
                     size = sum((path.parent / name).stat().st_size for name in manifest["files"])
                     seconds = float(manifest["seconds"])
                 except (OSError, ValueError, KeyError, TypeError, RazError):
                     continue
                 if amount > 0 and seconds > 0:
-                    ratios.setdefault(_like(config, node, kind), []).append(seconds / amount)
-                    sizes_of.setdefault(_like(config, node, kind), []).append(size)
+                    ratios.setdefault(_similarity_key(config, node, kind), []).append(seconds / amount)
+                    sizes_of.setdefault(_similarity_key(config, node, kind), []).append(size)
         return {like: Measured(tuple(ratios[like]), tuple(sizes_of[like])) for like in ratios}
 
 
@@ -300,7 +300,7 @@ def _train_of(config: TrialConfig, stage: str) -> TrainConfig:
     return found
 
 
-def weights(config: TrialConfig, stage: str) -> int:
+def parameter_count(config: TrialConfig, stage: str) -> int:
     """How many numbers a trained stage's artifact holds."""
     config = config.resolved()
     features = max(1, round(512 * config.backbone.width))

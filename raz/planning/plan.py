@@ -18,11 +18,11 @@ from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.pipeline.graph import STAGES, Node
 from raz.pipeline.keys import stage_keys
-from raz.planning.cost_aware import Thrift
-from raz.planning.cost_model import NOTHING, PRIORS, START_SECONDS, Prices, Range
-from raz.planning.schedule import alive
-from raz.planning.simulate import Schedule, Step, simulate, unshared
-from raz.planning.work_order import in_turn
+from raz.planning.cost_aware import WorkTracker
+from raz.planning.cost_model import NOTHING, PRIORS, START_SECONDS, CostModel, Estimate
+from raz.planning.schedule import max_live_trials
+from raz.planning.simulate import Schedule, StageVisit, simulate, simulate_without_sharing
+from raz.planning.work_order import trial_order
 from raz.spec.ablation import AblationTable, Profile
 from raz.spec.search_space import SPLITS, SearchSpace
 from raz.store.cache import StageCache
@@ -32,11 +32,11 @@ DRAWS = 5  # sets of trials that stand for what a search may draw
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedStage:
     """One distinct stage of a plan."""
 
     node: Node
-    seconds: Range
+    seconds: Estimate
     measured: bool  # on like stages; otherwise a stated prior
     stored: bool
     size: float  # bytes
@@ -44,21 +44,21 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Draw:
+class TrialSet:
     """A set of trials: the keys that each walks, and every distinct stage once."""
 
     trials: tuple[tuple[str, ...], ...]
-    stages: Mapping[str, Work]
+    stages: Mapping[str, PlannedStage]
 
-    def steps(self, of: str, *, stored: bool = True) -> list[list[Step]]:
+    def steps(self, of: str, *, stored: bool = True) -> list[list[StageVisit]]:
         """The walks for the simulator at `low`, `likely` or `high` seconds; `stored`: what the store holds is free."""
         made = {}
         for key, work in self.stages.items():
             seconds = 0.0 if stored and work.stored else float(getattr(work.seconds, of))
-            made[key] = Step(key, seconds, STAGES[work.node.stage].kind != "computed", work.needs)
+            made[key] = StageVisit(key, seconds, STAGES[work.node.stage].kind != "computed", work.needs)
         return [[made[key] for key in trial] for trial in self.trials]
 
-    def sum(self, keys: Iterable[str]) -> Range:
+    def sum(self, keys: Iterable[str]) -> Estimate:
         total = NOTHING
         for key in keys:
             total += self.stages[key].seconds
@@ -70,13 +70,13 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Row:
+class StageSummary:
     """The stages of one kind in a plan, mean over its draws."""
 
     stage: str
     distinct: float
     stored: float
-    seconds: Range  # of those the store lacks
+    seconds: Estimate  # of those the store lacks
     measured: bool
 
 
@@ -89,10 +89,10 @@ class Plan:
     trials: int  # that are still to run
     done: int  # trials the study has already
     exact: bool  # the trials are known
-    rows: tuple[Row, ...]
-    device_seconds: Range  # of stages that the store lacks
-    alone_seconds: Range  # if every trial made its own, as plain training does
-    wall_seconds: Range  # on `devices`
+    rows: tuple[StageSummary, ...]
+    device_seconds: Estimate  # of stages that the store lacks
+    alone_seconds: Estimate  # if every trial made its own, as plain training does
+    wall_seconds: Estimate  # on `devices`
     devices: int
     device: str  # cpu | cuda
     disk: float  # bytes, of what is missing
@@ -109,7 +109,7 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """JSON values only."""
 
-        def of(r: Range) -> dict[str, float]:
+        def of(r: Estimate) -> dict[str, float]:
             return {"low": round(r.low, 3), "likely": round(r.likely, 3), "high": round(r.high, 3)}
 
         return {
@@ -127,7 +127,7 @@ class Plan:
         }  # fmt: skip
 
 
-class _Dice:
+class _RandomSuggest:
     """Draws each parameter at random, as a search's first trials are drawn."""
 
     def __init__(self, seed: int) -> None:
@@ -151,28 +151,28 @@ class _Dice:
         return self._random.uniform(low, high)
 
 
-def drawn(space: SearchSpace, trials: int, seed: int) -> tuple[list[TrialConfig], int]:
+def draw_trials(space: SearchSpace, trials: int, seed: int) -> tuple[list[TrialConfig], int]:
     """`trials` configurations at random, and how many draws could not go together (a run counts these as failed)."""
-    dice, thrift, out, skipped = _Dice(seed), Thrift(space), [], 0
+    dice, thrift, out, skipped = _RandomSuggest(seed), WorkTracker(space), [], 0
     for _ in range(trials):
         proposals = [space.suggest(dice) for _ in range(space.proposals)]
-        values = proposals[thrift.cheapest(proposals)] if space.proposals > 1 else proposals[0]
+        values = proposals[thrift.cheapest_candidate(proposals)] if space.proposals > 1 else proposals[0]
         try:
             out.append(space.config(values))
         except RazError:
             skipped += 1
             continue
         if space.proposals > 1:
-            thrift.note(values, thrift.way(values))
+            thrift.add_trial(values, thrift.stage_work(values))
     return out, skipped
 
 
-def walk(
-    configs: Iterable[TrialConfig], splits: tuple[str, ...], prices: Prices, cache: StageCache,
+def collect_stages(
+    configs: Iterable[TrialConfig], splits: tuple[str, ...], prices: CostModel, cache: StageCache,
     seeds: Sequence[int] = (),
-) -> Draw:  # fmt: skip
+) -> TrialSet:  # fmt: skip
     """The stages of these trials, each priced once. With `seeds` a trial runs once for each, one after the other."""
-    stages: dict[str, Work] = {}
+    stages: dict[str, PlannedStage] = {}
     trials = []
     for config in configs:
         path = [
@@ -185,15 +185,15 @@ def walk(
             if key.key not in stages:
                 seconds, measured = prices.seconds(config, node)
                 stored = (cache.folder(node.stage, key.key) / "manifest.json").is_file()
-                stages[key.key] = Work(
+                stages[key.key] = PlannedStage(
                     node, seconds, measured, stored, prices.bytes(config, node), tuple(key.needs.values())
                 )
-    return Draw(tuple(trials), stages)
+    return TrialSet(tuple(trials), stages)
 
 
 def draws_of_search(
-    space: SearchSpace, trials: int, prices: Prices, *, first: int = 0, sets: int = DRAWS
-) -> tuple[list[Draw], int]:
+    space: SearchSpace, trials: int, prices: CostModel, *, first: int = 0, sets: int = DRAWS
+) -> tuple[list[TrialSet], int]:
     """What a search may run next: its fixed design's points from `first` on in the order of a run, or sets of
     random ones; and how many points of a set cannot go together."""
     cache = StageCache(prices.store)
@@ -205,29 +205,29 @@ def draws_of_search(
                 configs.append(space.config(point))
             except RazError:
                 skipped += 1
-        configs = [configs[i] for i in in_turn(configs, SPLITS, space.mean_over)]
-        return [walk(configs, SPLITS, prices, cache, space.mean_over)], skipped
+        configs = [configs[i] for i in trial_order(configs, SPLITS, space.averaged_seeds)]
+        return [collect_stages(configs, SPLITS, prices, cache, space.averaged_seeds)], skipped
     out, skipped = [], 0
     for i in range(sets):
-        configs, wrong = drawn(space, trials, space.seed + 7919 * i)
+        configs, wrong = draw_trials(space, trials, space.seed + 7919 * i)
         skipped += wrong
-        out.append(walk(configs, SPLITS, prices, cache, space.mean_over))
+        out.append(collect_stages(configs, SPLITS, prices, cache, space.averaged_seeds))
     return out, round(skipped / sets)
 
 
-def draw_of_table(table: AblationTable, profile: Profile, prices: Prices) -> Draw:
+def draw_of_table(table: AblationTable, profile: Profile, prices: CostModel) -> TrialSet:
     """Every trial of a table's profile in the order of a run, which scores both splits."""
     configs = [trial.config for trial in table.trials(profile)]
-    turn = in_turn(configs, ("val", "test"))
-    return walk((configs[i] for i in turn), ("val", "test"), prices, StageCache(prices.store))
+    turn = trial_order(configs, ("val", "test"))
+    return collect_stages((configs[i] for i in turn), ("val", "test"), prices, StageCache(prices.store))
 
 
 def plan_of(
-    name: str, kind: str, draws: Sequence[Draw], *, devices: int, prices: Prices, exact: bool, done: int = 0,
+    name: str, kind: str, draws: Sequence[TrialSet], *, devices: int, prices: CostModel, exact: bool, done: int = 0,
     skipped: int = 0, start: float = START_SECONDS, eager: bool = True,
 ) -> Plan:  # fmt: skip
     """The figures of these draws on `devices`. `start` are the seconds until the first stage can begin."""
-    living = alive(devices, eager=eager)
+    living = max_live_trials(devices, eager=eager)
     n = len(draws)
     rows = []
     for stage in STAGES:
@@ -240,7 +240,7 @@ def plan_of(
         works = [draw.stages[key] for draw, keys in of for key in keys]
         lacking = [work for work in works if not work.stored]
         rows.append(
-            Row(
+            StageSummary(
                 stage, len(works) / n, sum(work.stored for work in works) / n, seconds,
                 bool(lacking) and all(work.measured for work in lacking),
             )
@@ -257,19 +257,21 @@ def plan_of(
     if device_seconds.high:
         wall = {which: seconds + start for which, seconds in wall.items()}
     return Plan(
-        name, kind, len(draws[0].trials), done, exact, tuple(rows), device_seconds, alone, Range(**wall), devices,
+        name, kind, len(draws[0].trials), done, exact, tuple(rows), device_seconds, alone, Estimate(**wall), devices,
         prices.kind, disk, skipped,
     )  # fmt: skip
 
 
-def schedules(draw: Draw, devices: int, *, eager: bool) -> tuple[Schedule, Schedule]:
+def schedules(draw: TrialSet, devices: int, *, eager: bool) -> tuple[Schedule, Schedule]:
     """The likely schedule of a draw on `devices`, from an empty store; and that of plain training, without sharing,
     where each trial has a device to itself."""
     steps = draw.steps("likely", stored=False)
-    return simulate(steps, devices, alive(devices, eager=eager)), unshared(steps, devices, devices)
+    return simulate(steps, devices, max_live_trials(devices, eager=eager)), simulate_without_sharing(
+        steps, devices, devices
+    )
 
 
-def lines(plan: Plan) -> list[str]:
+def plan_lines(plan: Plan) -> list[str]:
     """A plan for a person."""
     about = "" if plan.exact else "about "
     out = [
@@ -282,13 +284,15 @@ def lines(plan: Plan) -> list[str]:
     out.append(f"{about}{plan.stages:.0f} distinct stages, {plan.stored:.0f} of them in the store")
     for row in plan.rows:
         left = row.distinct - row.stored
-        cost = f"{span(row.seconds)} ({'measured' if row.measured else 'prior'})" if left else "in the store"
+        cost = f"{format_estimate(row.seconds)} ({'measured' if row.measured else 'prior'})" if left else "in the store"
         out.append(f"  {row.stage:<14} {left:>6.0f} to make  {cost}")
-    out.append(f"on the {'GPUs' if plan.device == 'cuda' else 'CPU'}: {span(plan.device_seconds)} of one device")
+    out.append(
+        f"on the {'GPUs' if plan.device == 'cuda' else 'CPU'}: {format_estimate(plan.device_seconds)} of one device"
+    )
     if plan.alone_seconds.likely and plan.device_seconds.likely:
         factor = plan.alone_seconds.likely / plan.device_seconds.likely
-        out.append(f"without sharing it would be {span(plan.alone_seconds)}: {factor:.1f} times as much")
-    out.append(f"wall time, {plan.devices} at a time: {span(plan.wall_seconds)}")
+        out.append(f"without sharing it would be {format_estimate(plan.alone_seconds)}: {factor:.1f} times as much")
+    out.append(f"wall time, {plan.devices} at a time: {format_estimate(plan.wall_seconds)}")
     out.append(f"disk: {size(round(plan.disk))}")
     if any(not row.measured and row.distinct > row.stored for row in plan.rows):
         prior = PRIORS[plan.device]
@@ -296,7 +300,7 @@ def lines(plan: Plan) -> list[str]:
     return out
 
 
-def span(r: Range) -> str:
+def format_estimate(r: Estimate) -> str:
     """`2.1 h (1.2 to 4.5 h)`, in the unit of its likely value."""
     unit, factor = ("h", 3600.0) if r.likely >= 5400 else ("min", 60.0) if r.likely >= 90 else ("s", 1.0)
     return f"{_short(r.likely / factor)} {unit} ({_short(r.low / factor)} to {_short(r.high / factor)} {unit})"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Ready:
+class ReadyStage:
     """A stage that could start now, and what hangs on it."""
 
     key: str
@@ -25,28 +25,28 @@ class Ready:
     arrived: int  # how many stages were asked for before it
 
 
-def order(ready: Iterable[Ready]) -> list[Ready]:
+def by_priority(ready: Iterable[ReadyStage]) -> list[ReadyStage]:
     """The longest remaining path first; of equals what more trials wait for, then what was asked for first."""
-    return sorted(ready, key=rank)
+    return sorted(ready, key=priority)
 
 
-def rank(stage: Ready) -> tuple[float, int, int, str]:
+def priority(stage: ReadyStage) -> tuple[float, int, int, str]:
     """What `order` sorts by, for a queue that is kept sorted: less starts earlier."""
     return -stage.path, -stage.waiters, stage.arrived, stage.key
 
 
-def ahead(way: Iterable[tuple[str, float]], made: Callable[[str], bool]) -> float:
+def remaining_seconds(way: Iterable[tuple[str, float]], made: Callable[[str], bool]) -> float:
     """What a trial has before it: the seconds of those stages (key, seconds) of its way that are not made yet."""
     return sum(seconds for key, seconds in way if not made(key))
 
 
-def alive(slots: int, *, eager: bool) -> int:
+def max_live_trials(slots: int, *, eager: bool) -> int:
     """Trials at a time where `slots` stages can be made at a time. `eager`: twice as many trials as stages may run, so
     that slots have work where trials wait for one stage together, and the broker chooses what is urgent."""
     return max(slots + 2, 2 * slots) if eager else slots
 
 
-def spread(ways: Sequence[Mapping[str, float]], made: Iterable[str] = ()) -> list[int]:
+def order_by_new_work(ways: Sequence[Mapping[str, float]], made: Iterable[str] = ()) -> list[int]:
     """In which order to begin trials that are all known: next comes the one that adds the most work to what the trials
     before it brought (and to what is `made`), of equals the first. `ways` are the stages of each: key -> seconds.
 
@@ -73,7 +73,7 @@ def spread(ways: Sequence[Mapping[str, float]], made: Iterable[str] = ()) -> lis
     return out
 
 
-def longest_paths(seconds: Mapping[str, float], needs: Mapping[str, Iterable[str]]) -> dict[str, float]:
+def critical_path_lengths(seconds: Mapping[str, float], needs: Mapping[str, Iterable[str]]) -> dict[str, float]:
     """Of a tree of stages: seconds from the start of each stage to the end of the last stage that depends on it.
 
     `needs` names the stages each one reads. Raises ValueError when they need each other in a circle.

@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raz.planning.schedule import Ready, ahead, longest_paths, rank
+from raz.planning.schedule import ReadyStage, critical_path_lengths, priority, remaining_seconds
 
 
 @dataclass(frozen=True)
-class Step:
+class StageVisit:
     """One stage on a trial's way."""
 
     key: str  # equal keys are one stage, made once
@@ -46,7 +46,7 @@ class Schedule:
         return self.busy / (self.makespan * self.devices) if self.makespan else 0.0
 
 
-def simulate(trials: Sequence[Sequence[Step]], devices: int, alive: int | None = None) -> Schedule:
+def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | None = None) -> Schedule:
     """The schedule of these trials, begun in their order, `alive` of them at a time (default: all).
 
     Raises ValueError for fewer than one device or trial at a time.
@@ -84,9 +84,9 @@ def simulate(trials: Sequence[Sequence[Step]], devices: int, alive: int | None =
         if not steps[key].device:
             start(key)
             return False
-        path = ahead(((step.key, step.seconds) for step in way[position[trial] :]), done.__contains__)
+        path = remaining_seconds(((step.key, step.seconds) for step in way[position[trial] :]), done.__contains__)
         path = max(path, -current[key][0]) if key in current else path
-        current[key] = rank(Ready(key, path, len(waiters[key]), arrived[key]))
+        current[key] = priority(ReadyStage(key, path, len(waiters[key]), arrived[key]))
         heapq.heappush(queue, (current[key], key))
         return False
 
@@ -114,14 +114,16 @@ def simulate(trials: Sequence[Sequence[Step]], devices: int, alive: int | None =
     return Schedule(
         devices=devices, makespan=now, total=math.fsum(seconds.values()),
         busy=math.fsum(s.seconds for s in steps.values() if s.device),
-        critical_path=max(longest_paths(seconds, needs).values(), default=0.0), starts=starts,
+        critical_path=max(critical_path_lengths(seconds, needs).values(), default=0.0), starts=starts,
     )  # fmt: skip
 
 
-def unshared(trials: Sequence[Sequence[Step]], devices: int, alive: int | None = None) -> Schedule:
+def simulate_without_sharing(
+    trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | None = None
+) -> Schedule:
     """The same trials when each makes all of its stages itself, as plain training does."""
     alone = [
-        [Step(f"{i}/{s.key}", s.seconds, s.device, tuple(f"{i}/{other}" for other in s.needs)) for s in trial]
+        [StageVisit(f"{i}/{s.key}", s.seconds, s.device, tuple(f"{i}/{other}" for other in s.needs)) for s in trial]
         for i, trial in enumerate(trials)
     ]
     return simulate(alone, devices, alive)

@@ -7,26 +7,26 @@ from dataclasses import replace
 
 from raz.config import TrialConfig
 from raz.errors import RazError
-from raz.pipeline.graph import keys_of, ordered
-from raz.planning.cost_model import Prices, Sizes, work
-from raz.planning.schedule import spread
+from raz.pipeline.graph import node_keys, topological_order
+from raz.planning.cost_model import CostModel, DatasetSizes, stage_gflop
+from raz.planning.schedule import order_by_new_work
 
 # Of no data set: in which order trials begin depends on the design alone, so it is the same on every machine.
-NOMINAL = Sizes({"train": 100, "val": 20, "test": 50}, {"train": 0.1, "val": 0.1, "test": 0.1})
+NOMINAL = DatasetSizes({"train": 100, "val": 20, "test": 50}, {"train": 0.1, "val": 0.1, "test": 0.1})
 
 
-def nominal_way(config: TrialConfig, splits: tuple[str, ...], seeds: Sequence[int] = ()) -> dict[str, float]:
+def nominal_work(config: TrialConfig, splits: tuple[str, ...], seeds: Sequence[int] = ()) -> dict[str, float]:
     """The stages of a trial and the work in each (GFLOP at NOMINAL sizes). The keys name what is shared, and are none
     of a store: no data is opened."""
     way: dict[str, float] = {}
     for each in [replace(config, seed=seed) for seed in seeds] or [config]:
-        keys = keys_of(each, splits, lambda split: split, lambda weights: weights)
+        keys = node_keys(each, splits, lambda split: split, lambda weights: weights)
         resolved = each.resolved()
-        way |= {key.key: work(resolved, node, NOMINAL) for node, key in keys.items()}
+        way |= {key.key: stage_gflop(resolved, node, NOMINAL) for node, key in keys.items()}
     return way
 
 
-def in_turn(
+def trial_order(
     configs: Sequence[TrialConfig | None],
     splits: tuple[str, ...],
     seeds: Sequence[int] = (),
@@ -34,15 +34,17 @@ def in_turn(
 ) -> list[int]:
     """In which order to begin these trials so that no slot idles (`spread`), after those that are done. None stands
     for one that cannot be run."""
-    made = {key for config in done for key in nominal_way(config, splits, seeds)}
-    return spread([{} if config is None else nominal_way(config, splits, seeds) for config in configs], made)
+    made = {key for config in done for key in nominal_work(config, splits, seeds)}
+    return order_by_new_work(
+        [{} if config is None else nominal_work(config, splits, seeds) for config in configs], made
+    )
 
 
-def seconds_of(config: TrialConfig, splits: tuple[str, ...], prices: Prices) -> dict[str, float]:
+def expected_seconds(config: TrialConfig, splits: tuple[str, ...], prices: CostModel) -> dict[str, float]:
     """What each stage of a trial, by its name, is expected to take: the likely seconds of a plan. Empty where the data
     set cannot be opened, which the trial itself will tell."""
     try:
-        path = ordered(config.resolved(), splits)
+        path = topological_order(config.resolved(), splits)
         return {str(node): prices.seconds(config, node)[0].likely for node in path}
     except RazError:
         return {}

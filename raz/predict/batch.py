@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from raz.data.images import decode
 from raz.errors import RazError
 from raz.predict.image_files import names_of
-from raz.utils.atomic import replacing
+from raz.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
     from raz.pipeline.model import Model, Prediction
 
 
 @dataclass(frozen=True)
-class Seen:
+class PredictedImage:
     """One image: what was predicted, or why it could not be."""
 
     name: str
@@ -37,7 +37,9 @@ class Seen:
         return about | self.prediction.as_json()
 
 
-def predict_images(model: Model, paths: Sequence[Path], depth: int | None, out: Path | None) -> Iterator[Seen]:
+def predict_images(
+    model: Model, paths: Sequence[Path], depth: int | None, out: Path | None
+) -> Iterator[PredictedImage]:
     """Each image as it is done. A file that is no image is told in its turn and stops nothing.
 
     With `out`, each gets a picture there.
@@ -47,7 +49,7 @@ def predict_images(model: Model, paths: Sequence[Path], depth: int | None, out: 
         try:
             pixels = decode(_read(path), str(path))
         except RazError as error:
-            yield Seen(name, path, None, error)
+            yield PredictedImage(name, path, None, error)
             continue
         prediction = model.predict(pixels, depth=depth)
         picture = None
@@ -61,7 +63,7 @@ def predict_images(model: Model, paths: Sequence[Path], depth: int | None, out: 
             taken.add(f"{stem}.png")
             picture = out / f"{stem}.png"
             _write(picture, partial(draw(compute(name, prediction), pixels).save, format="PNG", compress_level=1))
-        yield Seen(name, path, prediction, None, picture)
+        yield PredictedImage(name, path, prediction, None, picture)
 
 
 def _read(path: Path) -> bytes:
@@ -71,7 +73,7 @@ def _read(path: Path) -> bytes:
         raise RazError(str(path), f"cannot be read ({error.strerror or error})", "check its permissions") from error
 
 
-def document(model: Model, seen: Sequence[Seen]) -> dict[str, Any]:
+def to_json(model: Model, seen: Sequence[PredictedImage]) -> dict[str, Any]:
     """What `--json` prints: the model's origin, and every image. `raz-sweep score --pred` reads it."""
     done = [s for s in seen if s.prediction is not None]
     return {
@@ -98,7 +100,7 @@ def write_files(out: Path, given: dict[str, Any]) -> None:
 def _write(path: Path, write: Any) -> None:
     """Aside and renamed, so that nothing is left half written."""
     try:
-        with replacing(path) as aside:
+        with atomic_write(path) as aside:
             write(aside)
     except OSError as error:
         raise RazError(str(path), f"cannot be written ({error.strerror or error})", "choose another --out") from error

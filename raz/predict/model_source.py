@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raz.errors import RazError
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from raz.pipeline.model import Model
@@ -36,7 +36,7 @@ def model_from_store(place: str) -> Model:
             return stored_model(store, scores[0])
         if scores:
             raise RazError(place, f"{len(scores)} scores begin so", "write more of the key")
-    return model_of_trial(store, chosen_trial(store, parts, place))
+    return model_of_trial(store, select_trial(store, parts, place))
 
 
 def model_of_trial(store: Path, record: TrialRecord) -> Model:
@@ -50,7 +50,7 @@ def model_of_trial(store: Path, record: TrialRecord) -> Model:
     return stored_model(store, scores[0], about)
 
 
-def chosen_trial(store: Path, parts: list[str], place: str) -> TrialRecord:
+def select_trial(store: Path, parts: list[str], place: str) -> TrialRecord:
     """The trial that is meant by [], [study] or [study, number]: the best complete one unless a number says."""
     from raz.study.journal import study_names
     from raz.study.records import load_study, read_records
@@ -67,7 +67,7 @@ def chosen_trial(store: Path, parts: list[str], place: str) -> TrialRecord:
     if len(parts) == 2:
         if not parts[1].isdecimal() or int(parts[1]) not in {r.number for r in done}:
             numbers = [str(r.number) for r in done]
-            hint = nearest(parts[1], numbers) if numbers else "none is complete yet"
+            hint = did_you_mean(parts[1], numbers) if numbers else "none is complete yet"
             raise RazError(place, f"study {parts[0]} has no complete trial {parts[1]!r}", hint)
         return next(r for r in done if r.number == int(parts[1]))
     if not done:

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from raz.config import TrialConfig, configure, parameters
 from raz.errors import RazError
-from raz.predict.model_source import chosen_trial, model_of_trial
+from raz.predict.model_source import model_of_trial, select_trial
 
 if TYPE_CHECKING:
-    from raz.pipeline.events import Tell
+    from raz.pipeline.events import EventCallback
     from raz.pipeline.model import Model
     from raz.spec.search_space import SearchSpace
 
 
-def last_config(config: TrialConfig, best_epochs: dict[str, int]) -> TrialConfig:
+def retrain_config(config: TrialConfig, best_epochs: dict[str, int]) -> TrialConfig:
     """The configuration of the last training: the epochs found best, none of them left out by an early stop."""
     from raz.pipeline.graph import STAGES
     from raz.pipeline.keys import WITH_VALIDATION
@@ -36,28 +36,30 @@ def last_config(config: TrialConfig, best_epochs: dict[str, int]) -> TrialConfig
     return replace(configure(config, settings), dataset=config.dataset + WITH_VALIDATION)
 
 
-def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: Tell) -> tuple[Model, dict[str, Any]]:
+def train_final(
+    space: SearchSpace, store: Path, data_root: Path | None, log: EventCallback
+) -> tuple[Model, dict[str, Any]]:
     """The model of the last training, and what to say of it. Raises RazError when the study has no complete trial."""
-    from raz.pipeline.assembly import Trained
+    from raz.pipeline.assembly import TrainedStage
     from raz.pipeline.builders import read_state
-    from raz.pipeline.graph import Node, declared
-    from raz.pipeline.keys import opened, stage_keys
+    from raz.pipeline.graph import Node, declared_inputs
+    from raz.pipeline.keys import open_cached, stage_keys
     from raz.pipeline.model import Model
-    from raz.pipeline.trial import make_stages
+    from raz.pipeline.trial import build_stages
     from raz.store.cache import StageCache
 
-    record = chosen_trial(store, [space.study], f"{store}#{space.study}")
+    record = select_trial(store, [space.study], f"{store}#{space.study}")
     found = model_of_trial(store, record)
     cache = StageCache(store)
     best: dict[str, int] = {}
     for stage, trained in found.trained.items():
-        artifact = cache.at(stage, trained.key)
+        artifact = cache.get(stage, trained.key)
         if artifact is None:
             raise RazError(f"store {store}", f"stage {stage} {trained.key[:12]} is gone", "run the study again")
         best[stage] = int(artifact.manifest["best_epoch"])
-    config = last_config(found.config, best)
+    config = retrain_config(found.config, best)
     nodes = [Node(stage) for stage in found.trained]
-    make_stages(config, store, nodes, data_root=data_root, log=log)
+    build_stages(config, store, nodes, data_root=data_root, log=log)
     keys = stage_keys(config, data_root=data_root, splits=("val",))
     stages = {}
     for node in nodes:
@@ -65,8 +67,8 @@ def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: Te
         if artifact is None:
             raise RazError(f"store {store}", f"{node} was made and is gone", "the same command makes it again")
         weights = read_state(artifact.folder / "weights.safetensors")
-        stages[node.stage] = Trained(keys[node].key, declared(config, node.stage), weights)
-    items = opened(config.dataset, data_root).items
+        stages[node.stage] = TrainedStage(keys[node].key, declared_inputs(config, node.stage), weights)
+    items = open_cached(config.dataset, data_root).items
     about = {
         **found.about, "final": True, "epochs": best, "images": len(items["train"]),
         "search": found.about["stages"], "stages": {stage: trained.key for stage, trained in stages.items()},
@@ -74,7 +76,7 @@ def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: Te
     return Model(config, stages, found.fitted, about), about
 
 
-def train_once(config: TrialConfig, store: Path, data_root: Path | None, log: Tell) -> dict[str, Any]:
+def train_once(config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback) -> dict[str, Any]:
     """One trial of one configuration: its validation metrics, and the key of its score to predict from."""
     from raz.pipeline.trial import run_trial
 

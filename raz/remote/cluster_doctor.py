@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from raz.inspection import machine_checks
-from raz.inspection.machine_checks import Check, Status, render, worst
-from raz.remote.nodes import Node, each_node
-from raz.store.s3 import bucket_of
-from raz.utils.provenance import versions
+from raz.inspection.machine_checks import Check, Status, exit_code, render
+from raz.remote.nodes import NodeAnswer, run_on_each_node
+from raz.store.s3 import bucket_for
+from raz.utils.provenance import environment_versions
 
-FAR = 2.0  # seconds a clock may differ before it is said; nothing but S3's signatures depends on it
-WRONG = 300.0  # S3 refuses requests of 900
+CLOCK_WARN_SECONDS = 2.0  # seconds a clock may differ before it is said; nothing but S3's signatures depends on it
+CLOCK_FAIL_SECONDS = 300.0  # S3 refuses requests of 900
 MARK = ".raz-doctor-"
 
 
 @dataclass(frozen=True)
-class Examined:
+class NodeReport:
     """A node, and how it is."""
 
     host: str
@@ -34,17 +34,17 @@ class Examined:
     checks: tuple[Check, ...]
 
 
-def examine_cluster(store: Path, data_root: Path | None) -> list[Examined]:
+def examine_cluster(store: Path, data_root: Path | None) -> list[NodeReport]:
     """Asks every node of the Ray that this process has joined. A mark is left in the store meanwhile: a node that does
     not see it has another store."""
     with _marked(store) as mark:
-        nodes = each_node(f"{__name__}:examine_here", str(store), str(data_root) if data_root else "", mark)
-    return [Examined(node.host, node.address, tuple(_checks(node))) for node in nodes]
+        nodes = run_on_each_node(f"{__name__}:examine_here", str(store), str(data_root) if data_root else "", mark)
+    return [NodeReport(node.host, node.address, tuple(_checks(node))) for node in nodes]
 
 
 @contextmanager
 def _marked(store: Path) -> Iterator[str]:
-    mark, bucket = f"{MARK}{uuid.uuid4().hex}", bucket_of(store)
+    mark, bucket = f"{MARK}{uuid.uuid4().hex}", bucket_for(store)
     if bucket is not None:
         bucket.write(mark, b"")
     else:
@@ -73,13 +73,13 @@ def examine_here(store: str, data_root: str, mark: str) -> dict[str, Any]:
     ]
     if data_root:
         checks.append(images(Path(data_root)))
-    told = {name: version for name, version in versions().items() if name != "commit"}
+    told = {name: version for name, version in environment_versions().items() if name != "commit"}
     return {"checks": [asdict(check) for check in checks], "versions": told, "began": began, "ended": time.time()}
 
 
 def shared(store: Path, mark: str) -> Check:
     """Whether this node sees what was written on the machine that asks, and may write itself."""
-    bucket = bucket_of(store)
+    bucket = bucket_for(store)
     try:
         if bucket is None:
             seen = (store / mark).exists()
@@ -98,7 +98,7 @@ def shared(store: Path, mark: str) -> Check:
 
 def images(root: Path) -> Check:
     """Whether the data root is there; one that stands for a bucket is only asked for, not mirrored."""
-    bucket = bucket_of(root)
+    bucket = bucket_for(root)
     try:
         count = len(os.listdir(root)) if bucket is None else len(bucket.names())
     except OSError as error:
@@ -107,7 +107,7 @@ def images(root: Path) -> Check:
     return Check("images", "ok" if count else "fail", f"{where}, {count} entries", "there is nothing in it")
 
 
-def _checks(node: Node) -> Iterator[Check]:
+def _checks(node: NodeAnswer) -> Iterator[Check]:
     offered = ", ".join(f"{name} {n:g}" for name, n in sorted(node.resources.items()) if name in ("CPU", "GPU"))
     if node.trouble:
         yield Check("answer", "fail", node.trouble, "is raz-sweep installed there, and of this version?")
@@ -119,33 +119,33 @@ def _checks(node: Node) -> Iterator[Check]:
 
 
 def _versions(theirs: dict[str, str]) -> Check:
-    mine = {name: version for name, version in versions().items() if name != "commit"}
+    mine = {name: version for name, version in environment_versions().items() if name != "commit"}
     other = [f"{name} {theirs.get(name)} (here {mine[name]})" for name in mine if theirs.get(name) != mine[name]]
     if other:
         return Check("versions", "fail", ", ".join(other), "install the same on every node: `ray up` again")
     return Check("versions", "ok", "as on this machine")
 
 
-def clock(node: Node) -> Check:
+def clock(node: NodeAnswer) -> Check:
     """The node worked between `asked` and `heard`, so its clock is off by `least` to `most` seconds."""
     least, most = node.answer["ended"] - node.heard, node.answer["began"] - node.asked
     off = max(least, -most, 0.0)
-    if off <= FAR:
+    if off <= CLOCK_WARN_SECONDS:
         return Check("clock", "ok", f"agrees, to what can be told ({least:+.1f} to {most:+.1f} s)")
-    status: Status = "fail" if off > WRONG else "warn"
+    status: Status = "fail" if off > CLOCK_FAIL_SECONDS else "warn"
     way = "ahead of" if least > 0 else "behind"
     return Check("clock", status, f"at least {off:.0f} s {way} this machine's", "start an NTP client on the node")
 
 
-def cluster_lines(found: Sequence[Examined]) -> list[str]:
+def cluster_lines(found: Sequence[NodeReport]) -> list[str]:
     """The same for people."""
     lines = []
     for node in found:
         lines += [f"node {node.host} ({node.address})", *(f"  {line}" for line in render(node.checks).splitlines())]
-    bad = sum(worst(node.checks) for node in found)
+    bad = sum(exit_code(node.checks) for node in found)
     return [*lines, f"{len(found)} nodes, {bad} with faults"]
 
 
-def cluster_json(found: Sequence[Examined]) -> dict[str, Any]:
-    nodes = [{"ok": worst(node.checks) == 0, **asdict(node)} for node in found]
+def cluster_json(found: Sequence[NodeReport]) -> dict[str, Any]:
+    nodes = [{"ok": exit_code(node.checks) == 0, **asdict(node)} for node in found]
     return {"ok": all(node["ok"] for node in nodes), "nodes": nodes}

@@ -24,9 +24,9 @@ import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 
-from raz.errors import RazErrors
-from raz.utils.suggestions import nearest
-from raz.utils.yamlfile import Document, Faults, parse
+from raz.errors import RazErrorGroup
+from raz.utils.suggestions import did_you_mean
+from raz.utils.yamlfile import Document, Problems, parse
 
 PLACEHOLDER = "FILL_IN"
 LISTS = (
@@ -46,14 +46,14 @@ _PYTHON = re.compile(r"(?:--python |python)(3\.\d+)\b")
 
 
 @dataclass(frozen=True)
-class Checked:
+class ClusterFileReport:
     """A file without faults: of which kind it is, and what could not be asked here."""
 
     kind: str
     notes: tuple[str, ...] = ()
 
 
-def check_file(path: Path, name: str = "") -> Checked:
+def check_file(path: Path, name: str = "") -> ClusterFileReport:
     """Looks at the whole file. Raises RazError(s) with every fault and its line; OSError goes through."""
     name = name or str(path)
     try:
@@ -65,34 +65,34 @@ def check_file(path: Path, name: str = "") -> Checked:
     if re.search(r"^apiVersion:", text, re.MULTILINE):
         return _check_kubernetes(text, name)
     document = parse(text, name, strict=False, aliases=True)
-    faults = Faults(document)
+    faults = Problems(document)
     faults.found += placeholders(text, name)
     provider = document.data.get("provider")
     kind = provider.get("type") if isinstance(provider, dict) else None
     if kind not in PROVIDER:
         faults.add(
             ("provider", "type"), f"provider.type is {kind!r}, expected one of {', '.join(PROVIDER)}",
-            nearest(str(kind), PROVIDER),
+            did_you_mean(str(kind), PROVIDER),
         )  # fmt: skip
-        faults.settle()
-    from raz.remote.ray_validation import against_schema, against_validation
+        faults.raise_if_any()
+    from raz.remote.ray_validation import ray_validation_errors, schema_errors
 
-    misshapen = list(against_schema(document))
+    misshapen = list(schema_errors(document))
     faults.found += misshapen
     if not misshapen:
         _rules(document, faults, str(kind))
         notes: list[str] = []
         if not faults.found:  # Ray's own code stops at the first fault, and without a line
-            faults.found += against_validation(document)
+            faults.found += ray_validation_errors(document)
         if kind == "aws":
-            from raz.remote.ray_validation import against_aws
+            from raz.remote.ray_validation import aws_errors
 
-            found, notes = against_aws(document, boot=not faults.found)
+            found, notes = aws_errors(document, boot=not faults.found)
             faults.found += found
-    faults.settle()
+    faults.raise_if_any()
     if kind == "gcp":
         notes = ["what Google would say to the node types was not asked: no mock of it is at hand"]
-    return Checked(str(kind), tuple(notes))
+    return ClusterFileReport(str(kind), tuple(notes))
 
 
 def placeholders(text: str, name: str) -> list[RazError]:
@@ -110,7 +110,7 @@ def _commands(document: Document, key: str) -> Iterator[tuple[tuple[str | int, .
         yield (key, i), str(command)
 
 
-def _rules(document: Document, faults: Faults, kind: str) -> None:
+def _rules(document: Document, faults: Problems, kind: str) -> None:
     """What Ray takes, and a sweep must not have."""
     data = document.data
     faults.keys(("provider",), data["provider"], PROVIDER[kind], ("type",))
@@ -134,7 +134,7 @@ def _rules(document: Document, faults: Faults, kind: str) -> None:
         _nodes(data, faults, kind)
 
 
-def _versions(document: Document, faults: Faults) -> None:
+def _versions(document: Document, faults: Problems) -> None:
     here, python = metadata.version("ray"), f"{sys.version_info.major}.{sys.version_info.minor}"
     pins = 0
     for place, command in _commands(document, "setup_commands"):
@@ -152,7 +152,7 @@ def _versions(document: Document, faults: Faults) -> None:
                    "export RAY_AUTH_MODE=token in ~/.bashrc")  # fmt: skip
 
 
-def _start(document: Document, faults: Faults) -> None:
+def _start(document: Document, faults: Problems) -> None:
     ports = []
     for key, head in (("head_start_ray_commands", True), ("worker_start_ray_commands", False)):
         commands = list(_commands(document, key))
@@ -178,7 +178,7 @@ def _start(document: Document, faults: Faults) -> None:
         faults.add(ports[-1][0], f"workers join port {ports[-1][1]}, the head listens on {ports[0][1]}")
 
 
-def _mounts(document: Document, faults: Faults) -> None:
+def _mounts(document: Document, faults: Problems) -> None:
     mounts = document.data.get("file_mounts") or {}
     if not any(str(remote).endswith(".ray/auth_token") for remote in mounts):
         faults.add(("file_mounts",), "the token does not reach the nodes", "~/.ray/auth_token: ~/.ray/auth_token")
@@ -195,7 +195,7 @@ def _mounts(document: Document, faults: Faults) -> None:
             faults.add(place, f"{local} is not there, seen from {os.getcwd()}", "call it from the top of a clone")
 
 
-def _hosts(provider: dict[str, Any], faults: Faults) -> None:
+def _hosts(provider: dict[str, Any], faults: Problems) -> None:
     head, workers = provider.get("head_ip"), provider.get("worker_ips")
     if not isinstance(head, str) or not isinstance(workers, list):
         faults.add(("provider",), "head_ip or worker_ips is missing")
@@ -222,10 +222,12 @@ def _address(text: str) -> bool:
     return True
 
 
-def _nodes(data: dict[str, Any], faults: Faults, kind: str) -> None:
+def _nodes(data: dict[str, Any], faults: Problems, kind: str) -> None:
     types, head = data.get("available_node_types") or {}, data.get("head_node_type")
     if head not in types:
-        faults.add(("head_node_type",), f"head_node_type {head!r} is none of the node types", nearest(str(head), types))
+        faults.add(
+            ("head_node_type",), f"head_node_type {head!r} is none of the node types", did_you_mean(str(head), types)
+        )
     for name, node in types.items():
         place = ("available_node_types", name)
         config, least, most = node["node_config"], node.get("min_workers", 0), node.get("max_workers", 0)
@@ -235,7 +237,7 @@ def _nodes(data: dict[str, Any], faults: Faults, kind: str) -> None:
         if name == head and spot:
             faults.add((*place, "node_config"), "the head is a spot machine: its end is the run's", "on demand")
         if kind == "aws":
-            _amazon(config, (*place, "node_config"), faults, head=name == head)
+            _check_aws_node(config, (*place, "node_config"), faults, head=name == head)
         for i, disk in enumerate(config.get("disks") or []):
             image = str((disk.get("initializeParams") or {}).get("sourceImage", "")) if isinstance(disk, dict) else ""
             if "/family/" in image or not image:
@@ -254,7 +256,7 @@ def _nodes(data: dict[str, Any], faults: Faults, kind: str) -> None:
         _network(data["provider"], faults)
 
 
-def _amazon(config: dict[str, Any], place: tuple[str, ...], faults: Faults, *, head: bool) -> None:
+def _check_aws_node(config: dict[str, Any], place: tuple[str, ...], faults: Problems, *, head: bool) -> None:
     image = config.get("ImageId")
     if image is None:
         faults.add(place, "ImageId is missing: Ray would take an Ubuntu 18.04", "ImageId: ami-…")
@@ -269,7 +271,7 @@ def _amazon(config: dict[str, Any], place: tuple[str, ...], faults: Faults, *, h
                    "MetadataOptions: {HttpTokens: required}")  # fmt: skip
 
 
-def _network(provider: dict[str, Any], faults: Faults) -> None:
+def _network(provider: dict[str, Any], faults: Problems) -> None:
     region = str(provider.get("region"))
     for zone in str(provider.get("availability_zone", region)).split(","):
         if not zone.strip().startswith(region):
@@ -296,13 +298,13 @@ def _network(provider: dict[str, Any], faults: Faults) -> None:
                 faults.add(place, f"{cidr!r} is no network", "an address and /32")
 
 
-def _check_kubernetes(text: str, name: str) -> Checked:
+def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
     """Each document of the file by itself; the line numbers are the file's."""
     found, here, line, kinds = placeholders(text, name), metadata.version("ray"), 0, []
     for part in re.split(r"^---\n", text, flags=re.MULTILINE):
         document = parse("\n" * line + part, name, strict=False)
         line += part.count("\n") + 1
-        faults = Faults(document)
+        faults = Problems(document)
         kinds.append(str(document.data.get("kind")))
         if document.data.get("kind") == "RayCluster":
             spec = document.data.get("spec") or {}
@@ -322,7 +324,7 @@ def _check_kubernetes(text: str, name: str) -> Checked:
     if "RayCluster" not in kinds:
         found.append(RazError(f"{name}:1", f"no RayCluster in it, but {', '.join(kinds)}"))
     _raise(found)
-    return Checked("kubernetes", ("the operator's schema was not asked: kubectl apply --dry-run=server",))
+    return ClusterFileReport("kubernetes", ("the operator's schema was not asked: kubectl apply --dry-run=server",))
 
 
 def _leaves(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
@@ -333,7 +335,7 @@ def _leaves(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tup
         yield place, value
 
 
-def _check_script(text: str, name: str, path: Path) -> Checked:
+def _check_script(text: str, name: str, path: Path) -> ClusterFileReport:
     found = placeholders(text, name)
     done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
     for at, said in re.findall(r"line (\d+): (.*)", done.stderr):
@@ -352,14 +354,14 @@ def _check_script(text: str, name: str, path: Path) -> Checked:
     else:
         notes.append("shellcheck is not installed")
     _raise(found)
-    return Checked("slurm", tuple(notes))
+    return ClusterFileReport("slurm", tuple(notes))
 
 
 def _raise(found: list[RazError]) -> None:
     def line(fault: RazError) -> int:
         return int(fault.where.rpartition(":")[2])
 
-    flat = [one for fault in found for one in (fault.faults if isinstance(fault, RazErrors) else (fault,))]
+    flat = [one for fault in found for one in (fault.faults if isinstance(fault, RazErrorGroup) else (fault,))]
     raise_all(sorted(flat, key=line))
 
 

@@ -21,7 +21,7 @@ from raz.engine.ray_internals import STOP, ray_command
 from raz.engine.ray_session import prepare_client
 from raz.errors import RazError
 
-PATIENCE = 90.0  # seconds until the way to the head is open
+CONNECT_TIMEOUT = 90.0  # seconds until the way to the head is open
 LOOK = 2.0  # seconds between two looks at a job
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -34,12 +34,12 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         self.url = url
-        with _told(url):
+        with _translate_errors(url):
             self._client = JobSubmissionClient(url)
 
     def submit(self, folder: Path, entry: str, study: str) -> str:
         """Starts `entry`, a line of shell, beside the files of `folder`. Returns the job's id."""
-        with _told(self.url):
+        with _translate_errors(self.url):
             told = self._client.submit_job(
                 entrypoint=entry, submission_id=f"{study}-{secrets.token_hex(4)}", metadata={"study": study},
                 runtime_env={"working_dir": str(folder), "env_vars": STOP},
@@ -49,23 +49,23 @@ class Jobs:
     def state(self, job: str) -> dict[str, Any]:
         """Id, study, state, what it runs, exit code, start and end (seconds since the epoch). Raises RazError for an
         unknown id."""
-        with _told(self.url, job):
+        with _translate_errors(self.url, job):
             return _document(self._client.get_job_info(job))
 
-    def each(self) -> list[dict[str, Any]]:
+    def list_jobs(self) -> list[dict[str, Any]]:
         """Every job that raz-sweep sent, the oldest first."""
-        with _told(self.url):
+        with _translate_errors(self.url):
             found = [_document(job) for job in self._client.list_jobs() if (job.metadata or {}).get("study")]
         return sorted(found, key=lambda job: job["started"] or 0.0)
 
     def logs(self, job: str) -> str:
         """All that the job has printed."""
-        with _told(self.url, job):
+        with _translate_errors(self.url, job):
             return str(self._client.get_job_logs(job))
 
     def stop(self, job: str) -> None:
         """Asks the job to end."""
-        with _told(self.url, job):
+        with _translate_errors(self.url, job):
             self._client.stop_job(job)
 
     def follow(self, job: str, write: Callable[[str], object]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _document(job: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(url: str, job: str = "") -> Iterator[None]:
+def _translate_errors(url: str, job: str = "") -> Iterator[None]:
     """Ray's refusals and a lost connection as one message."""
     import requests
     from ray.exceptions import AuthenticationError
@@ -113,7 +113,7 @@ def _told(url: str, job: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def way_to(cluster: Path) -> Iterator[str]:
+def ssh_tunnel(cluster: Path) -> Iterator[str]:
     """The URL on this machine's loopback that leads through SSH to the job server of a cluster that is up.
 
     Raises RazError when the way cannot be opened.
@@ -126,7 +126,7 @@ def way_to(cluster: Path) -> Iterator[str]:
         ray = ray_command("dashboard", str(cluster), "--port", str(port))
         tunnel = subprocess.Popen(ray, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
         try:
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + CONNECT_TIMEOUT
             while not _open(port):
                 if tunnel.poll() is not None or time.monotonic() > end:
                     said.seek(0)

@@ -11,7 +11,7 @@ PATIENCE = 120.0  # seconds for a node to answer; a process that imports torch i
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeAnswer:
     """A machine of the cluster, and what it said."""
 
     host: str
@@ -23,7 +23,7 @@ class Node:
     heard: float = 0.0
 
 
-def each_node(function: str, *arguments: Any, seconds: float = PATIENCE) -> list[Node]:
+def run_on_each_node(function: str, *arguments: Any, seconds: float = PATIENCE) -> list[NodeAnswer]:
     """What `package.module:function` returns on every living node, in the order of their addresses."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -53,7 +53,7 @@ def each_node(function: str, *arguments: Any, seconds: float = PATIENCE) -> list
     for name, node in about.items():
         answer, trouble, now = heard[name]
         found.append(
-            Node(
+            NodeAnswer(
                 node["NodeManagerHostname"], node["NodeManagerAddress"],
                 {k: v for k, v in node["Resources"].items() if not k.startswith("node:")}, answer, trouble, asked, now,
             )

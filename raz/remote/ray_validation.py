@@ -16,13 +16,13 @@ from unittest import mock
 
 from raz.engine.ray_internals import bootstrapped, cluster_schema, prepared, validate
 from raz.errors import RazError
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Place
 
 BOOT = ("provider",)  # Ray's bootstrap names no place
 
 
-def against_schema(document: Document) -> Iterator[RazError]:
+def schema_errors(document: Document) -> Iterator[RazError]:
     """Faults against the schema that Ray brings, all of them, with their lines."""
     import jsonschema
 
@@ -34,12 +34,12 @@ def against_schema(document: Document) -> Iterator[RazError]:
             patterns = error.schema.get("patternProperties", {})
             for key in error.instance:
                 if key not in legal and not patterns:
-                    yield RazError(document.where(*place, key), f"unknown key {prefix}{key}", nearest(key, legal))
+                    yield RazError(document.where(*place, key), f"unknown key {prefix}{key}", did_you_mean(key, legal))
         else:
             yield RazError(document.where(*place), f"{prefix.rstrip('.') or 'the file'}: {error.message[:200]}")
 
 
-def against_validation(document: Document) -> list[RazError]:
+def ray_validation_errors(document: Document) -> list[RazError]:
     """What Ray's own defaults and validation say: the first fault, if any."""
     try:
         with _quiet():
@@ -49,7 +49,7 @@ def against_validation(document: Document) -> list[RazError]:
     return []
 
 
-def against_aws(document: Document, *, boot: bool) -> tuple[list[RazError], list[str]]:
+def aws_errors(document: Document, *, boot: bool) -> tuple[list[RazError], list[str]]:
     """Faults of the node types against EC2's model, then, with `boot` and where moto is installed, of Ray's real
     bootstrap and of the machines it would ask for. And notes: what could not be asked."""
     if importlib.util.find_spec("botocore") is None or importlib.util.find_spec("boto3") is None:
@@ -67,7 +67,7 @@ def against_aws(document: Document, *, boot: bool) -> tuple[list[RazError], list
     if boot and not found:
         try:
             with _quiet(), tempfile.TemporaryDirectory() as home:
-                _boot(copy.deepcopy(document.data), home)
+                _dry_bootstrap(copy.deepcopy(document.data), home)
         except (Exception, SystemExit) as error:
             found.append(RazError(document.where(*BOOT), f"Ray's bootstrap on a mock of AWS fails: {_first(error)}"))
     return found, []
@@ -90,7 +90,7 @@ def _compare(value: Any, shape: Any, place: Place) -> Iterator[tuple[Place, str,
             return
         for key, inner in value.items():
             if key not in shape.members:
-                yield (*place, key), f"EC2 knows no {key}", nearest(key, shape.members)
+                yield (*place, key), f"EC2 knows no {key}", did_you_mean(key, shape.members)
             else:
                 yield from _compare(inner, shape.members[key], (*place, key))
     elif kind == "list":
@@ -103,14 +103,14 @@ def _compare(value: Any, shape: Any, place: Place) -> Iterator[tuple[Place, str,
         if not isinstance(value, str):
             yield place, f"{value!r} is no text", ""
         elif shape.enum and value not in shape.enum:
-            yield place, f"EC2 has no {place[-1]} {value!r}", nearest(value, shape.enum)
+            yield place, f"EC2 has no {place[-1]} {value!r}", did_you_mean(value, shape.enum)
     elif kind in ("integer", "long") and (isinstance(value, bool) or not isinstance(value, int)):
         yield place, f"{value!r} is no whole number", ""
     elif kind == "boolean" and not isinstance(value, bool):
         yield place, f"{value!r} is neither true nor false", ""
 
 
-def _boot(raw: dict[str, Any], home: str) -> None:
+def _dry_bootstrap(raw: dict[str, Any], home: str) -> None:
     """Ray's bootstrap of the file, and EC2's answer to each machine it would start, on moto's AWS."""
     import boto3
     from moto import mock_aws

@@ -13,7 +13,9 @@ from raz.errors import RazError
 Run = Callable[[Sequence[str]], None]  # `ray WORDS`
 
 
-def fetch(file: Path, place: Path, names: Sequence[str], there: str | None, artifacts: bool, run: Run) -> None:
+def fetch_from_head(
+    file: Path, place: Path, names: Sequence[str], there: str | None, artifacts: bool, run: Run
+) -> None:
     """Has the head lay out what is wanted in a folder of its own, and brings that folder here."""
     laid = f"raz-pull-{secrets.token_hex(8)}"
     store = shlex.quote(there) if there else '"${RAZ_STORE:-$HOME/raz-store}"'
@@ -25,7 +27,7 @@ def fetch(file: Path, place: Path, names: Sequence[str], there: str | None, arti
         run(["exec", str(file), f"rm -rf {laid}"])
 
 
-def ray(words: Sequence[str]) -> None:
+def run_ray_cli(words: Sequence[str]) -> None:
     """Ray's command line. Raises RazError with its last words when it fails."""
     from raz.engine.ray_internals import ray_command
     from raz.engine.ray_session import prepare_client

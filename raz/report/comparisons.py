@@ -11,8 +11,15 @@ from numpy.typing import NDArray
 
 from raz.errors import RazError
 from raz.report.fill import Cell, FilledTable
-from raz.report.resample import LOCALIZATION_RESAMPLES, Draws, draws, per_image_error, resampled, standard_errors
-from raz.report.statistics import Effect, Over, holm, image_effect, independent, seed_effect, summarize
+from raz.report.resample import (
+    LOCALIZATION_RESAMPLES,
+    Resamples,
+    make_resamples,
+    per_image_error,
+    resampled,
+    standard_errors,
+)
+from raz.report.statistics import Effect, Over, average_by_prefix, holm, image_effect, seed_effect, summarize
 from raz.spec.ablation import Claim
 
 Floats = NDArray[np.float64]
@@ -20,7 +27,7 @@ Terms = Mapping[tuple[str, str], float]  # (row, metric) -> weight
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedClaim:
     """A claim on one data set: its sum in the paper's own numbers, and in ours."""
 
     claim: Claim
@@ -51,7 +58,7 @@ class Judged:
         return self.says(effect.value, sure)
 
 
-class Differences:
+class EffectEstimator:
     """Differences on one data set of a filled table, `over` seeds or images; None: seeds where two are paired."""
 
     def __init__(self, filled: FilledTable, dataset: str, over: Over | None = None) -> None:
@@ -70,7 +77,9 @@ class Differences:
         if not seeds:
             return None
         sums = [sum(w * v[seed] for w, v in zip(terms.values(), per_cell, strict=True)) for seed in seeds]
-        paired = seed_effect(independent((self._prefix(terms, seed), s) for seed, s in zip(seeds, sums, strict=True)))
+        paired = seed_effect(
+            average_by_prefix((self._prefix(terms, seed), s) for seed, s in zip(seeds, sums, strict=True))
+        )
         if self.over == "seeds" or (self.over is None and paired.n > 1):
             return paired
         return self._over_images(terms, seeds, float(np.mean(sums))) or paired
@@ -92,13 +101,13 @@ class Differences:
             return None  # different images cannot be paired
         (images,) = ids
         assert images is not None
-        d = draws(images)
+        d = make_resamples(images)
         cheap = all("@" not in metric or metric.partition("@")[2][:1].isalpha() for _, metric in terms)
         boot = self._sum(terms, seeds, "boot" if cheap else "few", d)
         if boot is None:
             return None
-        spread = self._spread(terms, seeds, d) if cheap else None
-        return image_effect(value, boot, len(images), spread, self._flips(terms, seeds, d, value))
+        spread = self._standard_errors(terms, seeds, d) if cheap else None
+        return image_effect(value, boot, len(images), spread, self._permutation_null(terms, seeds, d, value))
 
     def _arrays(self, row: str, seed: int, split: str) -> dict[str, NDArray[Any]] | None:
         key = (row, seed, split)
@@ -110,7 +119,7 @@ class Differences:
                 self._kept[key] = None
         return self._kept[key]
 
-    def _spread(self, terms: Terms, seeds: list[int], d: Draws) -> tuple[float, Floats] | None:
+    def _standard_errors(self, terms: Terms, seeds: list[int], d: Resamples) -> tuple[float, Floats] | None:
         """The standard error of the weighted sum, meant over seeds, and those on every resample."""
         parts = []
         for (row, metric), weight in terms.items():
@@ -124,7 +133,7 @@ class Differences:
         every = standard_errors(parts, d.boot)
         return None if once is None or every is None else (float(once[0]), every)
 
-    def _sum(self, terms: Terms, seeds: list[int], which: str, d: Draws) -> Floats | None:
+    def _sum(self, terms: Terms, seeds: list[int], which: str, d: Resamples) -> Floats | None:
         """The weighted sum on every resample, meant over seeds."""
         total: Floats | None = None
         for (row, metric), weight in terms.items():
@@ -136,7 +145,7 @@ class Differences:
                 total = part if total is None else total + part
         return total
 
-    def _resampled(self, row: str, seed: int, metric: str, which: str, d: Draws) -> Floats | None:
+    def _resampled(self, row: str, seed: int, metric: str, which: str, d: Resamples) -> Floats | None:
         key = (row, seed, metric, which)
         if key not in self._values:
             split, _, name = metric.partition(".")
@@ -147,7 +156,7 @@ class Differences:
             self._values[key] = resampled(name, arrays, weights) if arrays is not None and pooled else None
         return self._values[key]
 
-    def _flips(self, terms: Terms, seeds: list[int], d: Draws, value: float) -> Floats | None:
+    def _permutation_null(self, terms: Terms, seeds: list[int], d: Resamples, value: float) -> Floats | None:
         """The difference with both sides swapped in random images: of two rows, in a mean over images."""
         if len(terms) != 2 or len({m for _, m in terms}) != 1 or sorted(terms.values()) != [-1.0, 1.0]:
             return None
@@ -170,10 +179,10 @@ class Differences:
         return out
 
 
-def to_base(filled: FilledTable, dataset: str, over: Over | None = None) -> dict[tuple[str, str], Effect]:
+def differences_to_base(filled: FilledTable, dataset: str, over: Over | None = None) -> dict[tuple[str, str], Effect]:
     """(row, metric) -> its difference to the base row, corrected over the whole sheet."""
     table = filled.table
-    found = Differences(filled, dataset, over)
+    found = EffectEstimator(filled, dataset, over)
     out = {}
     for metric in table.metrics_of(dataset):
         for row in table.run_rows:
@@ -184,12 +193,12 @@ def to_base(filled: FilledTable, dataset: str, over: Over | None = None) -> dict
     return {key: effect for key, effect in holm(dict(out.items())).items() if isinstance(key, tuple)}
 
 
-def judge(
+def judge_claims(
     filled: FilledTable, dataset: str, over: Over | None = None, printed: str | None = None
-) -> tuple[Judged, ...]:
+) -> tuple[JudgedClaim, ...]:
     """Every claim of the table on one data set, beside the numbers printed of `printed` (the same, unless told)."""
     table = filled.table
-    differences = Differences(filled, dataset, over)
+    differences = EffectEstimator(filled, dataset, over)
     found: list[tuple[Claim, tuple[str, ...], float | None]] = []
     effects: dict[int, Effect] = {}
     columns = table.metrics_of(dataset)
@@ -201,7 +210,7 @@ def judge(
             if effect is not None:
                 effects[len(found)] = effect
             found.append((claim, metrics, _printed(filled, printed or dataset, terms)))
-    return tuple(Judged(*one, effects.get(i)) for i, one in enumerate(found))
+    return tuple(JudgedClaim(*one, effects.get(i)) for i, one in enumerate(found))
 
 
 def _printed(filled: FilledTable, dataset: str, terms: Terms) -> float | None:
@@ -218,7 +227,7 @@ def _printed(filled: FilledTable, dataset: str, terms: Terms) -> float | None:
 def best_rows(filled: FilledTable, dataset: str, over: Over | None = None) -> dict[str, str]:
     """metric -> the row that is told apart from every other row that has runs, where there is such a row."""
     table, out = filled.table, {}
-    differences = Differences(filled, dataset, over)
+    differences = EffectEstimator(filled, dataset, over)
     for metric in table.metrics_of(dataset):
         lower = lower_is_better(metric)
         means = {row.name: summarize(filled.cells[row.name, dataset].values(metric).values()).mean

@@ -10,16 +10,16 @@ from typing import Protocol
 
 from raz.config import TrialConfig
 from raz.errors import RazError
-from raz.report.score_index import Found, Kept, ScoreIndex
-from raz.spec.ablation import AblationTable, Profile, dataset_title, readable
+from raz.report.score_index import ScoreIndex, StoredScore, TrialScores
+from raz.spec.ablation import AblationTable, Profile, dataset_title, readable_datasets
 
 
-class Stored(Protocol):
+class ScoreLookup(Protocol):
     """Looks up one trial under many seeds: {seed: what is there}."""
 
     def __call__(
         self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
-    ) -> Mapping[int, Found]: ...
+    ) -> Mapping[int, TrialScores]: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Cell:
     row: str
     dataset: str
     zooms: bool  # more than one pass, so that regions were zoomed
-    found: Mapping[int, Found]
+    found: Mapping[int, TrialScores]
     config: TrialConfig | None = None  # of the first seed; None for a row that is quoted
 
     def values(self, metric: str) -> dict[int, float]:
@@ -51,7 +51,7 @@ class FilledTable:
     troubles: Mapping[str, str]  # data set -> why it could not be looked up
     damaged: tuple[Path, ...] = ()  # scores that are there and not whole
     store: Path = field(default_factory=Path)
-    kept: tuple[Kept, ...] = ()  # all scores of the store, looked at only where cells are empty
+    kept: tuple[StoredScore, ...] = ()  # all scores of the store, looked at only where cells are empty
     data_root: Path | None = None
 
     def title(self, dataset: str) -> str:
@@ -61,7 +61,7 @@ class FilledTable:
     @property
     def wanted(self) -> int:
         """Trials (row x data set x seed) that a run can give: those of data sets that have a reader."""
-        there = readable(self.data_root)
+        there = readable_datasets(self.data_root)
         return len(self.table.seeds) * sum(c.dataset in there and c.config is not None for c in self.cells.values())
 
     @property
@@ -71,7 +71,12 @@ class FilledTable:
 
 
 def fill_table(
-    table: AblationTable, profile: Profile, store: Path, *, data_root: Path | None = None, stored: Stored | None = None
+    table: AblationTable,
+    profile: Profile,
+    store: Path,
+    *,
+    data_root: Path | None = None,
+    stored: ScoreLookup | None = None,
 ) -> FilledTable:
     """Look every trial of the table up in the store.
 
@@ -79,18 +84,18 @@ def fill_table(
     `troubles`; the rest of the table is filled.
     """
     index = ScoreIndex(store)
-    look = stored or FromStore(index)
+    look = stored or StoreLookup(index)
     cells: dict[tuple[str, str], Cell] = {}
     troubles: dict[str, str] = {}
     for dataset in profile.datasets:
-        if dataset not in readable(data_root):
+        if dataset not in readable_datasets(data_root):
             troubles[dataset] = f"{dataset_title(dataset, data_root)} has no reader, so its cells stay empty"
         for row in table.rows:
             if row.quoted:
                 cells[row.name, dataset] = Cell(row.name, dataset, False, {})
                 continue
             config = table.config(profile, row, dataset, table.seeds[0])
-            found: Mapping[int, Found] = {}
+            found: Mapping[int, TrialScores] = {}
             if dataset not in troubles:
                 try:
                     found = look(config, table.seeds, data_root=data_root, splits=table.splits)
@@ -98,18 +103,18 @@ def fill_table(
                     troubles[dataset] = str(error)
             cells[row.name, dataset] = Cell(row.name, dataset, config.depth > 1, found, config)
     filled = FilledTable(table, profile, cells, troubles, tuple(index.damaged), store, data_root=data_root)
-    return replace(filled, kept=index.kept()) if filled.missing and stored is None else filled
+    return replace(filled, kept=index.all_scores()) if filled.missing and stored is None else filled
 
 
 @dataclass(frozen=True)
-class FromStore:
+class StoreLookup:
     """The scores of a store; one without any score is answered without opening a data set."""
 
     index: ScoreIndex
 
     def __call__(
         self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
-    ) -> Mapping[int, Found]:
+    ) -> Mapping[int, TrialScores]:
         if not (self.index.store / "stages" / "score").is_dir():
             return {}
         from raz.pipeline.keys import score_keys

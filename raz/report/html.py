@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any
 
-from raz.report.layout import Report, finite
+from raz.report.layout import Report, nan_to_none
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
@@ -71,7 +71,7 @@ def _json(value: Any) -> str:
     try:
         text = written(value)
     except ValueError:  # NaN or infinity somewhere: rare, and looking for it costs more than writing
-        text = written(finite(value))
+        text = written(nan_to_none(value))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 

@@ -18,7 +18,7 @@ _STEMS = {
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A rectangle of texts; the columns of `left` are read from the left, the others are numbers."""
 
     title: str
@@ -43,7 +43,7 @@ class Report:
     """Sheets and notes to read, the same as records, and the one command that fills what is empty."""
 
     title: str
-    sheets: tuple[Sheet, ...]
+    sheets: tuple[TextTable, ...]
     notes: tuple[str, ...]
     records: tuple[Mapping[str, Any], ...]
     facts: Mapping[str, Any] = field(default_factory=dict)  # of the whole report, for JSON
@@ -102,12 +102,12 @@ def mean_sd(metric: str, values: Mapping[int, float]) -> str:
     return f"{number(metric, summary.mean)} ± {summary.sd:.{digits(metric)}f}"
 
 
-def finite(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
     """The same with null for every number that JSON has no word for."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: nan_to_none(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
+        return [nan_to_none(item) for item in value]
     return value

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from raz.report.layout import Report, Sheet, finite
+from raz.report.layout import Report, TextTable, nan_to_none
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -77,7 +77,7 @@ def latex(report: Report) -> str:
     return "\n".join(out) + "\n"
 
 
-def _latex_sheet(sheet: Sheet, report: Report, last: bool) -> list[str]:
+def _latex_sheet(sheet: TextTable, report: Report, last: bool) -> list[str]:
     columns = "".join("l" if i in sheet.left else "r" for i in range(len(sheet.header)))
     out = [
         "", r"\begin{table}", r"\centering", rf"\caption{{{_tex(f'{report.title}, {sheet.title}')}}}",
@@ -103,7 +103,7 @@ def csv_text(report: Report) -> str:
 def json_text(report: Report) -> str:
     """One document: facts, records, notes, the command that fills what is empty."""
     whole = {**report.facts, "records": report.records, "notes": report.notes, "fill": report.command or None}
-    return json.dumps(finite(whole), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(nan_to_none(whole), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _html(report: Report) -> str:

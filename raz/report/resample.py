@@ -27,7 +27,7 @@ PerImage = Mapping[str, NDArray[Any]]  # `raz.pipeline.scoring.Scores.per_image`
 
 
 @dataclass(frozen=True)
-class Draws:
+class Resamples:
     """The weights of one split: resamples, and signs to swap two sides by."""
 
     boot: Floats  # (RESAMPLES, images)
@@ -35,13 +35,13 @@ class Draws:
 
 
 @lru_cache(maxsize=4)
-def draws(ids: tuple[str, ...]) -> Draws:
+def make_resamples(ids: tuple[str, ...]) -> Resamples:
     """The same for the same images whoever asks, in whatever order."""
     seed = int.from_bytes(hashlib.sha256("\n".join(ids).encode()).digest()[:8], "little")
     rng, n = np.random.default_rng(seed), len(ids)
     boot = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
     signs = rng.choice(np.array([-1.0, 1.0]), size=(FLIPS, n))
-    return Draws(boot, signs)
+    return Resamples(boot, signs)
 
 
 _COLUMNS = {"": "fused", "density": "density", "localization": "localization", "ceiling": "ceiling"}

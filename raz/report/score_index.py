@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from raz.errors import RazError
 from raz.store.cache import StageCache
 from raz.store.s3_tier import MANIFEST
-from raz.utils.atomic import replacing
+from raz.utils.atomic import atomic_write
 
 LAYOUT = 2  # raise it when the same scores would give another index
 
 
 @dataclass(frozen=True)
-class Found:
+class TrialScores:
     """A trial's scores: metrics by dotted name, and of each split the key, the folder and what made it."""
 
     metrics: Mapping[str, float]
@@ -53,7 +53,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredScore:
     """A score that the store has, whoever asks for it: the trial it was made for."""
 
     key: str
@@ -71,7 +71,7 @@ def manifest_of(store: Path, node: str, key: str) -> Mapping[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-class Makers:
+class ProvenanceIndex:
     """What made an artifact and everything that went into it: sets of commits, kinds of device and torch versions."""
 
     def __init__(self, store: Path) -> None:
@@ -125,9 +125,9 @@ class ScoreIndex:
         known = self._read()
         rows = {key: known[key][1:] for key, stamp in self._stamps.items() if key in known and known[key][0] == stamp}
         fresh = [key for key in self._stamps if key not in rows]
-        cache, makers = StageCache(self.store), Makers(self.store)
+        cache, makers = StageCache(self.store), ProvenanceIndex(self.store)
         for key in fresh:
-            artifact = cache.at("score", key)
+            artifact = cache.get("score", key)
             if artifact is None:
                 continue
             try:
@@ -143,7 +143,7 @@ class ScoreIndex:
             self._write(rows)
         return rows
 
-    def find(self, keys: Mapping[str, str]) -> Found | None:
+    def find(self, keys: Mapping[str, str]) -> TrialScores | None:
         """The scores under these keys, split -> key; None when one is missing, or damaged (see `damaged`)."""
         metrics: dict[str, float] = {}
         about = {}
@@ -156,14 +156,14 @@ class ScoreIndex:
                 return None
             metrics |= {f"{split}.{name}": float(value) for name, value in json.loads(row[0]).items()}
             about[split] = json.loads(row[1])
-        return Found(metrics, keys, about, folders)
+        return TrialScores(metrics, keys, about, folders)
 
-    def kept(self) -> tuple[Kept, ...]:
+    def all_scores(self) -> tuple[StoredScore, ...]:
         """Every whole score there is."""
         out = []
         for key, (_, about) in self._rows.items():
             told = json.loads(about)
-            out.append(Kept(key, next(iter(told.get("data") or {}), ""), told.get("config") or {}))
+            out.append(StoredScore(key, next(iter(told.get("data") or {}), ""), told.get("config") or {}))
         return tuple(out)
 
     @property
@@ -190,5 +190,5 @@ class ScoreIndex:
                 "about": pa.array([row[1] for row in rows.values()], pa.string()),
             }
         ).replace_schema_metadata({"layout": str(LAYOUT)})
-        with suppress(OSError), replacing(self._path) as aside:
+        with suppress(OSError), atomic_write(self._path) as aside:
             pq.write_table(table, aside)

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raz.report.layout import Sheet
+from raz.report.layout import TextTable
 
 if TYPE_CHECKING:
-    from raz.report.used_stages import Used
+    from raz.report.used_stages import UsedStage
     from raz.study.records import TrialRecord
 
 
 @dataclass(frozen=True)
-class Spent:
+class StageCost:
     """The stages of one kind: how many were made in how many seconds, and how often trials had them."""
 
     stage: str
@@ -28,14 +28,14 @@ class Spent:
         return self.unshared - self.seconds
 
 
-def spent(uses: Iterable[tuple[str, str, float]]) -> tuple[Spent, ...]:
+def cost_by_stage(uses: Iterable[tuple[str, str, float]]) -> tuple[StageCost, ...]:
     """(stage, key, seconds to make it) of every stage of every trial, in the order in which stages first appear."""
     by_stage: dict[str, dict[str, list[float]]] = {}
     for stage, key, seconds in uses:
         kind = stage.partition("@")[0].rstrip("0123456789")
         by_stage.setdefault(kind, {}).setdefault(key, []).append(seconds)
     return tuple(
-        Spent(
+        StageCost(
             stage, len(keys), sum(map(len, keys.values())), sum(max(times) for times in keys.values()),
             sum(max(times) * len(times) for times in keys.values()),
         )
@@ -43,22 +43,22 @@ def spent(uses: Iterable[tuple[str, str, float]]) -> tuple[Spent, ...]:
     )  # fmt: skip
 
 
-def of_records(records: Sequence[TrialRecord]) -> tuple[Spent, ...]:
+def of_records(records: Sequence[TrialRecord]) -> tuple[StageCost, ...]:
     """Of a study's trials; a trial that was pruned counts with the stages it has."""
-    return spent(
+    return cost_by_stage(
         (str(s.get("stage", "")), str(s.get("key", "")), float(s.get("seconds") or 0.0)) for r in records
         for s in r.stages
     )  # fmt: skip
 
 
-def of_uses(uses: Sequence[Used]) -> tuple[Spent, ...]:
+def of_uses(uses: Sequence[UsedStage]) -> tuple[StageCost, ...]:
     """Of the trials of a table that are in the store, as the manifests of their stages say."""
-    return spent((str(use.node), use.key, use.artifact.seconds if use.artifact else 0.0) for use in uses)
+    return cost_by_stage((str(use.node), use.key, use.artifact.seconds if use.artifact else 0.0) for use in uses)
 
 
-def sheet(rows: Sequence[Spent]) -> Sheet:
+def sheet(rows: Sequence[StageCost]) -> TextTable:
     """A line a kind of stage."""
     lines = [(s.stage, str(s.made), str(s.uses), f"{s.seconds:.1f}", f"{s.saved:.1f}") for s in rows]
     total = ("all", "", "", f"{sum(s.seconds for s in rows):.1f}", f"{sum(s.saved for s in rows):.1f}")
     header = ("stage", "made", "uses", "seconds spent", "seconds saved")
-    return Sheet("Time spent, and saved by sharing stages", header, (*lines, total))
+    return TextTable("Time spent, and saved by sharing stages", header, (*lines, total))

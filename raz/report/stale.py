@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig, parameters
-from raz.pipeline.graph import Node, inputs_of, ordered
+from raz.pipeline.graph import Node, inputs_of, topological_order
 from raz.pipeline.keys import stage_keys
 from raz.report.fill import FilledTable
-from raz.report.score_index import Kept, manifest_of
+from raz.report.score_index import StoredScore, manifest_of
 from raz.store.cache import StageKey
 
 MOST = 60  # empty cells that are looked into; what is said of these holds for the rest
@@ -51,7 +51,7 @@ def _reason(filled: FilledTable, config: TrialConfig, data_root: Path | None) ->
     """Why results that the store has of this trial do not count now; nothing where it has none."""
     split = filled.table.splits[-1]
     given, values = parameters(config), parameters(config.resolved())
-    stages = dict.fromkeys(node.stage for node in ordered(config, (split,)))
+    stages = dict.fromkeys(node.stage for node in topological_order(config, (split,)))
     read = {name: (value, given[name]) for stage in stages for name, value in inputs_of(values, stage).items()}
     for kept in filled.kept:
         if kept.split == split and _same(kept.config, read):
@@ -64,7 +64,7 @@ def _same(config: Mapping[str, Any], read: Mapping[str, tuple[Any, Any]]) -> boo
     return bool(config) and all(config[name] in values for name, values in read.items() if name in config)
 
 
-def _difference(store: Path, kept: Kept, keys: Mapping[Node, StageKey], split: str) -> str:
+def _difference(store: Path, kept: StoredScore, keys: Mapping[Node, StageKey], split: str) -> str:
     """The first stage, in order of need, whose key changed by itself: by its version, its settings or its data."""
     found = dict(_manifests(store, f"score@{split}", kept.key))
     for node, now in keys.items():

@@ -78,7 +78,7 @@ def summarize(values: Iterable[float]) -> Summary:
     return Summary(n, mean, math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / (n - 1)))
 
 
-def independent(values: Iterable[tuple[Hashable, float]]) -> list[float]:
+def average_by_prefix(values: Iterable[tuple[Hashable, float]]) -> list[float]:
     """One value a trained prefix: trials that share their first trained stage are one run, and are averaged.
 
     `values` are (the prefix, value); the order is that of the first of each prefix.

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from raz.report import stage_costs
-from raz.report.layout import Report, Sheet, metric_title
+from raz.report.layout import Report, TextTable, metric_title
 from raz.study.index import pareto_front
 
 if TYPE_CHECKING:
@@ -49,12 +49,14 @@ def study_report(
     again = {record.retry_of for record in records}  # what was run again counts once, as what became of it
     states = Counter(record.state for record in records if record.number not in again)
     sheets = [
-        Sheet(title, header, lines, left=frozenset({len(header) - 1}), cells=links),
-        Sheet("Trials", ("state", "trials"), tuple((state, str(states[state])) for state in ORDER if states[state])),
+        TextTable(title, header, lines, left=frozenset({len(header) - 1}), cells=links),
+        TextTable(
+            "Trials", ("state", "trials"), tuple((state, str(states[state])) for state in ORDER if states[state])
+        ),
     ]
     if importances:
         shares = tuple((name, f"{100 * share:.0f} %") for name, share in importances.items())
-        sheets.append(Sheet(f"What matters (PED-ANOVA of {len(complete)} trials)", ("parameter", "share"), shares))
+        sheets.append(TextTable(f"What matters (PED-ANOVA of {len(complete)} trials)", ("parameter", "share"), shares))
     sheets += [*_pruned(records), *_failures(records)]
     times = stage_costs.of_records(records)
     if times:
@@ -98,7 +100,7 @@ def _ranked(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> li
     return [r for _, r in sorted(done, key=lambda pair: (sign * pair[0], pair[1].number))]
 
 
-def held_out(attributes: Mapping[str, Any]) -> list[Sheet]:
+def held_out(attributes: Mapping[str, Any]) -> list[TextTable]:
     """What the best trial scores on the test images, beside blind guesses; nothing until a run kept it."""
     kept = attributes.get("held_out")
     if not isinstance(kept, Mapping):
@@ -114,7 +116,7 @@ def held_out(attributes: Mapping[str, Any]) -> list[Sheet]:
         if name in ("test.mae", "test.rmse") or name.startswith(("test.map@", "test.mar@"))
     )
     header = ("metric", f"trial {kept.get('trial')}", *(words[name] for name in names))
-    return [Sheet("Held out: the best trial on the test images", header, lines)] if lines else []
+    return [TextTable("Held out: the best trial on the test images", header, lines)] if lines else []
 
 
 def independent_runs(records: Sequence[TrialRecord]) -> set[tuple[Any, Any]]:
@@ -143,7 +145,7 @@ def _record(study: str, r: TrialRecord, where: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pruned(records: Sequence[TrialRecord]) -> list[Sheet]:
+def _pruned(records: Sequence[TrialRecord]) -> list[TextTable]:
     """At which steps trials were stopped, and how they stood there against those that went on."""
     stopped: dict[int, list[TrialRecord]] = {}
     for record in records:
@@ -159,10 +161,10 @@ def _pruned(records: Sequence[TrialRecord]) -> list[Sheet]:
     if not lines:
         return []
     header = ("step", "pruned", "their median", "median of complete ones there", "trials")
-    return [Sheet("Pruned, and how they stood", header, tuple(lines), left=frozenset({4}))]
+    return [TextTable("Pruned, and how they stood", header, tuple(lines), left=frozenset({4}))]
 
 
-def _failures(records: Sequence[TrialRecord]) -> list[Sheet]:
+def _failures(records: Sequence[TrialRecord]) -> list[TextTable]:
     failed: dict[str, list[TrialRecord]] = {}
     for record in records:
         if record.state in ("failed", "lost"):
@@ -173,10 +175,10 @@ def _failures(records: Sequence[TrialRecord]) -> list[Sheet]:
         (reason, str(len(group)), str(group[0].number), next(iter(group[0].message.splitlines()), ""))
         for reason, group in sorted(failed.items())
     )
-    return [Sheet("Failures", ("reason", "trials", "first", "what it said"), lines, left=frozenset({0, 3}))]
+    return [TextTable("Failures", ("reason", "trials", "first", "what it said"), lines, left=frozenset({0, 3}))]
 
 
-def _all(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> Sheet:
+def _all(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> TextTable:
     names = list(dict.fromkeys(name for record in records for name in record.values))
     lines = tuple(
         (
@@ -186,11 +188,11 @@ def _all(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> Sheet
         for r in records
     )  # fmt: skip
     links = {(i, 0): f"trial {r.number}" for i, r in enumerate(records)}
-    return Sheet("All trials", ("trial", "state", *objectives, "seconds", *names), lines, frozenset({1}), links)
+    return TextTable("All trials", ("trial", "state", *objectives, "seconds", *names), lines, frozenset({1}), links)
 
 
 def compared(study: str, records: Sequence[TrialRecord], other: str, others: Sequence[TrialRecord],
-             objectives: Mapping[str, str]) -> Sheet:  # fmt: skip
+             objectives: Mapping[str, str]) -> TextTable:  # fmt: skip
     """Two studies side by side: how many trials, and of each objective the best and the middle."""
     lines = []
     for name, trials in ((study, records), (other, others)):
@@ -203,7 +205,7 @@ def compared(study: str, records: Sequence[TrialRecord], other: str, others: Seq
         seconds = f"{sum(r.seconds for r in trials):.0f}"
         lines.append((name, str(len(complete)), str(len(independent_runs(complete))), *told, seconds))
     of = tuple(word for metric in objectives for word in (f"best {metric}", "median"))
-    return Sheet(f"Compared with {other}", ("study", "complete", "independent runs", *of, "seconds"), tuple(lines))
+    return TextTable(f"Compared with {other}", ("study", "complete", "independent runs", *of, "seconds"), tuple(lines))
 
 
 def _settings(values: Mapping[str, Any]) -> str:

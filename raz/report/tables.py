@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raz.report.comparisons import Judged, best_rows, judge, to_base
+from raz.report.comparisons import JudgedClaim, best_rows, differences_to_base, judge_claims
 from raz.report.fill import Cell, FilledTable
-from raz.report.layout import WIDEST, Report, Sheet, digits, mean_sd, metric_title, number, printed_number
+from raz.report.layout import WIDEST, Report, TextTable, digits, mean_sd, metric_title, number, printed_number
 from raz.report.statistics import Effect, Over, difference, summarize, verdict
 from raz.spec.ablation import REGIONS, Misprint
 
@@ -30,18 +30,18 @@ def table_report(
     """
     table, profile = filled.table, filled.profile
     marks = {id(m): f"[{i}]" for i, m in enumerate(_shown_misprints(filled), 1)}
-    sheets: list[Sheet] = []
+    sheets: list[TextTable] = []
     records: list[Mapping[str, Any]] = []
-    notes = _opening(filled)
+    notes = _opening_notes(filled)
     told: dict[str, dict[tuple[str, str], Effect]] = {}
     for dataset in profile.datasets:
-        effects = told[dataset] = to_base(filled, dataset, over)
+        effects = told[dataset] = differences_to_base(filled, dataset, over)
         best = best_rows(filled, dataset, over)
         sheets.append(_sheet(filled, dataset, marks, best))
         if effects:
             sheets.append(_differences(filled, dataset, effects))
-        beside = _beside(filled, dataset)
-        claims = judge(filled, dataset, over, beside)
+        beside = _printed_dataset(filled, dataset)
+        claims = judge_claims(filled, dataset, over, beside)
         if any(claim.effect or claim.printed is not None for claim in claims):
             sheets.append(_claims(filled, dataset, claims, beside))
         records += _records(filled, dataset, effects)
@@ -51,11 +51,11 @@ def table_report(
     if any("ours" in record for record in records):
         notes.append("A claim is one question asked before the runs, so it is judged by its own interval, uncorrected.")
     if any(told.values()):
-        notes.append(_how({e for of in told.values() for e in of.values()}, table.base_row))
+        notes.append(_method_note({e for of in told.values() for e in of.values()}, table.base_row))
     notes += [f"{marks[id(m)]} {m.note}; shown as printed." for m in _shown_misprints(filled)]
     notes += table.notes
     notes += [line for dataset in profile.datasets for line in _ceiling(filled, dataset)]
-    notes += [line for dataset in profile.datasets for line in _made_by(filled, dataset)]
+    notes += [line for dataset in profile.datasets for line in _provenance_notes(filled, dataset)]
     notes += [f"{dataset}: {trouble}" for dataset, trouble in filled.troubles.items()]
     notes += [f"{folder} is damaged, so its cell stays empty: the command below makes it anew."
               for folder in filled.damaged]  # fmt: skip
@@ -75,7 +75,7 @@ def table_report(
 # ------------------------------------------------------------------------------------ notes
 
 
-def _opening(filled: FilledTable) -> list[str]:
+def _opening_notes(filled: FilledTable) -> list[str]:
     table, profile = filled.table, filled.profile
     notes = [
         f"Profile {profile.name} (preset {profile.preset}). Mean ± standard deviation over n independent runs"
@@ -91,7 +91,7 @@ def _opening(filled: FilledTable) -> list[str]:
         notes.append('RMSE is what the paper heads "MSE": the root is taken.')
     if foreign:
         beside = filled.title(table.printed_datasets[0])
-        shown = _and([filled.title(name) for name in foreign])
+        shown = _join_titles([filled.title(name) for name in foreign])
         notes.append(
             f"The numbers beside {shown} are the paper's on {beside}, another data set:"
             " compare the order of the rows, not the values."
@@ -109,7 +109,7 @@ def _opening(filled: FilledTable) -> list[str]:
     return notes
 
 
-def _how(effects: set[Effect], base: str) -> str:
+def _method_note(effects: set[Effect], base: str) -> str:
     """Which population the intervals are of."""
     words = {
         "seeds": "over seeds: Student t on differences paired by seed, a claim about training again",
@@ -143,7 +143,7 @@ def _ceiling(filled: FilledTable, dataset: str) -> Iterator[str]:
                 break
 
 
-def _made_by(filled: FilledTable, dataset: str) -> Iterator[str]:
+def _provenance_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
     """A line for each of code, data and kind of device in which the rows of a data set differ, networks included."""
     seen: dict[str, dict[str, set[str]]] = {"code": {}, "data": {}, "kinds of device": {}, "torch": {}}
     for row in filled.table.run_rows:
@@ -166,7 +166,7 @@ def _made_by(filled: FilledTable, dataset: str) -> Iterator[str]:
             yield f"{filled.title(dataset)}: the rows were made by different {kind} ({rows})."
 
 
-def _and(titles: Sequence[str]) -> str:
+def _join_titles(titles: Sequence[str]) -> str:
     return titles[0] if len(titles) == 1 else ", ".join(titles[:-1]) + " and " + titles[-1]
 
 
@@ -174,11 +174,11 @@ def _and(titles: Sequence[str]) -> str:
 
 
 def _shown_misprints(filled: FilledTable) -> list[Misprint]:
-    shown = {_beside(filled, dataset) for dataset in filled.profile.datasets}
+    shown = {_printed_dataset(filled, dataset) for dataset in filled.profile.datasets}
     return [m for m in filled.table.misprints if m.dataset in shown]
 
 
-def _beside(filled: FilledTable, dataset: str) -> str:
+def _printed_dataset(filled: FilledTable, dataset: str) -> str:
     """The data set whose printed numbers stand beside: its own, else the table's first, else none."""
     printed = filled.table.printed_datasets
     return dataset if dataset in printed else (printed[0] if printed else "")
@@ -197,10 +197,10 @@ def _comparable(filled: FilledTable, cell: Cell) -> bool:
     return True
 
 
-def _sheet(filled: FilledTable, dataset: str, marks: Mapping[int, str], best: Mapping[str, str]) -> Sheet:
+def _sheet(filled: FilledTable, dataset: str, marks: Mapping[int, str], best: Mapping[str, str]) -> TextTable:
     table, profile = filled.table, filled.profile
     metrics = table.metrics_of(dataset)
-    beside = _beside(filled, dataset)
+    beside = _printed_dataset(filled, dataset)
     own = beside == dataset
     judged = own and profile.name == "paper"
     zooming = any(filled.cells[row.name, dataset].zooms for row in table.rows)
@@ -249,7 +249,7 @@ def _sheet(filled: FilledTable, dataset: str, marks: Mapping[int, str], best: Ma
             for i, cell in enumerate(cells)
             for k, metric in enumerate(metrics)
         }
-        return Sheet(title, tuple(header), tuple(lines), cells=links)
+        return TextTable(title, tuple(header), tuple(lines), cells=links)
     header = ["metric", "row", *columns("mean"), "n"]
     lines = [(metric_title(metric), cell.row, *texts(cell, metric), n(cell)) for metric in metrics for cell in cells]
     links = {
@@ -264,7 +264,7 @@ def _sheet(filled: FilledTable, dataset: str, marks: Mapping[int, str], best: Ma
         for cell in cells
         if cell.zooms
     ]
-    return Sheet(title, tuple(header), tuple(lines), left=frozenset({0, 1}), cells=links)
+    return TextTable(title, tuple(header), tuple(lines), left=frozenset({0, 1}), cells=links)
 
 
 def _name(filled: FilledTable, dataset: str, row: str, metric: str) -> str:
@@ -295,26 +295,26 @@ def _p(effect: Effect | None) -> str:
     return f"{effect.shown_p:.3f}" if effect.shown_p >= 0.001 else "< 0.001"
 
 
-def _says(effect: Effect) -> str:
+def _verdict_text(effect: Effect) -> str:
     if effect.p is None:
         return "one run"
     return "the same" if effect.same else "differs" if effect.differs else "cannot tell"
 
 
-def _differences(filled: FilledTable, dataset: str, effects: Mapping[tuple[str, str], Effect]) -> Sheet:
+def _differences(filled: FilledTable, dataset: str, effects: Mapping[tuple[str, str], Effect]) -> TextTable:
     table = filled.table
     lines = []
     for metric in table.metrics_of(dataset):
         for row in table.run_rows:
             effect = effects.get((row.name, metric))
             if effect is not None:
-                told = interval(metric, effect), _over(effect), _p(effect), _says(effect)
+                told = interval(metric, effect), _over(effect), _p(effect), _verdict_text(effect)
                 lines.append((metric_title(metric), row.name, *told))
     header = ("metric", "row", f"minus {table.base_row} [95 %]", "over", "p", "")
-    return Sheet(f"{filled.title(dataset)}, differences", header, tuple(lines), left=frozenset({0, 1, 3, 5}))
+    return TextTable(f"{filled.title(dataset)}, differences", header, tuple(lines), left=frozenset({0, 1, 3, 5}))
 
 
-def _claims(filled: FilledTable, dataset: str, claims: Sequence[Judged], beside: str) -> Sheet:
+def _claims(filled: FilledTable, dataset: str, claims: Sequence[JudgedClaim], beside: str) -> TextTable:
     lines = []
     for judged in claims:
         metric = judged.metrics[0]
@@ -327,7 +327,7 @@ def _claims(filled: FilledTable, dataset: str, claims: Sequence[Judged], beside:
         )  # fmt: skip
     paper = f"the paper's, {filled.title(beside)}" if beside else "the paper's"
     header = ("claim", "metric", paper, "ours [95 %]", "over", "in our runs")
-    return Sheet(f"{filled.title(dataset)}, claims", header, tuple(lines), left=frozenset({0, 1, 4, 5}))
+    return TextTable(f"{filled.title(dataset)}, claims", header, tuple(lines), left=frozenset({0, 1, 4, 5}))
 
 
 # ------------------------------------------------------------------------------------ records
@@ -384,7 +384,7 @@ def _effect_record(effect: Effect | None) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _claim_record(filled: FilledTable, dataset: str, judged: Judged) -> dict[str, Any]:
+def _claim_record(filled: FilledTable, dataset: str, judged: JudgedClaim) -> dict[str, Any]:
     return {
         "table": filled.table.table, "profile": filled.profile.name, "dataset": dataset, "claim": judged.claim.say,
         "metric": " - ".join(judged.metrics), "printed": judged.printed, "paper": judged.paper,

@@ -14,7 +14,7 @@ MOST_TRIALS = 200  # of a table whose stages are looked up; each takes some mill
 
 
 @dataclass(frozen=True)
-class Used:
+class UsedStage:
     """One stage of one filled trial; `artifact` is None where it is no longer in the store."""
 
     dataset: str
@@ -25,7 +25,7 @@ class Used:
     artifact: Artifact | None
 
 
-def stages_of(filled: FilledTable, data_root: Path | None) -> tuple[Used, ...]:
+def stages_of(filled: FilledTable, data_root: Path | None) -> tuple[UsedStage, ...]:
     """Every stage of the first MOST_TRIALS trials of a table that are in the store."""
     cache, known = StageCache(filled.store), dict[str, Artifact | None]()
     trials = [(cell, seed) for cell in filled.cells.values() if cell.config is not None for seed in cell.found]
@@ -36,5 +36,5 @@ def stages_of(filled: FilledTable, data_root: Path | None) -> tuple[Used, ...]:
         for node, key in keys.items():
             if key.key not in known:
                 known[key.key] = cache.find(key)
-            out.append(Used(cell.dataset, cell.row, seed, node, key.key, known[key.key]))
+            out.append(UsedStage(cell.dataset, cell.row, seed, node, key.key, known[key.key]))
     return tuple(out)

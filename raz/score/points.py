@@ -24,21 +24,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raz.data.pointfiles import TwiceError, once_each
+from raz.data.pointfiles import TwiceError, reject_duplicates
 from raz.errors import RazError, raise_all
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 Floats = NDArray[np.float64]
 COLUMNS = ("image", "x", "y", "score", "w", "h", "sigma_s", "sigma_l", "level")
 SIZES = ("w", "h", "sigma_s", "sigma_l")
 PIXELS = ("x", "y", *SIZES)
-FARTHEST = 1e9  # px; beyond it no picture reaches, and squares would leave the numbers' range
+MAX_COORDINATE = 1e9  # px; beyond it no picture reaches, and squares would leave the numbers' range
 LARGE = 1 << 20  # bytes from which on a CSV is first read all at once
-TOLD = 20  # faults of one file that are told one by one
+MAX_REPORTED = 20  # faults of one file that are told one by one
 
 
 @dataclass(frozen=True)
-class Marks:
+class PointSet:
     """One image's points or heads, in original px.
 
     xy: (n, 2). score: (n,), higher is surer, or None. sigma: (n, 2) sigma_s and sigma_l of each head, or None.
@@ -66,7 +66,7 @@ def box_sigmas(w: Floats, h: Floats) -> tuple[Floats, NDArray[np.int64]]:
 
 
 @dataclass
-class _Reading:
+class _Parser:
     """The rows of a file as they are read, and its faults."""
 
     path: Path
@@ -78,7 +78,7 @@ class _Reading:
     values: dict[str, Any] = field(default_factory=dict)  # column -> a number a point; arrays that can grow, or numpy's
 
     def fault(self, line: int | str, what: str, hint: str = "") -> None:
-        if len(self.faults) < TOLD:
+        if len(self.faults) < MAX_REPORTED:
             where = f"{self.path}:{line}" if isinstance(line, int) else f"{self.path}: {line}"
             self.faults.append(RazError(where, what, hint))
         else:
@@ -103,7 +103,7 @@ class _Reading:
             if not math.isfinite(number):
                 self.fault(line, f"{column} is {given}, expected a finite number")
                 return
-            if column in PIXELS and abs(number) > FARTHEST:
+            if column in PIXELS and abs(number) > MAX_COORDINATE:
                 self.fault(line, f"{column} is {number:g}, expected pixels")
                 return
             if column in SIZES and number < 0:
@@ -117,7 +117,7 @@ class _Reading:
         for column, number in zip(self.columns, taken, strict=True):
             self.values[column].append(number)
 
-    def settle(self) -> dict[str, Marks]:
+    def settle(self) -> dict[str, PointSet]:
         """All faults at once, or the images."""
         if self.more:
             self.faults.append(RazError(str(self.path), f"and {self.more} more faults"))
@@ -140,11 +140,11 @@ class _Reading:
             if "level" in own:
                 level = own["level"].astype(np.int64)
             xy = np.stack([own["x"], own["y"]], axis=1) if "x" in own else np.zeros((0, 2))
-            out[name] = Marks(xy, own.get("score"), sigma, level)
+            out[name] = PointSet(xy, own.get("score"), sigma, level)
         return out
 
 
-def read_points(path: Path) -> dict[str, Marks]:
+def read_points(path: Path) -> dict[str, PointSet]:
     """The images of a file of points, in its order: name -> Marks.
 
     Raises RazError naming every fault of the file with its line (the first 20 of them, and how many more).
@@ -153,7 +153,7 @@ def read_points(path: Path) -> dict[str, Marks]:
         data = path.read_bytes()
     except OSError as error:
         raise RazError(str(path), f"cannot be read ({error.strerror or error})", "check the path") from error
-    reading = _Reading(path)
+    reading = _Parser(path)
     if path.suffix.lower() == ".csv" and len(data) >= LARGE and _plain_csv(reading, data):
         del data
         return reading.settle()
@@ -172,7 +172,7 @@ def read_points(path: Path) -> dict[str, Marks]:
     return reading.settle()
 
 
-def _csv(reading: _Reading, text: str) -> None:
+def _csv(reading: _Parser, text: str) -> None:
     rows = csv.reader(text.splitlines(), skipinitialspace=True, strict=True)
     try:
         header = next(rows, None)
@@ -190,7 +190,7 @@ def _csv(reading: _Reading, text: str) -> None:
                 reading.fault(1, f"the header is {shown!r}, without a column {needed!r}", "image,x,y,score")
         for name in columns:
             if name not in COLUMNS:
-                reading.fault(1, f"unknown column {name!r}", nearest(name, COLUMNS))
+                reading.fault(1, f"unknown column {name!r}", did_you_mean(name, COLUMNS))
         if reading.faults:
             return
         at = columns.index("image")
@@ -212,7 +212,7 @@ def _csv(reading: _Reading, text: str) -> None:
         reading.fault(rows.line_num, f"is no CSV ({error})")
 
 
-def _plain_csv(reading: _Reading, data: bytes) -> bool:
+def _plain_csv(reading: _Parser, data: bytes) -> bool:
     """Read a large file without a fault all at once, ten times as fast. False: read it line by line, to say why not."""
     import pyarrow as pa
     from pyarrow import compute
@@ -242,8 +242,8 @@ def _plain_csv(reading: _Reading, data: bytes) -> bool:
     sound = np.isfinite(values) | empty
     for row, name in enumerate(numbers):
         if name in PIXELS:
-            least = 0.0 if name in SIZES else -FARTHEST
-            sound[row] &= ((values[row] >= least) & (values[row] <= FARTHEST)) | empty
+            least = 0.0 if name in SIZES else -MAX_COORDINATE
+            sound[row] &= ((values[row] >= least) & (values[row] <= MAX_COORDINATE)) | empty
         elif name == "level":
             sound[row] &= np.isin(values[row], range(6)) | empty
     coded = names.dictionary_encode()
@@ -257,9 +257,9 @@ def _plain_csv(reading: _Reading, data: bytes) -> bool:
     return True
 
 
-def _json(reading: _Reading, text: str) -> None:
+def _json(reading: _Parser, text: str) -> None:
     try:
-        data = json.loads(text, object_pairs_hook=once_each)
+        data = json.loads(text, object_pairs_hook=reject_duplicates)
     except json.JSONDecodeError as error:
         reading.fault(error.lineno, f"is no JSON ({error.msg})")
         return
@@ -282,7 +282,7 @@ def _json(reading: _Reading, text: str) -> None:
         _json_records(reading, data)
 
 
-def _json_records(reading: _Reading, data: list[Any]) -> None:
+def _json_records(reading: _Parser, data: list[Any]) -> None:
     first = next((entry for entry in data if isinstance(entry, dict) and "x" in entry), {})
     reading.begin([name for name in COLUMNS[1:] if name in first])
     for number, entry in enumerate(data):
@@ -313,7 +313,7 @@ def _lists(entry: Mapping[str, Any]) -> Iterator[Any]:
         yield flat
 
 
-def _json_images(reading: _Reading, data: list[Any]) -> None:
+def _json_images(reading: _Parser, data: list[Any]) -> None:
     """Points [x, y], [x, y, score], or with `sizes` [x, y, w, h]; one form a file."""
     seen: set[str] = set()
     for number, entry in enumerate(data):
@@ -347,7 +347,7 @@ def _json_images(reading: _Reading, data: list[Any]) -> None:
             reading.row(f"{place} point {i}", name, point)
 
 
-def _benchmark_text(reading: _Reading, text: str) -> None:
+def _benchmark_text(reading: _Parser, text: str) -> None:
     forms = {2: ["x", "y"], 5: ["x", "y", "sigma_s", "sigma_l", "level"]}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
@@ -373,7 +373,9 @@ def _benchmark_text(reading: _Reading, text: str) -> None:
             reading.row(number, words[0], rest[each * i : each * (i + 1)])
 
 
-def paired(pred: Mapping[str, Marks], true: Mapping[str, Marks], where: str) -> tuple[dict[str, Marks], list[str]]:
+def paired(
+    pred: Mapping[str, PointSet], true: Mapping[str, PointSet], where: str
+) -> tuple[dict[str, PointSet], list[str]]:
     """The predictions by the names of the true images, and what should be said about it.
 
     A name is looked up as it is, then by its last part without suffix where that is unique: `IMG_1.jpg` finds
@@ -384,26 +386,26 @@ def paired(pred: Mapping[str, Marks], true: Mapping[str, Marks], where: str) -> 
     for name in true:
         short.setdefault(_stem(name), []).append(name)
     faults: list[RazError] = []
-    out: dict[str, Marks] = {}
+    out: dict[str, PointSet] = {}
     source: dict[str, str] = {}
     for name, marks in pred.items():
         meant = [name] if name in true else short.get(_stem(name), [])
         if len(meant) != 1:
             what = "names several of the true images" if meant else "is not among the true images"
-            faults.append(RazError(where, f"{name!r} {what}", nearest(name, meant or true)))
+            faults.append(RazError(where, f"{name!r} {what}", did_you_mean(name, meant or true)))
         elif meant[0] in out:
             faults.append(RazError(where, f"{source[meant[0]]!r} and {name!r} are one true image, {meant[0]!r}"))
         else:
             out[meant[0]], source[meant[0]] = marks, name
-    if len(faults) > TOLD:
-        faults[TOLD:] = [RazError(where, f"and {len(faults) - TOLD} more images")]
+    if len(faults) > MAX_REPORTED:
+        faults[MAX_REPORTED:] = [RazError(where, f"and {len(faults) - MAX_REPORTED} more images")]
     raise_all(faults)
     missing = [name for name in true if name not in out]
     notes = []
     if missing:
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         notes.append(f"{len(missing)} of {len(true)} images have no prediction and count as empty: {shown}")
-        empty = Marks(np.zeros((0, 2)), np.zeros(0))
+        empty = PointSet(np.zeros((0, 2)), np.zeros(0))
         out |= dict.fromkeys(missing, empty)
     return out, notes
 

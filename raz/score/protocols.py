@@ -35,7 +35,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 
 from raz.paper.metrics import localization_scores, mae, match, rmse
-from raz.score.points import Marks
+from raz.score.points import PointSet
 
 Floats = NDArray[np.float64]
 FIDTM_RADII = (4.0, 8.0)
@@ -71,9 +71,9 @@ class Pairs:
         return Pairs(self.point[kept], self.head[kept], self.distance[kept], self.points, self.heads)
 
 
-def floored(marks: Marks) -> Marks:
+def drop_fractions(marks: PointSet) -> PointSet:
     """The same with whole-numbered coordinates, as the published scripts read them."""
-    return Marks(np.floor(marks.xy), marks.score, marks.sigma, marks.level)
+    return PointSet(np.floor(marks.xy), marks.score, marks.sigma, marks.level)
 
 
 def pairs_within(points: Floats, heads: Floats, radius: Floats) -> Pairs:
@@ -92,7 +92,7 @@ def pairs_within(points: Floats, heads: Floats, radius: Floats) -> Pairs:
     return Pairs(point[kept], head[kept], distance[kept], len(points), len(heads))
 
 
-def most_pairs(pairs: Pairs) -> int:
+def maximum_matching(pairs: Pairs) -> int:
     """The size of a maximum one-to-one matching."""
     if not len(pairs.point):
         return 0
@@ -102,7 +102,7 @@ def most_pairs(pairs: Pairs) -> int:
     return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
-def greedy_pairs(pairs: Pairs) -> Floats:
+def greedy_matching(pairs: Pairs) -> Floats:
     """The distances, rising, of the pairs that a greedy association takes: the shortest first, one to one.
 
     Equal distances are taken in the order of heads, then points. Taking those up to a radius t only gives the same
@@ -140,7 +140,7 @@ def most_pairs_by_radius(pairs: Pairs, radii: Sequence[float], greedy: Floats) -
     for i, radius in enumerate(radii):
         least = max(int(np.searchsorted(greedy, radius, side="right")), reached)
         at_most = min(int((first_point <= radius).sum()), int((first_head <= radius).sum()))
-        reached = least if least == at_most else most_pairs(pairs.take(pairs.distance <= radius))
+        reached = least if least == at_most else maximum_matching(pairs.take(pairs.distance <= radius))
         out[i] = reached
     return out
 
@@ -154,7 +154,7 @@ def ratios(tp: int, points: int, heads: int) -> tuple[float, float, float]:
     )
 
 
-Images = Sequence[tuple[Marks, Marks]]  # (points, heads) of each image
+Images = Sequence[tuple[PointSet, PointSet]]  # (points, heads) of each image
 
 
 def counting(images: Images) -> dict[str, float]:
@@ -191,7 +191,7 @@ def nwpu(images: Images) -> list[Row]:
                 continue
             assert heads.sigma is not None
             pairs = pairs_within(points.xy, heads.xy, heads.sigma[:, column])
-            total = most_pairs(pairs)
+            total = maximum_matching(pairs)
             tp += total
             if heads.level is None:
                 continue
@@ -200,7 +200,7 @@ def nwpu(images: Images) -> list[Row]:
             before = 0
             for level in np.unique(heads.level):
                 last = level == heads.level.max()
-                up_to = total if last else most_pairs(pairs.take(heads.level[pairs.head] <= level))
+                up_to = total if last else maximum_matching(pairs.take(heads.level[pairs.head] <= level))
                 served[level] += up_to - before
                 before = up_to
         precision, recall, f1 = ratios(tp, n, m)
@@ -218,7 +218,7 @@ def fidtm(images: Images) -> list[Row]:
     n, m = (sum(len(pair[k]) for pair in images) for k in (0, 1))
     rows = []
     for radius in FIDTM_RADII:
-        tp = sum(most_pairs(pairs_within(p.xy, h.xy, np.full(len(h), radius))) for p, h in images)
+        tp = sum(maximum_matching(pairs_within(p.xy, h.xy, np.full(len(h), radius))) for p, h in images)
         precision, recall, f1 = ratios(tp, n, m)
         rows.append(Row("fidtm", f"{radius:g} px", precision=precision, recall=recall, f1=f1))
     return rows
@@ -233,7 +233,7 @@ def qnrf(images: Images, told: Callable[[int, int], None] = lambda done, total: 
     most, greedily = (np.zeros(len(QNRF_RADII), np.int64) for _ in range(2))
     for done, (points, heads) in enumerate(images, 1):
         pairs = pairs_within(points.xy, heads.xy, np.full(len(heads), QNRF_RADII[-1]))
-        greedy = greedy_pairs(pairs)
+        greedy = greedy_matching(pairs)
         greedily += np.searchsorted(greedy, QNRF_RADII, side="right")
         most += most_pairs_by_radius(pairs, QNRF_RADII, greedy)
         told(done, len(images))

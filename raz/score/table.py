@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from raz.data import Item, Split, open_dataset
+from raz.data import Sample, Split, open_dataset
 from raz.errors import RazError
 from raz.paper.metrics import SIGMAS
 from raz.score import protocols
-from raz.score.points import Marks, box_sigmas, paired, read_points
+from raz.score.points import PointSet, box_sigmas, paired, read_points
 from raz.score.protocols import Row
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 PROTOCOLS = ("raz", "nwpu", "fidtm", "qnrf")
 NO_BOXES = "the true heads have no boxes"
@@ -45,11 +45,13 @@ def _defined(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def chosen_protocols(asked: Sequence[str], true: Mapping[str, Marks]) -> tuple[str, ...]:
+def chosen_protocols(asked: Sequence[str], true: Mapping[str, PointSet]) -> tuple[str, ...]:
     """Those asked for, or all that apply. Raises RazError for an unknown one, and for nwpu without boxes."""
     for name in asked:
         if name not in PROTOCOLS:
-            raise RazError("--protocol", f"{name!r}, expected one of {', '.join(PROTOCOLS)}", nearest(name, PROTOCOLS))
+            raise RazError(
+                "--protocol", f"{name!r}, expected one of {', '.join(PROTOCOLS)}", did_you_mean(name, PROTOCOLS)
+            )
     boxed = all(heads.sigma is not None for heads in true.values() if len(heads))
     if "nwpu" in asked and not boxed:
         hint = "--gt with columns w and h, or sigma_s and sigma_l; or --dataset nwpu_crowd"
@@ -58,8 +60,8 @@ def chosen_protocols(asked: Sequence[str], true: Mapping[str, Marks]) -> tuple[s
 
 
 def score_points(
-    pred: Mapping[str, Marks],
-    true: Mapping[str, Marks],
+    pred: Mapping[str, PointSet],
+    true: Mapping[str, PointSet],
     *,
     protocol: Sequence[str] = (),
     sigmas: Sequence[float] = SIGMAS,
@@ -81,7 +83,7 @@ def score_points(
         notes.append("the points have no scores: raz ranks them by position alone, so its AP means little")
     if not protocol and "nwpu" not in names:
         notes.append(f"{NO_BOXES}, so nwpu is left out")
-    whole = [(protocols.floored(p), protocols.floored(h)) for p, h in images] if floor else images
+    whole = [(protocols.drop_fractions(p), protocols.drop_fractions(h)) for p, h in images] if floor else images
     rows: list[Row] = []
     for name in names:
         if name == "raz":
@@ -94,7 +96,7 @@ def score_points(
     return Scores(len(images), heads, points, protocols.counting(images), tuple(rows), tuple(notes))
 
 
-def true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: str | None) -> dict[str, Marks]:
+def true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: str | None) -> dict[str, PointSet]:
     """The heads of a file, or of a split (test unless named) of a data set. Raises RazError unless exactly one of both
     is named, and where a file is given what only a data set has."""
     if (gt is None) == (dataset is None):
@@ -105,15 +107,17 @@ def true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: s
         return read_points(gt)
     opened, split = open_dataset(str(dataset), root), split or "test"
     if split not in opened.items:
-        raise RazError("--split", f"{split!r}, expected one of {', '.join(opened.items)}", nearest(split, opened.items))
+        raise RazError(
+            "--split", f"{split!r}, expected one of {', '.join(opened.items)}", did_you_mean(split, opened.items)
+        )
     return {item.id: _marks(item) for item in opened.items[cast(Split, split)]}
 
 
-def _marks(item: Item) -> Marks:
+def _marks(item: Sample) -> PointSet:
     """An image's heads, with the sigmas and levels of their boxes where the data set has boxes."""
     if item.load_sizes is None:
-        return Marks(item.load_heads())
-    return Marks(item.load_heads(), None, *box_sigmas(*item.load_sizes().T))
+        return PointSet(item.load_heads())
+    return PointSet(item.load_heads(), None, *box_sigmas(*item.load_sizes().T))
 
 
 def render(scores: Scores) -> str:

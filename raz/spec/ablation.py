@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from raz.config import TrialConfig, configure
 from raz.errors import RazError
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 DEFAULT_PROFILE = "toy"
 TABLE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -101,7 +101,7 @@ class Misprint:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TableTrial:
     """One seed of one cell: what has to run to fill it."""
 
     row: str
@@ -163,7 +163,7 @@ class AblationTable:
         if name not in self.profiles:
             raise RazError(
                 "--profile", f"table {self.table} has no profile {name!r}, expected one of {', '.join(self.profiles)}",
-                nearest(name, self.profiles),
+                did_you_mean(name, self.profiles),
             )  # fmt: skip
         return self.profiles[name]
 
@@ -172,12 +172,12 @@ class AblationTable:
         config = configure(profile.base, row.set, f"table {self.table}, row {row.name}")
         return replace(config, dataset=dataset, seed=seed)
 
-    def trials(self, profile: Profile) -> Iterator[Trial]:
+    def trials(self, profile: Profile) -> Iterator[TableTrial]:
         """Everything that fills the table: all rows of one data set and seed together, since they share stages."""
         for dataset in profile.datasets:
             for seed in self.seeds:
                 for row in self.run_rows:
-                    yield Trial(row.name, dataset, seed, self.config(profile, row, dataset, seed))
+                    yield TableTrial(row.name, dataset, seed, self.config(profile, row, dataset, seed))
 
     def misprint(self, row: str, dataset: str, metric: str) -> Misprint | None:
         """The mark on a printed number, if it has one."""
@@ -187,7 +187,7 @@ class AblationTable:
         return None
 
 
-def readable(data_root: Path | None = None) -> tuple[str, ...]:
+def readable_datasets(data_root: Path | None = None) -> tuple[str, ...]:
     """The data sets that have a reader, those of one's own in the data root among them."""
     from raz.data import readers
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raz.config import TrialConfig, coerce, configure, known_names
-from raz.errors import RazError, RazErrors
+from raz.config import TrialConfig, coerce, configure, parameter_types
+from raz.errors import RazError, RazErrorGroup
 from raz.spec.ablation import (
-    BY_PART,  # fmt: skip
+    BY_PART,
     COUNTING,
     LOCALIZATION,
     PUBLISHED,
@@ -28,18 +28,18 @@ from raz.spec.ablation import (
     Misprint,
     Profile,
     Row,
-    Trial,
+    TableTrial,
     dataset_title,
     default_profile,
-    readable,
+    readable_datasets,
 )
-from raz.spec.base_config import check_words, read_base
-from raz.utils.suggestions import nearest
-from raz.utils.yamlfile import Document, Faults, Place, kind, read
+from raz.spec.base_config import check_enumerated_values, read_base
+from raz.utils.suggestions import did_you_mean
+from raz.utils.yamlfile import Document, Place, Problems, describe_value, read
 
 __all__ = [
-    "REGIONS", "AblationTable", "Claim", "Misprint", "Profile", "Row", "Trial", "dataset_title", "load_table",
-    "parse_table", "readable",
+    "REGIONS", "AblationTable", "Claim", "Misprint", "Profile", "Row", "TableTrial", "dataset_title", "load_table",
+    "parse_table", "readable_datasets",
 ]  # fmt: skip
 
 MetricsOf = Callable[[str], tuple[str, ...]]  # the columns of a data set
@@ -69,7 +69,7 @@ def parse_table(
 ) -> AblationTable:
     """The table of a document. See `load_table`."""
     settings = settings or {}
-    data, faults = document.data, Faults(document)
+    data, faults = document.data, Problems(document)
     faults.keys(
         (), data,
         ("table", "title", "paper", "metrics", "dataset_metrics", "seeds", "profiles", "base_row", "rows", "misprints",
@@ -78,7 +78,7 @@ def parse_table(
     )  # fmt: skip
     table = data.get("table")
     if "table" in data and not (isinstance(table, str) and TABLE_NAME.fullmatch(table)):
-        faults.add(("table",), f"table is {kind(table)}, expected a name of a-z, 0-9, _ and -", "recurrence")
+        faults.add(("table",), f"table is {describe_value(table)}, expected a name of a-z, 0-9, _ and -", "recurrence")
     title, source = _text(data, "title", faults), _text(data, "paper", faults)
     metrics = _metrics(data.get("metrics"), ("metrics",), faults) if "metrics" in data else ()
     by_dataset = _dataset_metrics(data, faults, data_root)
@@ -91,7 +91,7 @@ def parse_table(
     notes = _list(("notes",), data.get("notes", []), faults, str, "a text")
     for found in profiles.values():
         _sigmas(metrics, found, faults)
-    faults.settle()
+    faults.raise_if_any()
     return AblationTable(
         table=str(table), metrics=metrics, seeds=seeds, profiles=profiles, rows=rows, title=title, paper=source,
         misprints=misprints, notes=notes, base_row=base_row, claims=claims, dataset_metrics=by_dataset,
@@ -99,24 +99,24 @@ def parse_table(
     )  # fmt: skip
 
 
-def _text(data: Mapping[str, Any], key: str, faults: Faults) -> str:
+def _text(data: Mapping[str, Any], key: str, faults: Problems) -> str:
     value = data.get(key, "")
     if not isinstance(value, str):
-        faults.add((key,), f"{key} is {kind(value)}, expected a text")
+        faults.add((key,), f"{key} is {describe_value(value)}, expected a text")
         return ""
     return value
 
 
-def _list(place: Place, value: Any, faults: Faults, wanted: type, word: str) -> tuple[Any, ...]:
+def _list(place: Place, value: Any, faults: Problems, wanted: type, word: str) -> tuple[Any, ...]:
     """A list of one kind, without repetition."""
     name = ".".join(map(str, place))
     if not isinstance(value, list):
-        faults.add(place, f"{name} is {kind(value)}, expected a list", "[…]")
+        faults.add(place, f"{name} is {describe_value(value)}, expected a list", "[…]")
         return ()
     out: list[Any] = []
     for i, item in enumerate(value):
         if not isinstance(item, wanted) or isinstance(item, bool):
-            faults.add((*place, i), f"{name} has {kind(item)}, expected {word}")
+            faults.add((*place, i), f"{name} has {describe_value(item)}, expected {word}")
         elif item in out:
             faults.add((*place, i), f"{name} has {item!r} twice", "leave one out")
         else:
@@ -124,7 +124,7 @@ def _list(place: Place, value: Any, faults: Faults, wanted: type, word: str) -> 
     return tuple(out)
 
 
-def _metrics(raw: Any, place: Place, faults: Faults) -> tuple[str, ...]:
+def _metrics(raw: Any, place: Place, faults: Problems) -> tuple[str, ...]:
     found = _list(place, raw, faults, str, "a metric's name")
     if raw == []:
         faults.add(place, f"{'.'.join(map(str, place))} is empty", "[test.mae, test.rmse]")
@@ -132,7 +132,7 @@ def _metrics(raw: Any, place: Place, faults: Faults) -> tuple[str, ...]:
     legal = [f"{split}.{name}" for split in ("test", "val") for name in bases]
     for metric in found:
         if not _is_metric(metric):
-            faults.add((*place, raw.index(metric)), f"unknown metric {metric!r}", nearest(metric, legal))
+            faults.add((*place, raw.index(metric)), f"unknown metric {metric!r}", did_you_mean(metric, legal))
     return found
 
 
@@ -144,16 +144,16 @@ def _is_metric(metric: str) -> bool:
     return split in SPLITS and ok
 
 
-def _dataset_metrics(data: Mapping[str, Any], faults: Faults, data_root: Path | None) -> dict[str, tuple[str, ...]]:
+def _dataset_metrics(data: Mapping[str, Any], faults: Problems, data_root: Path | None) -> dict[str, tuple[str, ...]]:
     raw = data.get("dataset_metrics", {})
     if not isinstance(raw, dict):
-        faults.add(("dataset_metrics",), f"dataset_metrics is {kind(raw)}, expected metrics by data set")
+        faults.add(("dataset_metrics",), f"dataset_metrics is {describe_value(raw)}, expected metrics by data set")
         return {}
-    legal = list(dict.fromkeys([*readable(data_root), *PUBLISHED]))
+    legal = list(dict.fromkeys([*readable_datasets(data_root), *PUBLISHED]))
     out = {}
     for name, metrics in raw.items():
         if name not in legal:
-            faults.add(("dataset_metrics", name), f"unknown data set {name!r}", nearest(name, legal))
+            faults.add(("dataset_metrics", name), f"unknown data set {name!r}", did_you_mean(name, legal))
             continue
         out[name] = _metrics(metrics, ("dataset_metrics", name), faults)
     return out
@@ -163,7 +163,7 @@ def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
-def _sigmas(metrics: tuple[str, ...], profile: Profile, faults: Faults) -> None:
+def _sigmas(metrics: tuple[str, ...], profile: Profile, faults: Problems) -> None:
     """A metric at a sigma that the base does not score would leave its column empty for ever."""
     scored = profile.base.metrics.sigmas
     for i, metric in enumerate(metrics):
@@ -176,7 +176,7 @@ def _sigmas(metrics: tuple[str, ...], profile: Profile, faults: Faults) -> None:
             )  # fmt: skip
 
 
-def _seeds(data: Mapping[str, Any], faults: Faults) -> tuple[int, ...]:
+def _seeds(data: Mapping[str, Any], faults: Problems) -> tuple[int, ...]:
     found = _list(("seeds",), data.get("seeds", [0]), faults, int, "a whole number")
     if data.get("seeds") == []:
         faults.add(("seeds",), "seeds is empty", "[0, 1, 2]")
@@ -187,11 +187,11 @@ def _seeds(data: Mapping[str, Any], faults: Faults) -> tuple[int, ...]:
 
 
 def _profiles(
-    document: Document, faults: Faults, settings: Mapping[str, Any], asked: str | None, data_root: Path | None
+    document: Document, faults: Problems, settings: Mapping[str, Any], asked: str | None, data_root: Path | None
 ) -> dict[str, Profile]:
     raw = document.data.get("profiles", {})
     if not isinstance(raw, dict) or ("profiles" in document.data and not raw):
-        shown = "empty" if raw == {} else kind(raw)
+        shown = "empty" if raw == {} else describe_value(raw)
         faults.add(
             ("profiles",), f"profiles is {shown}, expected names with a base and data sets",
             "toy: {base: {preset: tiny}, datasets: [toy]}",
@@ -202,13 +202,13 @@ def _profiles(
             raise RazError(
                 f"--set {name}", f"the rows of {document.name} say so themselves", f"edit {name}s in the file"
             )
-    legal = list(dict.fromkeys([*readable(data_root), *PUBLISHED]))
+    legal = list(dict.fromkeys([*readable_datasets(data_root), *PUBLISHED]))
     asked = default_profile(raw) if asked is None else asked
     out = {}
     for name, body in raw.items():
         place: Place = ("profiles", name)
         if not isinstance(body, dict):
-            faults.add(place, f"profiles.{name} is {kind(body)}, expected base and datasets")
+            faults.add(place, f"profiles.{name} is {describe_value(body)}, expected base and datasets")
             continue
         faults.keys(place, body, ("base", "datasets"), ("datasets",))
         base = body.get("base", {})
@@ -228,7 +228,7 @@ def _profiles(
         for dataset in datasets:
             if dataset not in legal:
                 i = body["datasets"].index(dataset)
-                faults.add((*place, "datasets", i), f"unknown data set {dataset!r}", nearest(dataset, legal))
+                faults.add((*place, "datasets", i), f"unknown data set {dataset!r}", did_you_mean(dataset, legal))
         preset = str(base.get("preset", "tiny")) if isinstance(base, dict) else "tiny"
         out[name] = Profile(name, config, datasets, preset)
     return out
@@ -236,14 +236,14 @@ def _profiles(
 
 def _rows(
     data: Mapping[str, Any],
-    faults: Faults,
+    faults: Problems,
     profiles: Mapping[str, Profile],
     metrics_of: MetricsOf,
     settings: Mapping[str, Any],
 ) -> tuple[Row, ...]:
     raw = data.get("rows", {})
     if not isinstance(raw, dict) or ("rows" in data and not raw):
-        shown = "empty" if raw == {} else kind(raw)
+        shown = "empty" if raw == {} else describe_value(raw)
         faults.add(
             ("rows",), f"rows is {shown}, expected names with what they set", "loc_2: {set: {depth: 2}}"
         )  # fmt: skip
@@ -254,19 +254,25 @@ def _rows(
         if not ROW_NAME.fullmatch(name):
             faults.add(place, f"row {name!r}, expected a name of letters, digits, _ . + and -")
         if not isinstance(body, dict):
-            faults.add(place, f"rows.{name} is {kind(body)}, expected set, paper or both", "{set: {depth: 2}}")
+            faults.add(
+                place, f"rows.{name} is {describe_value(body)}, expected set, paper or both", "{set: {depth: 2}}"
+            )
             continue
         faults.keys(place, body, ("set", "paper", "source"))
         source = body.get("source", "")
         if not isinstance(source, str):
-            faults.add((*place, "source"), f"rows.{name}.source is {kind(source)}, expected where it is printed")
+            faults.add(
+                (*place, "source"), f"rows.{name}.source is {describe_value(source)}, expected where it is printed"
+            )
             source = ""
         if source and ("set" in body or "paper" not in body):
             what = "sets something" if "set" in body else "has no numbers"
             faults.add(place, f"rows.{name} is quoted (source) and {what}", "{source: …, paper: …}")
         chosen = body.get("set", {})
         if not isinstance(chosen, dict):
-            faults.add((*place, "set"), f"rows.{name}.set is {kind(chosen)}, expected dotted names with values")
+            faults.add(
+                (*place, "set"), f"rows.{name}.set is {describe_value(chosen)}, expected dotted names with values"
+            )
             chosen = {}
         for key in settings:
             if key in chosen:
@@ -279,7 +285,7 @@ def _rows(
     return tuple(out)
 
 
-def _check_alike(rows: list[Row], faults: Faults, profiles: Mapping[str, Profile]) -> None:
+def _check_alike(rows: list[Row], faults: Problems, profiles: Mapping[str, Profile]) -> None:
     """Two rows of one meaning would be trained once and compared as if they were two."""
     told: set[str] = set()
     for profile in profiles.values():
@@ -297,21 +303,25 @@ def _check_alike(rows: list[Row], faults: Faults, profiles: Mapping[str, Profile
             seen.setdefault(config, row.name)
 
 
-def _base_row(data: Mapping[str, Any], faults: Faults, rows: tuple[Row, ...]) -> str:
+def _base_row(data: Mapping[str, Any], faults: Problems, rows: tuple[Row, ...]) -> str:
     """The row that differences are taken to: named, or the first that is run."""
     names = [row.name for row in rows if not row.quoted]
     raw = data.get("base_row", names[0] if names else "")
     if rows and raw not in names:
-        faults.add(("base_row",), f"base_row is {kind(raw)}, expected a row that is run", nearest(str(raw), names))
+        faults.add(
+            ("base_row",),
+            f"base_row is {describe_value(raw)}, expected a row that is run",
+            did_you_mean(str(raw), names),
+        )
     return str(raw)
 
 
 def _claims(
-    data: Mapping[str, Any], faults: Faults, rows: tuple[Row, ...], metrics: tuple[str, ...]
+    data: Mapping[str, Any], faults: Problems, rows: tuple[Row, ...], metrics: tuple[str, ...]
 ) -> tuple[Claim, ...]:
     raw = data.get("claims", [])
     if not isinstance(raw, list):
-        faults.add(("claims",), f"claims is {kind(raw)}, expected a list")
+        faults.add(("claims",), f"claims is {describe_value(raw)}, expected a list")
         return ()
     names = [row.name for row in rows]
     out = []
@@ -325,40 +335,42 @@ def _claims(
         of = _weights((*place, "of"), body.get("of", {}), metrics, "metric of this table", faults)
         expect = body.get("expect")
         if expect not in ("less", "more"):
-            faults.add((*place, "expect"), f"expect is {kind(expect)}, expected less or more")
+            faults.add((*place, "expect"), f"expect is {describe_value(expect)}, expected less or more")
             continue
         chosen = metrics if "of" not in body else ()
         if "metrics" in body:
             chosen = _list((*place, "metrics"), body["metrics"], faults, str, "a metric's name")
             for metric in chosen:
                 if metric not in metrics:
-                    faults.add((*place, "metrics"), f"{metric} is no metric of this table", nearest(metric, metrics))
+                    faults.add(
+                        (*place, "metrics"), f"{metric} is no metric of this table", did_you_mean(metric, metrics)
+                    )
         out.append(Claim(body["say"], weights, expect, chosen, of))
     return tuple(out)
 
 
-def _weights(place: Place, raw: Any, legal: Sequence[str], word: str, faults: Faults) -> dict[str, float]:
+def _weights(place: Place, raw: Any, legal: Sequence[str], word: str, faults: Problems) -> dict[str, float]:
     if not isinstance(raw, dict):
-        faults.add(place, f"{place[-1]} is {kind(raw)}, expected weights by {word}")
+        faults.add(place, f"{place[-1]} is {describe_value(raw)}, expected weights by {word}")
         return {}
     out = {}
     for name, weight in raw.items():
         if name not in legal:
-            faults.add((*place, name), f"no {word} {name!r}", nearest(str(name), legal))
+            faults.add((*place, name), f"no {word} {name!r}", did_you_mean(str(name), legal))
         elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            faults.add((*place, name), f"{name} is {kind(weight)}, expected a number")
+            faults.add((*place, name), f"{name} is {describe_value(weight)}, expected a number")
         else:
             out[name] = float(weight)
     return out
 
 
-def _check_row(name: str, chosen: Mapping[str, Any], faults: Faults, profiles: Mapping[str, Profile]) -> None:
+def _check_row(name: str, chosen: Mapping[str, Any], faults: Problems, profiles: Mapping[str, Profile]) -> None:
     """Name by name, then all together on every profile's base."""
-    hints, before = known_names(), len(faults.found)
+    hints, before = parameter_types(), len(faults.found)
     for key, value in chosen.items():
         place: Place = ("rows", name, "set", key)
         if key not in hints:
-            faults.add(place, f"unknown parameter {key!r}", nearest(key, hints))
+            faults.add(place, f"unknown parameter {key!r}", did_you_mean(key, hints))
             continue
         if key in ("dataset", "seed"):
             faults.add(place, f"row {name} sets {key}, which a table repeats over", f"use {key}s")
@@ -366,9 +378,9 @@ def _check_row(name: str, chosen: Mapping[str, Any], faults: Faults, profiles: M
         try:
             coerce(hints[key], value)
         except ValueError as error:
-            faults.add(place, f"{key} is {kind(value)}, expected {error}")
+            faults.add(place, f"{key} is {describe_value(value)}, expected {error}")
             continue
-        for fault in check_words({key: value}):
+        for fault in check_enumerated_values({key: value}):
             faults.add(place, fault.what, fault.hint)
     if len(faults.found) > before:
         return
@@ -377,7 +389,7 @@ def _check_row(name: str, chosen: Mapping[str, Any], faults: Faults, profiles: M
         try:
             configure(profile.base, chosen)
         except RazError as error:
-            for fault in error.faults if isinstance(error, RazErrors) else [error]:
+            for fault in error.faults if isinstance(error, RazErrorGroup) else [error]:
                 if fault.what not in told:
                     told.add(fault.what)
                     culprit = next((key for key in chosen if fault.what.startswith(f"{key} ")), None)
@@ -388,7 +400,7 @@ def _check_row(name: str, chosen: Mapping[str, Any], faults: Faults, profiles: M
 def _printed(
     row: str,
     raw: Any,
-    faults: Faults,
+    faults: Problems,
     profiles: Mapping[str, Profile],
     metrics_of: MetricsOf,
 ) -> dict[str, dict[str, float]]:
@@ -413,15 +425,17 @@ def _printed(
         by_name = {name: (value, (*place, name)) for name, value in raw.items()}
         for name in raw:
             if name not in PUBLISHED:
-                faults.add((*place, name), f"rows.{row}.paper: unknown data set {name!r}", nearest(name, PUBLISHED))
+                faults.add(
+                    (*place, name), f"rows.{row}.paper: unknown data set {name!r}", did_you_mean(name, PUBLISHED)
+                )
     else:
-        faults.add(place, f"rows.{row}.paper is {kind(raw)}, expected numbers by data set")
+        faults.add(place, f"rows.{row}.paper is {describe_value(raw)}, expected numbers by data set")
         return {}
     out: dict[str, dict[str, float]] = {}
     for dataset, (values, where) in by_name.items():
         metrics = metrics_of(dataset)
         if not isinstance(values, list) or (metrics and len(values) != len(metrics)):
-            shown = f"{len(values)} numbers" if isinstance(values, list) else kind(values)
+            shown = f"{len(values)} numbers" if isinstance(values, list) else describe_value(values)
             faults.add(
                 where, f"rows.{row}.paper has {shown} for {dataset}, expected {len(metrics)}: {', '.join(metrics)}",
                 "write null for a number that is not printed",
@@ -432,17 +446,19 @@ def _printed(
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                faults.add((*where, i), f"rows.{row}.paper has {kind(value)} for {dataset}, expected a number")
+                faults.add(
+                    (*where, i), f"rows.{row}.paper has {describe_value(value)} for {dataset}, expected a number"
+                )
             else:
                 numbers[metric] = value  # an int stays one: the paper prints 126, not 126.0
         out[dataset] = numbers
     return out
 
 
-def _misprints(data: Mapping[str, Any], faults: Faults, rows: tuple[Row, ...]) -> tuple[Misprint, ...]:
+def _misprints(data: Mapping[str, Any], faults: Problems, rows: tuple[Row, ...]) -> tuple[Misprint, ...]:
     raw = data.get("misprints", [])
     if not isinstance(raw, list):
-        faults.add(("misprints",), f"misprints is {kind(raw)}, expected a list")
+        faults.add(("misprints",), f"misprints is {describe_value(raw)}, expected a list")
         return ()
     by_name = {row.name: row for row in rows}
     out = []
@@ -456,10 +472,10 @@ def _misprints(data: Mapping[str, Any], faults: Faults, rows: tuple[Row, ...]) -
         found = Misprint(body["row"], body["dataset"], body["metric"], body["note"])
         row = by_name.get(found.row)
         if row is None:
-            faults.add((*place, "row"), f"misprints: no row {found.row!r}", nearest(found.row, by_name))
+            faults.add((*place, "row"), f"misprints: no row {found.row!r}", did_you_mean(found.row, by_name))
         elif found.metric not in row.paper.get(found.dataset, {}):
             what = f"misprints: row {found.row} has no printed {found.metric} of {found.dataset}"
-            faults.add((*place, "metric"), what, nearest(found.metric, row.paper.get(found.dataset, {})))
+            faults.add((*place, "metric"), what, did_you_mean(found.metric, row.paper.get(found.dataset, {})))
         else:
             out.append(found)
     return tuple(out)

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from raz import config as cfg
-from raz.config import PRESETS, TrialConfig, configure, known_names
-from raz.errors import RazError, RazErrors
-from raz.utils.shipped import find
-from raz.utils.suggestions import nearest
-from raz.utils.yamlfile import Document, Faults, Place, kind, read, scalar
+from raz.config import PRESETS, TrialConfig, configure, parameter_types
+from raz.errors import RazError, RazErrorGroup
+from raz.utils.shipped import find_shipped
+from raz.utils.suggestions import did_you_mean
+from raz.utils.yamlfile import Document, Place, Problems, describe_value, read, scalar
 
 
-def open_named(
+def open_spec(
     file: str, *, profile: str | None = None, trials: int | None = None, retry: bool = False
 ) -> tuple[Document, bool]:
     """The search space or table that was typed, a path, else a shipped name; and whether it is a table.
 
     Raises RazError as `find` and `read`, and for options that a file of its kind does not take.
     """
-    path = find(file)
+    path = find_shipped(file)
     source = read(path, file if Path(file).expanduser().is_file() else str(path), strict=False)
     table = "table" in source.data
     if table and (trials is not None or retry):
@@ -32,7 +32,7 @@ def open_named(
     return source, table
 
 
-def table_names(data_root: Path | None = None) -> dict[str, tuple[str, ...]]:
+def enumerated_values(data_root: Path | None = None) -> dict[str, tuple[str, ...]]:
     """Parameters whose legal words are the names in a table of the code, or of data sets in the data root."""
     from raz.data import readers
     from raz.paper.fusion import RULES
@@ -47,9 +47,11 @@ def table_names(data_root: Path | None = None) -> dict[str, tuple[str, ...]]:
     }
 
 
-def check_words(values: Mapping[str, Any], where: str = "settings", data_root: Path | None = None) -> list[RazError]:
+def check_enumerated_values(
+    values: Mapping[str, Any], where: str = "settings", data_root: Path | None = None
+) -> list[RazError]:
     """Faults of values that should be a name in one of the code's tables."""
-    tables = table_names(data_root)
+    tables = enumerated_values(data_root)
     return [
         RazError(
             where,
@@ -69,12 +71,12 @@ def _hint(name: str, value: str, legal: tuple[str, ...], data_root: Path | None)
             reader_of(value, data_root)
         except RazError as error:
             return error.hint
-    return nearest(value, legal)
+    return did_you_mean(value, legal)
 
 
 def read_base(
     document: Document,
-    faults: Faults,
+    faults: Problems,
     settings: Mapping[str, Any],
     place: Place = ("base",),
     preset: str = "tiny",
@@ -86,7 +88,9 @@ def read_base(
     for part in place:
         base = base.get(str(part), {}) if isinstance(base, dict) else {}
     if not isinstance(base, dict):
-        faults.add(place, f"{'.'.join(map(str, place))} is {kind(base)}, expected keys with values", "{preset: tiny}")
+        faults.add(
+            place, f"{'.'.join(map(str, place))} is {describe_value(base)}, expected keys with values", "{preset: tiny}"
+        )
         base = {}
     prefix = "".join(f"{part}." for part in place)
     faults.keys(place, base, ("preset", "dataset", "set"))
@@ -94,19 +98,21 @@ def read_base(
     name = settings.pop("preset", base.get("preset", preset))  # --set preset=small
     if not isinstance(name, str) or name not in PRESETS:
         faults.add(
-            (*place, "preset"), f"{prefix}preset is {kind(name)}, expected one of {', '.join(PRESETS)}",
-            nearest(str(name), PRESETS),
+            (*place, "preset"), f"{prefix}preset is {describe_value(name)}, expected one of {', '.join(PRESETS)}",
+            did_you_mean(str(name), PRESETS),
         )  # fmt: skip
     config = PRESETS[name] if isinstance(name, str) and name in PRESETS else PRESETS["paper"]
     chosen = base.get("set", {})
     if not isinstance(chosen, dict):
-        faults.add((*place, "set"), f"{prefix}set is {kind(chosen)}, expected dotted names with values", "seed: 1")
+        faults.add(
+            (*place, "set"), f"{prefix}set is {describe_value(chosen)}, expected dotted names with values", "seed: 1"
+        )
         chosen = {}
     given = {**({"dataset": base["dataset"]} if "dataset" in base else {}), **chosen}
     legal: dict[str, Any] = {}
     for key, value in given.items():
         where = (*place, "set", key) if key in chosen else (*place, "dataset")
-        wrong = faults_of(PRESETS["paper"], {key: value}, ranges=False, data_root=data_root)
+        wrong = validate_settings(PRESETS["paper"], {key: value}, ranges=False, data_root=data_root)
         for fault in wrong:
             faults.add(where, fault.what, fault.hint)
         if not wrong:
@@ -114,48 +120,52 @@ def read_base(
     try:
         config = configure(config, legal)
     except RazError as error:  # right one by one, and out of range together
-        for fault in each(error):
+        for fault in flatten_errors(error):
             culprit = next((key for key in legal if fault.what.startswith(f"{key} ")), None)
             faults.add((*place, "set", culprit) if culprit else place, fault.what, fault.hint)
     if settings:
-        wrong = check_words(settings, "--set", data_root) if all(key in known_names() for key in settings) else []
+        wrong = (
+            check_enumerated_values(settings, "--set", data_root)
+            if all(key in parameter_types() for key in settings)
+            else []
+        )
         try:
             config = configure(config, settings, "--set")
         except RazError as error:
-            wrong += each(error)
+            wrong += flatten_errors(error)
         if wrong:  # the command line has no line to name, and is wrong whatever the file says
-            raise RazErrors(wrong) if len(wrong) > 1 else wrong[0]
+            raise RazErrorGroup(wrong) if len(wrong) > 1 else wrong[0]
     return config
 
 
-def faults_of(
+def validate_settings(
     base: TrialConfig, values: Mapping[str, Any], *, ranges: bool = True, data_root: Path | None = None
 ) -> list[RazError]:
-    wrong = check_words(values, data_root=data_root)
+    wrong = check_enumerated_values(values, data_root=data_root)
     if wrong:
         return wrong
     try:
         if ranges:
             configure(base, values)
         else:
-            hints = known_names()
+            hints = parameter_types()
             for name, value in values.items():
                 if name not in hints:
-                    return [RazError("", f"unknown parameter {name!r}", nearest(name, hints))]
+                    return [RazError("", f"unknown parameter {name!r}", did_you_mean(name, hints))]
                 try:
                     cfg.coerce(hints[name], value)
                 except ValueError as error:
-                    return [RazError("", f"{name} is {kind(value)}, expected {error}")]
+                    return [RazError("", f"{name} is {describe_value(value)}, expected {error}")]
     except RazError as error:
-        return each(error)
+        return flatten_errors(error)
     return []
 
 
-def each(error: RazError) -> list[RazError]:
-    return list(error.faults) if isinstance(error, RazErrors) else [error]
+def flatten_errors(error: RazError) -> list[RazError]:
+    return list(error.faults) if isinstance(error, RazErrorGroup) else [error]
 
 
-def settings_of(pairs: list[str]) -> dict[str, Any]:
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
     """`--set key=value …` as dotted names and values. Raises RazError for a word without `=`."""
     out: dict[str, Any] = {}
     for pair in pairs:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raz.config import TrialConfig, coerce, configure, known_names, parameters
+from raz.config import TrialConfig, coerce, configure, parameter_types, parameters
 from raz.errors import RazError
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 LONGEST = 500  # characters
 DEEPEST = 50  # operations inside operations
@@ -54,12 +54,12 @@ class Derived:
     text: str
     reads: tuple[str, ...]
 
-    def of(self, values: Mapping[str, Any]) -> Any:
+    def evaluate(self, values: Mapping[str, Any]) -> Any:
         """Its value beside these. Raises ValueError with what cannot be computed."""
         tree = ast.parse(self.text.strip(), mode="eval").body
         dotted = _dotted(tree)
         value = _read(dotted, values) if dotted else _evaluate(tree, values)  # a name alone is any value, also a word
-        hint = known_names()[self.name]
+        hint = parameter_types()[self.name]
         try:
             return coerce(hint, value)
         except ValueError as error:
@@ -87,10 +87,10 @@ def _check(name: str, node: ast.expr, reads: dict[str, None], depth: int) -> Non
         raise RazError("", f"the arithmetic of {name} is more than {DEEPEST} levels deep")
     dotted = _dotted(node)
     if dotted is not None:
-        if dotted not in known_names():
+        if dotted not in parameter_types():
             if dotted in FUNCTIONS:
                 raise RazError("", f"{name} names the function {dotted} alone", f"{dotted}(counting.train.lr)")
-            raise RazError("", f"{name} reads unknown parameter {dotted!r}", nearest(dotted, known_names()))
+            raise RazError("", f"{name} reads unknown parameter {dotted!r}", did_you_mean(dotted, parameter_types()))
         reads[dotted] = None
     elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return
@@ -100,7 +100,7 @@ def _check(name: str, node: ast.expr, reads: dict[str, None], depth: int) -> Non
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         called = node.func.id
         if called not in FUNCTIONS:
-            raise RazError("", f"{name} calls unknown function {called!r}", nearest(called, FUNCTIONS))
+            raise RazError("", f"{name} calls unknown function {called!r}", did_you_mean(called, FUNCTIONS))
         _, fewest, most = FUNCTIONS[called]
         if not fewest <= len(node.args) <= most:
             wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
@@ -157,7 +157,7 @@ def _read(name: str, values: Mapping[str, Any]) -> Any:
     return values[name]
 
 
-def ordered(derived: Mapping[str, Derived]) -> tuple[Derived, ...]:
+def topological_order(derived: Mapping[str, Derived]) -> tuple[Derived, ...]:
     """Each after those it reads. Raises ValueError with the names of a circle."""
     left, out = dict(derived), []
     while left:
@@ -172,7 +172,7 @@ def derive(config: TrialConfig, derived: tuple[Derived, ...], where: str) -> Tri
     """The configuration with what follows from it set. Raises RazError where it cannot be computed."""
     for one in derived:
         try:
-            value = one.of(parameters(config))
+            value = one.evaluate(parameters(config))
         except ValueError as error:
             raise RazError(f"{where}, derive {one.name}", str(error)) from None
         config = configure(config, {one.name: value}, f"{where}, derive {one.name}")

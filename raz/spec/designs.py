@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raz.errors import RazError
-from raz.spec.parameter import Parameter, among
+from raz.spec.parameter import Parameter, contains_exactly
 
 Point = dict[str, Any]
 LARGEST_GRID = 100_000
@@ -45,7 +45,7 @@ def one_at_a_time(parameters: Sequence[Parameter], centre: Mapping[str, Any]) ->
     A parameter that becomes active with the change takes its own value of the centre. Raises RazError for a
     parameter that the centre leaves out: alone, it could never be varied.
     """
-    points = [complete(parameters, {}, centre)]
+    points = [complete_point(parameters, {}, centre)]
     for parameter in parameters:
         if parameter.name not in points[0]:
             conditions = ", ".join(f"{name}: {centre[name]}" for name, _ in parameter.when)
@@ -54,12 +54,12 @@ def one_at_a_time(parameters: Sequence[Parameter], centre: Mapping[str, Any]) ->
                 "sampler: factorial, or drop its `when`",
             )  # fmt: skip
         for value in parameter.values():
-            if not among(value, (centre[parameter.name],)):
-                points.append(complete(parameters, {parameter.name: value}, centre))
+            if not contains_exactly(value, (centre[parameter.name],)):
+                points.append(complete_point(parameters, {parameter.name: value}, centre))
     return points
 
 
-def complete(parameters: Sequence[Parameter], chosen: Mapping[str, Any], default: Mapping[str, Any]) -> Point:
+def complete_point(parameters: Sequence[Parameter], chosen: Mapping[str, Any], default: Mapping[str, Any]) -> Point:
     """The point with the chosen values, the defaults elsewhere, and only what its conditions let be drawn."""
     point: Point = {}
     for parameter in parameters:
@@ -68,7 +68,7 @@ def complete(parameters: Sequence[Parameter], chosen: Mapping[str, Any], default
     return point
 
 
-def pairs(parameters: Sequence[Parameter]) -> list[Point]:
+def pairwise_covering(parameters: Sequence[Parameter]) -> list[Point]:
     """Points in which any two values that can meet do meet; greedy, so few but not always fewest.
 
     Each point starts from a pair that has not met yet and takes, parameter by parameter, the value that makes
@@ -122,7 +122,7 @@ def _with_parents(parameters: Sequence[Parameter], fixed: Mapping[str, int]) -> 
     while todo:
         for parent, legal in by_name[todo.pop()].when:
             values = by_name[parent].values()
-            allowed = [i for i, value in enumerate(values) if among(value, legal)]
+            allowed = [i for i, value in enumerate(values) if contains_exactly(value, legal)]
             before = needed.get(parent)
             needed[parent] = allowed if before is None else [i for i in before if i in allowed]
             if not needed[parent]:
@@ -133,10 +133,10 @@ def _with_parents(parameters: Sequence[Parameter], fixed: Mapping[str, int]) -> 
 
 
 def _index(parameter: Parameter, value: Any) -> int:
-    return next(i for i, other in enumerate(parameter.values()) if among(value, (other,)))
+    return next(i for i, other in enumerate(parameter.values()) if contains_exactly(value, (other,)))
 
 
-def firsts(parameters: Sequence[Parameter]) -> dict[str, Any]:
+def reference_point(parameters: Sequence[Parameter]) -> dict[str, Any]:
     """Every parameter's first value: the whole method of which one part at a time is left out."""
     return {parameter.name: parameter.values()[0] for parameter in parameters}
 
@@ -144,10 +144,10 @@ def firsts(parameters: Sequence[Parameter]) -> dict[str, Any]:
 # name -> points of the parameters; the second argument is where the base stands among their values
 DESIGNS: dict[str, Callable[[Sequence[Parameter], Mapping[str, Any]], list[Point]]] = {
     "grid": lambda parameters, _: grid(parameters),
-    "loo": lambda parameters, _: one_at_a_time(parameters, firsts(parameters)),
+    "loo": lambda parameters, _: one_at_a_time(parameters, reference_point(parameters)),
     "ofat": one_at_a_time,
     "factorial": lambda parameters, _: grid(parameters),
-    "pairs": lambda parameters, _: pairs(parameters),
+    "pairs": lambda parameters, _: pairwise_covering(parameters),
 }
 
 
@@ -156,7 +156,7 @@ def points_of(
 ) -> tuple[Point, ...]:
     """The points of a design, all of one seed before those of the next, so that a part of them is comparable.
 
-    On several slots a run begins those first that share least (`raz.planning.schedule.spread`).
+    On several slots a run begins those first that share least (`raz.planning.schedule.order_by_new_work`).
     """
     points = DESIGNS[design](parameters, centre)
     if design == "grid" or not seeds:

@@ -6,13 +6,13 @@ from raz.config import TrialConfig
 from raz.spec.ablation import COUNTING, LOCALIZATION
 
 
-def scored(config: TrialConfig, split: str) -> tuple[str, ...]:
+def metric_names(config: TrialConfig, split: str) -> tuple[str, ...]:
     """The metrics that a trial of this configuration scores on a split."""
     sigmas = [f"{sigma:g}" for sigma in config.metrics.sigmas]
     return tuple(f"{split}.{name}" for name in (*COUNTING, *(f"{n}@{s}" for n in LOCALIZATION for s in sigmas)))
 
 
-def stages_behind(metric: str) -> tuple[str, ...]:
+def stages_of_metric(metric: str) -> tuple[str, ...]:
     """The trained stages whose networks a metric judges."""
     if metric.endswith("_density"):
         return ("counting",)

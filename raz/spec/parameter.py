@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from raz.config import added, changed_since
 
 
-class Suggests(Protocol):
+class SuggestApi(Protocol):
     """The part of an Optuna trial that a space draws from."""
 
     def suggest_categorical(self, name: str, choices: Any, /) -> Any: ...
@@ -40,12 +40,12 @@ class Parameter:
 
     def active(self, values: Mapping[str, Any]) -> bool:
         """Whether it is drawn beside these values; a condition on a parameter that is not drawn itself fails."""
-        return all(name in values and among(values[name], legal) for name, legal in self.when)
+        return all(name in values and contains_exactly(values[name], legal) for name, legal in self.when)
 
-    def draw(self, trial: Suggests) -> Any:
+    def draw(self, trial: SuggestApi) -> Any:
         """A value from the trial. Optuna keeps scalars, so any other choice goes by its JSON text."""
         if self.kind == "choice":
-            labels = [label(value) for value in self.choices]
+            labels = [optuna_label(value) for value in self.choices]
             return self.choices[labels.index(trial.suggest_categorical(self.name, labels))]
         if self.kind == "int":
             drawn: float = trial.suggest_int(
@@ -66,7 +66,7 @@ class Parameter:
         if self.kind == "choice":
             return self.choices
         if self.grid:
-            return self._places(self.grid)
+            return self._grid_values(self.grid)
         if self.kind == "int":
             return tuple(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
         if self.step is None:
@@ -74,7 +74,7 @@ class Parameter:
         n = round((self.high - self.low) / self.step)
         return (*(self.low + i * self.step for i in range(n)), self.high)
 
-    def _places(self, n: int) -> tuple[float, ...]:
+    def _grid_values(self, n: int) -> tuple[float, ...]:
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         inner = [low + i * (high - low) / (n - 1) for i in range(1, n - 1)]
         places = [self.low, *(math.exp(x) if self.log else x for x in inner), self.high]
@@ -104,11 +104,11 @@ class Parameter:
         return out
 
 
-def label(value: Any) -> Any:
+def optuna_label(value: Any) -> Any:
     """A choice as Optuna stores it."""
     return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
 
-def among(value: Any, legal: tuple[Any, ...]) -> bool:
+def contains_exactly(value: Any, legal: tuple[Any, ...]) -> bool:
     """Whether it is one of them; true is not 1."""
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in legal)

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raz.config import TrialConfig, known_names
-from raz.spec.base_config import faults_of
+from raz.config import TrialConfig, parameter_types
+from raz.spec.base_config import validate_settings
 from raz.spec.designs import DESIGNS
-from raz.spec.parameter import Parameter, among, label
-from raz.utils.suggestions import nearest
-from raz.utils.yamlfile import Document, Faults, Place, kind
+from raz.spec.parameter import Parameter, contains_exactly, optuna_label
+from raz.utils.suggestions import did_you_mean
+from raz.utils.yamlfile import Document, Place, Problems, describe_value
 
 KINDS = ("choice", "int", "float")
 KEYS = (*KINDS, "log", "step", "grid", "when")
@@ -23,22 +23,23 @@ MOST_PLACES = 1000  # of `grid:`
 
 
 def read_parameters(
-    document: Document, faults: Faults, base: TrialConfig, sampler: str, data_root: Path | None = None
+    document: Document, faults: Problems, base: TrialConfig, sampler: str, data_root: Path | None = None
 ) -> tuple[Parameter, ...]:
     """The parameters of the file, each after those its conditions name."""
     raw = document.data.get("parameters", {})
     if not isinstance(raw, dict) or ("parameters" in document.data and not raw):
         faults.add(
-            ("parameters",), f"parameters is {'empty' if raw == {} else kind(raw)}, expected dotted names with ranges",
+            ("parameters",),
+            f"parameters is {'empty' if raw == {} else describe_value(raw)}, expected dotted names with ranges",
             "depth: {choice: [1, 2, 3]}",
-        )  # fmt: skip
+        )
         return ()
-    hints = known_names()
+    hints = parameter_types()
     found: dict[str, Parameter] = {}
     for name, body in raw.items():
         several = isinstance(body, dict) and isinstance(body.get("choice"), dict)
         if name not in hints and not (several and NAME.fullmatch(name)):
-            faults.add(("parameters", name), f"unknown parameter {name!r}", nearest(name, hints))
+            faults.add(("parameters", name), f"unknown parameter {name!r}", did_you_mean(name, hints))
             continue
         parameter = _parameter(name, body, faults)
         if parameter is not None:
@@ -46,7 +47,7 @@ def read_parameters(
             if sampler in DESIGNS and parameter.kind == "float" and not (parameter.step or parameter.grid):
                 what = f"{name} is a range without steps, which a {sampler} design cannot go through"
                 faults.add(("parameters", name), what, "grid: 8, step: 0.1, or choice: [...]")
-    _set_twice(found, faults)
+    _check_overlapping(found, faults)
     for parameter in found.values():
         for other, legal in parameter.when:
             _condition(parameter.name, other, legal, raw, found, faults)
@@ -56,17 +57,17 @@ def read_parameters(
     return ordered
 
 
-def _parameter(name: str, body: Any, faults: Faults) -> Parameter | None:
+def _parameter(name: str, body: Any, faults: Problems) -> Parameter | None:
     place: Place = ("parameters", name)
     before = len(faults.found)
     if not isinstance(body, dict):
         hint = f"{name}: {{choice: {json.dumps(body)}}}" if isinstance(body, list) else f"{name}: {{int: [1, 4]}}"
-        faults.add(place, f"{name} is {kind(body)}, expected choice, int or float", hint)
+        faults.add(place, f"{name} is {describe_value(body)}, expected choice, int or float", hint)
         return None
     kinds = [key for key in KINDS if key in body]
     for key in body:
         if key not in KEYS:
-            faults.add((*place, key), f"unknown key {key!r} of {name}", nearest(key, KEYS))
+            faults.add((*place, key), f"unknown key {key!r} of {name}", did_you_mean(key, KEYS))
     if len(kinds) != 1:
         got = " and ".join(kinds) if kinds else "no range"
         faults.add(place, f"{name} has {got}, expected one of choice, int and float", f"{name}: {{choice: [1, 2]}}")
@@ -79,7 +80,7 @@ def _parameter(name: str, body: Any, faults: Faults) -> Parameter | None:
 When = tuple[tuple[str, tuple[Any, ...]], ...]
 
 
-def _choice(name: str, body: Mapping[str, Any], when: When, faults: Faults) -> Parameter | None:
+def _choice(name: str, body: Mapping[str, Any], when: When, faults: Problems) -> Parameter | None:
     place: Place = ("parameters", name, "choice")
     for key in ("log", "step", "grid"):
         if key in body:
@@ -88,24 +89,24 @@ def _choice(name: str, body: Mapping[str, Any], when: When, faults: Faults) -> P
     if isinstance(values, dict) and values:
         return _named(name, values, when, faults)
     if not isinstance(values, list) or not values:
-        got = kind(values) if values or not isinstance(values, (list, dict)) else "empty"
+        got = describe_value(values) if values or not isinstance(values, (list, dict)) else "empty"
         faults.add(place, f"{name}.choice is {got}, expected a list", "[1, 2]")
         return None
     seen: list[Any] = []
     for i, value in enumerate(values):
         if isinstance(value, dict) or value is None:
             hint = f"{{this: {{{name}: …}}, that: …}}" if isinstance(value, dict) else ""
-            faults.add((*place, i), f"{name}.choice has {kind(value)}, expected values", hint)
-        elif any(among(label(value), (other,)) for other in seen):
+            faults.add((*place, i), f"{name}.choice has {describe_value(value)}, expected values", hint)
+        elif any(contains_exactly(optuna_label(value), (other,)) for other in seen):
             faults.add((*place, i), f"{name}.choice has {value!r} twice", "leave one out")
-        seen.append(label(value))
+        seen.append(optuna_label(value))
     return Parameter(name, "choice", tuple(values), when=when)
 
 
-def _named(name: str, values: Mapping[str, Any], when: When, faults: Faults) -> Parameter | None:
+def _named(name: str, values: Mapping[str, Any], when: When, faults: Problems) -> Parameter | None:
     """`{narrow: {counting.channels: [32]}, wide: …}`, or names for the values of one parameter."""
     place: Place = ("parameters", name, "choice")
-    own = name in known_names()
+    own = name in parameter_types()
     sets: dict[str, Mapping[str, Any]] = {}
     for word, value in values.items():
         if isinstance(value, dict) and value:
@@ -113,13 +114,13 @@ def _named(name: str, values: Mapping[str, Any], when: When, faults: Faults) -> 
         elif own and value is not None and not isinstance(value, dict):
             sets[word] = {name: value}
         else:
-            got = "nothing" if value is None or value == {} else kind(value)
+            got = "nothing" if value is None or value == {} else describe_value(value)
             hint = f"{word}: {{counting.channels: [32, 32]}}"
             faults.add((*place, word), f"{name}.choice.{word} is {got}, expected dotted names with values", hint)
     return Parameter(name, "choice", tuple(sets), when=when, sets=sets)
 
 
-def _range(name: str, chosen: str, body: Mapping[str, Any], when: When, faults: Faults) -> Parameter | None:
+def _range(name: str, chosen: str, body: Mapping[str, Any], when: When, faults: Problems) -> Parameter | None:
     place: Place = ("parameters", name)
     bounds = body[chosen]
     log: Any = body.get("log", False)
@@ -131,7 +132,7 @@ def _range(name: str, chosen: str, body: Mapping[str, Any], when: When, faults: 
         return isinstance(value, number) and not isinstance(value, bool) and abs(value) <= 1e300
 
     if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
-        shown = json.dumps(bounds) if isinstance(bounds, list) else kind(bounds)
+        shown = json.dumps(bounds) if isinstance(bounds, list) else describe_value(bounds)
         faults.add(
             (*place, chosen), f"{name}.{chosen} is {shown}, expected two {word}: the lowest and the highest", "[1, 4]"
         )
@@ -142,14 +143,14 @@ def _range(name: str, chosen: str, body: Mapping[str, Any], when: When, faults: 
             (*place, chosen), f"{name}.{chosen} is [{low}, {high}], the lowest is above the highest", f"[{high}, {low}]"
         )
     if not isinstance(log, bool):
-        faults.add((*place, "log"), f"{name}.log is {kind(log)}, expected true or false")
+        faults.add((*place, "log"), f"{name}.log is {describe_value(log)}, expected true or false")
     elif log and low <= 0:
         faults.add(
             (*place, "log"), f"{name} has log: true and starts at {low}, expected more than 0", "a higher lowest value"
         )
     if "step" in body:
         if not is_number(step) or step <= 0:
-            faults.add((*place, "step"), f"{name}.step is {kind(step)}, expected one of the {word} over 0")
+            faults.add((*place, "step"), f"{name}.step is {describe_value(step)}, expected one of the {word} over 0")
         elif log is True:
             faults.add((*place, "step"), f"{name} has both step and log: true", "leave one out")
         elif low <= high and abs((high - low) / step - round((high - low) / step)) > 1e-9:
@@ -158,7 +159,7 @@ def _range(name: str, chosen: str, body: Mapping[str, Any], when: When, faults: 
     grid = body.get("grid")
     if "grid" in body:
         if isinstance(grid, bool) or not isinstance(grid, int) or not 2 <= grid <= MOST_PLACES:
-            what = f"{name}.grid is {kind(grid)}, expected a whole number from 2 to {MOST_PLACES}"
+            what = f"{name}.grid is {describe_value(grid)}, expected a whole number from 2 to {MOST_PLACES}"
             faults.add((*place, "grid"), what, "grid: 8")
         elif "step" in body:
             faults.add((*place, "grid"), f"{name} has both step and grid", "leave one out")
@@ -167,7 +168,7 @@ def _range(name: str, chosen: str, body: Mapping[str, Any], when: When, faults: 
     return Parameter(name, chosen, low=low, high=high, step=step, log=log, grid=grid, when=when)
 
 
-def _set_twice(found: Mapping[str, Parameter], faults: Faults) -> None:
+def _check_overlapping(found: Mapping[str, Parameter], faults: Problems) -> None:
     owner: dict[str, str] = {}
     for parameter in found.values():
         for name in parameter.names():
@@ -177,10 +178,12 @@ def _set_twice(found: Mapping[str, Parameter], faults: Faults) -> None:
             owner.setdefault(name, parameter.name)
 
 
-def _when(name: str, raw: Any, faults: Faults) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+def _when(name: str, raw: Any, faults: Problems) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     place: Place = ("parameters", name, "when")
     if not isinstance(raw, dict):
-        faults.add(place, f"{name}.when is {kind(raw)}, expected parameters with values", "when: {fusion.rule: grid}")
+        faults.add(
+            place, f"{name}.when is {describe_value(raw)}, expected parameters with values", "when: {fusion.rule: grid}"
+        )
         return ()
     out = []
     for other, legal in raw.items():
@@ -198,11 +201,11 @@ def _condition(
     legal: tuple[Any, ...],
     raw: Mapping[str, Any],
     found: Mapping[str, Parameter],
-    faults: Faults,
+    faults: Problems,
 ) -> None:
     place: Place = ("parameters", name, "when", other)
     if other not in raw:
-        hint = f"add {other} to parameters" if other in known_names() else nearest(other, known_names())
+        hint = f"add {other} to parameters" if other in parameter_types() else did_you_mean(other, parameter_types())
         faults.add(place, f"{name} depends on {other!r}, which is no parameter of this file", hint)
         return
     if other not in found:
@@ -212,12 +215,12 @@ def _condition(
         faults.add(place, f"{name} depends on {other}, a range of floats, expected a choice or whole numbers")
         return
     for value in legal:
-        if not among(value, parent.values()):
+        if not contains_exactly(value, parent.values()):
             shown = parent.values() if len(parent.values()) <= 12 else (*parent.values()[:12], "…")
             faults.add(place, f"{name}.when: {other} is never {value!r}", "one of " + ", ".join(map(str, shown)))
 
 
-def _ordered(found: dict[str, Parameter], faults: Faults) -> tuple[Parameter, ...]:
+def _ordered(found: dict[str, Parameter], faults: Problems) -> tuple[Parameter, ...]:
     """Parents first, else the order of the file. A circle of conditions is a fault."""
     left, out = dict(found), []
     while left:
@@ -234,17 +237,17 @@ def _ordered(found: dict[str, Parameter], faults: Faults) -> tuple[Parameter, ..
 
 
 def _try_values(
-    parameter: Parameter, found: Mapping[str, Parameter], base: TrialConfig, faults: Faults, data_root: Path | None
+    parameter: Parameter, found: Mapping[str, Parameter], base: TrialConfig, faults: Problems, data_root: Path | None
 ) -> None:
     """Sets every choice, or both ends of a range, on the base, beside values that make it active."""
-    beside = around(parameter, found)
-    parents = [found[name].settings(value) for name, value in beside.items() if _has(found[name], value)]
-    if any(faults_of(base, settings, data_root=data_root) for settings in parents):
+    beside = activating_values(parameter, found)
+    parents = [found[name].settings(value) for name, value in beside.items() if _is_valid_choice(found[name], value)]
+    if any(validate_settings(base, settings, data_root=data_root) for settings in parents):
         return  # the parent is at fault, and says so
     context = {name: value for settings in parents for name, value in settings.items()}
     told = set()
-    for i, value in enumerate(ends_of(parameter)):
-        for fault in faults_of(base, {**context, **parameter.settings(value)}, data_root=data_root):
+    for i, value in enumerate(extreme_values(parameter)):
+        for fault in validate_settings(base, {**context, **parameter.settings(value)}, data_root=data_root):
             if fault.what not in told:
                 told.add(fault.what)
                 where: Place = (value, next((n for n in parameter.names() if f"{n} is" in fault.what), ""))
@@ -254,12 +257,12 @@ def _try_values(
                 )  # fmt: skip
 
 
-def ends_of(parameter: Parameter) -> tuple[Any, ...]:
+def extreme_values(parameter: Parameter) -> tuple[Any, ...]:
     """Every choice, or both ends of a range."""
     return parameter.choices if parameter.kind == "choice" else (parameter.low, parameter.high)
 
 
-def around(parameter: Parameter, found: Mapping[str, Parameter]) -> dict[str, Any]:
+def activating_values(parameter: Parameter, found: Mapping[str, Parameter]) -> dict[str, Any]:
     """Values of other parameters beside which it is active."""
     out: dict[str, Any] = {}
     todo = [parameter]
@@ -271,5 +274,5 @@ def around(parameter: Parameter, found: Mapping[str, Parameter]) -> dict[str, An
     return out
 
 
-def _has(parameter: Parameter, value: Any) -> bool:
+def _is_valid_choice(parameter: Parameter, value: Any) -> bool:
     return not parameter.sets or value in parameter.sets

@@ -13,13 +13,13 @@ from typing import Any
 from raz.config import TrialConfig, added, changed_since, configure, parameters, without_before
 from raz.spec.derived import Derived, derive
 from raz.spec.designs import DESIGNS, Point, points_of
-from raz.spec.parameter import Parameter, Suggests
+from raz.spec.parameter import Parameter, SuggestApi
 from raz.spec.stage_resources import Resources
 
 SAMPLERS = ("tpe", "random", "grid", "cma-es", "nsga-ii", "loo", "ofat", "factorial", "pairs")
-POPULATIONS = ("cma-es", "nsga-ii")  # samplers that draw a generation at a time
-PROPOSING = ("tpe", "random")  # samplers of which any draw may be left out
-MOST_PROPOSALS = 64
+POPULATION_SAMPLERS = ("cma-es", "nsga-ii")  # samplers that draw a generation at a time
+CANDIDATE_SAMPLERS = ("tpe", "random")  # samplers of which any draw may be left out
+MAX_CANDIDATES = 64
 SPLITS = ("val",)  # that a search scores
 DIRECTIONS = ("minimize", "maximize")
 STUDY_NAME = re.compile(r"[a-z0-9_-]{1,64}")
@@ -91,28 +91,28 @@ class SearchSpace:
         return self.sampler in DESIGNS
 
     @property
-    def eager(self) -> bool:
+    def overcommits(self) -> bool:
         """Whether more trials may begin than can run. What learns from results (by what it draws next, or by pruning)
         would know less of them; but trials that were chosen to share wait for one another, and leave slots idle."""
         learns = not (self.fixed or self.sampler == "random") or self.pruning.name != "none"
         return not learns or self.proposals > 1
 
     @property
-    def mean_over(self) -> tuple[int, ...]:
+    def averaged_seeds(self) -> tuple[int, ...]:
         """The seeds that every trial runs, to be judged by the mean; empty where a trial has one seed."""
         return self.seeds if not self.fixed or self.sampler == "grid" else ()
 
     @property
-    def drawn(self) -> tuple[Parameter, ...]:
+    def sampled_parameters(self) -> tuple[Parameter, ...]:
         """The parameters, and the seed where each is a trial of its own."""
-        if self.seeds and not self.mean_over:
+        if self.seeds and not self.averaged_seeds:
             return (*self.parameters, Parameter("seed", "choice", tuple(self.seeds)))
         return self.parameters
 
-    def suggest(self, trial: Suggests) -> dict[str, Any]:
+    def suggest(self, trial: SuggestApi) -> dict[str, Any]:
         """Draws the values of a trial: name -> value, active parameters only."""
         values: dict[str, Any] = {}
-        for parameter in self.drawn:
+        for parameter in self.sampled_parameters:
             if parameter.active(values):
                 values[parameter.name] = parameter.draw(trial)
         return values

@@ -8,23 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raz.config import TrialConfig, known_names
+from raz.config import TrialConfig, parameter_types
 from raz.config import parameters as flat
 from raz.errors import RazError
 from raz.spec.ablation import LOCALIZATION
-from raz.spec.base_config import each, read_base
-from raz.spec.derived import Derived, ordered, parse_derived
+from raz.spec.base_config import flatten_errors, read_base
+from raz.spec.derived import Derived, parse_derived, topological_order
 from raz.spec.designs import DESIGNS
-from raz.spec.metric_names import scored
+from raz.spec.metric_names import metric_names
 from raz.spec.parameter import Parameter
-from raz.spec.parameter_yaml import around, ends_of, read_parameters
+from raz.spec.parameter_yaml import activating_values, extreme_values, read_parameters
 from raz.spec.pruner_yaml import read_pruning
 from raz.spec.search_space import (
-    DIRECTIONS,  # fmt: skip
-    MOST_PROPOSALS,
+    CANDIDATE_SAMPLERS,
+    DIRECTIONS,
+    MAX_CANDIDATES,
     MOST_TRIALS,
-    POPULATIONS,
-    PROPOSING,
+    POPULATION_SAMPLERS,
     SAMPLERS,
     STUDY_NAME,
     Objective,
@@ -32,8 +32,8 @@ from raz.spec.search_space import (
     threads_of,
 )
 from raz.spec.stage_resources import read_resources
-from raz.utils.suggestions import nearest
-from raz.utils.yamlfile import Document, Faults, Place, kind, read
+from raz.utils.suggestions import did_you_mean
+from raz.utils.yamlfile import Document, Place, Problems, describe_value, read
 
 KEYS = ("study", "base", "design", "objective", "pruner", "resources", "parameters", "derive")
 MOST_SEEDS = 100
@@ -55,20 +55,22 @@ def parse_space(
     document: Document, settings: Mapping[str, Any] | None = None, *, data_root: Path | None = None
 ) -> SearchSpace:
     """The search space of a document. See `load_space`."""
-    data, faults, settings = document.data, Faults(document), settings or {}
+    data, faults, settings = document.data, Problems(document), settings or {}
     faults.keys((), data, KEYS, ("study", "design", "parameters"))
     study = data.get("study")
     if "study" in data and not (isinstance(study, str) and STUDY_NAME.fullmatch(study)):
-        faults.add(("study",), f"study is {kind(study)}, expected 1 to 64 of a-z, 0-9, _ and -", _plain_name(study))
+        faults.add(
+            ("study",), f"study is {describe_value(study)}, expected 1 to 64 of a-z, 0-9, _ and -", _plain_name(study)
+        )
     base = read_base(document, faults, settings, data_root=data_root)
     design = _design(data, faults)
     found = read_parameters(document, faults, base, design["sampler"], data_root)
     objectives = _objectives(data, faults, base, found)
     pruning = read_pruning(data, faults, base, objectives)
     derived = _derived(document, faults, found)
-    _only_once(design, found, derived, settings, document, faults)
+    _reject_double_settings(design, found, derived, settings, document, faults)
     resources = read_resources(document, faults, threads_of(base, found))
-    _fits(design["sampler"], objectives, found, faults)
+    _check_sampler_supports(design["sampler"], objectives, found, faults)
     # What follows needs a space whose parts are right.
     if not faults.found:
         space = SearchSpace(
@@ -77,53 +79,53 @@ def parse_space(
         )  # fmt: skip
         _try_derived(space, faults)
         _try_design(space, faults)
-    faults.settle()
+    faults.raise_if_any()
     return space
 
 
-def _design(data: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
+def _design(data: Mapping[str, Any], faults: Problems) -> dict[str, Any]:
     raw = _section(data, "design", faults, ("sampler", "trials", "seed", "seeds", "population", "proposals"))
-    sampler = _word(raw, ("design", "sampler"), SAMPLERS, "tpe", faults)
-    seed = _whole(raw, ("design", "seed"), 0, 0, 2**32 - 1, faults)
+    sampler = _choice(raw, ("design", "sampler"), SAMPLERS, "tpe", faults)
+    seed = _integer(raw, ("design", "seed"), 0, 0, 2**32 - 1, faults)
     if "design" in data and sampler not in DESIGNS and "trials" not in raw:
         faults.add(("design",), "design.trials is missing", "trials: 40")
-    trials = _whole(raw, ("design", "trials"), MOST_TRIALS, 1, MOST_TRIALS, faults)
+    trials = _integer(raw, ("design", "trials"), MOST_TRIALS, 1, MOST_TRIALS, faults)
     population = None
     if "population" in raw:
-        population = _whole(raw, ("design", "population"), 2, 2, MOST_TRIALS, faults)
-        if sampler not in POPULATIONS:
+        population = _integer(raw, ("design", "population"), 2, 2, MOST_TRIALS, faults)
+        if sampler not in POPULATION_SAMPLERS:
             what = f"design.population is not for {sampler}, which draws no generations"
-            faults.add(("design", "population"), what, f"sampler: {POPULATIONS[-1]}, or leave it out")
-    proposals = _whole(raw, ("design", "proposals"), 1, 1, MOST_PROPOSALS, faults)
-    if proposals > 1 and sampler not in PROPOSING:
+            faults.add(("design", "population"), what, f"sampler: {POPULATION_SAMPLERS[-1]}, or leave it out")
+    proposals = _integer(raw, ("design", "proposals"), 1, 1, MAX_CANDIDATES, faults)
+    if proposals > 1 and sampler not in CANDIDATE_SAMPLERS:
         why = "all of whose trials are known" if sampler in DESIGNS else "which needs the results of all that it draws"
         what = f"design.proposals is not for {sampler}, {why}"
-        faults.add(("design", "proposals"), what, f"sampler: {PROPOSING[0]}, or leave it out")
+        faults.add(("design", "proposals"), what, f"sampler: {CANDIDATE_SAMPLERS[0]}, or leave it out")
     return {
         "sampler": sampler, "seed": seed, "trials": trials, "population": population, "proposals": proposals,
         "seeds": _seeds(raw, faults),
     }  # fmt: skip
 
 
-def _seeds(raw: Mapping[str, Any], faults: Faults) -> tuple[int, ...]:
+def _seeds(raw: Mapping[str, Any], faults: Problems) -> tuple[int, ...]:
     """`seeds: 3` are 0, 1 and 2; `seeds: [0, 5]` are these."""
     seeds, place = raw.get("seeds", []), ("design", "seeds")
     if isinstance(seeds, int) and not isinstance(seeds, bool) and 1 <= seeds <= MOST_SEEDS:
         return tuple(range(seeds))
     if not isinstance(seeds, list) or ("seeds" in raw and not 1 <= len(seeds) <= MOST_SEEDS):
-        got = "empty" if seeds == [] else kind(seeds)
+        got = "empty" if seeds == [] else describe_value(seeds)
         faults.add(place, f"design.seeds is {got}, expected a list of seeds or how many, up to {MOST_SEEDS}", "3")
         return ()
     for i, seed in enumerate(seeds):
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-            faults.add((*place, i), f"design.seeds has {kind(seed)}, expected whole numbers from 0 on")
+            faults.add((*place, i), f"design.seeds has {describe_value(seed)}, expected whole numbers from 0 on")
         elif seed in seeds[:i]:
             faults.add((*place, i), f"design.seeds has {seed} twice", "leave one out")
     return tuple(seed for seed in seeds if isinstance(seed, int))
 
 
 def _objectives(
-    data: Mapping[str, Any], faults: Faults, base: TrialConfig, found: tuple[Parameter, ...]
+    data: Mapping[str, Any], faults: Problems, base: TrialConfig, found: tuple[Parameter, ...]
 ) -> tuple[Objective, ...]:
     """`{metric, direction}`, or a list of them."""
     raw = data.get("objective", {})
@@ -136,26 +138,26 @@ def _objectives(
     for i, one in enumerate(raw if several else [raw]):
         place: Place = ("objective", i) if several else ("objective",)
         if not isinstance(one, dict):
-            faults.add(place, f"objective is {kind(one)}, expected keys with values", "{metric: val.mae}")
+            faults.add(place, f"objective is {describe_value(one)}, expected keys with values", "{metric: val.mae}")
             continue
         faults.keys(place, one, ("metric", "direction"), ("metric",) if several else ())
         metric = one.get("metric", "val.mae")
-        if not (isinstance(metric, str) and metric in scored(base, "val")) and not (open_ and "@" in str(metric)):
+        if not (isinstance(metric, str) and metric in metric_names(base, "val")) and not (open_ and "@" in str(metric)):
             _bad_metric(metric, (*place, "metric"), base, faults)
         elif metric in [o.metric for o in out]:
             faults.add((*place, "metric"), f"objective has {metric} twice", "leave one out")
-        direction = _word(one, (*place, "direction"), DIRECTIONS, "minimize", faults)
+        direction = _choice(one, (*place, "direction"), DIRECTIONS, "minimize", faults)
         out.append(Objective(str(metric), direction))
     return tuple(out) or (Objective("val.mae"),)
 
 
-def _bad_metric(metric: Any, place: Place, base: TrialConfig, faults: Faults) -> None:
+def _bad_metric(metric: Any, place: Place, base: TrialConfig, faults: Problems) -> None:
     name = ".".join(str(part) for part in place if not isinstance(part, int))
     if not isinstance(metric, str) or not metric.startswith("val."):
         hint = "val.mae"
         if isinstance(metric, str) and metric.startswith("test."):
             hint = f"val.{metric.removeprefix('test.')}: the test split is for the rows of a report only"
-        faults.add(place, f"{name} is {kind(metric)}, expected a metric of the validation split", hint)
+        faults.add(place, f"{name} is {describe_value(metric)}, expected a metric of the validation split", hint)
         return
     stem, at, sigma = metric.removeprefix("val.").partition("@")
     if stem in LOCALIZATION and at:
@@ -164,44 +166,44 @@ def _bad_metric(metric: Any, place: Place, base: TrialConfig, faults: Faults) ->
             place, f"{name} is {metric!r}, and the base scores sigma {sigmas} only", f"metrics.sigmas: [{sigma}]"
         )
         return
-    faults.add(place, f"{name} is {metric!r}, which no trial scores", nearest(metric, scored(base, "val")))
+    faults.add(place, f"{name} is {metric!r}, which no trial scores", did_you_mean(metric, metric_names(base, "val")))
 
 
-def _derived(document: Document, faults: Faults, found: tuple[Parameter, ...]) -> tuple[Derived, ...]:
+def _derived(document: Document, faults: Problems, found: tuple[Parameter, ...]) -> tuple[Derived, ...]:
     raw = document.data.get("derive", {})
     example = "localization.train.lr: counting.train.lr * 0.5"
     if not isinstance(raw, dict):
-        faults.add(("derive",), f"derive is {kind(raw)}, expected dotted names with arithmetic", example)
+        faults.add(("derive",), f"derive is {describe_value(raw)}, expected dotted names with arithmetic", example)
         return ()
     chosen = document.data.get("base")
     chosen = chosen.get("set") if isinstance(chosen, dict) else None
     out: dict[str, Derived] = {}
     for name, text in raw.items():
         place: Place = ("derive", name)
-        if name not in known_names():
-            faults.add(place, f"unknown parameter {name!r}", nearest(name, known_names()))
+        if name not in parameter_types():
+            faults.add(place, f"unknown parameter {name!r}", did_you_mean(name, parameter_types()))
             continue
         if any(name in p.names() for p in found):
             faults.add(place, f"{name} is both searched and derived", "leave one out")
         if isinstance(chosen, dict) and name in chosen:
             faults.add(place, f"{name} is both derived and set in the base", "leave one out")
         if not isinstance(text, str):
-            faults.add(place, f"derive.{name} is {kind(text)}, expected arithmetic as text", example)
+            faults.add(place, f"derive.{name} is {describe_value(text)}, expected arithmetic as text", example)
             continue
         try:
             out[name] = parse_derived(name, text)
         except RazError as error:
             faults.add(place, error.what, error.hint)
     try:
-        return ordered(out)
+        return topological_order(out)
     except ValueError as error:
         faults.add(("derive", str(error).split(" ")[0]), f"the derived values go in a circle: {error}")
         return ()
 
 
-def _only_once(
+def _reject_double_settings(
     design: Mapping[str, Any], found: tuple[Parameter, ...], derived: tuple[Derived, ...],
-    settings: Mapping[str, Any], document: Document, faults: Faults,
+    settings: Mapping[str, Any], document: Document, faults: Problems,
 ) -> None:  # fmt: skip
     """What is set in two places would be overwritten in one of them."""
     taken = {name: f"{document.name} searches it" for p in found for name in p.names()}
@@ -218,7 +220,9 @@ def _only_once(
             )  # fmt: skip
 
 
-def _fits(sampler: str, objectives: tuple[Objective, ...], found: tuple[Parameter, ...], faults: Faults) -> None:
+def _check_sampler_supports(
+    sampler: str, objectives: tuple[Objective, ...], found: tuple[Parameter, ...], faults: Problems
+) -> None:
     if sampler != "cma-es":
         return
     if len(objectives) > 1:
@@ -228,20 +232,22 @@ def _fits(sampler: str, objectives: tuple[Objective, ...], found: tuple[Paramete
         faults.add(("design", "sampler"), what, "sampler: tpe")
 
 
-def _try_derived(space: SearchSpace, faults: Faults) -> None:
+def _try_derived(space: SearchSpace, faults: Problems) -> None:
     """Computes what is derived on the base and at every choice and both ends of each range."""
     if not space.derived:
         return
     by_name = {p.name: p for p in space.parameters}
     points: list[dict[str, Any]] = [{}]
     for parameter in space.parameters:
-        points += [{**around(parameter, by_name), parameter.name: value} for value in ends_of(parameter)]
+        points += [
+            {**activating_values(parameter, by_name), parameter.name: value} for value in extreme_values(parameter)
+        ]
     told: set[str] = set()
     for point in points:
         try:
             space.config(point)
         except RazError as error:
-            for fault in each(error):
+            for fault in flatten_errors(error):
                 _, _, name = fault.where.partition(", derive ")
                 if name and name not in told:
                     told.add(name)
@@ -249,14 +255,16 @@ def _try_derived(space: SearchSpace, faults: Faults) -> None:
                     faults.add(("derive", name), f"{fault.what}{at}", fault.hint)
 
 
-def _try_design(space: SearchSpace, faults: Faults) -> None:
+def _try_design(space: SearchSpace, faults: Problems) -> None:
     """A design's points are known now, so what is wrong with them is told now."""
     if space.sampler == "ofat":
         centre = space.centre()
         for parameter in space.parameters:
             if parameter.name not in centre:
                 what = f"{parameter.name}: the base's value is none of its values, and the base is the centre of ofat"
-                faults.add(("parameters", parameter.name), what, f"add {_of(space.base, parameter)}, or sampler: loo")
+                faults.add(
+                    ("parameters", parameter.name), what, f"add {_base_values(space.base, parameter)}, or sampler: loo"
+                )
     if faults.found:
         return
     try:
@@ -266,34 +274,38 @@ def _try_design(space: SearchSpace, faults: Faults) -> None:
         faults.add(place, error.what, error.hint)
 
 
-def _of(base: TrialConfig, parameter: Parameter) -> str:
+def _base_values(base: TrialConfig, parameter: Parameter) -> str:
     values = flat(base)
     return ", ".join(json.dumps(values[n]) if not parameter.sets else f"{n}: {values[n]}" for n in parameter.names())
 
 
-def _section(data: Mapping[str, Any], name: str, faults: Faults, legal: tuple[str, ...]) -> dict[str, Any]:
+def _section(data: Mapping[str, Any], name: str, faults: Problems, legal: tuple[str, ...]) -> dict[str, Any]:
     section = data.get(name, {})
     if not isinstance(section, dict):
-        faults.add((name,), f"{name} is {kind(section)}, expected keys with values", f"{{{legal[0]}: …}}")
+        faults.add((name,), f"{name} is {describe_value(section)}, expected keys with values", f"{{{legal[0]}: …}}")
         return {}
     faults.keys((name,), section, legal)
     return section
 
 
-def _word(section: Mapping[str, Any], place: Place, legal: tuple[str, ...], default: str, faults: Faults) -> str:
+def _choice(section: Mapping[str, Any], place: Place, legal: tuple[str, ...], default: str, faults: Problems) -> str:
     value = section.get(str(place[-1]), default)
     if value not in legal:
         name = ".".join(str(part) for part in place if not isinstance(part, int))
-        faults.add(place, f"{name} is {kind(value)}, expected one of {', '.join(legal)}", nearest(str(value), legal))
+        faults.add(
+            place,
+            f"{name} is {describe_value(value)}, expected one of {', '.join(legal)}",
+            did_you_mean(str(value), legal),
+        )
         return default
     return str(value)
 
 
-def _whole(section: Mapping[str, Any], place: Place, default: int, low: int, high: int, faults: Faults) -> int:
+def _integer(section: Mapping[str, Any], place: Place, default: int, low: int, high: int, faults: Problems) -> int:
     value = section.get(str(place[-1]), default)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         name = ".".join(map(str, place))
-        faults.add(place, f"{name} is {kind(value)}, expected a whole number from {low} to {high}")
+        faults.add(place, f"{name} is {describe_value(value)}, expected a whole number from {low} to {high}")
         return default
     return value
 

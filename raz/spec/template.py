@@ -11,10 +11,10 @@ import yaml
 
 from raz.config import PRESETS
 from raz.errors import RazError
-from raz.store.s3 import bucket_of
-from raz.utils.atomic import replacing
-from raz.utils.shipped import name_from
-from raz.utils.suggestions import nearest
+from raz.store.s3 import bucket_for
+from raz.utils.atomic import atomic_write
+from raz.utils.shipped import slugify
+from raz.utils.suggestions import did_you_mean
 
 _TEMPLATE = """\
 # Your question, in a sentence: which fusion of the two counts is best on {title}, and does zooming help?
@@ -61,7 +61,7 @@ parameters:
 """
 
 
-def space_text(
+def render_template(
     study: str, dataset: str, preset: str | None, weights: str | None, file: str, data_root: Path | None = None
 ) -> str:
     """The YAML text; `preset` None chooses one. Raises RazError for an unknown data set or preset."""
@@ -71,7 +71,7 @@ def space_text(
     if preset is None:  # one's own images are often small, and tiny needs no weights; photographs do
         preset = "small" if weights is not None or (dataset in DATASETS and reader.find is not None) else "tiny"
     if preset not in PRESETS:
-        raise RazError("--preset", f"unknown preset {preset!r}", nearest(preset, PRESETS))
+        raise RazError("--preset", f"unknown preset {preset!r}", did_you_mean(preset, PRESETS))
     if weights is not None:
         line = f"    backbone.weights: {_quoted(weights)}\n"
     elif preset == "tiny":
@@ -85,21 +85,21 @@ def space_text(
     }
     return _TEMPLATE.format(
         title="".join(c if c.isprintable() else " " for c in reader.title), study=_name(study), dataset=_name(dataset),
-        preset=preset, run=run_words(dataset, file, data_root), report=study, weights=line, cost=costs[preset],
+        preset=preset, run=run_command(dataset, file, data_root), report=study, weights=line, cost=costs[preset],
         epochs=PRESETS[preset].counting.train.epochs,
     )  # fmt: skip
 
 
-def run_words(dataset: str, file: str, data_root: Path | None) -> str:
+def run_command(dataset: str, file: str, data_root: Path | None) -> str:
     """The command that runs the file. Raises RazError for an unknown data set, and where the root does not hold it."""
-    from raz.data import locate, reader_of
+    from raz.data import find_dataset_folder, reader_of
 
     if reader_of(dataset, data_root).find is None:
         return f"raz-sweep run {file}"
     if data_root is None:
         return f"raz-sweep run {file} --data-root DIR"
-    locate(dataset, data_root)
-    return f"raz-sweep run {file} --data-root {shlex.quote(str(bucket_of(data_root) or data_root))}"
+    find_dataset_folder(dataset, data_root)
+    return f"raz-sweep run {file} --data-root {shlex.quote(str(bucket_for(data_root) or data_root))}"
 
 
 def _name(text: str) -> str:
@@ -130,13 +130,13 @@ def write_space(
         raise RazError("--backbone-weights", "an empty name", "--backbone-weights vgg16.pt")
     if out.is_dir():
         raise RazError("--out", f"{out} is a folder, expected a file", f"--out {out / 'my.yaml'}")
-    study = name_from(out.stem, "_", "study")
-    text = space_text(study, dataset, preset, weights, shlex.quote(str(out)), data_root)
+    study = slugify(out.stem, "_", "study")
+    text = render_template(study, dataset, preset, weights, shlex.quote(str(out)), data_root)
     parse_space(parse(text, str(out)), data_root=data_root)
     if out.exists() and not force:
         raise RazError(str(out), "is there already", "another --out, or --force to write over it")
     try:
-        with replacing(out) as aside:
+        with atomic_write(out) as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RazError(str(out), f"cannot be written ({error.strerror or error})", "choose another --out") from error

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from raz.errors import RazError, TrialFailure
-from raz.store.lease import ATTEMPT, Lease, hold
-from raz.store.s3_tier import MANIFEST, tier_of
-from raz.utils.atomic import replacing
+from raz.store.lease import ATTEMPT, Lease, acquire
+from raz.store.s3_tier import MANIFEST, tier_for
+from raz.utils.atomic import atomic_write
 
-OWN_FAULTS = ("nan", "invalid", "oom")  # a lost process or a bug says nothing about the stage
+DETERMINISTIC_FAILURES = ("nan", "invalid", "oom")  # a lost process or a bug says nothing about the stage
 
 
 def canonical(value: Any) -> str:
@@ -110,7 +110,7 @@ class StageCache:
 
     def __init__(self, store: Path) -> None:
         self.store = Path(store)
-        self.tier = tier_of(self.store)
+        self.tier = tier_for(self.store)
         self._verified: dict[Path, tuple[Stamp, Artifact]] = {}
 
     def folder(self, stage: str, key: str) -> Path:
@@ -121,21 +121,21 @@ class StageCache:
 
     def find(self, key: StageKey) -> Artifact | None:
         """The artifact, if it is there and whole. Damage is a miss."""
-        return self.at(key.stage, key.key)
+        return self.get(key.stage, key.key)
 
-    def at(self, stage: str, key: str) -> Artifact | None:
+    def get(self, stage: str, key: str) -> Artifact | None:
         """The artifact of a stage whose key (hex) is known but not what went into it, if it is there and whole."""
         folder = self.folder(stage, key)
-        found = self._whole(folder)
+        found = self._verified_artifact(folder)
         if self.tier is None:
             return found
         if found is None and self.tier.fetch(stage, key):
-            found = self._whole(folder)
-        if found is not None and not self.tier.touch(folder):  # room was made of it just now
-            return self.at(stage, key)
+            found = self._verified_artifact(folder)
+        if found is not None and not self.tier.mark_used(folder):  # room was made of it just now
+            return self.get(stage, key)
         return found
 
-    def _whole(self, folder: Path) -> Artifact | None:
+    def _verified_artifact(self, folder: Path) -> Artifact | None:
         """The artifact in a folder. Its files are read through once, and again when one was touched."""
         known = self._verified.get(folder)
         try:
@@ -163,9 +163,9 @@ class StageCache:
         store cannot be written (full disk, no permission), LostLease when `lease` is lost.
         """
         final = self.folder(key.stage, key.key)
-        attempt = lease.aside(final.parent) if lease else final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
+        attempt = lease.temp_path(final.parent) if lease else final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
         move = lease.commit if lease else os.rename
-        with writing(self.store):
+        with store_errors(self.store):
             try:
                 attempt.mkdir(parents=True)
                 write(attempt)
@@ -176,8 +176,8 @@ class StageCache:
                     _sync(path)
                 if self.tier is not None:
                     self.tier.push(key.stage, key.key, attempt, manifest)
-                if final.exists() and self._whole(final) is None:
-                    self._clear(key, final, move)
+                if final.exists() and self._verified_artifact(final) is None:
+                    self._displace_damaged(key, final, move)
                 try:
                     move(attempt, final)
                 except OSError as error:
@@ -193,16 +193,16 @@ class StageCache:
                 shutil.rmtree(attempt, ignore_errors=True)
         found = self.find(key)
         if self.tier is not None:
-            self.tier.make_room()
+            self.tier.evict()
         if found is None:
             raise RazError(str(final), "the artifact cannot be read back after writing", "check the disk")
         return found
 
-    def _clear(self, key: StageKey, final: Path, move: Callable[[Path, Path], None]) -> None:
+    def _displace_damaged(self, key: StageKey, final: Path, move: Callable[[Path, Path], None]) -> None:
         """Makes room where a damaged artifact lies; one that was made good meanwhile goes back."""
         aside = final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
         move(final, aside)
-        if self._whole(aside) is not None and not final.exists():
+        if self._verified_artifact(aside) is not None and not final.exists():
             os.rename(aside, final)
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -218,9 +218,9 @@ class StageCache:
         except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged note: the stage is tried again
             return None
 
-    def remember(self, key: StageKey, failure: TrialFailure, device: str) -> None:
+    def record_failure(self, key: StageKey, failure: TrialFailure, device: str) -> None:
         """Notes a failure that is the stage's own, so that no other trial pays for it."""
-        if failure.reason not in OWN_FAULTS:
+        if failure.reason not in DETERMINISTIC_FAILURES:
             return
         path = self._failure_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ class StageCache:
         if self.tier is not None:
             self.tier.bucket.write(self._failure_name(key), path.read_bytes())
 
-    def forget(self, key: StageKey) -> bool:
+    def clear_failure(self, key: StageKey) -> bool:
         """Lets a stage that failed be tried again; whether there was anything to forget."""
         if self.tier is not None:
             self.tier.bucket.remove(self._failure_name(key))
@@ -260,13 +260,13 @@ class StageCache:
     ) -> Iterator[Lease]:
         """Hold the lease `name` for writing in `places`. `waiting` is called while another process holds it."""
         with ExitStack() as stack:
-            with writing(self.store):
-                lease = stack.enter_context(hold(self.store / "leases", name, places, waiting=waiting))
+            with store_errors(self.store):
+                lease = stack.enter_context(acquire(self.store / "leases", name, places, waiting=waiting))
             yield lease
 
 
 @contextmanager
-def writing(store: Path) -> Iterator[None]:
+def store_errors(store: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one clear message."""
     try:
         yield
@@ -287,7 +287,7 @@ def writing(store: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON, written aside and renamed."""
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
 
 

@@ -100,7 +100,7 @@ def _manifest(folder: Path) -> tuple[Mapping[str, Any] | None, float]:
     return (found if whole else None), changed
 
 
-def faults(artifact: StoredStage) -> list[str]:
+def integrity_errors(artifact: StoredStage) -> list[str]:
     """What is wrong with an artifact: every file is read and its sha256 compared, and the key with its content."""
     if artifact.manifest is None:
         return [f"{MANIFEST} is missing or damaged"]

@@ -27,11 +27,11 @@ from pathlib import Path
 
 ATTEMPT = ".attempt-"
 SECONDS = 30.0  # of silence after which a holder has lost its lease; environment RAZ_LEASE_SECONDS
-BEATS = 6  # heartbeats in that time
+HEARTBEATS = 6  # heartbeats in that time
 POLL = 0.2  # seconds at most between two looks of a process that waits
 
 
-class LostLease(RuntimeError):
+class LeaseLost(RuntimeError):
     """Another process has taken over: nothing more may be put into place."""
 
 
@@ -49,16 +49,16 @@ class Lease:
         self._stop = threading.Event()
         self._heart: threading.Thread | None = None
 
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether it is still this process's."""
         return _token(self.path) == self.token
 
     def check(self) -> None:
         """Raises LostLease when it is not."""
-        if not self.held():
-            raise LostLease(self.path.stem)
+        if not self.is_held():
+            raise LeaseLost(self.path.stem)
 
-    def aside(self, folder: Path, suffix: str = "") -> Path:
+    def temp_path(self, folder: Path, suffix: str = "") -> Path:
         """A new path in `folder` for what `commit` will put into place."""
         return folder / f"{ATTEMPT}{self.token}-{uuid.uuid4().hex[:8]}{suffix}"
 
@@ -70,7 +70,7 @@ class Lease:
         except FileNotFoundError:
             if aside.exists():
                 raise
-            raise LostLease(self.path.stem) from None  # whoever took over has removed it
+            raise LeaseLost(self.path.stem) from None  # whoever took over has removed it
 
     # ------------------------------------------------------------------ its heart
 
@@ -93,13 +93,13 @@ class Lease:
             self._heart.join()
         os.close(self._handle)
         with suppress(OSError):
-            taken = _take_away(self.path, self.token)
+            taken = _break_lease(self.path, self.token)
             if taken is not None:
                 taken.unlink()
 
 
 @contextmanager
-def hold(
+def acquire(
     folder: Path,
     name: str,
     places: Sequence[Path] = (),
@@ -121,7 +121,7 @@ def hold(
     handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     lease = Lease(path, token, handle)
     try:
-        os.write(handle, f"{token} {0:012d} {_myself()}\n".encode())
+        os.write(handle, f"{token} {0:012d} {_holder_id()}\n".encode())
         os.fsync(handle)
         _acquire(path, aside, token, patience, waiting)
     except BaseException:
@@ -129,10 +129,10 @@ def hold(
         raise
     finally:
         aside.unlink(missing_ok=True)
-    lease._start(patience / BEATS)
+    lease._start(patience / HEARTBEATS)
     try:
         for dead in folder.glob(f".{name}.dead-*"):
-            _shut_out(dead, places)
+            _fence(dead, places)
         yield lease
     finally:
         lease._end()
@@ -152,17 +152,17 @@ def _acquire(path: Path, aside: Path, token: str, patience: float, waiting: Call
         now = time.monotonic()
         if text != seen:
             seen, since = text, now
-        if text and (now - since > patience or _gone(text)):
+        if text and (now - since > patience or _process_dead(text)):
             with suppress(FileNotFoundError):  # another was quicker
-                _take_away(path, text.split(" ", 1)[0])
+                _break_lease(path, text.split(" ", 1)[0])
             continue
         if waiting is not None:
             waiting()
         time.sleep(pause)
-        pause = min(2 * pause, POLL, patience / BEATS)
+        pause = min(2 * pause, POLL, patience / HEARTBEATS)
 
 
-def _take_away(path: Path, token: str) -> Path | None:
+def _break_lease(path: Path, token: str) -> Path | None:
     """Renames the lease aside if it is `token`'s, and says where to; another's is left, or put back."""
     if _token(path) != token:
         return None
@@ -176,7 +176,7 @@ def _take_away(path: Path, token: str) -> Path | None:
     return None
 
 
-def _shut_out(dead: Path, places: Sequence[Path]) -> None:
+def _fence(dead: Path, places: Sequence[Path]) -> None:
     token = _token(dead)
     if token:
         for place in places:
@@ -193,16 +193,16 @@ def holder(path: Path) -> str:
     return _token(path)
 
 
-def living(path: Path) -> bool | None:
+def holder_alive(path: Path) -> bool | None:
     """Whether the holder of a lease file is there: None when it runs on a machine whose processes cannot be asked."""
     text = _read(path)
     fields = text.split()
-    if not text or _gone(text):
+    if not text or _process_dead(text):
         return False
-    return True if len(fields) == 5 and fields[2] == _here() and fields[4] != "-" else None
+    return True if len(fields) == 5 and fields[2] == _host_id() and fields[4] != "-" else None
 
 
-def beats(path: Path) -> str:
+def heartbeat(path: Path) -> str:
     """Token and heartbeat of a lease file: another text later means that its holder lives; empty when it is gone."""
     return " ".join(_read(path).split(" ", 2)[:2])
 
@@ -222,7 +222,7 @@ def _token(path: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def _here() -> str:
+def _host_id() -> str:
     """This machine since it was started, and its process numbers (a container has its own). Empty: unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -231,7 +231,7 @@ def _here() -> str:
         return ""
 
 
-def _born(pid: str) -> str:
+def _process_start_time(pid: str) -> str:
     """When the process started, in ticks since boot; empty when it is gone, or waits to be buried."""
     try:
         fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
@@ -240,14 +240,14 @@ def _born(pid: str) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def _myself() -> str:
-    return f"{_here() or '-'} {os.getpid()} {_born(str(os.getpid())) or '-'}"
+def _holder_id() -> str:
+    return f"{_host_id() or '-'} {os.getpid()} {_process_start_time(str(os.getpid())) or '-'}"
 
 
-def _gone(text: str) -> bool:
+def _process_dead(text: str) -> bool:
     """Whether the holder was a process of this machine that is no more."""
     fields = text.split()
     if len(fields) != 5:
         return False
     _, _, here, pid, born = fields
-    return here == _here() and born != "-" and _born(pid) != born
+    return here == _host_id() and born != "-" and _process_start_time(pid) != born

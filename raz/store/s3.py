@@ -28,24 +28,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlparse
 
 from raz.errors import RazError
-from raz.utils.atomic import replacing
+from raz.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 SCHEME = "s3://"
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?P<prefix>(?:/(?!\.)[A-Za-z0-9._=+-]+)*)/?")
-PATIENCE = 300.0  # seconds for which a bucket that does not answer is asked again; environment RAZ_S3_SECONDS
+RETRY_SECONDS = 300.0  # seconds for which a bucket that does not answer is asked again; environment RAZ_S3_SECONDS
 ATTEMPTS = 4  # of one request, one right after the other
 SUMS = "SHA256SUMS"  # beside mirrored files: what sha256sum wrote of them
 # The words of arrow and Amazon for what no second try puts right.
-_FINAL = {"ACCESS_DENIED": errno.EACCES, "NO_SUCH_BUCKET": errno.EACCES, "INVALID_ACCESS_KEY_ID": errno.EACCES,
-          "SIGNATURE_DOES_NOT_MATCH": errno.EACCES, "No AWS Credentials": errno.EACCES}  # fmt: skip
+_PERMANENT_ERRORS = {
+    "ACCESS_DENIED": errno.EACCES,
+    "NO_SUCH_BUCKET": errno.EACCES,
+    "INVALID_ACCESS_KEY_ID": errno.EACCES,
+    "SIGNATURE_DOES_NOT_MATCH": errno.EACCES,
+    "No AWS Credentials": errno.EACCES,
+}
 _ABSENT = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "Path does not exist")
 T = TypeVar("T")
 
 
-def place(path: Path) -> Path:
+def local_mirror_path(path: Path) -> Path:
     """The folder that stands for a path: its own, or for s3://… that of this machine. Raises RazError for a URL that
     is none."""
     if not re.match(r"s3:(/|$)", str(path)):
@@ -61,7 +66,7 @@ def place(path: Path) -> Path:
     return root / quote(SCHEME + found["bucket"] + found["prefix"], safe="")
 
 
-def bucket_of(folder: Path) -> Bucket | None:
+def bucket_for(folder: Path) -> Bucket | None:
     """What a folder stands for; None for a folder of its own."""
     url = unquote(folder.name)
     return _bucket(url, os.getpid()) if url.startswith(SCHEME) else None
@@ -94,7 +99,7 @@ class Bucket:
                 return bytes(stream.read())
 
         try:
-            return self._ask(get)
+            return self._retry(get)
         except FileNotFoundError:
             return None
 
@@ -105,12 +110,12 @@ class Bucket:
             with system.open_output_stream(f"{self.prefix}/{name}") as stream:
                 stream.write(data)
 
-        self._ask(put)
+        self._retry(put)
 
     def remove(self, name: str) -> None:
         """Removes an object, if it is there."""
         try:
-            self._ask(lambda system: system.delete_file(f"{self.prefix}/{name}"))
+            self._retry(lambda system: system.delete_file(f"{self.prefix}/{name}"))
         except FileNotFoundError:
             return
 
@@ -119,12 +124,12 @@ class Bucket:
         from pyarrow.fs import FileSelector, FileType
 
         at = f"{self.prefix}/{below}".rstrip("/")
-        found = self._ask(lambda s: s.get_file_info(FileSelector(at, recursive=True, allow_not_found=True)))
+        found = self._retry(lambda s: s.get_file_info(FileSelector(at, recursive=True, allow_not_found=True)))
         skip = len(self.prefix) + 1
         return {i.path[skip:]: (i.size, i.mtime_ns) for i in found if i.type == FileType.File}
 
-    def _ask(self, call: Callable[[Any], T]) -> T:
-        end = time.monotonic() + float(os.environ.get("RAZ_S3_SECONDS") or PATIENCE)
+    def _retry(self, call: Callable[[Any], T]) -> T:
+        end = time.monotonic() + float(os.environ.get("RAZ_S3_SECONDS") or RETRY_SECONDS)
         pause = 0.2
         while True:
             try:
@@ -137,7 +142,7 @@ class Bucket:
                 said = str(error)
                 if any(word in said for word in _ABSENT):
                     raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from None
-                for word, number in _FINAL.items():
+                for word, number in _PERMANENT_ERRORS.items():
                     if word in said:
                         raise OSError(number, f"the bucket refuses: {said}", self.url) from None
                 if time.monotonic() + pause > end:
@@ -165,18 +170,20 @@ def _connect() -> Any:
 
 # ------------------------------------------------------------------ what drivers noted, and images
 
-NOTES = ("studies", "tables")
+SYNCED_FOLDERS = ("studies", "tables")
 
 
-def bring_notes(folder: Path) -> None:
+def download_journals(folder: Path) -> None:
     """Brings the journals and tables that the bucket has and this machine lacks. A journal only grows: one of this
     machine that is no beginning of the bucket's stays, and so does one whose driver runs here."""
     import filelock
 
-    bucket = bucket_of(folder)
+    bucket = bucket_for(folder)
     if bucket is None:
         return
-    for name, (size, _) in sorted({n: told for part in NOTES for n, told in bucket.names(part).items()}.items()):
+    for name, (size, _) in sorted(
+        {n: told for part in SYNCED_FOLDERS for n, told in bucket.names(part).items()}.items()
+    ):
         path = folder / name
         if len(Path(name).parts) != 2 or path.suffix not in (".journal", ".json"):
             continue
@@ -191,19 +198,19 @@ def bring_notes(folder: Path) -> None:
         try:
             data = bucket.read(name)
             if data is not None and data.startswith(path.read_bytes() if path.exists() else b""):
-                put(path, data)
+                write_atomically(path, data)
         finally:
             lock.release()
 
 
 @lru_cache(maxsize=8)
-def mirrored(folder: Path) -> Path:
+def mirror(folder: Path) -> Path:
     """The folder, with the bucket's objects in it if it stands for one; looked at once a process.
 
     What has another size or time than when it was brought is brought again, what is gone there goes here. Where the
     prefix holds SHA256SUMS, each file in it is compared. Raises RazError for a file that arrives otherwise.
     """
-    bucket = bucket_of(folder)
+    bucket = bucket_for(folder)
     if bucket is None:
         return folder
     import filelock
@@ -228,10 +235,10 @@ def mirrored(folder: Path) -> Path:
                 continue  # it went meanwhile
             if name in sums and hashlib.sha256(data).hexdigest() != sums[name]:
                 raise RazError(f"{bucket.url}/{name}", f"is not what {SUMS} says", "upload it again")
-            put(to, data)
+            write_atomically(to, data)
         for name in here.keys() - there.keys():
             (folder / name).unlink(missing_ok=True)
-        put(noted, json.dumps(there).encode())
+        write_atomically(noted, json.dumps(there).encode())
     return folder
 
 
@@ -240,7 +247,7 @@ def _sums(data: bytes) -> dict[str, str]:
     return {words[1].strip().removeprefix("*").removeprefix("./"): words[0] for words in lines if len(words) == 2}
 
 
-def put(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Written aside and renamed."""
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(data)

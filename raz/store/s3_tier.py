@@ -24,16 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from raz.store.lease import ATTEMPT
-from raz.store.s3 import Bucket, bucket_of
+from raz.store.s3 import Bucket, bucket_for
 
 MANIFEST = "manifest.json"
 CAP_GB = 50.0  # of artifacts kept on a node; environment RAZ_CACHE_GB
 RECENT = 3600.0  # seconds for which what was asked for stays, however full it is
-LOOK = 60.0  # seconds between two looks at how full it is
+CHECK_INTERVAL = 60.0  # seconds between two looks at how full it is
 HEX = 64  # characters of a sha256
 
 
-class Tier:
+class S3Tier:
     """Artifacts and checkpoints of one bucket, for the folder `store` of this machine."""
 
     def __init__(self, store: Path, bucket: Bucket) -> None:
@@ -75,13 +75,13 @@ class Tier:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
             shutil.rmtree(aside.with_name(f"{aside.name}-old"), ignore_errors=True)
-        self.make_room()
+        self.evict()
         return True
 
-    def touch(self, folder: Path) -> bool:
+    def mark_used(self, folder: Path) -> bool:
         """Notes that an artifact is in use; False when it is not there any more."""
         now = time.time()
-        if now - self._touched.get(folder, 0.0) > LOOK:
+        if now - self._touched.get(folder, 0.0) > CHECK_INTERVAL:
             manifest = folder / MANIFEST
             try:
                 os.utime(manifest, ns=(time.time_ns(), manifest.stat().st_mtime_ns))
@@ -90,10 +90,10 @@ class Tier:
             self._touched[folder] = now
         return True
 
-    def make_room(self, *, recent: float = RECENT) -> int:
+    def evict(self, *, recent: float = RECENT) -> int:
         """Removes the artifacts that were longest unused until the rest is below the cap; returns their bytes. Each
         is in the bucket, and comes again when it is wanted. Looks once in LOOK seconds."""
-        if time.monotonic() - self._looked < LOOK and recent:
+        if time.monotonic() - self._looked < CHECK_INTERVAL and recent:
             return 0
         self._looked = time.monotonic()
         cap = float(os.environ.get("RAZ_CACHE_GB") or CAP_GB) * 2**30
@@ -131,7 +131,7 @@ class Tier:
         return found[HEX:]
 
 
-def tier_of(store: Path) -> Tier | None:
+def tier_for(store: Path) -> S3Tier | None:
     """The bucket behind a store; None for a folder of its own."""
-    bucket = bucket_of(store)
-    return Tier(store, bucket) if bucket is not None else None
+    bucket = bucket_for(store)
+    return S3Tier(store, bucket) if bucket is not None else None

@@ -12,26 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raz.errors import RazError
-from raz.store.s3 import Bucket, bucket_of
+from raz.store.s3 import Bucket, bucket_for
 from raz.study.journal import journal_path, study_names
 from raz.study.table_runs import TABLES
 
-EVERY = 20.0  # seconds between two copies while a run goes on
+INTERVAL = 20.0  # seconds between two copies while a run goes on
 
 
 @contextmanager
-def synced(store: Path) -> Iterator[None]:
+def sync_to_bucket(store: Path) -> Iterator[None]:
     """While a run goes on within, its notes are copied to the store's bucket, if it has one, and once more at its
     end. Raises RazError when another driver has written there, OSError when the bucket does not answer."""
-    bucket = bucket_of(store)
+    bucket = bucket_for(store)
     if bucket is None:
         yield
         return
-    copies = _Copies(store, bucket)
+    copies = _JournalUploader(store, bucket)
     over = threading.Event()
 
     def go() -> None:
-        while not over.wait(EVERY):
+        while not over.wait(INTERVAL):
             try:
                 copies.send()
             except (RazError, OSError):
@@ -47,7 +47,7 @@ def synced(store: Path) -> Iterator[None]:
         copies.send()
 
 
-class _Copies:
+class _JournalUploader:
     def __init__(self, store: Path, bucket: Bucket) -> None:
         self.store, self.bucket = store, bucket
         self._seen: dict[str, tuple[int, int]] = {}  # as it was when it was known to be ours

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raz.store import s3
-from raz.study.index import StoredStudy, read_study
+from raz.study.index import StudySnapshot, read_study
 
 if TYPE_CHECKING:
     import pandas
@@ -27,12 +27,14 @@ def load_study(name: str, *, store: str | Path | None = None) -> pandas.DataFram
 
     `store` is by default the environment's RAZ_STORE, else `raz-store`. Raises RazError when it has no such study.
     """
-    place = s3.place(Path(store if store is not None else os.environ.get("RAZ_STORE", "raz-store"))).expanduser()
-    s3.bring_notes(place)
+    place = s3.local_mirror_path(
+        Path(store if store is not None else os.environ.get("RAZ_STORE", "raz-store"))
+    ).expanduser()
+    s3.download_journals(place)
     return frame(read_study(place, name))
 
 
-def frame(study: StoredStudy) -> pandas.DataFrame:
+def frame(study: StudySnapshot) -> pandas.DataFrame:
     """The trials of a study as a table. See `load_study`."""
     import pandas
 

@@ -29,9 +29,9 @@ from raz.spec.search_space import STUDY_NAME
 from raz.study.journal import journal_path
 from raz.study.optuna_internals import fixed_values
 from raz.study.records import TrialRecord, base_in, is_running, load_study, records, with_later_fields
-from raz.utils.atomic import replacing
+from raz.utils.atomic import atomic_write
 
-LAYOUT = 1  # raise it when the same journal would give another index
+SCHEMA_VERSION = 1  # raise it when the same journal would give another index
 _PLAIN: dict[str, pa.DataType] = {
     "number": pa.int64(), "state": pa.string(), "value": pa.float64(), "reason": pa.string(),
     "message": pa.string(), "seconds": pa.float64(), "retry_of": pa.int64(),
@@ -43,7 +43,7 @@ _KNOWN = ("values", "parameters", "metrics", "stages", "reason", "message", "sec
 
 
 @dataclass(frozen=True)
-class StoredStudy:
+class StudySnapshot:
     """A study as it stands in the store."""
 
     name: str
@@ -103,14 +103,14 @@ class StoredStudy:
         return {state: n for state, n in out.items() if n}
 
 
-def read_study(store: Path, name: str) -> StoredStudy:
+def read_study(store: Path, name: str) -> StudySnapshot:
     """The study of this name, out of its index where that is as new as the journal.
 
     Raises RazError when the store has none of this name, and when its journal is damaged.
     """
     journal = journal_path(store, name)
     running = is_running(store, name)  # asked first: a driver that ends in between leaves nothing running
-    stamp = _stamp(journal)
+    stamp = _journal_signature(journal)
     found = None if stamp is None else _read(_path(journal), stamp)
     if found is None:
         found = _replay(store, name)
@@ -129,20 +129,20 @@ def _path(journal: Path) -> Path:
     return journal.with_suffix(".parquet")
 
 
-def _stamp(journal: Path) -> dict[str, int] | None:
+def _journal_signature(journal: Path) -> dict[str, int] | None:
     try:
         status = journal.stat()
     except OSError:
         return None
-    return {"layout": LAYOUT, "size": status.st_size, "time": status.st_mtime_ns}
+    return {"layout": SCHEMA_VERSION, "size": status.st_size, "time": status.st_mtime_ns}
 
 
-def _replay(store: Path, name: str) -> StoredStudy:
+def _replay(store: Path, name: str) -> StudySnapshot:
     study = load_study(store, name)
     frozen = study.get_trials(deepcopy=False)
     extras = tuple(_extras(trial) for trial in frozen)
     directions = tuple(direction.name.lower() for direction in study.directions)
-    return StoredStudy(name, store, True, directions, study.user_attrs, records(study, alive=True), extras)
+    return StudySnapshot(name, store, True, directions, study.user_attrs, records(study, alive=True), extras)
 
 
 def _extras(trial: FrozenTrial) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _extras(trial: FrozenTrial) -> dict[str, Any]:
 # ------------------------------------------------------------------ to and from Parquet
 
 
-def _write(path: Path, stamp: Mapping[str, int], study: StoredStudy) -> None:
+def _write(path: Path, stamp: Mapping[str, int], study: StudySnapshot) -> None:
     """Aside and renamed. A store that cannot be written is read all the same, only slower."""
     base: Mapping[str, Any] = next((trial.config for trial in study.trials if trial.config), {})
     columns: dict[str, Any] = {}
@@ -175,11 +175,11 @@ def _write(path: Path, stamp: Mapping[str, int], study: StoredStudy) -> None:
         "stamp": stamp, "columns": list(_NAMES), "base": base, "directions": study.directions,
         "attributes": study.attributes,
     }  # fmt: skip
-    with suppress(OSError), replacing(path) as aside:
+    with suppress(OSError), atomic_write(path) as aside:
         pq.write_table(pa.table(columns).replace_schema_metadata({"raz": json.dumps(about)}), aside)
 
 
-def _read(path: Path, stamp: Mapping[str, int]) -> StoredStudy | None:
+def _read(path: Path, stamp: Mapping[str, int]) -> StudySnapshot | None:
     """None where the index is missing, damaged, or of another journal."""
     try:
         with pq.ParquetFile(path) as file:  # read_table would import pandas
@@ -202,7 +202,7 @@ def _read(path: Path, stamp: Mapping[str, int]) -> StoredStudy | None:
         order = [columns[f.name] for f in fields(TrialRecord)]
         trials = tuple(TrialRecord(*row) for row in zip(*order, strict=True))
         directions = tuple(about["directions"])
-        return StoredStudy(path.stem, path, True, directions, about["attributes"], trials, tuple(columns["extras"]))
+        return StudySnapshot(path.stem, path, True, directions, about["attributes"], trials, tuple(columns["extras"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException):
         return None
 
@@ -257,7 +257,7 @@ def pareto_front(records: Sequence[TrialRecord], objectives: Mapping[str, str]) 
     return [done[i] for i in front]
 
 
-def split_reference(reference: str) -> tuple[str, int | None]:
+def parse_reference(reference: str) -> tuple[str, int | None]:
     """`fusion` -> (fusion, None), `fusion#3` -> (fusion, 3). Raises RazError for anything else."""
     name, mark, number = reference.partition("#")
     if not STUDY_NAME.fullmatch(name) or (mark and not re.fullmatch(r"\d{1,9}", number)):
@@ -267,13 +267,13 @@ def split_reference(reference: str) -> tuple[str, int | None]:
 
 def split_study(reference: str) -> str:
     """The name of a study. Raises RazError for anything else, a trial among them."""
-    name, number = split_reference(reference)
+    name, number = parse_reference(reference)
     if number is not None:
         raise RazError(reference, "is a trial, expected a study", name)
     return name
 
 
-def pick(study: StoredStudy, number: int) -> int:
+def trial_index(study: StudySnapshot, number: int) -> int:
     """The place of a trial in the study. Raises RazError when it has no such trial."""
     if number >= len(study.trials):
         last = len(study.trials) - 1
@@ -282,6 +282,6 @@ def pick(study: StoredStudy, number: int) -> int:
     return number
 
 
-def base_of(study: StoredStudy) -> dict[str, Any]:
+def base_parameters(study: StudySnapshot) -> dict[str, Any]:
     """The base configuration: dotted name -> value; empty where the study does not tell."""
     return base_in(study.meaning)

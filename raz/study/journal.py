@@ -38,7 +38,7 @@ def lock_path(journal: Path) -> str:
 
 
 @contextmanager
-def entrance(store: Path) -> Iterator[None]:
+def registration_lock(store: Path) -> Iterator[None]:
     """Held by who begins to work in the store while it makes itself known, and by a collection until its end: so what
     begins is either seen by the collection or waits for it. Raises RazError when it is held for long."""
     path = store / "studies" / ".entrance.lock"
@@ -56,7 +56,7 @@ def entrance(store: Path) -> Iterator[None]:
         lock.release()
 
 
-class Held(JournalFileOpenLock):
+class NoLock(JournalFileOpenLock):
     """The journal's own lock, which the ledger's lock makes needless: it would outlive a killed driver."""
 
     def __init__(self) -> None:
@@ -69,14 +69,14 @@ class Held(JournalFileOpenLock):
         return None
 
 
-class _Backend(JournalFileBackend):
+class _DurableStateBackend(JournalFileBackend):
     """Optuna's, but only a trial's state is forced to the disk: a step of training is not worth waiting for it.
 
     What is written is the file's at once, so a killed driver loses nothing; a machine without power loses steps.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), lock_obj=Held())
+        super().__init__(str(path), lock_obj=NoLock())
         self.path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -102,12 +102,12 @@ def open_journal(path: Path) -> Journal:
     """The journal in the file. Raises RazError when it is damaged."""
     logging.getLogger("optuna").setLevel(logging.ERROR)  # the console tells each event, and once
     try:
-        return Journal(_Backend(path))
+        return Journal(_DurableStateBackend(path))
     except (ValueError, KeyError, TypeError) as error:
         raise RazError(str(path), f"the journal is damaged: {error}", "move the file away and run again") from None
 
 
-def mend(path: Path) -> None:
+def truncate_partial_line(path: Path) -> None:
     """Cuts a line that a killed driver left half-written, so that the next one starts on its own line."""
     if not path.exists():
         return

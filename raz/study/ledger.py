@@ -21,51 +21,62 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import TrialConfig, completed, parameters
 from raz.errors import RazError
-from raz.planning.work_order import in_turn
-from raz.spec.parameter import label
+from raz.planning.work_order import trial_order
+from raz.spec.parameter import optuna_label
 from raz.spec.search_space import SPLITS, SearchSpace
-from raz.study.journal import LOCK_WAIT, Journal, entrance, journal_path, lock_path, mend, open_journal, study_names
+from raz.study.journal import (
+    LOCK_WAIT,
+    Journal,
+    journal_path,
+    lock_path,
+    open_journal,
+    registration_lock,
+    study_names,
+    truncate_partial_line,
+)
 from raz.study.optuna_internals import fixed_values, set_state, trial_id, trial_in, trial_numbered
 from raz.study.records import (
-    About,
     Outcome,
+    StudyHeader,  # fmt: skip
     TrialRecord,
-    configuration,
     is_running,
     load_study,
     read_records,
+    reconstruct_config,
     record_of,
     records,
     with_later_fields,
-)  # fmt: skip
-from raz.study.samplers import sampler_of
-from raz.study.stage_pruner import Pruner
-from raz.utils.provenance import versions
-from raz.utils.suggestions import nearest
+)
+from raz.study.samplers import make_sampler
+from raz.study.stage_pruner import StagePruner
+from raz.utils.provenance import environment_versions
+from raz.utils.suggestions import did_you_mean
 
 __all__ = [
     "Ledger", "Outcome", "TrialRecord", "is_running", "journal_path", "load_study", "open_ledger", "read_records",
     "records", "study_names",
 ]  # fmt: skip
 
-MOST_ATTEMPTS = 3  # of one trial whose process or machine went away
+MAX_ATTEMPTS = 3  # of one trial whose process or machine went away
 
 
 class Ledger:
     """A study open for writing. Get one from `open_ledger`."""
 
-    def __init__(self, space: SearchSpace, study: optuna.Study, journal: Journal, path: Path, pruner: Pruner) -> None:
+    def __init__(
+        self, space: SearchSpace, study: optuna.Study, journal: Journal, path: Path, pruner: StagePruner
+    ) -> None:
         self.space, self.study, self.path = space, study, path
         self.left = 0  # trials that may still be asked for
         self._journal, self._pruner = journal, pruner
-        self._about = About.of(study)
+        self._about = StudyHeader.of(study)
         self._turn: list[int] = []  # ids of waiting trials, the next to be asked for at the end
         self._live: dict[int, optuna.Trial] = {}
         self._steps: dict[int, set[int]] = {}  # of living trials: the steps that are written down
 
     # ------------------------------------------------------------------ before a run
 
-    def adopt(self, target: int, *, retry: bool = False) -> int:
+    def recover(self, target: int, *, retry: bool = False) -> int:
         """Settles what a killed driver left, queues what is owed, and returns how many trials to run.
 
         A trial that was lost is queued again with its values, at most MOST_ATTEMPTS times in all; with
@@ -84,7 +95,7 @@ class Ledger:
                 continue
             if trial.state == TrialState.FAIL:
                 lost = trial.user_attrs.get("reason") == "lost"
-                if retry or (lost and _attempts(trial, by_number) < MOST_ATTEMPTS):
+                if retry or (lost and _attempts(trial, by_number) < MAX_ATTEMPTS):
                     self._queue_again(trial)
                     owed += 1
                     continue
@@ -96,13 +107,13 @@ class Ledger:
         self.left = max(0, target - done)
         return self.left
 
-    def arrange(self) -> None:
+    def order_queue(self) -> None:
         """Has the trials of a fixed design asked for in the order in which several slots have most to do at once. Those
         that had begun come first. Numbers and what is asked stay as they are."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        turn = in_turn(
-            [self._planned(trial) for trial in waiting], SPLITS, self.space.mean_over,
+        turn = trial_order(
+            [self._planned(trial) for trial in waiting], SPLITS, self.space.averaged_seeds,
             [config for trial in over if (config := self._planned(trial)) is not None],
         )  # fmt: skip
         turn.sort(key=lambda i: not waiting[i].intermediate_values)  # stable
@@ -123,8 +134,8 @@ class Ledger:
         self.study.enqueue_trial(fixed, user_attrs=attributes)
 
     def _labels(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        choices = {p.name for p in self.space.drawn if p.kind == "choice"}
-        return {name: label(value) if name in choices else value for name, value in point.items()}
+        choices = {p.name for p in self.space.sampled_parameters if p.kind == "choice"}
+        return {name: optuna_label(value) if name in choices else value for name, value in point.items()}
 
     # ------------------------------------------------------------------ a trial
 
@@ -138,7 +149,7 @@ class Ledger:
             trial = self._ask()
             self._live[trial.number], self._steps[trial.number] = trial, set()
             values = self.space.suggest(trial)
-            about: dict[str, Any] = {"values": values, "versions": versions()}
+            about: dict[str, Any] = {"values": values, "versions": environment_versions()}
             try:
                 config = parameters(self.space.config(values))
             except RazError as error:
@@ -222,13 +233,13 @@ class Ledger:
         for objective in self.space.objectives:
             value = metrics.get(objective.metric)
             if value is None:
-                return [], "error", f"the trial gave no {objective.metric}; {nearest(objective.metric, metrics)}"
+                return [], "error", f"the trial gave no {objective.metric}; {did_you_mean(objective.metric, metrics)}"
             if not math.isfinite(value):
                 return [], "nan", f"{objective.metric} is {value}"
             values.append(value)
         return values, "", ""
 
-    def postpone(self, number: int) -> None:
+    def requeue(self, number: int) -> None:
         """Puts a trial back that a clean stop met: it waits again, with its values and the steps it has told, and is
         the first to be asked for by the next run. That is no attempt lost."""
         trial = self._live.pop(number, None)
@@ -246,7 +257,7 @@ class Ledger:
         """All trials, in the order of their numbers."""
         return records(self.study)
 
-    def each(self) -> Iterator[TrialRecord]:
+    def iter_records(self) -> Iterator[TrialRecord]:
         """As `records`, one at a time: a whole configuration takes more memory than what the study keeps of it."""
         return (record_of(self._about, trial, alive=True) for trial in self._trials())
 
@@ -294,22 +305,22 @@ def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(lock_path(path), timeout=LOCK_WAIT)
     try:
-        with entrance(store):
+        with registration_lock(store):
             lock.acquire()
     except filelock.Timeout:
         raise RazError(
             f"study {space.study}", "another process is running this study", "wait for it, or stop it"
         ) from None
     try:
-        mend(path)
-        journal, pruner = open_journal(path), Pruner(space)
+        truncate_partial_line(path)
+        journal, pruner = open_journal(path), StagePruner(space)
         study = _open(journal, space, pruner)
         yield Ledger(space, study, journal, path, pruner)
     finally:
         lock.release()
 
 
-def _open(journal: Journal, space: SearchSpace, pruner: Pruner) -> optuna.Study:
+def _open(journal: Journal, space: SearchSpace, pruner: StagePruner) -> optuna.Study:
     directions = [StudyDirection[objective.direction.upper()] for objective in space.objectives]
     study = optuna.create_study(
         storage=journal, study_name=space.study, directions=directions, load_if_exists=True, pruner=pruner.on_study,
@@ -327,13 +338,13 @@ def _open(journal: Journal, space: SearchSpace, pruner: Pruner) -> optuna.Study:
             _difference(with_later_fields(told), with_later_fields(space.meaning())),
             "give the new question a new name",
         )
-    base = About.of(study).base
+    base = StudyHeader.of(study).base
     for trial in trials:
-        config = configuration(base, trial.user_attrs)
+        config = reconstruct_config(base, trial.user_attrs)
         if config:
             pruner.remember(trial, config, trial.user_attrs.get("rungs", {}))
     # A resumed search must not draw the values of the first run again.
-    study.sampler = sampler_of(space, drawn=len(trials))
+    study.sampler = make_sampler(space, drawn=len(trials))
     return study
 
 

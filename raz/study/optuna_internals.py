@@ -101,7 +101,7 @@ def append(storage: JournalStorage, trial_id: int, attributes: Mapping[str, Any]
 # ------------------------------------------------------------------ CMA-ES
 
 
-class CmaEs(optuna.samplers.CmaEsSampler):
+class StatelessCmaEsSampler(optuna.samplers.CmaEsSampler):
     """Optuna's CMA-ES without its pickles: it would keep its state in the study as one, and read it from there.
 
     Here the state stays in this process; a resumed search computes it again from the trials, generation by
@@ -122,11 +122,11 @@ class CmaEs(optuna.samplers.CmaEsSampler):
     ) -> dict[str, Any]:
         completed = self._get_trials(study)
         if self._kept is None and search_space and completed:
-            self._catch_up(study, search_space, completed)
+            self._replay_generations(study, search_space, completed)
         drawn: dict[str, Any] = super().sample_relative(study, trial, search_space)
         return drawn
 
-    def _catch_up(
+    def _replay_generations(
         self, study: optuna.Study, search_space: dict[str, BaseDistribution], completed: list[FrozenTrial]
     ) -> None:
         space = _SearchSpaceTransform(search_space, transform_step=True, transform_0_1=True)

@@ -20,11 +20,22 @@ from raz.config import completed
 from raz.errors import RazError
 from raz.store.inventory import check_store
 from raz.study.journal import journal_path, lock_path, open_journal, study_names
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 __all__ = [
-    "About", "Outcome", "TrialRecord", "configuration", "is_running", "journal_path", "load_study", "lock_path",
-    "read_records", "record_of", "records", "study_names", "without_driver",
+    "Outcome",
+    "StudyHeader",
+    "TrialRecord",
+    "exclusive",
+    "is_running",
+    "journal_path",
+    "load_study",
+    "lock_path",
+    "read_records",
+    "reconstruct_config",
+    "record_of",
+    "records",
+    "study_names",
 ]  # fmt: skip
 
 
@@ -92,7 +103,7 @@ def load_study(store: Path, name: str) -> optuna.Study:
 
 def _known(store: Path, name: str) -> str:
     names = study_names(store)
-    return nearest(name, names) if names else "raz-sweep run fusion"
+    return did_you_mean(name, names) if names else "raz-sweep run fusion"
 
 
 def read_records(store: Path, name: str) -> tuple[TrialRecord, ...]:
@@ -118,7 +129,7 @@ def is_running(store: Path, name: str) -> bool:
 
 
 @contextmanager
-def without_driver(store: Path, name: str, hint: str) -> Iterator[None]:
+def exclusive(store: Path, name: str, hint: str) -> Iterator[None]:
     """Held while a study is put into a store: no driver of it can begin meanwhile. Raises RazError when one runs."""
     lock = filelock.FileLock(lock_path(journal_path(store, name)))
     try:
@@ -133,12 +144,12 @@ def without_driver(store: Path, name: str, hint: str) -> Iterator[None]:
 
 def records(study: optuna.Study, *, alive: bool = True) -> tuple[TrialRecord, ...]:
     """The study's trials as records. Without a living driver, what is RUNNING was lost."""
-    about = About.of(study)
+    about = StudyHeader.of(study)
     return tuple(record_of(about, trial, alive) for trial in study.get_trials(deepcopy=False))
 
 
 @dataclass(frozen=True)
-class About:
+class StudyHeader:
     """What the records of a study have in common."""
 
     study: str
@@ -146,12 +157,14 @@ class About:
     metrics: tuple[str, ...]  # of its objectives
 
     @staticmethod
-    def of(study: optuna.Study) -> About:
+    def of(study: optuna.Study) -> StudyHeader:
         told = study.user_attrs.get("meaning", {})
         meaning: Mapping[str, Any] = told if isinstance(told, Mapping) else {}  # a journal of another tool
         base = base_in(meaning)
         first = [meaning["objective.metric"]] if "objective.metric" in meaning else []
-        return About(study.study_name, base, (*first, *(metric for metric, _ in meaning.get("objective.others", ()))))
+        return StudyHeader(
+            study.study_name, base, (*first, *(metric for metric, _ in meaning.get("objective.others", ())))
+        )
 
 
 def base_in(meaning: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +188,7 @@ STATES = {
 }
 
 
-def record_of(about: About, trial: FrozenTrial, alive: bool) -> TrialRecord:
+def record_of(about: StudyHeader, trial: FrozenTrial, alive: bool) -> TrialRecord:
     attributes = trial.user_attrs
     state = STATES[trial.state]
     if state == "running" and not alive:
@@ -185,7 +198,7 @@ def record_of(about: About, trial: FrozenTrial, alive: bool) -> TrialRecord:
         number=trial.number,
         state=state,
         values=attributes.get("values", {}),
-        config=configuration(about.base, attributes),
+        config=reconstruct_config(about.base, attributes),
         value=trial.values[0] if state == "complete" else None,
         metrics=attributes.get("metrics", {}),
         stages=tuple(attributes.get("stages", ())),
@@ -204,7 +217,7 @@ def record_of(about: About, trial: FrozenTrial, alive: bool) -> TrialRecord:
     )
 
 
-def configuration(base: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+def reconstruct_config(base: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's parameters: the base's, what it changed, and fields that came later, at their values of before (a trial
     that could not be configured has none). base: as `About` has it."""
     if "changed" not in attributes:

@@ -13,21 +13,21 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from raz.errors import RazError
-from raz.planning.cost_aware import Thrift
+from raz.planning.cost_aware import WorkTracker
 from raz.spec.parameter import Parameter
 from raz.spec.search_space import SearchSpace
-from raz.study.optuna_internals import CmaEs
+from raz.study.optuna_internals import StatelessCmaEsSampler
 
 
-def sampler_of(space: SearchSpace, drawn: int = 0) -> optuna.samplers.BaseSampler:
+def make_sampler(space: SearchSpace, drawn: int = 0) -> optuna.samplers.BaseSampler:
     """The sampler, seeded by the study's seed and how many trials were drawn before."""
     seed = (space.seed + 1_000_003 * drawn) % 2**32
     gridded = {p.name: p for p in space.parameters if p.grid}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         inner = _sampler(space, seed)
-    inner = Snapping(inner, gridded) if gridded else inner
-    return Thrifty(inner, space) if space.proposals > 1 else inner
+    inner = GridSnappingSampler(inner, gridded) if gridded else inner
+    return CostAwareSampler(inner, space) if space.proposals > 1 else inner
 
 
 def _sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
@@ -35,13 +35,13 @@ def _sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
         # group: parameters under one condition are drawn jointly, not each on its own
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
     if space.sampler == "cma-es":
-        return CmaEs(seed=seed, popsize=space.population, warn_independent_sampling=False)
+        return StatelessCmaEsSampler(seed=seed, popsize=space.population, warn_independent_sampling=False)
     if space.sampler == "nsga-ii":
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=space.population or 20)
     return optuna.samplers.RandomSampler(seed=seed)  # a design's points are queued, none is drawn
 
 
-class Around(optuna.samplers.BaseSampler):
+class SamplerWrapper(optuna.samplers.BaseSampler):
     """A sampler around another one, which draws."""
 
     inner: optuna.samplers.BaseSampler
@@ -60,7 +60,7 @@ class Around(optuna.samplers.BaseSampler):
         self.inner.reseed_rng()
 
 
-class Snapping(Around):
+class GridSnappingSampler(SamplerWrapper):
     """A sampler whose draws of some ranges go to the nearest place of their grid before Optuna writes them down."""
 
     def __init__(self, inner: optuna.samplers.BaseSampler, gridded: Mapping[str, Parameter]) -> None:
@@ -81,7 +81,7 @@ class Snapping(Around):
         return self._snap(param_name, self.inner.sample_independent(study, trial, param_name, param_distribution))
 
 
-class _Proposal:
+class _Candidate:
     """Values of a trial that is not drawn yet: those that the sampler drew together, each other one on its own."""
 
     def __init__(
@@ -114,7 +114,7 @@ def _only(domain: BaseDistribution) -> Any:
     return domain.low
 
 
-class Thrifty(Around):
+class CostAwareSampler(SamplerWrapper):
     """A sampler that is asked for several trials, of which the one that adds least work is drawn (`Thrift`).
 
     Work counts as begun when a trial that is complete or runs has it on its way. A trial that was pruned or failed
@@ -133,8 +133,8 @@ class Thrifty(Around):
         proposals = []
         for _ in range(self.space.proposals):
             together = self.inner.sample_relative(study, trial, search_space)
-            proposals.append(_Proposal(self.inner, study, trial, together))
-        taken = proposals[thrift.cheapest([self.space.suggest(proposal) for proposal in proposals])]
+            proposals.append(_Candidate(self.inner, study, trial, together))
+        taken = proposals[thrift.cheapest_candidate([self.space.suggest(proposal) for proposal in proposals])]
         self._drawn = taken.drawn
         return taken.together
 
@@ -146,8 +146,8 @@ class Thrifty(Around):
         # Beside a value that the trial was given: a retried trial, or one that a person queued.
         return self.inner.sample_independent(study, trial, param_name, param_distribution)
 
-    def _thrift(self, study: optuna.Study, trial: FrozenTrial) -> Thrift:
-        thrift = Thrift(self.space)
+    def _thrift(self, study: optuna.Study, trial: FrozenTrial) -> WorkTracker:
+        thrift = WorkTracker(self.space)
         for other in study.get_trials(deepcopy=False):
             if other.number == trial.number or "values" not in other.user_attrs:
                 continue
@@ -155,10 +155,10 @@ class Thrifty(Around):
                 found = other.user_attrs["values"]
                 way = frozenset[str]()
                 with suppress(RazError):  # they cannot go together, whatever else is written of the trial
-                    way = frozenset(thrift.way(found))
+                    way = frozenset(thrift.stage_work(found))
                 self._known[other.number] = found, way
             values, way = self._known[other.number]
-            thrift.note(values, way if other.state in (TrialState.RUNNING, TrialState.COMPLETE) else ())
+            thrift.add_trial(values, way if other.state in (TrialState.RUNNING, TrialState.COMPLETE) else ())
         return thrift
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:

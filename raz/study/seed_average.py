@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raz.pipeline.graph import all_steps
+from raz.pipeline.graph import total_steps
 from raz.study.records import Outcome
 
 Progress = Callable[[int, float], bool]  # (step, value) -> stop?
 
 
-def over_seeds(
+def run_over_seeds(
     run: Callable[[Mapping[str, Any], Progress | None], Outcome],
     config: Mapping[str, Any],
     seeds: Sequence[int],
@@ -24,7 +24,7 @@ def over_seeds(
     so a pruner sees each seed's curve apart. The metrics are means over the seeds, each seed's own beside; a seed
     that is pruned or fails ends the trial, with that seed named.
     """
-    span = all_steps(config) + 1
+    span = total_steps(config) + 1
     outcomes: list[Outcome] = []
     for i, seed in enumerate(seeds):
 
@@ -35,12 +35,12 @@ def over_seeds(
         outcomes.append(outcome)
         if outcome.state != "complete":
             message = f"seed {seed}: {outcome.message}" if outcome.message else ""
-            return replace(_together(seeds, outcomes), state=outcome.state, reason=outcome.reason, message=message,
+            return replace(_mean_outcome(seeds, outcomes), state=outcome.state, reason=outcome.reason, message=message,
                            trace=outcome.trace)  # fmt: skip
-    return _together(seeds, outcomes)
+    return _mean_outcome(seeds, outcomes)
 
 
-def _together(seeds: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
+def _mean_outcome(seeds: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
     each = {str(seed): dict(outcome.metrics or {}) for seed, outcome in zip(seeds, outcomes, strict=False)}
     complete = [outcome.metrics or {} for outcome in outcomes if outcome.state == "complete"]
     names = [name for name in complete[0] if all(name in metrics for metrics in complete)] if complete else []
@@ -57,4 +57,4 @@ def _together(seeds: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
 
 def seed_of_step(config: Mapping[str, Any], step: int) -> tuple[int, int]:
     """Which seed (0 for the first) a trial's step belongs to, and the step within that seed's run."""
-    return divmod(step, all_steps(config) + 1)
+    return divmod(step, total_steps(config) + 1)

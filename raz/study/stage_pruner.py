@@ -21,14 +21,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import parameters as flat
-from raz.pipeline.graph import STAGES, measure_of, stage_of_step
+from raz.pipeline.graph import STAGES, comparability_key, stage_of_step
 from raz.spec.search_space import Pruning, SearchSpace
 from raz.study.optuna_internals import frozen_trial, rungs, set_rungs, trial_id, trial_in
 from raz.study.seed_average import seed_of_step
 
 
 @dataclass
-class Lane:
+class StageStudy:
     """The study of one stage, one seed, one way to measure."""
 
     study: optuna.Study
@@ -40,26 +40,26 @@ class Lane:
 Place = tuple[str, int]  # lane, epoch from 0
 
 
-class Pruner:
+class StagePruner:
     """Judges the trials of a study. Tell it every step and every end; it keeps nothing on disk."""
 
     def __init__(self, space: SearchSpace) -> None:
         self.space, self.pruning = space, space.pruning
-        self._make = builder(space)
+        self._make = pruner_factory(space)
         # TPE looks for Hyperband on the study itself, to learn from a trial's own bracket only.
         self.on_study = self._make() if self.pruning.name == "hyperband" else optuna.pruners.NopPruner()
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[str, StageStudy] = {}
         self._live: dict[int, Mapping[str, Any]] = {}  # number -> flat parameters
         self._measures: dict[int, dict[str, str]] = {}  # number -> stage -> how it is measured
         self._at: dict[int, str] = {}  # number -> the lane it is in
 
     @property
-    def acts(self) -> bool:
+    def enabled(self) -> bool:
         return self.pruning.name != "none"
 
     def begin(self, number: int, config: Mapping[str, Any]) -> None:
         """A trial starts; `config` are its flat parameters."""
-        if self.acts:
+        if self.enabled:
             self._live[number], self._measures[number] = config, {}
 
     def report(self, number: int, step: int, value: float, *, ask: bool = True) -> bool:
@@ -107,7 +107,7 @@ class Pruner:
         self, trial: FrozenTrial, config: Mapping[str, Any], reached: Mapping[str, Mapping[str, float]]
     ) -> None:
         """A finished trial of an earlier run, as `end` left it."""
-        if not self.acts or not trial.state.is_finished() or not trial.intermediate_values:
+        if not self.enabled or not trial.state.is_finished() or not trial.intermediate_values:
             return
         self.begin(trial.number, config)
         for name, rung_values in reached.items():
@@ -127,20 +127,20 @@ class Pruner:
             return None
         measures = self._measures[number]
         if stage not in measures:
-            text = json.dumps(measure_of(config, stage), sort_keys=True)
+            text = json.dumps(comparability_key(config, stage), sort_keys=True)
             measures[stage] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return f"{seed}/{stage}/{measures[stage]}", epoch - 1
 
-    def _lane(self, name: str) -> Lane:
+    def _lane(self, name: str) -> StageStudy:
         if name not in self._lanes:
             study = optuna.create_study(
                 study_name=self.space.study, direction="minimize", pruner=self._make(),
                 sampler=optuna.samplers.RandomSampler(seed=0),
             )  # fmt: skip
-            self._lanes[name] = Lane(study)
+            self._lanes[name] = StageStudy(study)
         return self._lanes[name]
 
-    def _trial(self, lane: Lane, number: int) -> optuna.Trial:
+    def _trial(self, lane: StageStudy, number: int) -> optuna.Trial:
         """The trial in the lane. Hyperband deals out its brackets by number, so there the numbers must agree."""
         if uses_hyperband(self.pruning):
             while len(lane.ids) <= number:
@@ -174,23 +174,23 @@ ARGUMENTS = {  # as files name them -> as Optuna does
 }
 
 
-def builder(space: SearchSpace) -> Callable[[], optuna.pruners.BasePruner]:
+def pruner_factory(space: SearchSpace) -> Callable[[], optuna.pruners.BasePruner]:
     """What makes a lane's pruner. Hyperband is one for all lanes, so that a trial is in one bracket everywhere."""
     epochs = dict(flat(space.base))
     longest = max((int(epochs[STAGES[stage].epochs]) for stage in space.pruning.stages), default=1)
     if uses_hyperband(space.pruning):
-        one = make(space.pruning, longest)
+        one = make_pruner(space.pruning, longest)
         return lambda: one
-    return lambda: make(space.pruning, longest)
+    return lambda: make_pruner(space.pruning, longest)
 
 
-def make(pruning: Pruning, longest: int) -> optuna.pruners.BasePruner:
+def make_pruner(pruning: Pruning, longest: int) -> optuna.pruners.BasePruner:
     """The pruner by its name in raz.spec.pruner_yaml.OPTIONS; `longest` is the epoch cap of its longest stage."""
     given = {ARGUMENTS.get(name, name): value for name, value in pruning.options.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if pruning.name == "patient":
-            inner = None if pruning.inner is None else make(pruning.inner, longest)
+            inner = None if pruning.inner is None else make_pruner(pruning.inner, longest)
             return optuna.pruners.PatientPruner(inner, **given)
         if pruning.name == "hyperband":
             least = given.get("min_resource", 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place beside `path`, of the same suffix, to write to: it becomes `path` at the end, over what was there, and
     is gone when something fails. Makes the folder. Raises OSError as the file system does, in the name of `path`."""
     if not path.name:  # an empty name, which pathlib takes for the folder one is in

@@ -64,7 +64,7 @@ def assignments(values: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={number(value)}" for name, value in values.items())
 
 
-def states(counts: Mapping[str, int]) -> str:
+def format_states(counts: Mapping[str, int]) -> str:
     """`38 complete, 2 pruned`"""
     return ", ".join(f"{n} {state}" for state, n in counts.items()) or "no trial yet"
 

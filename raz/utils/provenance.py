@@ -12,7 +12,7 @@ from raz._version import __version__
 
 
 @lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
+def environment_versions() -> dict[str, str]:
     """Versions of the packages that matter, and the commit of a checkout (`+changes` when it was edited)."""
     out = {"python": platform.python_version()}
     for package in ("raz-sweep", "torch", "ray", "optuna", "numpy"):

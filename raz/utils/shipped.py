@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from raz.errors import RazError
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 FOLDERS = ("search_spaces", "ablations", "cluster")
 
@@ -34,13 +34,13 @@ def shipped(folder: str, suffix: str = ".yaml") -> dict[str, Path]:
     return {}
 
 
-def name_from(text: str, joint: str, otherwise: str) -> str:
+def slugify(text: str, joint: str, otherwise: str) -> str:
     """A name of a-z, 0-9, _ and - out of any text, at most 64 long: `Köln Süd` -> `koln_sud`."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9_-]+", joint, plain).strip("_-")[:64] or otherwise
 
 
-def find(name: str, folders: tuple[str, ...] = ("search_spaces", "ablations")) -> Path:
+def find_shipped(name: str, folders: tuple[str, ...] = ("search_spaces", "ablations")) -> Path:
     """The file meant by `name`: `my/file.yaml`, `search_spaces/fusion.yaml` or only `fusion`.
 
     Raises RazError when there is none, naming the nearest that comes with the package, and when a
@@ -66,4 +66,4 @@ def find(name: str, folders: tuple[str, ...] = ("search_spaces", "ablations")) -
         return names[meant[0]]
     if meant:
         raise RazError(name, "two files have this name", " or ".join(meant))
-    raise RazError(name, "no such file", nearest(Path(name).stem, bare))
+    raise RazError(name, "no such file", did_you_mean(Path(name).stem, bare))

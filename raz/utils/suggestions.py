@@ -6,7 +6,7 @@ import difflib
 import typing
 
 
-def nearest(word: str, legal: typing.Iterable[str]) -> str:
+def did_you_mean(word: str, legal: typing.Iterable[str]) -> str:
     """A hint that names the closest legal words."""
     names = [str(name) for name in legal]
     close = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)

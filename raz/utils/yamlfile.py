@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from raz.errors import RazError, raise_all
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
-LARGEST = 1 << 20  # bytes; these files are written by hand
-DEEPEST = 32  # levels
-MOST = 100_000  # keys and items, aliases written out
+MAX_BYTES = 1 << 20  # bytes; these files are written by hand
+MAX_DEPTH = 32  # levels
+MAX_NODES = 100_000  # keys and items, aliases written out
 
 Key = str | int
 Place = tuple[Key, ...]
@@ -44,7 +44,7 @@ class Document:
 
 
 @dataclass
-class Faults:
+class Problems:
     """Collects the faults of one file, so that they are told together, in the order of the lines."""
 
     document: Document
@@ -62,12 +62,12 @@ class Faults:
         prefix = "".join(f"{part}." for part in place)
         for key in value:
             if key not in legal:
-                self.add((*place, key), f"unknown key {prefix + str(key)!r}", nearest(str(key), legal))
+                self.add((*place, key), f"unknown key {prefix + str(key)!r}", did_you_mean(str(key), legal))
         for key in required:
             if key not in value:
                 self.add(place, f"{prefix + key} is missing", "")
 
-    def settle(self) -> None:
+    def raise_if_any(self) -> None:
         """Raise what was collected, if anything."""
         raise_all(sorted(self.found, key=lambda fault: int(fault.where.rpartition(":")[2])))
 
@@ -80,9 +80,11 @@ def read(path: Path, name: str = "", *, strict: bool = True, aliases: bool = Fal
     """
     shown = name or str(path)
     with path.open("rb") as file:
-        raw = file.read(LARGEST + 1)
-    if len(raw) > LARGEST:
-        raise RazError(f"{shown}:1", f"the file is larger than {LARGEST // 1024} KiB, expected a file written by hand")
+        raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise RazError(
+            f"{shown}:1", f"the file is larger than {MAX_BYTES // 1024} KiB, expected a file written by hand"
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,7 +103,7 @@ def parse(text: str, name: str, *, strict: bool = True, aliases: bool = False) -
     """
     faults: list[RazError] = []
     try:
-        _survey(text, name, [] if aliases else faults)
+        _check_depth_and_aliases(text, name, [] if aliases else faults)
         raise_all(faults)  # before composing: an alias may make a document of any size
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -116,20 +118,20 @@ def parse(text: str, name: str, *, strict: bool = True, aliases: bool = False) -
         raise RazError(f"{name}:1", "the file is empty")
     data = _build(node, (), name, lines, faults)
     if not isinstance(data, dict):
-        faults.append(RazError(f"{name}:1", f"the file holds {kind(data)}, expected keys with values"))
+        faults.append(RazError(f"{name}:1", f"the file holds {describe_value(data)}, expected keys with values"))
     if strict or not isinstance(data, dict):
         raise_all(faults)
     return Document(name, data, lines, _opening_comment(text), tuple(faults))
 
 
-def _survey(text: str, name: str, faults: list[RazError]) -> None:
+def _check_depth_and_aliases(text: str, name: str, faults: list[RazError]) -> None:
     """Notes aliases, which may make a document of any size. Raises RazError at a level too deep: to read on could
     take for ever."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST + 1:
-            raise _fault(name, event.start_mark, f"more than {DEEPEST} levels deep")
+        if depth > MAX_DEPTH + 1:
+            raise _fault(name, event.start_mark, f"more than {MAX_DEPTH} levels deep")
         if isinstance(event, yaml.AliasEvent):
             faults.append(_fault(name, event.start_mark, f"alias *{event.anchor}", "write the value out"))
 
@@ -139,7 +141,7 @@ def scalar(text: str, where: str) -> Any:
     found: list[RazError] = []
     try:
         try:
-            _survey(text, where, found)
+            _check_depth_and_aliases(text, where, found)
         except RazError as error:
             found = [error]
         raise_all([RazError(where, fault.what, fault.hint) for fault in found])  # the command line has no lines
@@ -154,7 +156,7 @@ def scalar(text: str, where: str) -> Any:
     return value
 
 
-def kind(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """What a value is, in the words of the complaints."""
     if value is None:
         return "nothing"
@@ -172,9 +174,11 @@ def _fault(name: str, mark: Any, what: str, hint: str = "") -> RazError:
 
 
 def _build(node: Any, place: Place, name: str, lines: dict[Place, int], faults: list[RazError]) -> Any:
-    if len(lines) > MOST or len(place) > DEEPEST + 1:  # aliases of aliases, or of themselves
+    if len(lines) > MAX_NODES or len(place) > MAX_DEPTH + 1:  # aliases of aliases, or of themselves
         if not any(fault.what.startswith("aliases make") for fault in faults):
-            faults.append(_fault(name, node.start_mark, f"aliases make more than {MOST:,} items or {DEEPEST} levels"))
+            faults.append(
+                _fault(name, node.start_mark, f"aliases make more than {MAX_NODES:,} items or {MAX_DEPTH} levels")
+            )
         return None
     standard = "tag:yaml.org,2002:"
     known = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")

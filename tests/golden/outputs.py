@@ -19,7 +19,7 @@ from raz.pipeline.graph import STAGES, TRAINED, Node
 from raz.pipeline.predict_stages import ARRAYS, score
 from raz.pipeline.scoring import Scores
 from raz.pipeline.train_stages import TASKS
-from raz.pipeline.training_loop import Checkpoint, Task, train
+from raz.pipeline.training_loop import Checkpoint, TrainingTask, train
 from tests.golden import given
 
 FILE = Path(__file__).with_name("outputs.json")
@@ -36,7 +36,7 @@ Values = dict[str, Any]  # name -> number, text, list of whole numbers, or what 
 # ------------------------------------------------------------------ the stages, as they are called
 
 
-def task_of(at: TrialState, stage: str) -> tuple[Task, TrainConfig]:
+def task_of(at: TrialState, stage: str) -> tuple[TrainingTask, TrainConfig]:
     bench = at.workbench(Node(stage))
     task, config = TASKS[stage](bench, bench.given)
     assert task is not None, f"{stage} has nothing to learn from"
@@ -135,7 +135,7 @@ def _by_place(points: Mapping[str, Any]) -> dict[str, Any]:
     return {n: v[order] if n in ("xy", "score", "network", "depth") else v for n, v in points.items()}
 
 
-def _trained(task: Task, config: TrainConfig, weights: Mapping[str, Any], folder: Path) -> Values:
+def _trained(task: TrainingTask, config: TrainConfig, weights: Mapping[str, Any], folder: Path) -> Values:
     """What a stage begins with and sees, and from the given weights: loss, gradient, validation value, one step."""
     values = _digests("begin", task.modules.state_dict())
     windows = {epoch: list(task.batches(epoch)) for epoch in (1, 2)}
@@ -199,7 +199,7 @@ LOOP = TrainConfig(
 BEGIN = (1.0, -2.0, 0.5)
 
 
-def loop_task() -> Task:
+def loop_task() -> TrainingTask:
     """Three weights with the given gradients and validation values, whatever the weights are."""
     module = torch.nn.Module()
     module.w = torch.nn.Parameter(torch.tensor(BEGIN))
@@ -209,7 +209,7 @@ def loop_task() -> Task:
         heard.append(epoch)
         return [GRADIENTS[(2 * epoch + k) % len(GRADIENTS)] for k in range(2)]
 
-    return Task(
+    return TrainingTask(
         "loop", module, batches,
         loss=lambda gradient: (module.w * torch.tensor(gradient)).sum(),  # type: ignore[operator]
         validate=lambda: CURVE[min(heard[-1], len(CURVE)) - 1],

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from raz.config import TrialConfig
 from raz.errors import RazError
-from raz.pipeline.graph import Node, needed_for
+from raz.pipeline.graph import Node, dependency_closure
 from raz.store.cache import StageCache
-from raz.utils.suggestions import nearest
+from raz.utils.suggestions import did_you_mean
 
 SIGMA, AFFINITY = 20.0, 0.5  # a point is right as Table 3 has it: nearer than 23.5 px to a head that is still free
 RADIUS = SIGMA * math.sqrt(-2 * math.log(AFFINITY))
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageResult:
     """One image, and what a trial made of it."""
 
     id: str
@@ -46,9 +46,9 @@ class Seen:
     fused: float  # the trial's count
 
 
-def look(
+def load_image_results(
     config: TrialConfig, store: Path, which: Sequence[str], *, data_root: Path | None = None, split: str = "test"
-) -> tuple[Seen, ...]:
+) -> tuple[ImageResult, ...]:
     """These images of a split, as the trial saw them.
 
     `which` are ids (`test/IMG_3`, or `IMG_3`), indices, or words: see `pick`. Raises RazError for an
@@ -56,11 +56,11 @@ def look(
     """
     from raz.pipeline.context import TrialState
     from raz.pipeline.predict_stages import predicted
-    from raz.pipeline.scoring import Fitted
+    from raz.pipeline.scoring import FittedThresholds
 
     trial = TrialState(config, StageCache(store), data_root, lambda _: None)
     score = Node("score", split)
-    nodes = [node for node in needed_for(config, [score]) if node.split == split or node.stage == "counting"]
+    nodes = [node for node in dependency_closure(config, [score]) if node.split == split or node.stage == "counting"]
     for node in nodes:
         artifact = trial.cache.find(trial.keys[node])
         if artifact is None:
@@ -72,7 +72,7 @@ def look(
     folder = trial.artifacts[score].folder
     w = trial.workbench(score)
     try:
-        fitted = Fitted.from_json(json.loads((folder / "fitted.json").read_text(encoding="utf-8")))
+        fitted = FittedThresholds.from_json(json.loads((folder / "fitted.json").read_text(encoding="utf-8")))
         with np.load(folder / "per_image.npz", allow_pickle=False) as arrays:
             fused, truth = arrays["fused"], arrays["truth"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -100,13 +100,13 @@ def pick(which: Sequence[str], ids: Sequence[str], truth: NDArray[Any], fused: N
             legal = [*words, *short]
             raise RazError(
                 "--photo", f"{word!r} is no image of these {len(ids)}: expected {', '.join(words)}, an index from 0 to"
-                f" {len(ids) - 1}, or an image's name", nearest(word, legal),
+                f" {len(ids) - 1}, or an image's name", did_you_mean(word, legal),
             )  # fmt: skip
         out[int(known[word])] = None
     return list(out)
 
 
-def _seen(of: Any, i: int, fitted: Any, config: TrialConfig, pixels: NDArray[np.uint8], fused: float) -> Seen:
+def _seen(of: Any, i: int, fitted: Any, config: TrialConfig, pixels: NDArray[np.uint8], fused: float) -> ImageResult:
     from raz.paper.groundtruth import density_map
     from raz.paper.metrics import match
 
@@ -125,14 +125,14 @@ def _seen(of: Any, i: int, fitted: Any, config: TrialConfig, pixels: NDArray[np.
         inside, height, width, stride=of.output_stride, beta=c.beta, k=c.k, kernel=c.kernel
     )  # fmt: skip
     cell = of.output_stride * to_original
-    return Seen(
-        of.ids[i], pixels, heads, _claimed(xy[right], heads), xy, passes, right,
+    return ImageResult(
+        of.ids[i], pixels, heads, _matched_heads(xy[right], heads), xy, passes, right,
         tuple(regions[i] * np.tile(to_original, 2) for regions in of.regions[: config.depth - 1]),
         truth, of.density[i], (float(cell[0]), float(cell[1])), fused,
     )  # fmt: skip
 
 
-def _claimed(points: Floats, heads: Floats) -> NDArray[np.bool_]:
+def _matched_heads(points: Floats, heads: Floats) -> NDArray[np.bool_]:
     """(n,) the heads nearest to these points; of heads at one place as many as there are points."""
     from scipy.spatial import cKDTree
 

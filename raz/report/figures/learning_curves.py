@@ -9,7 +9,7 @@ from typing import Any
 from raz.pipeline.graph import TRAINED
 from raz.report.figures.style import COLOURS, figure
 from raz.report.layout import Figure
-from raz.report.used_stages import Used
+from raz.report.used_stages import UsedStage
 from raz.spec.ablation import dataset_title
 from raz.store.cache import stored_curve
 
@@ -24,7 +24,7 @@ _VALUE = {
 # ------------------------------------------------------------------------------------ learning curves
 
 
-def learning_curves(uses: Sequence[Used], data_root: Path | None = None) -> tuple[Figure, ...]:
+def learning_curves(uses: Sequence[UsedStage], data_root: Path | None = None) -> tuple[Figure, ...]:
     """A figure a trained stage and data set: the validation value and the training loss, epoch by epoch.
 
     A network that many rows share is one line; where rows trained networks of their own, each is named after the
@@ -40,8 +40,8 @@ def learning_curves(uses: Sequence[Used], data_root: Path | None = None) -> tupl
     return tuple(out)
 
 
-def _stage_curves(stage: str, title: str, found: Sequence[Used]) -> Figure | None:
-    lines = list(_lines(found))
+def _stage_curves(stage: str, title: str, found: Sequence[UsedStage]) -> Figure | None:
+    lines = list(_curves_by_network(found))
     shown = lines[:MOST_CURVES]
     rows: list[Mapping[str, Any]] = []
     value: list[dict[str, Any]] = []
@@ -74,9 +74,9 @@ def _stage_curves(stage: str, title: str, found: Sequence[Used]) -> Figure | Non
     )  # fmt: skip
 
 
-def _lines(found: Sequence[Used]) -> Iterator[tuple[str, int, list[dict[str, float]]]]:
+def _curves_by_network(found: Sequence[UsedStage]) -> Iterator[tuple[str, int, list[dict[str, float]]]]:
     """(name, best epoch, curve) of every network among these uses."""
-    networks: dict[str, list[Used]] = {}
+    networks: dict[str, list[UsedStage]] = {}
     for use in found:
         networks.setdefault(use.key, []).append(use)
     per_seed: dict[int, set[str]] = {}

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from raz.config import TrialConfig
     from raz.report.fill import FilledTable
     from raz.report.layout import Figure
-    from raz.study.index import StoredStudy
+    from raz.study.index import StudySnapshot
 
 
 @dataclass(frozen=True)
-class Photographs:
-    """Images by name, index or word (`raz.report.figures.image_results.look`), and whose: ROW or ROW@SEED of a table,
+class PhotoRequest:
+    """Images by name, index or word (`raz.report.figures.image_results.load_image_results`), and whose: ROW or
+    ROW@SEED of a table,
     a trial's number
     of a study; None: the row with the most passes and its first seed, or the best trial."""
 
@@ -34,35 +35,35 @@ class Photographs:
             if found is None:
                 continue
             row, config = found
-            out += self._drawn(config, filled.store, data_root, split, f"row {row}, seed {config.seed}")
+            out += self._render(config, filled.store, data_root, split, f"row {row}, seed {config.seed}")
         if not out:
             whose = self.whose or f"table {filled.table.table}"
             raise RazError("--photo", f"{whose} has no results in {filled.store}", "run the table first")
         return tuple(out)
 
     def _cell(self, filled: FilledTable, dataset: str) -> tuple[str, TrialConfig] | None:
-        from raz.report.figures.table_figures import deepest
-        from raz.utils.suggestions import nearest
+        from raz.report.figures.table_figures import deepest_cell
+        from raz.utils.suggestions import did_you_mean
 
         row, _, seed = (self.whose or "").partition("@")
         names = [one.name for one in filled.table.run_rows]
         if row and row not in names:
-            raise RazError("--of", f"table {filled.table.table} runs no row {row!r}", nearest(row, names))
+            raise RazError("--of", f"table {filled.table.table} runs no row {row!r}", did_you_mean(row, names))
         seeds = [str(number) for number in filled.table.seeds]
         if seed and seed not in seeds:
             raise RazError("--of", f"{seed!r} is no seed of the table", f"one of {', '.join(seeds)}")
-        cell = filled.cells[row, dataset] if row else deepest(filled, dataset)
+        cell = filled.cells[row, dataset] if row else deepest_cell(filled, dataset)
         if cell is None or cell.config is None or not cell.found or (seed and int(seed) not in cell.found):
             return None
         return cell.row, replace(cell.config, seed=int(seed) if seed else min(cell.found))
 
-    def of_study(self, study: StoredStudy, data_root: Path | None) -> tuple[Figure, ...]:
+    def of_study(self, study: StudySnapshot, data_root: Path | None) -> tuple[Figure, ...]:
         """Of one trial, on the test images where they were predicted, else on the validation images."""
         from raz.config import from_parameters
         from raz.pipeline.graph import Node
         from raz.pipeline.keys import stage_keys
         from raz.store.cache import StageCache
-        from raz.study.index import pick
+        from raz.study.index import trial_index
 
         if self.whose is None:
             best = study.front
@@ -72,7 +73,7 @@ class Photographs:
         else:
             if not self.whose.isdecimal():
                 raise RazError("--of", f"{self.whose!r} is no trial's number", "--of 7")
-            trial = study.trials[pick(study, int(self.whose))]
+            trial = study.trials[trial_index(study, int(self.whose))]
         if trial.state != "complete" or not trial.config:
             raise RazError(
                 f"{study.name}#{trial.number}", f"is {trial.state}: it has predicted nothing", "choose another"
@@ -83,12 +84,14 @@ class Photographs:
         keys = stage_keys(config, data_root=data_root, splits=("test",))
         split = "test" if StageCache(study.store).find(keys[Node("score", "test")]) is not None else "val"
         whose = f"{study.name}#{trial.number}" + (f", seed {config.seed}" if trial.seeds else "")
-        return self._drawn(config, study.store, data_root, split, whose)
+        return self._render(config, study.store, data_root, split, whose)
 
-    def _drawn(
+    def _render(
         self, config: TrialConfig, store: Path, data_root: Path | None, split: str, whose: str
     ) -> tuple[Figure, ...]:
-        from raz.report.figures.image_results import look
+        from raz.report.figures.image_results import load_image_results
         from raz.report.figures.photographs import photograph_figures
 
-        return photograph_figures(look(config, store, self.which, data_root=data_root, split=split), whose)
+        return photograph_figures(
+            load_image_results(config, store, self.which, data_root=data_root, split=split), whose
+        )

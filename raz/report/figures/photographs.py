@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raz.report.figures.image_results import AFFINITY, RADIUS, SIGMA, Seen
+from raz.report.figures.image_results import AFFINITY, RADIUS, SIGMA, ImageResult
 from raz.report.figures.style import figure
 from raz.report.layout import Figure
 
@@ -24,18 +24,18 @@ _HEAT = ("#000004", "#420a68", "#932667", "#dd513a", "#fca50a", "#fcffa4")
 SCALE = [[(k / (len(_HEAT) - 1)) ** 2, colour] for k, colour in enumerate(_HEAT)]
 
 
-def photograph_figures(seen: Sequence[Seen], trial: str) -> tuple[Figure, ...]:
+def photograph_figures(seen: Sequence[ImageResult], trial: str) -> tuple[Figure, ...]:
     """Both figures of each image; `trial` says whose they are."""
-    return tuple(drawn for one in seen for drawn in (maps(one, trial), locations(one, trial)))
+    return tuple(drawn for one in seen for drawn in (figure_1(one, trial), figure_5(one, trial)))
 
 
 # ------------------------------------------------------------------------------------ Figure 1
 
 
-def maps(one: Seen, trial: str) -> Figure:
+def figure_1(one: ImageResult, trial: str) -> Figure:
     """Figure 1 of the paper: the image, the true and the estimated density, the locations."""
-    truth, factor = coarser(one.truth)
-    density, _ = coarser(one.density)
+    truth, factor = downsample(one.truth)
+    density, _ = downsample(one.density)
     top = max(float(truth.max(initial=0)), float(density.max(initial=0)), 1e-6)
     rows: list[Mapping[str, Any]] = [
         {"row": y, "column": x, "true": float(truth[y, x]), "estimated": float(density[y, x])}
@@ -66,7 +66,7 @@ def maps(one: Seen, trial: str) -> Figure:
     )  # fmt: skip
 
 
-def coarser(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], int]:
+def downsample(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], int]:
     """A map of counts with at most CELLS cells a side, and how many cells went into one a side; sums stay."""
     factor = max(1, -(-max(values.shape) // CELLS))
     height, width = (-(-side // factor) * factor for side in values.shape)
@@ -79,7 +79,7 @@ def coarser(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], int]:
 # ------------------------------------------------------------------------------------ Figure 5
 
 
-def locations(one: Seen, trial: str) -> Figure:
+def figure_5(one: ImageResult, trial: str) -> Figure:
     """Figure 5 of the paper: true heads and points, the regions that were zoomed, and the first of them enlarged."""
     rows: list[Mapping[str, Any]] = [
         {"kind": "head", "x": float(x), "y": float(y), "found": bool(ok)}
@@ -119,7 +119,7 @@ def locations(one: Seen, trial: str) -> Figure:
     )  # fmt: skip
 
 
-def _located(one: Seen, k: int) -> list[dict[str, Any]]:
+def _located(one: ImageResult, k: int) -> list[dict[str, Any]]:
     """The traces of one panel; the legend names those of the first."""
     axes = _axes(k)
     ring = {"symbol": "circle-open", "size": 10, "line": {"width": 1.5}}
@@ -201,7 +201,7 @@ def _image(source: str, box: tuple[float, float, float, float], k: int) -> dict[
     }  # fmt: skip
 
 
-def _height(one: Seen, columns: int, rows: int) -> int:
+def _height(one: ImageResult, columns: int, rows: int) -> int:
     """Of a figure some 900 px wide whose panels all have the image's shape."""
     height, width = one.pixels.shape[:2]
     return int(min(1000, rows * (840 / columns * height / width + 30) + 90))

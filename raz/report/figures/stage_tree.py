@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from raz.report.figures.style import figure
 from raz.report.layout import Figure
-from raz.report.stage_costs import Spent
+from raz.report.stage_costs import StageCost
 
 if TYPE_CHECKING:
     pass
 
 
-def drawn(rows: Sequence[Spent]) -> tuple[Figure, ...]:
+def stage_cost_figures(rows: Sequence[StageCost]) -> tuple[Figure, ...]:
     """The stage tree, root at the bottom: bars of seconds spent and saved."""
     data: list[Mapping[str, Any]] = [
         {"stage": s.stage, "made": s.made, "uses": s.uses, "spent": s.seconds, "saved": s.saved} for s in rows

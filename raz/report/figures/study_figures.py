@@ -19,7 +19,7 @@ MOST_TRIALS = 500  # in a figure of Optuna's: more make a page slow and no pictu
 MOST_PARAMETERS = 6  # in a grid of panels
 
 
-def rebuilt(records: Sequence[TrialRecord], directions: Sequence[str]) -> optuna.Study:
+def to_optuna_study(records: Sequence[TrialRecord], directions: Sequence[str]) -> optuna.Study:
     """An Optuna study in memory of the finished trials, at most MOST_TRIALS spread over all."""
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -94,7 +94,7 @@ def study_figures(records: Sequence[TrialRecord], objectives: Mapping[str, str])
     import optuna.visualization as drawn
 
     metric, directions = next(iter(objectives)), list(objectives.values())
-    study = rebuilt(records, directions)
+    study = to_optuna_study(records, directions)
     if not study.get_trials(deepcopy=False):
         return ()
     out = []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from raz.config import parameters
 from raz.errors import RazError
-from raz.report.comparisons import to_base
+from raz.report.comparisons import differences_to_base
 from raz.report.figures.style import figure
 from raz.report.fill import Cell, FilledTable
 from raz.report.layout import Figure, metric_title
@@ -31,7 +31,7 @@ def table_figures(filled: FilledTable, over: Over | None = None) -> tuple[Figure
     for dataset in filled.profile.datasets:
         out += _by_parameter(filled, dataset)
         out += _forest(filled, dataset, over)
-        cell = deepest(filled, dataset)
+        cell = deepest_cell(filled, dataset)
         if cell is None:
             continue
         try:
@@ -98,7 +98,7 @@ def _lines(title: str, rows: list[dict[str, Any]], x: str, metric: str) -> Figur
 
 
 def _forest(filled: FilledTable, dataset: str, over: Over | None) -> Iterator[Figure]:
-    effects = to_base(filled, dataset, over)
+    effects = differences_to_base(filled, dataset, over)
     for metric in filled.table.metrics_of(dataset)[:2]:
         rows: list[dict[str, Any]] = [
             {"row": row, "value": e.value, "low": e.low, "high": e.high, "over": e.over, "n": e.n}
@@ -131,7 +131,7 @@ def _zero() -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ images of one cell
 
 
-def deepest(filled: FilledTable, dataset: str) -> Cell | None:
+def deepest_cell(filled: FilledTable, dataset: str) -> Cell | None:
     """The filled row with the most passes: what stands for the method."""
     cells = [filled.cells[row.name, dataset] for row in filled.table.run_rows]
     there = [cell for cell in cells if cell.found and cell.config is not None]
