@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -33,11 +32,6 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
-
-
-def moment(when: datetime | None) -> str:
-    """`2026-11-23 13:22`, or `-`."""
-    return when.strftime("%Y-%m-%d %H:%M") if when else "-"
 
 
 def size(n: int) -> str:
