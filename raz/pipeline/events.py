@@ -10,6 +10,17 @@ Kind = Literal["waiting", "started", "epoch", "images", "note", "finished", "hit
 
 
 @dataclass(frozen=True)
+class StageUse:
+    """One stage of a finished trial, as its study records it."""
+
+    stage: str  # as str(Node)
+    key: str
+    hit: bool  # found in the store
+    seconds: float  # that it took when it was made, by whichever trial
+    spent: float = 0.0  # by this trial: 0 for a hit, less than `seconds` where training resumed from a checkpoint
+
+
+@dataclass(frozen=True)
 class StageEvent:
     """Something happened to a stage. `dataclasses.asdict` makes it JSON, `str` a line.
 

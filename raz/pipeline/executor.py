@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from raz.config import TrialConfig, parameters
 from raz.errors import TrialFailure
 from raz.pipeline.context import TrialState
-from raz.pipeline.events import Kind, StageEvent
+from raz.pipeline.events import Kind, StageEvent, StageUse
 from raz.pipeline.graph import STAGES, Node, chain_key, step_offset
 from raz.pipeline.predict_stages import ARRAYS, score
 from raz.pipeline.train_stages import TASKS
@@ -33,18 +33,6 @@ from raz.store.lease import Lease, LeaseLost
 from raz.utils.provenance import environment_versions
 
 EpochCallback = Callable[[int, float], bool]  # (epoch, validation value) of a trained stage -> stop?
-
-
-@dataclass(frozen=True)
-class StageUse:
-    """One stage of a trial: its key, whether it was found (`hit`), the seconds it took when it was made, and those
-    that were spent on it for this trial: 0 for a hit, fewer than `seconds` where training went on from a checkpoint."""
-
-    stage: str
-    key: str
-    hit: bool
-    seconds: float
-    spent: float = 0.0
 
 
 @dataclass(frozen=True)

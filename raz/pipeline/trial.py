@@ -19,8 +19,8 @@ import torch
 
 from raz.config import TrialConfig
 from raz.pipeline.context import TrialState
-from raz.pipeline.events import EventCallback
-from raz.pipeline.executor import StageExecutor, StageProvider, StageRequest, StageUse
+from raz.pipeline.events import EventCallback, StageUse
+from raz.pipeline.executor import StageExecutor, StageProvider, StageRequest
 from raz.pipeline.graph import STAGES, Node, dependency_closure, topological_order
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.malloc import keep_freed_memory
