@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 
 class RazError(Exception):
@@ -33,21 +34,24 @@ class RazErrorGroup(RazError):
         return "\n".join(str(fault) for fault in self.faults)
 
 
+class FailureReason(StrEnum):
+    """Why a trial failed, spelled as studies store it."""
+
+    NAN = "nan"  # training diverged
+    OOM = "oom"  # the memory of the machine or of its device ran out
+    LOST = "lost"  # its process or its machine went away
+    INVALID = "invalid"  # the configuration cannot be run
+    ERROR = "error"  # any other exception
+
+
 class TrialFailure(RazError):
-    """A trial that cannot give a number, with the reason the study records.
+    """A trial that cannot give a number, with the reason that the study records. Raises ValueError for a reason that
+    `FailureReason` lacks."""
 
-    `reason` is one of `nan` (training diverged), `oom`, `lost` (its process or machine went
-    away), `invalid` (the configuration cannot be run) and `error`.
-    """
-
-    REASONS = ("nan", "oom", "lost", "invalid", "error")
-
-    def __init__(self, where: str, what: str, hint: str = "", reason: str = "error") -> None:
-        if reason not in self.REASONS:
-            raise ValueError(f"reason is {reason!r}, expected one of {self.REASONS}")
+    def __init__(self, where: str, what: str, hint: str = "", reason: str = FailureReason.ERROR) -> None:
         super().__init__(where, what, hint)
+        self.reason = FailureReason(reason)
         self.args = (where, what, hint, reason)
-        self.reason = reason
 
 
 def raise_all(faults: Sequence[RazError]) -> None:

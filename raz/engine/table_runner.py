@@ -22,7 +22,7 @@ from raz.engine.ray_session import cluster_jobs
 from raz.engine.study_runner import check_data, parallel_slots
 from raz.engine.summary import to_json
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, import_function, run_attempt
-from raz.errors import RazError
+from raz.errors import FailureReason, RazError
 from raz.pipeline.events import StageEvent
 from raz.planning.cost_model import CostModel
 from raz.planning.schedule import max_live_trials
@@ -30,7 +30,7 @@ from raz.planning.work_order import expected_seconds, trial_order
 from raz.spec.ablation import AblationTable, TableTrial
 from raz.spec.ablation_yaml import parse_table
 from raz.study.bucket_sync import sync_to_bucket
-from raz.study.records import Outcome
+from raz.study.records import Outcome, TrialStatus
 from raz.study.table_runs import record_table_run
 from raz.utils.formatting import duration
 from raz.utils.yamlfile import Document
@@ -200,7 +200,7 @@ def _run_parallel(
                 raise
             except ray.exceptions.RayError as error:  # its process, or its node
                 message = f"its process died, again after each restart ({type(error).__name__})"
-                outcome = Outcome("failed", reason="lost", message=message)
+                outcome = Outcome(TrialStatus.FAILED, reason=FailureReason.LOST, message=message)
             cells[i] = _record_outcome(i, trials[i], outcome, events)
     return tuple(cells[i] for i in sorted(cells))
 

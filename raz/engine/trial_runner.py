@@ -14,7 +14,7 @@ from typing import Any
 from raz.config import TrialConfig, from_parameters
 from raz.errors import RazError, TrialFailure
 from raz.pipeline.events import EventCallback, StageEvent
-from raz.study.records import Outcome
+from raz.study.records import Outcome, TrialStatus
 from raz.study.seed_average import run_over_seeds
 
 RunTrial = Callable[..., Any]  # as raz.pipeline.trial.run_trial
@@ -90,14 +90,14 @@ def run_attempt(
     def failed(reason: str, error: Exception, trace: str = "") -> Outcome:
         message = str(error) or type(error).__name__
         seconds = time.monotonic() - began
-        return Outcome("failed", seconds, stages=tuple(walked), reason=reason, message=message, trace=trace)
+        return Outcome(TrialStatus.FAILED, seconds, stages=tuple(walked), reason=reason, message=message, trace=trace)
 
     try:
         trial: TrialConfig = from_parameters(config)
         result = run_trial(trial, store, data_root=data_root, splits=splits, progress=watched, log=heard, make=make)
     except Exception as error:
         if stopped:  # however the trial took the word to stop, stopping is what it did
-            return Outcome("pruned", time.monotonic() - began, stages=tuple(walked))
+            return Outcome(TrialStatus.PRUNED, time.monotonic() - began, stages=tuple(walked))
         if isinstance(error, TrialFailure):
             return failed(error.reason, error)
         cause = error.__cause__
@@ -116,8 +116,13 @@ def run_attempt(
         text = f"{type(error).__name__}: {error}"
         return failed("error", RuntimeError(text), "".join(traceback.format_exception(error)))
     if stopped:
-        return Outcome("pruned", time.monotonic() - began, stages=tuple(walked))
+        return Outcome(TrialStatus.PRUNED, time.monotonic() - began, stages=tuple(walked))
     stages = tuple(asdict(s) if is_dataclass(s) and not isinstance(s, type) else dict(s) for s in result.stages)
     return Outcome(
-        "complete", time.monotonic() - began, dict(result.metrics), stages, device=result.device, data=dict(result.data)
+        TrialStatus.COMPLETE,
+        time.monotonic() - began,
+        dict(result.metrics),
+        stages,
+        device=result.device,
+        data=dict(result.data),
     )

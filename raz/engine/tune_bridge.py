@@ -22,12 +22,13 @@ from raz.config import from_parameters
 from raz.engine.events import TrialEvents
 from raz.engine.interrupt import StopRequest
 from raz.engine.ray_internals import out_of_memory, searcher_of
+from raz.errors import FailureReason
 from raz.pipeline.events import StageEvent
 from raz.planning.cost_model import CostModel
 from raz.planning.work_order import expected_seconds
 from raz.spec.search_space import SPLITS
 from raz.study.ledger import Ledger
-from raz.study.records import Outcome
+from raz.study.records import Outcome, TrialStatus
 
 # Keys of what a trial reports: [step, value, shared] each, stage events, how it ended, an error of all trials.
 POINTS, EVENTS, OUTCOME, HOPELESS = "points", "events", "outcome", "hopeless"
@@ -115,16 +116,18 @@ class StudySearch(Searcher):
             self.events.done(number, f"trial {number}: stopped, and queued again")
             return
         if trial_id in self.pruned:
-            outcome = Outcome("pruned", seconds)
+            outcome = Outcome(TrialStatus.PRUNED, seconds)
         elif HOPELESS in result:
             return  # stays RUNNING, so the next command queues it again
         elif OUTCOME in result:
             outcome = Outcome(**json.loads(result[OUTCOME]))
         else:
-            reason = "oom" if trial_id in self.starved else "lost"
+            reason = FailureReason.OOM if trial_id in self.starved else FailureReason.LOST
             how = "its process died" if error else "its process ended without a word"
-            what = " because the machine ran out of memory" if reason == "oom" else ""
-            outcome = Outcome("failed", seconds, reason=reason, message=f"{how}{what}, again after each restart")
+            what = " because the machine ran out of memory" if reason is FailureReason.OOM else ""
+            outcome = Outcome(
+                TrialStatus.FAILED, seconds, reason=reason, message=f"{how}{what}, again after each restart"
+            )
         with self._remember_os_error():
             self.events.finished(self.ledger.tell(number, outcome))
 

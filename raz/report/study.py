@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raz.report import stage_costs
 from raz.report.layout import Report, TextTable, metric_title
 from raz.study.index import pareto_front
+from raz.study.records import TrialStatus
 
 if TYPE_CHECKING:
     from raz.study.records import TrialRecord
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 BEST = 10  # trials of a study that are shown
 FRONT = 30  # of a Pareto front
 PRUNED = 10  # steps at which trials were pruned that are shown
-ORDER = ("complete", "pruned", "failed", "lost", "running", "waiting")
+ORDER = (
+    TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED, TrialStatus.LOST, TrialStatus.RUNNING,
+    TrialStatus.WAITING,
+)  # fmt: skip
 
 
 def study_report(

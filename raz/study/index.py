@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial
 
 from raz.config import completed
-from raz.errors import RazError
+from raz.errors import FailureReason, RazError
 from raz.spec.search_space import STUDY_NAME
 from raz.study.journal import journal_path
 from raz.study.optuna_internals import fixed_values
-from raz.study.records import TrialRecord, base_in, is_running, load_study, records, with_later_fields
+from raz.study.records import TrialRecord, TrialStatus, base_in, is_running, load_study, records, with_later_fields
 from raz.utils.atomic import atomic_write
 
 SCHEMA_VERSION = 1  # raise it when the same journal would give another index
@@ -119,7 +119,9 @@ def read_study(store: Path, name: str) -> StudySnapshot:
     trials = found.trials
     if not running:  # the index holds what the journal says; without a living driver, what is RUNNING was lost
         trials = tuple(
-            replace(trial, state="lost", reason=trial.reason or "lost") if trial.state == "running" else trial
+            replace(trial, state=TrialStatus.LOST, reason=trial.reason or FailureReason.LOST)
+            if trial.state == TrialStatus.RUNNING
+            else trial
             for trial in trials
         )
     return replace(found, store=store, running=running, trials=trials)
@@ -198,6 +200,7 @@ def _read(path: Path, stamp: Mapping[str, int]) -> StudySnapshot | None:
         configs = (_apply(base, difference) for difference in columns["config"])
         columns["config"] = [completed(config) if config else config for config in configs]
         columns["steps"] = [{int(step): value for step, value in steps.items()} for steps in columns["steps"]]
+        columns["state"] = [TrialStatus(state) for state in columns["state"]]
         columns["stages"] = [tuple(stages) for stages in columns["stages"]]
         order = [columns[f.name] for f in fields(TrialRecord)]
         trials = tuple(TrialRecord(*row) for row in zip(*order, strict=True))

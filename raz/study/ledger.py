@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import TrialConfig, completed, parameters
-from raz.errors import RazError
+from raz.errors import FailureReason, RazError
 from raz.planning.work_order import trial_order
 from raz.spec.parameter import optuna_label
 from raz.spec.search_space import SPLITS, SearchSpace
@@ -39,6 +39,7 @@ from raz.study.records import (
     Outcome,
     StudyHeader,  # fmt: skip
     TrialRecord,
+    TrialStatus,
     is_running,
     load_study,
     read_records,
@@ -154,7 +155,7 @@ class Ledger:
                 config = parameters(self.space.config(values))
             except RazError as error:
                 self._journal.write(trial_id(trial), about)
-                self.tell(trial.number, Outcome("failed", reason="invalid", message=str(error)))
+                self.tell(trial.number, Outcome(TrialStatus.FAILED, reason=FailureReason.INVALID, message=str(error)))
                 continue
             base = completed(self._about.base)
             about["changed"] = {n: v for n, v in config.items() if n not in base or base[n] != v}
@@ -207,10 +208,12 @@ class Ledger:
         self._steps.pop(number)
         state, reason, message = outcome.state, outcome.reason, outcome.message
         values: list[float] = []
-        if state == "complete":
+        if state == TrialStatus.COMPLETE:
             values, reason, message = self._objectives(outcome.metrics or {})
-            state = "failed" if reason else state
-        final = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(state, TrialState.FAIL)
+            state = TrialStatus.FAILED if reason else state
+        final = {TrialStatus.COMPLETE: TrialState.COMPLETE, TrialStatus.PRUNED: TrialState.PRUNED}.get(
+            state, TrialState.FAIL
+        )
         known = {
             "metrics": _finite(outcome.metrics or {}),
             "seeds": {seed: _finite(metrics) for seed, metrics in (outcome.seeds or {}).items()},

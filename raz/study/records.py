@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import completed
-from raz.errors import RazError
+from raz.errors import FailureReason, RazError
 from raz.store.inventory import check_store
 from raz.study.journal import journal_path, lock_path, open_journal, study_names
 from raz.utils.suggestions import did_you_mean
@@ -26,6 +27,7 @@ __all__ = [
     "Outcome",
     "StudyHeader",
     "TrialRecord",
+    "TrialStatus",
     "exclusive",
     "is_running",
     "journal_path",
@@ -39,11 +41,22 @@ __all__ = [
 ]  # fmt: skip
 
 
+class TrialStatus(StrEnum):
+    """Where a trial stands, spelled as reports and JSON documents have it."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    RUNNING = "running"
+    WAITING = "waiting"  # queued in the study
+    LOST = "lost"  # recorded as running, but its driver is gone
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a trial ended, as it travels from the trial's process to the driver."""
 
-    state: str  # complete | pruned | failed
+    state: TrialStatus  # COMPLETE, PRUNED or FAILED
     seconds: float = 0.0
     metrics: Mapping[str, float] | None = None
     stages: Sequence[Mapping[str, Any]] = ()
@@ -61,7 +74,7 @@ class TrialRecord:
 
     study: str
     number: int
-    state: str  # complete | pruned | failed | running | waiting | lost (running, and its driver is gone)
+    state: TrialStatus
     values: Mapping[str, Any]  # what was searched: dotted name -> value, active parameters only
     config: Mapping[str, Any]  # the whole trial: every dotted name -> value
     value: float | None  # the objective; the first of several
@@ -83,7 +96,7 @@ class TrialRecord:
     @property
     def pruned_at(self) -> tuple[int, float] | None:
         """(step, value) at which the pruner stopped it."""
-        if self.state != "pruned" or not self.steps:
+        if self.state != TrialStatus.PRUNED or not self.steps:
             return None
         last = max(self.steps)
         return last, self.steps[last]
@@ -180,37 +193,37 @@ def with_later_fields(meaning: Mapping[str, Any]) -> dict[str, Any]:
 
 
 STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
+    TrialState.COMPLETE: TrialStatus.COMPLETE,
+    TrialState.PRUNED: TrialStatus.PRUNED,
+    TrialState.FAIL: TrialStatus.FAILED,
+    TrialState.RUNNING: TrialStatus.RUNNING,
+    TrialState.WAITING: TrialStatus.WAITING,
 }
 
 
 def record_of(about: StudyHeader, trial: FrozenTrial, alive: bool) -> TrialRecord:
     attributes = trial.user_attrs
     state = STATES[trial.state]
-    if state == "running" and not alive:
-        state = "lost"
+    if state == TrialStatus.RUNNING and not alive:
+        state = TrialStatus.LOST
     return TrialRecord(
         study=about.study,
         number=trial.number,
         state=state,
         values=attributes.get("values", {}),
         config=reconstruct_config(about.base, attributes),
-        value=trial.values[0] if state == "complete" else None,
+        value=trial.values[0] if state == TrialStatus.COMPLETE else None,
         metrics=attributes.get("metrics", {}),
         stages=tuple(attributes.get("stages", ())),
         steps=dict(trial.intermediate_values),
-        reason=attributes.get("reason", "lost" if state == "lost" else ""),
+        reason=attributes.get("reason", FailureReason.LOST if state == TrialStatus.LOST else ""),
         message=attributes.get("message", ""),
         seconds=float(attributes.get("seconds", 0.0)),
         versions=attributes.get("versions", {}),
         retry_of=attributes.get("retry_of"),
         started=trial.datetime_start,
         finished=trial.datetime_complete,
-        objectives=dict(zip(about.metrics, trial.values, strict=False)) if state == "complete" else {},
+        objectives=dict(zip(about.metrics, trial.values, strict=False)) if state == TrialStatus.COMPLETE else {},
         seeds=attributes.get("seeds", {}),
         device=attributes.get("device", ""),
         data=attributes.get("data", {}),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from raz.pipeline.graph import total_steps
-from raz.study.records import Outcome
+from raz.study.records import Outcome, TrialStatus
 
 Progress = Callable[[int, float], bool]  # (step, value) -> stop?
 
@@ -33,7 +33,7 @@ def run_over_seeds(
 
         outcome = run({**config, "seed": seed}, told)
         outcomes.append(outcome)
-        if outcome.state != "complete":
+        if outcome.state != TrialStatus.COMPLETE:
             message = f"seed {seed}: {outcome.message}" if outcome.message else ""
             return replace(_mean_outcome(seeds, outcomes), state=outcome.state, reason=outcome.reason, message=message,
                            trace=outcome.trace)  # fmt: skip
@@ -42,10 +42,10 @@ def run_over_seeds(
 
 def _mean_outcome(seeds: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
     each = {str(seed): dict(outcome.metrics or {}) for seed, outcome in zip(seeds, outcomes, strict=False)}
-    complete = [outcome.metrics or {} for outcome in outcomes if outcome.state == "complete"]
+    complete = [outcome.metrics or {} for outcome in outcomes if outcome.state == TrialStatus.COMPLETE]
     names = [name for name in complete[0] if all(name in metrics for metrics in complete)] if complete else []
     return Outcome(
-        "complete",
+        TrialStatus.COMPLETE,
         seconds=sum(outcome.seconds for outcome in outcomes),
         metrics={name: sum(metrics[name] for metrics in complete) / len(complete) for name in names},
         stages=tuple(stage for outcome in outcomes for stage in outcome.stages),
