@@ -25,11 +25,10 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))  # the checkout is described, not an installed copy
 
-from raz.console import GROUPS  # noqa: E402
-
 import raz  # noqa: E402
-from raz.cli import app  # noqa: E402
-from raz.config import PRESETS, known_names, parameters  # noqa: E402
+from raz.cli.console import GROUPS  # noqa: E402
+from raz.cli.main import app  # noqa: E402
+from raz.config import PRESETS, parameter_types, parameters  # noqa: E402
 
 project = "raz-sweep"
 author = "the raz-sweep authors"
@@ -144,7 +143,9 @@ def exists(name: str) -> bool:
 def check_names(app: Sphinx, doctree: nodes.document) -> None:
     for node in doctree.findall(nodes.literal):
         text = node.astext()
-        parameter = any(f"{name}.".startswith(f"{text}.") for name in known_names())  # `raz.train.epochs`, `raz.train`
+        parameter = any(
+            f"{name}.".startswith(f"{text}.") for name in parameter_types()
+        )  # `raz.train.epochs`, `raz.train`
         if NAME.fullmatch(text) and not parameter and not exists(text):
             log.warning("there is no %s", text, location=node)
         if PATH.fullmatch(text) and not (ROOT / text).exists() and not text.startswith("docs/_build"):
@@ -202,7 +203,7 @@ class Hyperparameters(Directive):
         presets = {name: parameters(config.resolved()) for name, config in PRESETS.items()}
         rows = [["parameter", "values", *presets]]
         for name in presets["paper"]:
-            rows.append([name, legal(known_names()[name]), *(shown(values[name]) for values in presets.values())])
+            rows.append([name, legal(parameter_types()[name]), *(shown(values[name]) for values in presets.values())])
         return [table(rows)]
 
 
