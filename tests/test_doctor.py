@@ -103,4 +103,4 @@ def test_the_command_prints_a_line_a_check_and_exits_by_the_worst(
     assert "try:" in bad.stdout
     alone = CliRunner().invoke(app, ["doctor", "--address", "10.0.0.1:6379"])
     assert alone.exit_code == 2
-    assert "--address: this machine alone is looked at" in alone.stderr
+    assert "--address: only this machine is checked" in alone.stderr

@@ -10,15 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from raz.remote.cluster_doctor import clock, images, shared
-from raz.remote.nodes import NodeAnswer
+from raz.remote.cluster_doctor import NodeFacts, clock, images, shared
 from tests.heads import Head, head, raz
 from tests.test_studies import call
-
-
-def worked(began: float, ended: float) -> NodeAnswer:
-    """A node that by its own clock worked from `began` to `ended`; it was asked at 100 and heard at 110."""
-    return NodeAnswer("host", "10.0.0.2", {}, {"began": began, "ended": ended}, asked=100.0, heard=110.0)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +26,7 @@ def worked(began: float, ended: float) -> NodeAnswer:
     ],
 )
 def test_a_clock_is_wrong_only_when_no_delay_explains_it(began: float, ended: float, status: str, off: str) -> None:
-    found = clock(worked(began, ended))
+    found = clock(NodeFacts((), {}, began, ended), asked=100.0, heard=110.0)
     assert found.status == status
     assert off in found.found
 

@@ -43,7 +43,7 @@ def test_faults_of_a_file_are_told_together_and_before_anybody_is_asked(tmp_path
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["submit", "fusion"], "which cluster was not said"),
+        (["submit", "fusion"], "no cluster file was given"),
         (["submit", "fusion", "--cluster", "nowhere.yaml"], "no file nowhere.yaml"),
         (["submit", "fusion", "--cluster", "cluster/gpu.yaml"], "FILL_IN is not filled in"),
         (["submit", "fusion", "--address", "10.0.0.1:8265"], "is no URL"),

@@ -24,7 +24,7 @@ def doctor_command(
     ] = None,
     with_json: Json = False,
 ) -> None:
-    """Say what this machine has, or every node of a cluster, and what to do about what is missing.
+    """Check this machine, or every node of a cluster, and say how to mend what is missing.
 
     Exits 1 when something fails.
 
@@ -37,17 +37,17 @@ def doctor_command(
 
     store = resolve_store(store)
     if address is not None and not cluster:
-        raise RazError("--address", "this machine alone is looked at", "--cluster, or leave it out")
+        raise RazError("--address", "only this machine is checked", "--cluster, or leave it out")
     if not cluster:
         checks = run_checks(store, data_root, weights)
         typer.echo(json.dumps(as_json(checks), indent=1) if with_json else render(checks))
         raise typer.Exit(exit_code(checks))
     if weights is not None:
-        raise RazError("--backbone-weights", "is looked into on this machine only", "leave out --cluster")
+        raise RazError("--backbone-weights", "is checked on this machine only", "leave out --cluster")
     from raz.engine.ray_session import connected
 
     with connected(address or "auto"):
-        found = examine_cluster(store.absolute(), data_root and data_root.expanduser().absolute())
-    told = cluster_json(found)
-    typer.echo(json.dumps(told, indent=1) if with_json else "\n".join(cluster_lines(found)))
-    raise typer.Exit(0 if told["ok"] else 1)
+        reports = examine_cluster(store.absolute(), data_root and data_root.expanduser().absolute())
+    document = cluster_json(reports)
+    typer.echo(json.dumps(document, indent=1) if with_json else "\n".join(cluster_lines(reports)))
+    raise typer.Exit(0 if document["ok"] else 1)

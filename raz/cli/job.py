@@ -1,4 +1,4 @@
-"""`raz-sweep submit` and `raz-sweep job …`: a run on a cluster that goes on without the machine that sent it."""
+"""`raz-sweep submit` and `raz-sweep job …`: runs on a cluster that do not need this machine any more."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,11 +19,11 @@ from raz.errors import RazError
 from raz.remote.cluster_file import cluster_file
 
 if TYPE_CHECKING:
-    from raz.remote.jobs import Jobs
+    from raz.remote.jobs import Jobs, JobState
 
 Cluster = Annotated[
     Path | None,
-    typer.Option("--cluster", envvar="RAZ_CLUSTER", help="The file that `ray up` brought the cluster up by."),
+    typer.Option("--cluster", envvar="RAZ_CLUSTER", help="The file that `ray up` started the cluster from."),
 ]
 Address = Annotated[
     str | None, typer.Option("--address", help="Or its job server's URL, such as http://127.0.0.1:8265 on the head.")
@@ -31,7 +32,7 @@ Job = Annotated[str, typer.Argument(metavar="JOB", help="As `raz-sweep submit` a
 STOPPED = 130
 
 job_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Runs that were sent to a cluster: list, status, logs, stop."
+    no_args_is_help=True, rich_markup_mode=None, help="Runs that were submitted to a cluster: list, status, logs, stop."
 )
 
 
@@ -52,13 +53,14 @@ def submit_command(
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
     max_hours: Annotated[float | None, typer.Option(min=0, help="Stop cleanly when the time is up.")] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Print what it prints until it ends; Ctrl-C leaves it.")
+        bool, typer.Option("--follow", help="Print its output until it ends; Ctrl-C leaves it running.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a file on a cluster that is up, as a job that survives this machine.
+    """Run a file on a running cluster, as a job that survives this machine.
 
-    The file is checked here first. The same again resumes or extends it. With --follow the exit code is the run's.
+    The file is checked here first. The same command again resumes or extends the run. With --follow the exit code is
+    the run's.
 
     \b
     raz-sweep submit everything --cluster cluster/gpu.yaml --jobs 8
@@ -79,7 +81,7 @@ def submit_command(
         name = parse_space(source, parse_settings(settings or [])).study
     path = find_shipped(file)
     sent = path.name
-    options: dict[str, Any] = {
+    options: dict[str, str | int | float | None] = {
         "--store": store, "--data-root": data_root, "--trials": trials, "--jobs": jobs, "--profile": profile,
         "--max-hours": max_hours,
     }  # fmt: skip
@@ -87,25 +89,28 @@ def submit_command(
     words += [word for pair in settings or [] for word in ("--set", pair)]
     words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
     words += ["--retry"] if retry else []
-    # Beside the file there is no place that stays: the job's folder goes with it.
+    # The job's folder is deleted with the job, so the store must lie elsewhere.
     entry = f'RAZ_STORE="${{RAZ_STORE:-$HOME/raz-store}}" {shlex.join(words)}'
     with _jobs(cluster, address) as server, tempfile.TemporaryDirectory() as folder:
         (Path(folder) / sent).write_bytes(path.read_bytes())
         job = server.submit(Path(folder), entry, name)
         where = _where(cluster, address)
-        ahead = {
+        commands = {
             "look": f"raz-sweep job logs {job} {where} --follow",
             "stop": f"raz-sweep job stop {job} {where}",
             "bring": f"raz-sweep pull {name} {where}" if cluster else f"raz-sweep export {name} --out {name}.zip",
         }
         if not follow:
             _tell(
-                {**server.state(job), "next": ahead},
-                [f"{job} runs on the cluster, whatever this machine does", "next: " + "\n      ".join(ahead.values())],
+                {**asdict(server.state(job)), "next": commands},
+                [
+                    f"{job} runs on the cluster; this machine is not needed",
+                    "next: " + "\n      ".join(commands.values()),
+                ],
                 as_json,
             )
             return
-        typer.echo(f"{job}; Ctrl-C leaves it running, `{ahead['stop']}` ends it", err=True)
+        typer.echo(f"{job}; Ctrl-C leaves it running, `{commands['stop']}` ends it", err=True)
         _follow(server, job, where, as_json)
 
 
@@ -117,45 +122,45 @@ def _follow(server: Jobs, job: str, where: str, as_json: bool) -> None:
     try:
         state = server.follow(job, write)
     except KeyboardInterrupt:
-        typer.echo(f"\n{job} goes on; raz-sweep job logs {job} {where} --follow", err=True)
+        typer.echo(f"\n{job} keeps running; raz-sweep job logs {job} {where} --follow", err=True)
         raise typer.Exit(STOPPED) from None
     if as_json:
-        _tell(state, [], True)
+        _tell(asdict(state), [], True)
     else:
         typer.echo(_line(state), err=True)
     raise typer.Exit(_code(state))
 
 
-def _code(state: dict[str, Any]) -> int:
-    if state["state"] == "STOPPED":
+def _code(state: JobState) -> int:
+    if state.state == "STOPPED":
         return STOPPED
-    code = state["exit_code"]
-    return int(code) if code is not None else int(state["state"] != "SUCCEEDED")
+    return state.exit_code if state.exit_code is not None else int(state.state != "SUCCEEDED")
 
 
 @job_app.command("list")
 def list_command(cluster: Cluster = None, address: Address = None, as_json: Json = False) -> None:
-    """List the jobs that were sent to a cluster.
+    """List the jobs that were submitted to a cluster.
 
     \b
     raz-sweep job list --cluster cluster/gpu.yaml
     """
     with _jobs(cluster, address) as server:
-        found = server.list_jobs()
-    _tell(found, [_line(state) for state in found] or ["no job was sent there"], as_json)
+        states = server.list_jobs()
+    lines = [_line(state) for state in states] or ["no job was submitted there"]
+    _tell([asdict(state) for state in states], lines, as_json)
 
 
 @job_app.command("status")
 def status_command(job: Job, cluster: Cluster = None, address: Address = None, as_json: Json = False) -> None:
-    """Say how a job stands. Exits 0 while it runs and when it is done well.
+    """Show the state of a job. Exits 1 if it failed, else 0.
 
     \b
     raz-sweep job status fusion-0a1b2c3d --cluster cluster/gpu.yaml
     """
     with _jobs(cluster, address) as server:
         state = server.state(job)
-    _tell(state, [_line(state), *([state["message"]] if state["message"] else [])], as_json)
-    raise typer.Exit(1 if state["state"] == "FAILED" else 0)
+    _tell(asdict(state), [_line(state), *([state.message] if state.message else [])], as_json)
+    raise typer.Exit(1 if state.state == "FAILED" else 0)
 
 
 @job_app.command("logs")
@@ -163,9 +168,11 @@ def logs_command(
     job: Job,
     cluster: Cluster = None,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends; Ctrl-C leaves it.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print until the job ends; Ctrl-C leaves it running.")
+    ] = False,
 ) -> None:
-    """Print what a job printed.
+    """Print the output of a job.
 
     \b
     raz-sweep job logs fusion-0a1b2c3d --cluster cluster/gpu.yaml --follow
@@ -178,16 +185,16 @@ def logs_command(
 
 @job_app.command("stop")
 def stop_command(job: Job, cluster: Cluster = None, address: Address = None, as_json: Json = False) -> None:
-    """Ask a job to end: running epochs end and are kept, and the same submit goes on from there.
+    """Ask a job to stop: running epochs finish and are kept; the same submit continues from there.
 
     \b
     raz-sweep job stop fusion-0a1b2c3d --cluster cluster/gpu.yaml
     """
     with _jobs(cluster, address) as server:
-        server.state(job)  # an unknown one is told
+        server.state(job)  # raises for an unknown job
         server.stop(job)
         state = server.state(job)
-    _tell(state, [f"{job} was asked to end"], as_json)
+    _tell(asdict(state), [f"{job} was asked to stop"], as_json)
 
 
 @contextmanager
@@ -207,14 +214,13 @@ def _where(cluster: Path | None, address: str | None) -> str:
     return f"--address {shlex.quote(address)}" if address else f"--cluster {shlex.quote(str(cluster))}"
 
 
-def _line(state: dict[str, Any]) -> str:
-    began = datetime.fromtimestamp(state["started"]).isoformat(" ", "seconds") if state["started"] else "not started"
-    code = state["exit_code"]
-    tail = f", exit code {code}" if code not in (None, 0) else ""
-    return f"{state['job']}  {state['state'].lower()}{tail}  since {began}"
+def _line(state: JobState) -> str:
+    began = datetime.fromtimestamp(state.started).isoformat(" ", "seconds") if state.started else "not started"
+    tail = f", exit code {state.exit_code}" if state.exit_code not in (None, 0) else ""
+    return f"{state.job}  {state.state.lower()}{tail}  since {began}"
 
 
-def _tell(document: Any, lines: list[str], as_json: bool) -> None:
+def _tell(document: object, lines: list[str], as_json: bool) -> None:
     from raz.cli.study import tell
 
     tell(document, lines, as_json)

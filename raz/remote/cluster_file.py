@@ -1,33 +1,28 @@
-"""`raz-sweep cluster check FILE`: what is wrong with a cluster file, told with its lines, before anything is paid.
+"""Check a cluster file offline, before anything costs money. Every fault is reported with its line.
 
-Nothing is contacted. Ray's schema and its own validation are asked; for AWS each node is compared with what EC2 takes
-(botocore's model of it), and Ray's real bootstrap runs against a mock of AWS where moto is installed.
+Nothing is contacted. The file is validated against Ray's schema and by Ray's own validation. For AWS, each node type is
+compared with botocore's model of EC2, and Ray's real bootstrap runs against a mock of AWS where moto is installed.
 """
 
 from __future__ import annotations
-
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from raz.errors import RazError, raise_all
-
-if TYPE_CHECKING:
-    pass
 
 import ipaddress
 import os
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
-from raz.errors import RazErrorGroup
+from raz.errors import RazError, RazErrorGroup, raise_all
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Problems, parse
 
+Section = dict[str, Any]  # a part of the file, of the shape that Ray's schema was found to hold
 PLACEHOLDER = "FILL_IN"
 LISTS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
@@ -47,14 +42,17 @@ _PYTHON = re.compile(r"(?:--python |python)(3\.\d+)\b")
 
 @dataclass(frozen=True)
 class ClusterFileReport:
-    """A file without faults: of which kind it is, and what could not be asked here."""
+    """A file without faults: its kind (aws, gcp, local, kubernetes, slurm), and which checks could not run here."""
 
     kind: str
     notes: tuple[str, ...] = ()
 
 
 def check_file(path: Path, name: str = "") -> ClusterFileReport:
-    """Looks at the whole file. Raises RazError(s) with every fault and its line; OSError goes through."""
+    """Check a whole file, called `name` in messages.
+
+    Raises RazError(s) with every fault and its line, and OSError when the file cannot be read.
+    """
     name = name or str(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -91,18 +89,18 @@ def check_file(path: Path, name: str = "") -> ClusterFileReport:
             faults.found += found
     faults.raise_if_any()
     if kind == "gcp":
-        notes = ["what Google would say to the node types was not asked: no mock of it is at hand"]
+        notes = ["the node types were not checked against Google Cloud: there is no mock of it"]
     return ClusterFileReport(str(kind), tuple(notes))
 
 
 def placeholders(text: str, name: str) -> list[RazError]:
-    """A fault for every line that still holds a placeholder outside its comments."""
-    found = []
+    """One error for each line that still holds a placeholder outside its comments."""
+    errors = []
     for number, line in enumerate(text.splitlines(), 1):
         code, _, comment = line.partition(" #")
         if PLACEHOLDER in code and not code.lstrip().startswith("#"):
-            found.append(RazError(f"{name}:{number}", f"{PLACEHOLDER} is not filled in", comment.strip()))
-    return found
+            errors.append(RazError(f"{name}:{number}", f"{PLACEHOLDER} is not filled in", comment.strip()))
+    return errors
 
 
 def _commands(document: Document, key: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -111,7 +109,7 @@ def _commands(document: Document, key: str) -> Iterator[tuple[tuple[str | int, .
 
 
 def _rules(document: Document, faults: Problems, kind: str) -> None:
-    """What Ray takes, and a sweep must not have."""
+    """Settings that Ray accepts and that would break a sweep or expose the cluster."""
     data = document.data
     faults.keys(("provider",), data["provider"], PROVIDER[kind], ("type",))
     for key in LISTS:
@@ -124,9 +122,9 @@ def _rules(document: Document, faults: Problems, kind: str) -> None:
         for place, command in _commands(document, key):
             if _SECRET.search(command):
                 faults.add(place, "a secret stands in the file", "file_mounts, or the machine's own role")
-            said = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False).stderr
-            if said:
-                what = said.splitlines()[0].rpartition("line ")[2].partition(": ")[2]
+            stderr = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False).stderr
+            if stderr:
+                what = stderr.splitlines()[0].rpartition("line ")[2].partition(": ")[2]
                 faults.add(place, f"no shell command: {what}", "in YAML a # after a space begins a comment: quote it")
     if kind == "local":
         _hosts(data["provider"], faults)
@@ -148,7 +146,7 @@ def _versions(document: Document, faults: Problems) -> None:
     if not pins:
         faults.add(("setup_commands",), "no command pins Ray's version", f"pip install 'ray[default,tune]=={here}'")
     if not any("RAY_AUTH_MODE=token" in command for key in LISTS for _, command in _commands(document, key)):
-        faults.add(("setup_commands",), "nothing sets RAY_AUTH_MODE=token: who reaches a port runs what he likes",
+        faults.add(("setup_commands",), "nothing sets RAY_AUTH_MODE=token: anyone who reaches a port can run code",
                    "export RAY_AUTH_MODE=token in ~/.bashrc")  # fmt: skip
 
 
@@ -195,16 +193,16 @@ def _mounts(document: Document, faults: Problems) -> None:
             faults.add(place, f"{local} is not there, seen from {os.getcwd()}", "call it from the top of a clone")
 
 
-def _hosts(provider: dict[str, Any], faults: Problems) -> None:
+def _hosts(provider: Section, faults: Problems) -> None:
     head, workers = provider.get("head_ip"), provider.get("worker_ips")
     if not isinstance(head, str) or not isinstance(workers, list):
         faults.add(("provider",), "head_ip or worker_ips is missing")
         return
-    seen = {head}
+    named = {head}
     for i, worker in enumerate(workers):
-        if worker in seen and PLACEHOLDER not in str(worker):
+        if worker in named and PLACEHOLDER not in str(worker):
             faults.add(("provider", "worker_ips", i), f"{worker} is named twice")
-        seen.add(worker)
+        named.add(worker)
     for place, host in (("head_ip", head), *((f"worker_ips.{i}", worker) for i, worker in enumerate(workers))):
         if not re.fullmatch(r"[A-Za-z0-9_.:-]+", str(host)) or (
             re.fullmatch(r"[\d.]+", str(host)) and not _address(host)
@@ -222,7 +220,7 @@ def _address(text: str) -> bool:
     return True
 
 
-def _nodes(data: dict[str, Any], faults: Problems, kind: str) -> None:
+def _nodes(data: Section, faults: Problems, kind: str) -> None:
     types, head = data.get("available_node_types") or {}, data.get("head_node_type")
     if head not in types:
         faults.add(
@@ -235,7 +233,8 @@ def _nodes(data: dict[str, Any], faults: Problems, kind: str) -> None:
             faults.add((*place, "min_workers"), f"min_workers {least} is more than max_workers {most}")
         spot = "InstanceMarketOptions" in config or "SPOT" in str(config.get("scheduling"))
         if name == head and spot:
-            faults.add((*place, "node_config"), "the head is a spot machine: its end is the run's", "on demand")
+            what = "the head is a spot machine: the run ends when it is reclaimed"
+            faults.add((*place, "node_config"), what, "on demand")
         if kind == "aws":
             _check_aws_node(config, (*place, "node_config"), faults, head=name == head)
         for i, disk in enumerate(config.get("disks") or []):
@@ -249,14 +248,14 @@ def _nodes(data: dict[str, Any], faults: Problems, kind: str) -> None:
         what = "most_cpus is missing from its resources: a run without workers asks for one, no more"
         faults.add(("available_node_types", str(head)), what, "most_cpus and most_gpus: what all workers have together")
     for key in ("image", "head_image", "worker_image"):
-        named = (data.get("docker") or {}).get(key)
-        if named and "@sha256:" not in named:
-            faults.add(("docker", key), f"the image {named} is not pinned", "NAME@sha256:DIGEST")
+        reference = (data.get("docker") or {}).get(key)
+        if reference and "@sha256:" not in reference:
+            faults.add(("docker", key), f"the image {reference} is not pinned", "NAME@sha256:DIGEST")
     if kind == "aws":
         _network(data["provider"], faults)
 
 
-def _check_aws_node(config: dict[str, Any], place: tuple[str, ...], faults: Problems, *, head: bool) -> None:
+def _check_aws_node(config: Section, place: tuple[str, ...], faults: Problems, *, head: bool) -> None:
     image = config.get("ImageId")
     if image is None:
         faults.add(place, "ImageId is missing: Ray would take an Ubuntu 18.04", "ImageId: ami-…")
@@ -271,7 +270,7 @@ def _check_aws_node(config: dict[str, Any], place: tuple[str, ...], faults: Prob
                    "MetadataOptions: {HttpTokens: required}")  # fmt: skip
 
 
-def _network(provider: dict[str, Any], faults: Problems) -> None:
+def _network(provider: Section, faults: Problems) -> None:
     region = str(provider.get("region"))
     for zone in str(provider.get("availability_zone", region)).split(","):
         if not zone.strip().startswith(region):
@@ -299,8 +298,8 @@ def _network(provider: dict[str, Any], faults: Problems) -> None:
 
 
 def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
-    """Each document of the file by itself; the line numbers are the file's."""
-    found, here, line, kinds = placeholders(text, name), metadata.version("ray"), 0, []
+    """Check each document of the file by itself; line numbers are those of the whole file."""
+    errors, here, line, kinds = placeholders(text, name), metadata.version("ray"), 0, []
     for part in re.split(r"^---\n", text, flags=re.MULTILINE):
         document = parse("\n" * line + part, name, strict=False)
         line += part.count("\n") + 1
@@ -320,14 +319,15 @@ def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
                     faults.add(place, f"a service of type {value} is open to the outside", "kubectl port-forward")
             if "RAY_AUTH_MODE" not in str(spec):
                 faults.add(("spec",), "nothing sets RAY_AUTH_MODE=token")
-        found += faults.found
+        errors += faults.found
     if "RayCluster" not in kinds:
-        found.append(RazError(f"{name}:1", f"no RayCluster in it, but {', '.join(kinds)}"))
-    _raise(found)
-    return ClusterFileReport("kubernetes", ("the operator's schema was not asked: kubectl apply --dry-run=server",))
+        errors.append(RazError(f"{name}:1", f"no RayCluster in it, but {', '.join(kinds)}"))
+    _raise(errors)
+    return ClusterFileReport("kubernetes", ("the operator's schema was not checked: kubectl apply --dry-run=server",))
 
 
-def _leaves(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def _leaves(value: object, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], object]]:
+    """(path, value) of every scalar below a value of the file."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(inner, (*place, key))
@@ -336,39 +336,40 @@ def _leaves(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tup
 
 
 def _check_script(text: str, name: str, path: Path) -> ClusterFileReport:
-    found = placeholders(text, name)
+    errors = placeholders(text, name)
     done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
-    for at, said in re.findall(r"line (\d+): (.*)", done.stderr):
-        found.append(RazError(f"{name}:{at}", said))
+    for number, message in re.findall(r"line (\d+): (.*)", done.stderr):
+        errors.append(RazError(f"{name}:{number}", message))
     for number, line in enumerate(text.splitlines(), 1):
         for host in re.findall(r"--dashboard-host[= ](\S+)", line):
             if host not in ("127.0.0.1", "localhost"):
-                found.append(RazError(f"{name}:{number}", f"the dashboard listens on {host}", "127.0.0.1"))
+                errors.append(RazError(f"{name}:{number}", f"the dashboard listens on {host}", "127.0.0.1"))
     if "RAY_AUTH_MODE=token" not in text:
-        found.append(RazError(f"{name}:1", "nothing sets RAY_AUTH_MODE=token"))
-    notes = ["what your site's Slurm says: sbatch --test-only"]
+        errors.append(RazError(f"{name}:1", "nothing sets RAY_AUTH_MODE=token"))
+    notes = ["your site's Slurm was not asked: sbatch --test-only"]
     if shutil.which("shellcheck"):
         done = subprocess.run(["shellcheck", "-f", "gcc", str(path)], capture_output=True, text=True, check=False)
-        for at, said in re.findall(r":(\d+):\d+: (?:warning|error): (.*)", done.stdout):
-            found.append(RazError(f"{name}:{at}", said))
+        for number, message in re.findall(r":(\d+):\d+: (?:warning|error): (.*)", done.stdout):
+            errors.append(RazError(f"{name}:{number}", message))
     else:
         notes.append("shellcheck is not installed")
-    _raise(found)
+    _raise(errors)
     return ClusterFileReport("slurm", tuple(notes))
 
 
-def _raise(found: list[RazError]) -> None:
-    def line(fault: RazError) -> int:
-        return int(fault.where.rpartition(":")[2])
+def _raise(errors: list[RazError]) -> None:
+    def line(error: RazError) -> int:
+        return int(error.where.rpartition(":")[2])
 
-    flat = [one for fault in found for one in (fault.faults if isinstance(fault, RazErrorGroup) else (fault,))]
+    flat = [one for error in errors for one in (error.faults if isinstance(error, RazErrorGroup) else (error,))]
     raise_all(sorted(flat, key=line))
 
 
 def cluster_file(cluster: Path | None) -> Path:
-    """The file that was named. Raises RazError when there is none, or a part of it is not filled in."""
+    """The cluster file of `--cluster`. Raises RazError when none was given, when it does not exist, and for each
+    placeholder that is not filled in."""
     if cluster is None:
-        raise RazError("--cluster", "which cluster was not said", "--cluster cluster/gpu.yaml, or RAZ_CLUSTER")
+        raise RazError("--cluster", "no cluster file was given", "--cluster cluster/gpu.yaml, or RAZ_CLUSTER")
     if not cluster.is_file():
         raise RazError("--cluster", f"there is no file {cluster}", "raz-sweep cluster where")
     raise_all(placeholders(cluster.read_text(encoding="utf-8"), str(cluster)))

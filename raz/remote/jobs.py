@@ -1,6 +1,6 @@
-"""Jobs on a cluster's head: sent, followed and stopped through Ray's job server, which listens on its loopback.
+"""Submit, follow and stop jobs through Ray's job server, which listens on the loopback of a cluster's head.
 
-A job is a process of the head, so it goes on when the machine that sent it is switched off.
+A job is a process on the head: it continues when the machine that submitted it is switched off.
 """
 
 from __future__ import annotations
@@ -14,20 +14,38 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raz.engine.ray_internals import STOP, ray_command
 from raz.engine.ray_session import prepare_client
 from raz.errors import RazError
 
-CONNECT_TIMEOUT = 90.0  # seconds until the way to the head is open
-LOOK = 2.0  # seconds between two looks at a job
-OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+CONNECT_TIMEOUT = 90.0  # seconds until the SSH tunnel to the head must be open
+POLL_SECONDS = 2.0  # between two requests for a job's state
+FINISHED = ("SUCCEEDED", "FAILED", "STOPPED")  # in Ray's spelling
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as the job server reports it. Times are seconds since the epoch."""
+
+    job: str  # the id that `raz-sweep submit` printed
+    study: str
+    state: str  # PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED
+    command: str
+    message: str  # Ray's explanation of the state; empty if there is none
+    exit_code: int | None
+    started: float | None
+    ended: float | None
 
 
 class Jobs:
-    """The jobs of one Ray. `url` is its job server's, http://HOST:PORT. Raises RazError when none answers there."""
+    """Client of one job server at `url` (http://HOST:PORT). Raises RazError when none answers there."""
 
     def __init__(self, url: str) -> None:
         prepare_client()
@@ -38,38 +56,37 @@ class Jobs:
             self._client = JobSubmissionClient(url)
 
     def submit(self, folder: Path, entry: str, study: str) -> str:
-        """Starts `entry`, a line of shell, beside the files of `folder`. Returns the job's id."""
+        """Start the shell command `entry` in a copy of `folder`. Returns the job's id."""
         with _translate_errors(self.url):
-            told = self._client.submit_job(
+            job = self._client.submit_job(
                 entrypoint=entry, submission_id=f"{study}-{secrets.token_hex(4)}", metadata={"study": study},
                 runtime_env={"working_dir": str(folder), "env_vars": STOP},
             )  # fmt: skip
-        return str(told)
+        return str(job)
 
-    def state(self, job: str) -> dict[str, Any]:
-        """Id, study, state, what it runs, exit code, start and end (seconds since the epoch). Raises RazError for an
-        unknown id."""
+    def state(self, job: str) -> JobState:
+        """The job's state. Raises RazError for an unknown id."""
         with _translate_errors(self.url, job):
-            return _document(self._client.get_job_info(job))
+            return _job_state(self._client.get_job_info(job))
 
-    def list_jobs(self) -> list[dict[str, Any]]:
-        """Every job that raz-sweep sent, the oldest first."""
+    def list_jobs(self) -> list[JobState]:
+        """Every job that raz-sweep submitted, oldest first."""
         with _translate_errors(self.url):
-            found = [_document(job) for job in self._client.list_jobs() if (job.metadata or {}).get("study")]
-        return sorted(found, key=lambda job: job["started"] or 0.0)
+            jobs = [_job_state(job) for job in self._client.list_jobs() if (job.metadata or {}).get("study")]
+        return sorted(jobs, key=lambda job: job.started or 0.0)
 
     def logs(self, job: str) -> str:
-        """All that the job has printed."""
+        """Everything the job has printed so far."""
         with _translate_errors(self.url, job):
             return str(self._client.get_job_logs(job))
 
     def stop(self, job: str) -> None:
-        """Asks the job to end."""
+        """Ask the job to stop; returns at once."""
         with _translate_errors(self.url, job):
             self._client.stop_job(job)
 
-    def follow(self, job: str, write: Callable[[str], object]) -> dict[str, Any]:
-        """Writes what the job prints until it is over; returns its last state."""
+    def follow(self, job: str, write: Callable[[str], object]) -> JobState:
+        """Pass what the job prints to `write` until it has finished. Returns its last state."""
         shown = 0
         while True:
             state = self.state(job)
@@ -77,25 +94,25 @@ class Jobs:
             if len(text) > shown:
                 write(text[shown:])
                 shown = len(text)
-            if state["state"] in OVER:
+            if state.state in FINISHED:
                 return state
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
 
 
-def _document(job: Any) -> dict[str, Any]:
-    def seconds(at: int | None) -> float | None:
-        return at / 1000 if at else None
+def _job_state(job: JobDetails) -> JobState:
+    def seconds(milliseconds: int | None) -> float | None:
+        return milliseconds / 1000 if milliseconds else None
 
-    return {
-        "job": job.submission_id, "study": (job.metadata or {}).get("study", ""), "state": str(job.status.value),
-        "command": job.entrypoint, "message": job.message or "", "exit_code": job.driver_exit_code,
-        "started": seconds(job.start_time), "ended": seconds(job.end_time),
-    }  # fmt: skip
+    return JobState(
+        job=str(job.submission_id), study=(job.metadata or {}).get("study", ""), state=str(job.status.value),
+        command=str(job.entrypoint), message=job.message or "", exit_code=job.driver_exit_code,
+        started=seconds(job.start_time), ended=seconds(job.end_time),
+    )  # fmt: skip
 
 
 @contextmanager
 def _translate_errors(url: str, job: str = "") -> Iterator[None]:
-    """Ray's refusals and a lost connection as one message."""
+    """Turn Ray's refusals and a lost connection into one RazError."""
     import requests
     from ray.exceptions import AuthenticationError
 
@@ -103,34 +120,34 @@ def _translate_errors(url: str, job: str = "") -> Iterator[None]:
         yield
     except (RuntimeError, ConnectionError, AuthenticationError, requests.exceptions.RequestException) as error:
         text = str(error)
-        said = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:200]
+        first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:200]
         if job and ("404" in text or "does not exist" in text):
-            raise RazError(f"job {job}", "the cluster knows no such job", "raz-sweep job list") from None
-        hint = "is the cluster up, with its dashboard? `raz-sweep cluster check` and `ray up` bring it there"
+            raise RazError(f"job {job}", "the cluster has no such job", "raz-sweep job list") from None
+        hint = "is the cluster up, with its dashboard? run `raz-sweep cluster check`, then `ray up`"
         if "token" in text.lower() or "401" in text or "403" in text:
             hint = "the cluster asks for its token: ~/.ray/auth_token, the file that its nodes were given"
-        raise RazError(url, f"Ray's job server does not serve this: {said}", hint) from None
+        raise RazError(url, f"Ray's job server refused the request: {first_line}", hint) from None
 
 
 @contextmanager
 def ssh_tunnel(cluster: Path) -> Iterator[str]:
-    """The URL on this machine's loopback that leads through SSH to the job server of a cluster that is up.
+    """Open an SSH tunnel to the job server of a running cluster. Yields its URL on this machine's loopback.
 
-    Raises RazError when the way cannot be opened.
+    Raises RazError when the tunnel does not open.
     """
     prepare_client()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as output:
         ray = ray_command("dashboard", str(cluster), "--port", str(port))
-        tunnel = subprocess.Popen(ray, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+        tunnel = subprocess.Popen(ray, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
         try:
             end = time.monotonic() + CONNECT_TIMEOUT
             while not _open(port):
                 if tunnel.poll() is not None or time.monotonic() > end:
-                    said.seek(0)
-                    last = next((line.strip() for line in reversed(said.readlines()) if line.strip()), "no word")
+                    output.seek(0)
+                    last = next((line.strip() for line in reversed(output.readlines()) if line.strip()), "no output")
                     raise RazError(str(cluster), f"no way to the cluster's head: {last}", f"ray up {cluster}")
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{port}"
@@ -141,7 +158,7 @@ def ssh_tunnel(cluster: Path) -> Iterator[str]:
 
 
 def _open(port: int) -> bool:
-    """Whether an HTTP server answers: SSH takes connections before there is anybody behind it."""
+    """Whether an HTTP server answers. A connection is not enough: SSH accepts before the server is reachable."""
     import requests
 
     try:

@@ -1,66 +1,65 @@
-"""Every node of the Ray that is joined, asked the same."""
+"""Run one function on every node of the Ray cluster that this process has joined."""
 
 from __future__ import annotations
 
-import importlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
-PATIENCE = 120.0  # seconds for a node to answer; a process that imports torch is started on it
+ANSWER_TIMEOUT = 120.0  # seconds; each node first starts a process that imports torch
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class NodeAnswer:
-    """A machine of the cluster, and what it said."""
+class NodeAnswer(Generic[T]):
+    """A node of the cluster and what the function returned there."""
 
     host: str
     address: str
     resources: dict[str, float]
-    answer: Any = None
+    answer: T | None = None
     trouble: str = ""  # why there is no answer
-    asked: float = 0.0  # by this machine's clock, seconds since the epoch
-    heard: float = 0.0
+    asked: float = 0.0  # when it was asked, by this machine's clock, seconds since the epoch
+    heard: float = 0.0  # when the answer came, by this machine's clock
 
 
-def run_on_each_node(function: str, *arguments: Any, seconds: float = PATIENCE) -> list[NodeAnswer]:
-    """What `package.module:function` returns on every living node, in the order of their addresses."""
+def run_on_each_node(
+    function: Callable[..., T], *arguments: str, seconds: float = ANSWER_TIMEOUT
+) -> list[NodeAnswer[T]]:
+    """Call `function(*arguments)` on every living node. Returns one answer a node, ordered by address.
+
+    `function` is found there by its module and name. A node that does not answer within `seconds` is cancelled and has
+    `trouble` instead of an answer.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(_call)
-    about = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    living = {str(node["NodeID"]): node for node in ray.nodes() if node["Alive"]}
     asked = time.time()
     pending = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(
-            function, arguments
-        ): name
-        for name in about
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
+            *arguments
+        ): node_id
+        for node_id in living
     }
-    heard: dict[str, tuple[Any, str, float]] = {}
+    answers: dict[str, tuple[T | None, str, float]] = {}
     end = time.monotonic() + seconds
     while pending and time.monotonic() < end:
         for ref in ray.wait(list(pending), num_returns=1, timeout=0.5)[0]:
-            name, now = pending.pop(ref), time.time()
+            node_id, now = pending.pop(ref), time.time()
             try:
-                heard[name] = ray.get(ref), "", now
+                answers[node_id] = ray.get(ref), "", now
             except ray.exceptions.RayError as error:
-                heard[name] = None, str(error).strip().splitlines()[-1], now
-    for ref, name in pending.items():
+                answers[node_id] = None, str(error).strip().splitlines()[-1], now
+    for ref, node_id in pending.items():
         ray.cancel(ref, force=True)
-        heard[name] = None, f"no answer within {seconds:.0f} s", time.time()
-    found = []
-    for name, node in about.items():
-        answer, trouble, now = heard[name]
-        found.append(
-            NodeAnswer(
-                node["NodeManagerHostname"], node["NodeManagerAddress"],
-                {k: v for k, v in node["Resources"].items() if not k.startswith("node:")}, answer, trouble, asked, now,
-            )
-        )  # fmt: skip
-    return sorted(found, key=lambda node: (node.address, node.host))
-
-
-def _call(function: str, arguments: tuple[Any, ...]) -> Any:
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)(*arguments)
+        answers[node_id] = None, f"no answer within {seconds:.0f} s", time.time()
+    result = []
+    for node_id, node in living.items():
+        answer, trouble, heard = answers[node_id]
+        resources = {name: amount for name, amount in node["Resources"].items() if not name.startswith("node:")}
+        host, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
+        result.append(NodeAnswer(host, address, resources, answer, trouble, asked, heard))
+    return sorted(result, key=lambda node: (node.address, node.host))

@@ -1,4 +1,4 @@
-"""What Ray itself, and Amazon's own model of EC2, say to a cluster file; nothing is contacted."""
+"""Validate a cluster file by Ray's own code and by botocore's model of EC2. Nothing is contacted."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import importlib.util
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from io import StringIO
-from typing import Any
+from typing import Any, Protocol
 from unittest import mock
 
 from raz.engine.ray_internals import bootstrapped, cluster_schema, prepared, validate
@@ -19,11 +19,21 @@ from raz.errors import RazError
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Place
 
-BOOT = ("provider",)  # Ray's bootstrap names no place
+ClusterConfig = dict[str, Any]  # as Ray's own functions take and return it
+BOOT = ("provider",)  # Ray's bootstrap reports no line, so its errors are shown here
+
+
+class Shape(Protocol):
+    """botocore's model of a value: which of the attributes are there depends on `type_name`."""
+
+    type_name: str
+    members: Mapping[str, Shape]  # of a structure
+    member: Shape  # of a list
+    enum: Sequence[str]  # of a string
 
 
 def schema_errors(document: Document) -> Iterator[RazError]:
-    """Faults against the schema that Ray brings, all of them, with their lines."""
+    """Every violation of the JSON schema that Ray ships, with its line."""
     import jsonschema
 
     for error in jsonschema.Draft7Validator(cluster_schema()).iter_errors(document.data):
@@ -40,49 +50,53 @@ def schema_errors(document: Document) -> Iterator[RazError]:
 
 
 def ray_validation_errors(document: Document) -> list[RazError]:
-    """What Ray's own defaults and validation say: the first fault, if any."""
+    """The first error of Ray's own validation, if any; it stops there."""
     try:
         with _quiet():
             validate(prepared(copy.deepcopy(document.data)))
-    except (Exception, SystemExit) as error:  # Ray raises what it likes, and its logger ends the process
+    except (Exception, SystemExit) as error:  # Ray documents no exception types, and its logger may end the process
         return [RazError(document.where(), f"Ray refuses it: {_first(error)}")]
     return []
 
 
 def aws_errors(document: Document, *, boot: bool) -> tuple[list[RazError], list[str]]:
-    """Faults of the node types against EC2's model, then, with `boot` and where moto is installed, of Ray's real
-    bootstrap and of the machines it would ask for. And notes: what could not be asked."""
+    """Errors of the node types against botocore's model of EC2, and notes on what could not be checked.
+
+    With `boot`, and where moto is installed, Ray's real bootstrap and the start of each machine also run on a mock
+    of AWS."""
     if importlib.util.find_spec("botocore") is None or importlib.util.find_spec("boto3") is None:
-        return [], ["what EC2 would say was not asked: pip install 'raz-sweep[cluster]'"]
+        return [], ["the node types were not checked against EC2: pip install 'raz-sweep[cluster]'"]
     shape = _run_instances()
-    found = []
+    errors = []
     for name, node in (document.data.get("available_node_types") or {}).items():
         place = ("available_node_types", name, "node_config")
-        found += [
+        errors += [
             RazError(document.where(*where), what, hint)
             for where, what, hint in _compare(node["node_config"], shape, place)
         ]
     if importlib.util.find_spec("moto") is None:
-        return found, ["Ray's bootstrap was not run: pip install 'raz-sweep[cluster]'"]
-    if boot and not found:
+        return errors, ["Ray's bootstrap was not run: pip install 'raz-sweep[cluster]'"]
+    if boot and not errors:
         try:
             with _quiet(), tempfile.TemporaryDirectory() as home:
                 _dry_bootstrap(copy.deepcopy(document.data), home)
         except (Exception, SystemExit) as error:
-            found.append(RazError(document.where(*BOOT), f"Ray's bootstrap on a mock of AWS fails: {_first(error)}"))
-    return found, []
+            errors.append(RazError(document.where(*BOOT), f"Ray's bootstrap on a mock of AWS fails: {_first(error)}"))
+    return errors, []
 
 
 @cache
-def _run_instances() -> Any:
-    """botocore's shape of what EC2 takes for a machine."""
+def _run_instances() -> Shape:
+    """botocore's shape of the input of EC2's RunInstances."""
     import botocore.session
 
-    return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    model = botocore.session.get_session().get_service_model("ec2")
+    shape: Shape = model.operation_model("RunInstances").input_shape
+    return shape
 
 
-def _compare(value: Any, shape: Any, place: Place) -> Iterator[tuple[Place, str, str]]:
-    """(place, fault, hint) where a value differs from botocore's shape of it."""
+def _compare(value: object, shape: Shape, place: Place) -> Iterator[tuple[Place, str, str]]:
+    """(path in the file, fault, hint) wherever a value does not fit botocore's shape."""
     kind = shape.type_name
     if kind == "structure":
         if not isinstance(value, dict):
@@ -110,8 +124,8 @@ def _compare(value: Any, shape: Any, place: Place) -> Iterator[tuple[Place, str,
         yield place, f"{value!r} is neither true nor false", ""
 
 
-def _dry_bootstrap(raw: dict[str, Any], home: str) -> None:
-    """Ray's bootstrap of the file, and EC2's answer to each machine it would start, on moto's AWS."""
+def _dry_bootstrap(raw: ClusterConfig, home: str) -> None:
+    """Run Ray's bootstrap, then start one machine of each node type, on moto's mock of AWS."""
     import boto3
     from moto import mock_aws
 
@@ -120,9 +134,9 @@ def _dry_bootstrap(raw: dict[str, Any], home: str) -> None:
         "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_SESSION_TOKEN": "testing",
         "AWS_EC2_METADATA_DISABLED": "true",
     }  # fmt: skip
-    kept = {key: value for key, value in os.environ.items() if key != "AWS_PROFILE"}
+    environment = {key: value for key, value in os.environ.items() if key != "AWS_PROFILE"}
     with (
-        mock.patch.dict(os.environ, {**kept, **fake}, clear=True),
+        mock.patch.dict(os.environ, {**environment, **fake}, clear=True),
         mock_aws(config={"iam": {"load_aws_managed_policies": True}}),
     ):
         config = prepared(raw)
@@ -137,14 +151,14 @@ def _dry_bootstrap(raw: dict[str, Any], home: str) -> None:
             iam.create_instance_profile(InstanceProfileName=profile)
         config = bootstrapped(config)
         for node in config["available_node_types"].values():
-            asked: Mapping[str, Any] = node["node_config"]
-            rest = {key: value for key, value in asked.items() if key != "SubnetIds"}
-            ec2.run_instances(**rest, SubnetId=asked["SubnetIds"][0], MinCount=1, MaxCount=1)
+            request = node["node_config"]
+            rest = {key: value for key, value in request.items() if key != "SubnetIds"}
+            ec2.run_instances(**rest, SubnetId=request["SubnetIds"][0], MinCount=1, MaxCount=1)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray's launcher prints as it goes; here only what it ends with counts."""
+    """Silence what Ray's launcher prints and logs; only its result is used."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     with redirect_stdout(StringIO()):
         yield

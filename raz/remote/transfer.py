@@ -10,13 +10,16 @@ from pathlib import Path
 
 from raz.errors import RazError
 
-Run = Callable[[Sequence[str]], None]  # `ray WORDS`
+RunRay = Callable[[Sequence[str]], None]  # runs `ray ARGUMENTS`
 
 
 def fetch_from_head(
-    file: Path, place: Path, names: Sequence[str], there: str | None, artifacts: bool, run: Run
+    file: Path, place: Path, names: Sequence[str], there: str | None, artifacts: bool, run: RunRay
 ) -> None:
-    """Has the head lay out what is wanted in a folder of its own, and brings that folder here."""
+    """Have the head `raz-sweep pull` the studies `names` into a temporary folder, and copy that folder to `place`.
+
+    `there` is the store's path on the head; None takes RAZ_STORE there. `run` runs Ray's command line.
+    """
     laid = f"raz-pull-{secrets.token_hex(8)}"
     store = shlex.quote(there) if there else '"${RAZ_STORE:-$HOME/raz-store}"'
     words = " ".join(["raz-sweep", "pull", *names, *(["--artifacts"] if artifacts else [])])
@@ -28,7 +31,7 @@ def fetch_from_head(
 
 
 def run_ray_cli(words: Sequence[str]) -> None:
-    """Ray's command line. Raises RazError with its last words when it fails."""
+    """Run `ray ARGUMENTS`. Raises RazError with the last line of its output when it fails."""
     from raz.engine.ray_internals import ray_command
     from raz.engine.ray_session import prepare_client
 
@@ -38,5 +41,5 @@ def run_ray_cli(words: Sequence[str]) -> None:
         errors="replace", check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        raise RazError(f"ray {words[0]} {words[1]}", "\n  ".join(said[-3:]) or "failed", f"ray up {words[1]}")
+        output = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        raise RazError(f"ray {words[0]} {words[1]}", "\n  ".join(output[-3:]) or "failed", f"ray up {words[1]}")
