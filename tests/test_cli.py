@@ -190,7 +190,7 @@ def test_a_full_disk_is_said_in_one_message(here: Path) -> None:
     assert (code, out) == (2, "")
     assert err.endswith(
         "raz-store: No space left on device\n"
-        "  try: make room, or choose another --store; the same command goes on from there\n"
+        "  try: free some space, or choose another --store; the same command goes on from there\n"
     )
 
 

@@ -459,7 +459,7 @@ SMALL_TOY = {
         (["predict", "PHOTOS", "--from", "x", "--out", "PHOTOS/0.png/out"], "/0.png is a file, expected a folder"),
         (["predict", "PHOTOS", "--weights", "PHOTOS/0.png"], "is no exported model"),
         (["predict", "PHOTOS", "--weights", "PHOTOS"], "is a folder, expected a file"),
-        (["predict", "~no-such-user/x.jpg", "--from", "x"], "begins with ~ and no user is called so"),
+        (["predict", "~no-such-user/x.jpg", "--from", "x"], "begins with ~NAME and there is no such user"),
         (["predict", "PHOTOS", "--from", "PHOTOS"], "holds no study\n  try: raz-sweep run fusion --store "),
         (["export", "fusion", "--out", ""], "--out: . ends with nothing, expected .safetensors, .zip, .csv, .parquet"),
         (["export", "fusion", "--out", "x.ZIP"], "x.ZIP ends with .ZIP, expected .safetensors"),

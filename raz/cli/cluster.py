@@ -1,4 +1,4 @@
-"""`raz-sweep cluster …`: where the shipped cluster files lie, and whether one is right."""
+"""`raz-sweep cluster …`: list, copy and check cluster files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from raz.errors import RazError, RazErrorGroup
 from raz.utils.shipped import shipped
 from raz.utils.suggestions import did_you_mean
 
-cluster_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Cluster files: where they lie, and whether one is right."
-)
+cluster_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Cluster files: list, copy and check them.")
 
 
 def cluster_files() -> dict[str, Path]:
@@ -27,7 +25,7 @@ def check_command(
     file: Annotated[Path, typer.Argument(help="A cluster file: for `ray up`, KubeRay, or a Slurm script.")],
     with_json: Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")] = False,
 ) -> None:
-    """Say what is wrong with a cluster file, with its lines, before anything is paid. Contacts nothing.
+    """Check a cluster file offline and report every fault with its line, before anything costs money.
 
     Exits 2 on faults.
 
@@ -37,28 +35,28 @@ def check_command(
     from raz.remote.cluster_file import check_file
 
     try:
-        checked = check_file(file)
+        report = check_file(file)
     except RazError as error:
         if not with_json:
             raise
         faults = error.faults if isinstance(error, RazErrorGroup) else (error,)
-        told = [{"where": fault.where, "what": fault.what, "hint": fault.hint} for fault in faults]
-        typer.echo(json.dumps({"ok": False, "faults": told}, indent=1))
+        rows = [{"where": fault.where, "what": fault.what, "hint": fault.hint} for fault in faults]
+        typer.echo(json.dumps({"ok": False, "faults": rows}, indent=1))
         raise typer.Exit(2) from None
     if with_json:
-        typer.echo(json.dumps({"ok": True, "kind": checked.kind, "notes": checked.notes}, indent=1))
+        typer.echo(json.dumps({"ok": True, "kind": report.kind, "notes": report.notes}, indent=1))
         return
-    typer.echo(f"{file}: {checked.kind}, no fault found")
-    for note in checked.notes:
-        typer.echo(f"not asked: {note}")
+    typer.echo(f"{file}: {report.kind}, no fault found")
+    for note in report.notes:
+        typer.echo(f"not checked: {note}")
 
 
 @cluster_app.command("where")
 def where_command(
-    name: Annotated[str | None, typer.Argument(help="gpu, onprem, …; without it, all of them.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Copy it there, to be filled in.")] = None,
+    name: Annotated[str | None, typer.Argument(help="gpu, onprem, …; default: list all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Copy the file there, to be filled in.")] = None,
 ) -> None:
-    """Say where a shipped cluster file lies, or copy it.
+    """Print the path of a shipped cluster file, or copy the file.
 
     \b
     raz-sweep cluster where
@@ -67,17 +65,17 @@ def where_command(
     files = cluster_files()
     if name is None:
         if out is not None:
-            raise RazError("--out", "which file is meant was not said", f"raz-sweep cluster where gpu --out {out}")
+            raise RazError("--out", "needs the name of a file", f"raz-sweep cluster where gpu --out {out}")
         for known, path in sorted(files.items()):
             typer.echo(f"{known:<8}  {path}")
         return
     if name not in files:
         raise RazError(
-            name, f"no cluster file of this name, there are {', '.join(sorted(files))}", did_you_mean(name, files)
+            name, f"no cluster file has this name, there are {', '.join(sorted(files))}", did_you_mean(name, files)
         )
     if out is None:
         typer.echo(files[name])
         return
-    with out.open("xb") as target:  # never over a file that was filled in
+    with out.open("xb") as target:  # never overwrites: the file may have been filled in
         target.write(files[name].read_bytes())
     typer.echo(f"wrote {out}; fill in each FILL_IN, then: raz-sweep cluster check {out}")

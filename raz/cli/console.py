@@ -1,4 +1,4 @@
-"""The command line's frame: commands in groups, and what a person can put right as one message and an exit code."""
+"""The command group: help under headings, and errors as one message with an exit code, without a traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from raz.errors import RazError
 
-# What `raz-sweep --help` shows, in this order; a command in no group would be shown last.
+# Headings of `raz-sweep --help`, in this order; a command in no group is listed last, under "Other".
 GROUPS = {
     "Run": ("run", "train", "simulate", "rerun"),
     "Look": ("status", "studies", "show", "diff", "report", "dashboard"),
@@ -19,11 +19,11 @@ GROUPS = {
     "Set up": ("doctor", "init", "data", "store"),
 }
 _HINTS = {
-    errno.ENOSPC: "make room, or choose another --store; the same command goes on from there",
-    errno.EDQUOT: "make room, or choose another --store; the same command goes on from there",
-    errno.EACCES: "choose a place that may be read and written",
-    errno.EPERM: "choose a place that may be read and written",
-    errno.EROFS: "choose a place that may be written",
+    errno.ENOSPC: "free some space, or choose another --store; the same command goes on from there",
+    errno.EDQUOT: "free some space, or choose another --store; the same command goes on from there",
+    errno.EACCES: "choose a path that you may read and write",
+    errno.EPERM: "choose a path that you may read and write",
+    errno.EROFS: "choose a path that you may write",
     errno.ENOTDIR: "a part of this path is a file",
     errno.EISDIR: "this is a folder, expected a file",
     errno.EHOSTUNREACH: "when it answers again, the same command goes on from there",
@@ -32,10 +32,13 @@ _HINTS = {
 
 
 class ErrorHandlingGroup(TyperGroup):
-    """Commands under headings; a RazError or a fault of the system is one message and exit code 2."""
+    """Lists commands under headings. A RazError or an OSError becomes one message and exit code 2.
+
+    Contexts are `Any`: their class is private to typer.
+    """
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """One line a command, under the headings of GROUPS."""
+        """Write one line a command under the headings of GROUPS."""
         names = self.list_commands(ctx)
         grouped = {name for group in GROUPS.values() for name in group}
         rest = tuple(name for name in names if name not in grouped)
@@ -56,16 +59,16 @@ class ErrorHandlingGroup(TyperGroup):
         except RazError as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(2) from None
-        except BrokenPipeError:  # `raz-sweep … | head`: the reader has seen enough
+        except BrokenPipeError:  # `raz-sweep … | head`: the reader has closed the pipe
             raise
         except OSError as error:
             typer.echo(_format_os_error(error), err=True)
             raise typer.Exit(2) from None
         except RuntimeError as error:
-            if "home directory" not in str(error):  # pathlib's words for `~nobody` of a name that is no user
+            if "home directory" not in str(error):  # what pathlib says for `~nobody` when there is no such user
                 raise
             typer.echo(
-                str(RazError("~", "a path begins with ~ and no user is called so", "./~name, or its whole path")),
+                str(RazError("~", "a path begins with ~NAME and there is no such user", "./~name, or its whole path")),
                 err=True,
             )
             raise typer.Exit(2) from None
@@ -76,6 +79,6 @@ class ErrorHandlingGroup(TyperGroup):
 
 
 def _format_os_error(error: OSError) -> str:
-    name = error.filename2 if error.filename2 is not None else error.filename  # of a renaming, the name that is wanted
+    name = error.filename2 if error.filename2 is not None else error.filename  # of a rename: the target
     where = str(name) if name is not None else "system"
     return str(RazError(where, error.strerror or str(error), _HINTS.get(error.errno or 0, "")))

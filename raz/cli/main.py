@@ -1,7 +1,7 @@
-"""The command line: options in, messages and exit codes out. What is slow to import is imported in the commands.
+"""The command line: options in, messages and exit codes out. Slow imports happen inside the commands.
 
-Exit codes: 0 done; 1 done, and some trials failed; 2 something to put right; 3 --max-hours is up;
-130 and 143 stopped.
+Exit codes: 0 done; 1 done, and some trials failed; 2 the input has an error; 3 --max-hours is up; 130 stopped by
+Ctrl-C; 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"raz-sweep {__version__}")
         raise typer.Exit
 
@@ -55,9 +55,9 @@ def top(
     \b
     raz-sweep run search_spaces/fusion   a search on a generated crowd; needs no data
     raz-sweep run ablations/recurrence   the rows of a table
-    raz-sweep report --table recurrence  what there is, beside the paper's numbers
+    raz-sweep report --table recurrence  its results beside the paper's numbers
     raz-sweep data check shanghaitech_a  is my copy of a data set right?
-    raz-sweep score --pred P --gt G      anybody's points under four protocols
+    raz-sweep score --pred P --gt G      score any points under four protocols
     """
 
 
@@ -73,26 +73,28 @@ def run(
     inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
     as_json: Json = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost; run nothing.")] = False,
     max_hours: Annotated[
-        float | None, typer.Option(min=0, help="Stop cleanly when the time is up; exit code 3 if there is more to do.")
+        float | None, typer.Option(min=0, help="Stop cleanly after that time; exit code 3 if more is to do.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Run on the Ray at HOST:PORT, or that is up here (auto).")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Run on the Ray at HOST:PORT, or on this machine's (auto).")
+    ] = None,
 ) -> None:
     """Run a search, or train what a table is missing. The same command again resumes or extends it.
 
-    Ctrl-C once lets running epochs end, keeps what was trained and queues unfinished trials again; twice stops now.
-    Exit codes: 0 done; 1 done, and some trials failed; 2 something to put right; 3 --max-hours is up and more is to
-    do; 130 and 143 stopped by Ctrl-C and by SIGTERM.
+    Ctrl-C once lets running epochs finish, keeps what was trained and queues unfinished trials again; twice stops at
+    once. Exit codes: 0 done; 1 done, and some trials failed; 2 the input has an error; 3 --max-hours is up and more is
+    to do; 130 and 143 stopped by Ctrl-C and by SIGTERM.
 
     \b
     raz-sweep run search_spaces/fusion                the shipped search, on the generated crowd
     raz-sweep run my.yaml --trials 100                extend a search of 40 trials to 100
     raz-sweep run losses --set seed=1 --store other   the same question with another seed
     raz-sweep run ablations/recurrence --profile paper --data-root ~/data
-    raz-sweep run everything --dry-run                stages, hours and disk before they are paid
-    raz-sweep run everything --max-hours 8            a night's worth; the same command goes on
-    raz-sweep run everything --address auto           on the Ray cluster that this machine is part of
+    raz-sweep run everything --dry-run                stages, hours and disk, before anything runs
+    raz-sweep run everything --max-hours 8            stop after a night; the same command continues
+    raz-sweep run everything --address auto           on the Ray cluster that this machine belongs to
     """
     store = resolve_store(store)
     if dry_run:
@@ -128,11 +130,11 @@ def simulate(
     profile: Profile = None,
     as_json: Json = False,
 ) -> None:
-    """Replay a run's schedule on simulated devices.
+    """Simulate a run's schedule on a number of devices.
 
-    It starts from an empty store, in the order a run starts its stages. Says how long it takes, how busy the devices
-    are, the floor that no schedule goes below, and what training each trial by itself would take. A search's trials are
-    drawn at random here (with `proposals` the cheapest of as many draws each).
+    It starts from an empty store and starts stages in the order of a real run. Prints the makespan, the utilisation of
+    the devices, a lower bound for any schedule, and the time without sharing. The trials of a search are drawn at
+    random here (with `proposals`: the cheapest of as many draws).
 
     \b
     raz-sweep simulate search_spaces/everything --devices 8

@@ -1,4 +1,7 @@
-"""The options that several commands share, so that each has one name, one text and one meaning everywhere."""
+"""Options that several commands share: one name, one text and one meaning everywhere.
+
+Parsing an option does no I/O; a command resolves its paths in its body (`resolve_store`, `out_folder`).
+"""
 
 from __future__ import annotations
 
@@ -10,40 +13,40 @@ import typer
 from raz.errors import RazError
 from raz.store.s3 import download_journals, local_mirror_path
 
-DEFAULT_STORE = Path("raz-store")  # the store, where nothing says otherwise
+DEFAULT_STORE = Path("raz-store")  # without --store and RAZ_STORE
 
 
 def _place(text: str) -> Path:
-    # click looks at a path of its own kind while it parses
+    # A function, not click's path type: that one calls stat while it parses.
     return local_mirror_path(Path(text))
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path, or the nearest of the folders above it that is there."""
+    """The path itself, or its nearest parent that exists."""
     return next((at for at in (path, *path.absolute().parents) if at.exists()), path)
 
 
 def expand_folder(path: Path, where: str, hint: str) -> Path:
-    """A folder's path with `~` opened; it may not be there yet. Raises RazError where a file stands in its place."""
+    """The folder's path with `~` expanded; it need not exist. Raises RazError if it, or a parent, is a file."""
     path = path.expanduser()
-    there = nearest_existing(path)
-    if there.exists() and not there.is_dir():
-        raise RazError(where, f"{there} is a file, expected a folder", hint)
+    existing = nearest_existing(path)
+    if existing.exists() and not existing.is_dir():
+        raise RazError(where, f"{existing} is a file, expected a folder", hint)
     return path
 
 
 def resolve_store(store: Path) -> Path:
-    """The folder of a `--store`, or the one that stands for its bucket, with what drivers have noted there. To be
-    called by the command itself: what is typed is looked at nowhere else. Raises RazError where a file stands in its
-    place, and for a URL that is none."""
-    found = expand_folder(local_mirror_path(store), f"store {store}", "--store DIR, or RAZ_STORE")
-    download_journals(found)
-    return found
+    """The local folder of `--store`: of an s3:// URL the mirror folder, with the bucket's journals downloaded.
+
+    Each command calls it in its body. Raises RazError for a file and for a malformed URL.
+    """
+    folder = expand_folder(local_mirror_path(store), f"store {store}", "--store DIR, or RAZ_STORE")
+    download_journals(folder)
+    return folder
 
 
 def out_folder(out: Path) -> Path:
-    """The folder of an `--out`, with `~` opened; called as `resolve_store`. Raises RazError where a file stands in its
-    place."""
+    """The folder of `--out` with `~` expanded. Raises RazError for a file. Each command calls it in its body."""
     return expand_folder(out, f"--out {out}", "another --out")
 
 
@@ -76,4 +79,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
 ]
-Profile = Annotated[str | None, typer.Option("--profile", help="Of an ablation: at which scale. Default: toy.")]
+Profile = Annotated[
+    str | None, typer.Option("--profile", help="An ablation's scale: toy, small or paper. Default: toy.")
+]

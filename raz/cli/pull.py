@@ -1,4 +1,4 @@
-"""`raz-sweep pull`: studies and results out of another store, on this machine, in a bucket or on a cluster."""
+"""`raz-sweep pull`: copy studies and results from another store, on this machine, in a bucket or on a cluster."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def pull_command(
         Path | None, typer.Option("--from", help="Another store: a folder, such as one that machines share.")
     ] = None,
     artifacts: Annotated[
-        bool, typer.Option("--artifacts", help="With the trained networks and predictions, not only scores.")
+        bool, typer.Option("--artifacts", help="Also trained networks and predictions, not only scores.")
     ] = False,
     there: Annotated[
-        str | None, typer.Option("--there", help="The store, as the cluster sees it. Default: RAZ_STORE there.")
+        str | None, typer.Option("--there", help="The store's path on the cluster. Default: RAZ_STORE there.")
     ] = None,
     store: Store = DEFAULT_STORE,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Bring studies, tables and scores into this store, from a cluster that is up or from another folder.
+    """Copy studies, tables and scores into this store, from a running cluster or another folder.
 
-    The same again brings what is new. A study that runs there comes as far as it is.
+    The same command again copies what is new. Of a study that is still running, what exists so far is copied.
 
     \b
     raz-sweep pull --cluster cluster/gpu.yaml
@@ -45,10 +45,10 @@ def pull_command(
     store = resolve_store(store)
     names = tuple(studies or ())
     if source is not None:
-        told = pull(resolve_store(source), store, names, artifacts=artifacts, data_root=data_root)
+        document = pull(resolve_store(source), store, names, artifacts=artifacts, data_root=data_root)
     else:
         file = cluster_file(cluster)
         with tempfile.TemporaryDirectory(prefix="raz-pull-") as place:
             fetch_from_head(file, Path(place), names, there, artifacts, run_ray_cli)
-            told = {**pull(Path(place), store, artifacts=True), "from": str(file)}
-    tell(told, pull_lines(told), as_json)
+            document = {**pull(Path(place), store, artifacts=True), "from": str(file)}
+    tell(document, pull_lines(document), as_json)
