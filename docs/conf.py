@@ -10,7 +10,6 @@ import importlib
 import pkgutil
 import re
 import sys
-import typing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -143,9 +142,8 @@ def exists(name: str) -> bool:
 def check_names(app: Sphinx, doctree: nodes.document) -> None:
     for node in doctree.findall(nodes.literal):
         text = node.astext()
-        parameter = any(
-            f"{name}.".startswith(f"{text}.") for name in parameter_types()
-        )  # `raz.train.epochs`, `raz.train`
+        # `raz.train.epochs`, `raz.train`
+        parameter = any(f"{name}.".startswith(f"{text}.") for name in parameter_types())
         if NAME.fullmatch(text) and not parameter and not exists(text):
             log.warning("there is no %s", text, location=node)
         if PATH.fullmatch(text) and not (ROOT / text).exists() and not text.startswith("docs/_build"):
@@ -203,21 +201,10 @@ class Hyperparameters(Directive):
         presets = {name: parameters(config.resolved()) for name, config in PRESETS.items()}
         rows = [["parameter", "values", *presets]]
         for name in presets["paper"]:
-            rows.append([name, legal(parameter_types()[name]), *(shown(values[name]) for values in presets.values())])
+            rows.append(
+                [name, parameter_types()[name].summary(), *(shown(values[name]) for values in presets.values())]
+            )
         return [table(rows)]
-
-
-def legal(hint: Any) -> str:
-    """The words or the kind of a parameter's values."""
-    words = [str(word) for word in typing.get_args(hint) if isinstance(word, (str, int))]
-    for option in typing.get_args(hint):
-        if typing.get_origin(option) is typing.Literal:
-            words += [str(word) for word in typing.get_args(option)]
-        elif option in (int, float, str):
-            words.append(option.__name__)
-    if typing.get_origin(hint) is tuple:
-        return "list of " + ("numbers" if Ellipsis in typing.get_args(hint) else str(len(typing.get_args(hint))))
-    return ", ".join(words) or hint.__name__
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The errors a person may cause, each said in one message: where, what was found, what to try."""
+"""Errors that a user can correct. Each message says where, what was found and expected, and what to try."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from enum import StrEnum
 
 
 class RazError(Exception):
-    """Something the user can put right. The command line prints it without a traceback and exits 2.
+    """Something the user can correct. The command line prints it without a traceback and exits with 2.
 
-    `where` names the place (a file with its line, an option, a data set), `what` says what was
-    found and what was expected, `hint` says what to try.
+    where: a file with its line, an option, a data set.
+    what: what was found, and what was expected.
+    hint: what to try; may be empty.
+    parameter: the dotted name of the configuration parameter, or of the key of a file, that is wrong; '' where the
+        error is about none. It is not part of the message.
     """
 
-    def __init__(self, where: str, what: str, hint: str = "") -> None:
-        super().__init__(where, what, hint)  # all arguments, so that the error survives a process border
-        self.where, self.what, self.hint = where, what, hint
+    def __init__(self, where: str, what: str, hint: str = "", parameter: str = "") -> None:
+        super().__init__(where, what, hint, parameter)  # pickle calls the class with `args`
+        self.where, self.what, self.hint, self.parameter = where, what, hint, parameter
 
     def __str__(self) -> str:
         tail = f"\n  try: {self.hint}" if self.hint else ""
@@ -23,12 +26,13 @@ class RazError(Exception):
 
 
 class RazErrorGroup(RazError):
-    """All faults of one input, told at once."""
+    """All faults of one input together. `where`, `what`, `hint` and `parameter` are those of the first."""
 
     def __init__(self, faults: Sequence[RazError]) -> None:
+        first = faults[0]
+        super().__init__(first.where, first.what, first.hint, first.parameter)
         self.faults = tuple(faults)
-        Exception.__init__(self, self.faults)
-        self.where, self.what, self.hint = self.faults[0].where, self.faults[0].what, self.faults[0].hint
+        self.args = (self.faults,)
 
     def __str__(self) -> str:
         return "\n".join(str(fault) for fault in self.faults)
@@ -45,7 +49,7 @@ class FailureReason(StrEnum):
 
 
 class TrialFailure(RazError):
-    """A trial that cannot give a number, with the reason that the study records. Raises ValueError for a reason that
+    """A trial that gives no score, with the reason that the study records. Raises ValueError for a reason that
     `FailureReason` lacks."""
 
     def __init__(self, where: str, what: str, hint: str = "", reason: str = FailureReason.ERROR) -> None:
@@ -54,8 +58,13 @@ class TrialFailure(RazError):
         self.args = (where, what, hint, reason)
 
 
+def flatten_errors(error: RazError) -> tuple[RazError, ...]:
+    """The faults of a group, or the error itself."""
+    return error.faults if isinstance(error, RazErrorGroup) else (error,)
+
+
 def raise_all(faults: Sequence[RazError]) -> None:
-    """Raise the faults together, if there are any."""
+    """Raise the faults together, if there are any; a single one as itself."""
     if len(faults) == 1:
         raise faults[0]
     if faults:

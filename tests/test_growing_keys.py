@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from raz import config as configuration
 from raz.config import (
     PRESETS,
     CountingConfig,
@@ -29,6 +28,7 @@ from raz.config import (
     parameter_types,
     parameters,
 )
+from raz.config import trial as configuration
 from raz.engine.events import NullEvents
 from raz.engine.inline import run_inline
 from raz.errors import RazError

@@ -23,7 +23,7 @@ from raz.data.contract import SPLITS, Reader, ScanResult, Split
 from raz.data.image_pairs import Annotation, Pair, ScanBuilder, distinct, entries, listing, read_pairs
 from raz.data.images import SUFFIXES
 from raz.data.splits import id_hash
-from raz.errors import RazError, RazErrorGroup
+from raz.errors import RazError, flatten_errors
 from raz.utils.yamlfile import Document, Problems, describe_value, read
 
 FILE = "raz-dataset.yaml"
@@ -159,7 +159,7 @@ def faults_of(root: Path) -> list[RazError]:
         try:
             name = _spec(folder / FILE).name
         except RazError as error:
-            faults += error.faults if isinstance(error, RazErrorGroup) else (error,)
+            faults += flatten_errors(error)
         except OSError as error:
             faults.append(RazError(str(folder / FILE), f"cannot be read ({error.strerror})", "check its permissions"))
         else:
@@ -200,7 +200,7 @@ def survey(spec: Spec, folder: Path | None) -> ScanResult:
     try:
         pairs, told = _pairs(spec, images, notes)
     except RazError as error:
-        notes.faults += error.faults if isinstance(error, RazErrorGroup) else (error,)
+        notes.faults += flatten_errors(error)
         pairs, told = {}, {}
     chosen = _split(spec, {name: images[name] for name in pairs}, told, notes)
     for name, split in chosen.items():

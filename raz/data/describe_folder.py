@@ -17,7 +17,7 @@ from raz.data.contract import SPLITS, ScanResult
 from raz.data.custom import FILE, KEYS, NAME, Spec
 from raz.data.image_pairs import ScanBuilder, entries
 from raz.data.images import SUFFIXES
-from raz.errors import RazError, RazErrorGroup, raise_all
+from raz.errors import RazError, flatten_errors, raise_all
 from raz.utils.atomic import atomic_write
 from raz.utils.shipped import slugify
 from raz.utils.suggestions import did_you_mean
@@ -122,10 +122,10 @@ def _sound(spec: Spec) -> None:
         custom.spec_of(parse(text_of(spec), FILE, strict=False), spec.folder)
     except RazError as error:
         found = []
-        for fault in error.faults if isinstance(error, RazErrorGroup) else (error,):
-            key = next((key for key in KEYS if re.match(rf"(unknown key ')?{key}\b", fault.what)), None)
+        for fault in flatten_errors(error):
+            key = fault.parameter.partition(".")[0]
             hint = f"--{key} {fault.hint.partition(': ')[2]}" if fault.hint.startswith(f"{key}: ") else fault.hint
-            found.append(RazError(f"--{key}", fault.what, hint) if key is not None else fault)
+            found.append(RazError(f"--{key}", fault.what, hint) if key in KEYS else fault)
         raise_all(found)
 
 

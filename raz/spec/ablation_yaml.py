@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raz.config import TrialConfig, coerce, configure, parameter_types
-from raz.errors import RazError, RazErrorGroup
+from raz.config import TrialConfig, configure, parameter_types
+from raz.errors import RazError, flatten_errors
 from raz.spec.ablation import (
     BY_PART,
     COUNTING,
@@ -376,7 +376,7 @@ def _check_row(name: str, chosen: Mapping[str, Any], faults: Problems, profiles:
             faults.add(place, f"row {name} sets {key}, which a table repeats over", f"use {key}s")
             continue
         try:
-            coerce(hints[key], value)
+            hints[key].coerce(value)
         except ValueError as error:
             faults.add(place, f"{key} is {describe_value(value)}, expected {error}")
             continue
@@ -389,11 +389,10 @@ def _check_row(name: str, chosen: Mapping[str, Any], faults: Problems, profiles:
         try:
             configure(profile.base, chosen)
         except RazError as error:
-            for fault in error.faults if isinstance(error, RazErrorGroup) else [error]:
+            for fault in flatten_errors(error):
                 if fault.what not in told:
                     told.add(fault.what)
-                    culprit = next((key for key in chosen if fault.what.startswith(f"{key} ")), None)
-                    where: Place = ("rows", name, "set", culprit) if culprit else ("rows", name)
+                    where: Place = ("rows", name, *(("set", fault.parameter) if fault.parameter in chosen else ()))
                     faults.add(where, f"{fault.what} (profile {profile.name})", fault.hint)
 
 

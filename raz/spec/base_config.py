@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raz import config as cfg
 from raz.config import PRESETS, TrialConfig, configure, parameter_types
-from raz.errors import RazError, RazErrorGroup
+from raz.errors import RazError, flatten_errors, raise_all
 from raz.utils.shipped import find_shipped
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Place, Problems, describe_value, read, scalar
@@ -57,6 +56,7 @@ def check_enumerated_values(
             where,
             f"{name} is {value!r}, expected one of {', '.join(tables[name])}",
             _hint(name, str(value), tables[name], data_root),
+            parameter=name,
         )
         for name, value in values.items()
         if name in tables and value not in tables[name]
@@ -121,8 +121,7 @@ def read_base(
         config = configure(config, legal)
     except RazError as error:  # right one by one, and out of range together
         for fault in flatten_errors(error):
-            culprit = next((key for key in legal if fault.what.startswith(f"{key} ")), None)
-            faults.add((*place, "set", culprit) if culprit else place, fault.what, fault.hint)
+            faults.add((*place, "set", fault.parameter) if fault.parameter in legal else place, fault.what, fault.hint)
     if settings:
         wrong = (
             check_enumerated_values(settings, "--set", data_root)
@@ -133,8 +132,7 @@ def read_base(
             config = configure(config, settings, "--set")
         except RazError as error:
             wrong += flatten_errors(error)
-        if wrong:  # the command line has no line to name, and is wrong whatever the file says
-            raise RazErrorGroup(wrong) if len(wrong) > 1 else wrong[0]
+        raise_all(wrong)  # the command line has no line to name, and is wrong whatever the file says
     return config
 
 
@@ -151,18 +149,14 @@ def validate_settings(
             hints = parameter_types()
             for name, value in values.items():
                 if name not in hints:
-                    return [RazError("", f"unknown parameter {name!r}", did_you_mean(name, hints))]
+                    return [RazError("", f"unknown parameter {name!r}", did_you_mean(name, hints), name)]
                 try:
-                    cfg.coerce(hints[name], value)
+                    hints[name].coerce(value)
                 except ValueError as error:
-                    return [RazError("", f"{name} is {describe_value(value)}, expected {error}")]
+                    return [RazError("", f"{name} is {describe_value(value)}, expected {error}", parameter=name)]
     except RazError as error:
-        return flatten_errors(error)
+        return list(flatten_errors(error))
     return []
-
-
-def flatten_errors(error: RazError) -> list[RazError]:
-    return list(error.faults) if isinstance(error, RazErrorGroup) else [error]
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raz.config import TrialConfig, coerce, configure, parameter_types, parameters
+from raz.config import TrialConfig, configure, parameter_types, parameters
 from raz.errors import RazError
 from raz.utils.suggestions import did_you_mean
 
@@ -59,12 +59,12 @@ class Derived:
         tree = ast.parse(self.text.strip(), mode="eval").body
         dotted = _dotted(tree)
         value = _read(dotted, values) if dotted else _evaluate(tree, values)  # a name alone is any value, also a word
-        hint = parameter_types()[self.name]
+        of = parameter_types()[self.name]
         try:
-            return coerce(hint, value)
+            return of.coerce(value)
         except ValueError as error:
             if isinstance(value, float) and value.is_integer():
-                return coerce(hint, int(value))
+                return of.coerce(int(value))
             tail = f" (round({self.text}) is one)" if "whole number" in str(error) else ""
             raise ValueError(f"{self.text} is {value!r}, expected {error}{tail}") from None
 
@@ -174,6 +174,6 @@ def derive(config: TrialConfig, derived: tuple[Derived, ...], where: str) -> Tri
         try:
             value = one.evaluate(parameters(config))
         except ValueError as error:
-            raise RazError(f"{where}, derive {one.name}", str(error)) from None
+            raise RazError(f"{where}, derive {one.name}", str(error), parameter=one.name) from None
         config = configure(config, {one.name: value}, f"{where}, derive {one.name}")
     return config

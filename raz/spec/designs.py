@@ -51,7 +51,7 @@ def one_at_a_time(parameters: Sequence[Parameter], centre: Mapping[str, Any]) ->
             conditions = ", ".join(f"{name}: {centre[name]}" for name, _ in parameter.when)
             raise RazError(
                 parameter.name, f"{parameter.name} is left out where the others are at their centre ({conditions})",
-                "sampler: factorial, or drop its `when`",
+                "sampler: factorial, or drop its `when`", parameter.name,
             )  # fmt: skip
         for value in parameter.values():
             if not contains_exactly(value, (centre[parameter.name],)):

@@ -250,7 +250,7 @@ def _try_values(
         for fault in validate_settings(base, {**context, **parameter.settings(value)}, data_root=data_root):
             if fault.what not in told:
                 told.add(fault.what)
-                where: Place = (value, next((n for n in parameter.names() if f"{n} is" in fault.what), ""))
+                where: Place = (value, fault.parameter)
                 faults.add(
                     ("parameters", parameter.name, parameter.kind, *(where if parameter.sets else (i,))),
                     fault.what, fault.hint,

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raz.config import TrialConfig, parameter_types
+from raz.config import TrialConfig, configure, parameter_types
 from raz.config import parameters as flat
-from raz.errors import RazError
+from raz.errors import RazError, flatten_errors
 from raz.spec.ablation import LOCALIZATION
-from raz.spec.base_config import flatten_errors, read_base
-from raz.spec.derived import Derived, parse_derived, topological_order
+from raz.spec.base_config import read_base
+from raz.spec.derived import Derived, derive, parse_derived, topological_order
 from raz.spec.designs import DESIGNS
 from raz.spec.metric_names import metric_names
 from raz.spec.parameter import Parameter
@@ -242,17 +242,22 @@ def _try_derived(space: SearchSpace, faults: Problems) -> None:
         points += [
             {**activating_values(parameter, by_name), parameter.name: value} for value in extreme_values(parameter)
         ]
-    told: set[str] = set()
+    reported: set[str] = set()
     for point in points:
         try:
-            space.config(point)
-        except RazError as error:
-            for fault in flatten_errors(error):
-                _, _, name = fault.where.partition(", derive ")
-                if name and name not in told:
-                    told.add(name)
+            config = configure(space.base, space.settings(point))
+        except RazError:
+            continue  # a fault of the parameters, which has been reported
+        for one in space.derived:
+            try:
+                config = derive(config, (one,), "")
+            except RazError as error:
+                if one.name not in reported:
+                    reported.add(one.name)
                     at = f" (where {', '.join(f'{k} is {v}' for k, v in point.items())})" if point else ""
-                    faults.add(("derive", name), f"{fault.what}{at}", fault.hint)
+                    first = flatten_errors(error)[0]
+                    faults.add(("derive", one.name), f"{first.what}{at}", first.hint)
+                break
 
 
 def _try_design(space: SearchSpace, faults: Problems) -> None:
@@ -270,7 +275,7 @@ def _try_design(space: SearchSpace, faults: Problems) -> None:
     try:
         _ = space.points
     except RazError as error:
-        place: Place = ("parameters", error.where) if error.where != "design" else ("design",)
+        place: Place = ("parameters", error.parameter) if error.parameter else ("design",)
         faults.add(place, error.what, error.hint)
 
 

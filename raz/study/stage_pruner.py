@@ -25,6 +25,7 @@ from raz.pipeline.graph import STAGES, comparability_key, stage_of_step
 from raz.spec.search_space import Pruning, SearchSpace
 from raz.study.optuna_internals import frozen_trial, rungs, set_rungs, trial_id, trial_in
 from raz.study.seed_average import seed_of_step
+from raz.utils.json_types import as_int
 
 
 @dataclass
@@ -177,7 +178,7 @@ ARGUMENTS = {  # as files name them -> as Optuna does
 def pruner_factory(space: SearchSpace) -> Callable[[], optuna.pruners.BasePruner]:
     """What makes a lane's pruner. Hyperband is one for all lanes, so that a trial is in one bracket everywhere."""
     epochs = dict(flat(space.base))
-    longest = max((int(epochs[STAGES[stage].epochs]) for stage in space.pruning.stages), default=1)
+    longest = max((as_int(epochs[STAGES[stage].epochs]) for stage in space.pruning.stages), default=1)
     if uses_hyperband(space.pruning):
         one = make_pruner(space.pruning, longest)
         return lambda: one

@@ -54,7 +54,8 @@ class Problems:
         self.found += self.document.faults
 
     def add(self, place: Place, what: str, hint: str = "") -> None:
-        self.found.append(RazError(self.document.where(*place), what, hint))
+        """Note a fault at a key or item of the file."""
+        self.found.append(RazError(self.document.where(*place), what, hint, ".".join(map(str, place))))
 
     def keys(self, place: Place, value: Mapping[str, Any], legal: Iterable[str], required: Iterable[str] = ()) -> None:
         """Complain of keys that are not legal, and of required ones that are missing."""
@@ -65,7 +66,7 @@ class Problems:
                 self.add((*place, key), f"unknown key {prefix + str(key)!r}", did_you_mean(str(key), legal))
         for key in required:
             if key not in value:
-                self.add(place, f"{prefix + key} is missing", "")
+                self.found.append(RazError(self.document.where(*place), f"{prefix}{key} is missing", "", prefix + key))
 
     def raise_if_any(self) -> None:
         """Raise what was collected, if anything."""

@@ -1,0 +1,76 @@
+"""Ranges of a configuration's values."""
+
+from __future__ import annotations
+
+from raz.config.trial import TrialConfig, ZoomingConfig
+from raz.config.value_types import Leaf
+from raz.errors import RazError
+
+
+def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
+    """A fault for every value that has the right type and is out of range: the paper's ranges and the code's limits.
+
+    Each fault has `where` as its place and names its parameter.
+    """
+    faults: list[RazError] = []
+
+    def need(name: str, ok: bool, value: Leaf, expected: str) -> None:
+        if not ok:
+            faults.append(RazError(where, f"{name} is {value!r}, expected {expected}", parameter=name))
+
+    c = config.resolved()
+    need("seed", c.seed >= 0, c.seed, "0 or more")
+    need("threads", 1 <= c.threads <= 1024, c.threads, "1 to 1024")
+    need("depth", 1 <= c.depth <= 8, c.depth, "1 to 8 passes")
+    need("input.scale", 0 < c.input.scale <= 4, c.input.scale, "more than 0, at most 4")
+    need("input.max_side", c.input.max_side >= 0, c.input.max_side, "0 (any) or more")
+    need("backbone.width", 0 < c.backbone.width <= 4, c.backbone.width, "more than 0, at most 4")
+    need(
+        "backbone.width", c.backbone.width == 1 or c.backbone.weights == "none", c.backbone.width,
+        "1 with pretrained weights (set backbone.weights: none for another width)",
+    )  # fmt: skip
+    need("counting.beta", c.counting.beta > 0, c.counting.beta, "more than 0")
+    need("counting.k", c.counting.k >= 1, c.counting.k, "1 or more")
+    need("counting.channels", min(c.counting.channels, default=0) >= 1, c.counting.channels, "one or more widths >= 1")
+    loc = c.localization
+    for name, sizes in (("counting", c.counting.sizes), ("localization", loc.sizes)):
+        legal = bool(sizes) and len(set(sizes)) == len(sizes) and all(0.1 <= size <= 4 for size in sizes)
+        need(f"{name}.sizes", legal, sizes, "one or more different numbers from 0.1 to 4")
+    need("localization.channels", min(loc.channels, default=1) >= 1, loc.channels, "widths >= 1")
+    need("localization.upsample", min(loc.upsample) >= 1, loc.upsample, "three widths >= 1")
+    need("localization.gamma", loc.gamma > 0, loc.gamma, "more than 0")
+    need("attention.channels", c.attention.channels >= 1, c.attention.channels, "1 or more")
+    need("attention.sigma_z", c.attention.sigma_z > 0, c.attention.sigma_z, "more than 0")
+    for name, zoom in (("zooming", c.zooming), ("raz.regions", c.raz.regions)):
+        assert isinstance(zoom, ZoomingConfig)
+        need(f"{name}.theta_z", 0 <= zoom.theta_z < 1, zoom.theta_z, "0 to 1")
+        need(f"{name}.k_z", zoom.k_z >= 1, zoom.k_z, "1 or more")
+        need(f"{name}.samples", zoom.samples >= 1, zoom.samples, "1 or more")
+        need(f"{name}.iou", 0 < zoom.iou <= 1, zoom.iou, "more than 0, at most 1")
+        need(f"{name}.factor", 2 <= zoom.factor <= 8, zoom.factor, "2 to 8")
+        need(f"{name}.border", zoom.border >= 0, zoom.border, "0 or more")
+        need(f"{name}.seam", zoom.seam >= 0, zoom.seam, "0 or more")
+    if not isinstance(c.peaks.threshold, str):
+        need("peaks.threshold", 0 < c.peaks.threshold < 1, c.peaks.threshold, "fitted, or a number between 0 and 1")
+    need("fusion.cells", 1 <= c.fusion.cells <= 64, c.fusion.cells, "1 to 64")
+    need("fusion.folds", c.fusion.folds >= 2, c.fusion.folds, "2 or more")
+    need("metrics.sigmas", min(c.metrics.sigmas, default=0) > 0, c.metrics.sigmas, "one or more numbers over 0")
+    need("metrics.floor", 0 < c.metrics.floor < 1, c.metrics.floor, "between 0 and 1")
+    trains = {
+        "counting.train": c.counting.train, "localization.train": loc.train, "attention.train": c.attention.train,
+        "raz.train": c.raz.train, "raz.attention_train": c.raz.attention_train,
+    }  # fmt: skip
+    for name, t in trains.items():
+        need(f"{name}.epochs", t.epochs >= 1, t.epochs, "1 or more")
+        need(f"{name}.lr", t.lr > 0, t.lr, "more than 0")
+        need(f"{name}.momentum", 0 <= t.momentum < 1, t.momentum, "0 to 1")
+        need(f"{name}.weight_decay", t.weight_decay >= 0, t.weight_decay, "0 or more")
+        need(f"{name}.batch", t.batch >= 1, t.batch, "1 or more")
+        need(f"{name}.batch", t.crop > 0 or t.batch == 1, t.batch, "1 with whole images (crop: 0)")
+        need(f"{name}.crop", t.crop >= 0 and t.crop % 8 == 0, t.crop, "a multiple of 8, or 0 for whole images")
+        need(f"{name}.crops_per_image", t.crops_per_image >= 1, t.crops_per_image, "1 or more")
+        need(f"{name}.plateau", t.plateau >= 1, t.plateau, "1 or more")
+        need(f"{name}.stop", t.stop >= 1, t.stop, "1 or more")
+        need(f"{name}.average", 0 <= t.average < 1, t.average, "0 (none) to 1")
+        need(f"{name}.clip", t.clip >= 0, t.clip, "0 (any) or more")
+    return faults

@@ -1,0 +1,178 @@
+"""TrialConfig: every value that a trial depends on, as frozen dataclasses. The defaults are the paper's values.
+
+Each part belongs to one stage (`raz.pipeline.graph.STAGES`), and a stage's key is made of the parts that it declares.
+Numbers in brackets are rows of the reading of the paper.
+
+Stores and studies exist, so a new field is written `name: float = added(default=0.5, before=0.0)`. `before` is the
+value at which the code does what it did without the field. At that value the field enters no key and no study's
+meaning, and a stored configuration without the field is read as having it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+
+def added(*, default: Any, before: Any) -> Any:  # as `dataclasses.field`, it stands for a value of any type
+    """A dataclass field that was added after stores existed.
+
+    before: the value at which the code does what it did without the field. It has the field's type; a part for a
+        field that is a part.
+    """
+    return field(default=default, metadata={"before": before})
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Size of the network's input (26). Results are always scored in original pixels."""
+
+    scale: float = 1.0  # input pixels per original pixel
+    max_side: int = 0  # longest side allowed after scaling, 0 = any
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The first ten convolutions of VGG-16, stride 8 (1)."""
+
+    weights: str = "imagenet"  # imagenet | none | path of a state dict in torchvision's layout
+    width: float = 1.0  # channel multiplier, only without pretrained weights
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one stage is trained (24, 25). `epochs` is no part of the chain's key."""
+
+    epochs: int = 400
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-4
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    batch: int = 1
+    crop: int = 256  # side of the training crop in input pixels, a multiple of 8; 0 = whole images
+    crops_per_image: int = 4  # crops drawn from each image in an epoch
+    flip: bool = True
+    plateau: int = 20  # epochs without a better validation value until the rate is halved
+    stop: int = 80  # epochs without a better validation value until training stops
+    average: float = 0.0  # decay of the moving average of the weights that is evaluated, 0 = none
+    clip: float = 10.0  # largest norm of the gradient, 0 = any
+    amp: bool = True  # mixed precision, on CUDA only
+
+
+@dataclass(frozen=True)
+class CountingConfig:
+    """The counting branch (2) and its ground truth (7, 8)."""
+
+    channels: tuple[int, ...] = (512, 512, 512, 256, 128, 64)
+    beta: float = 0.1
+    k: int = 4
+    kernel: Literal["raz", "csrnet"] = "raz"
+    output_stride: Literal[8, 4, 2] = 8
+    loss: Literal["rmse", "mse", "pyramid"] = "rmse"
+    init: Literal["normal", "kaiming"] = "normal"
+    unfreeze: Literal["backbone", "none"] = "backbone"
+    sizes: tuple[float, ...] = (1.0,)  # at which training images are learned from, over their input size
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class LocalizationConfig:
+    """The localization branch (3) and its loss (9, 10)."""
+
+    channels: tuple[int, ...] = (512, 512, 512)
+    upsample: tuple[int, int, int] = (256, 128, 64)
+    gamma: float = 100.0
+    init: Literal["normal", "kaiming"] = "normal"
+    unfreeze: Literal["none", "backbone"] = "none"
+    sizes: tuple[float, ...] = (1.0,)  # as counting.sizes
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """The zooming region proposal branch (4) and its ground truth (11, 12)."""
+
+    channels: int = 64
+    init: Literal["normal", "kaiming"] = "normal"
+    sigma_z: float = 3.0  # pixels of the network's input
+    loss: Literal["mse", "bce"] = "mse"
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class ZoomingConfig:
+    """Which regions are zoomed, and how (15, 16, 17, 28)."""
+
+    theta_z: float = 0.01
+    k_z: int = 10
+    anchors: str = "paper"  # a name in raz.paper.zoom.ANCHOR_SETS
+    sampling: Literal["attention", "uniform"] = "attention"
+    samples: int = 200
+    iou: float = 0.5
+    factor: int = 2
+    border: int = 8  # inner border of a crop that belongs to the outside, pixels of the zoomed crop
+    seam: float = 3.0  # points nearer than this across a seam are one, pixels of the zoomed image
+
+
+@dataclass(frozen=True)
+class RazConfig:
+    """RAZ-Net (5): which crops it learns from, and how."""
+
+    regions: ZoomingConfig | Literal["same"] = ZoomingConfig()  # `same` ties them to `zooming`
+    unfreeze: Literal["backbone", "none"] = "backbone"
+    train: TrainConfig = TrainConfig()
+    attention_train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class PeaksConfig:
+    """From a response map to counted points (13)."""
+
+    threshold: float | Literal["fitted"] = "fitted"
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Two-stream fusion (Eq. 4, 18)."""
+
+    rule: str = "grid"  # a name in raz.paper.fusion.RULES
+    theta_f: float | Literal["cell", "shared", "image"] = "cell"
+    fit_on: Literal["val", "train"] = "train"
+    cells: int = 4
+    folds: int = 5
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """The localization metric (22, 23, 28)."""
+
+    sigmas: tuple[float, ...] = (40.0, 20.0, 5.0)
+    points: Literal["counted", "all"] = "counted"
+    pool: Literal["dataset", "image"] = "dataset"
+    floor: float = 0.05  # least score of a point under `points: all`
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One trial, whole. `threads` are in every key: they change the last bits."""
+
+    dataset: str = "shanghaitech_a"
+    seed: int = 0
+    threads: int = 1
+    input: InputConfig = InputConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    counting: CountingConfig = CountingConfig()
+    localization: LocalizationConfig = LocalizationConfig()
+    attention: AttentionConfig = AttentionConfig()
+    raz: RazConfig = RazConfig()
+    zooming: ZoomingConfig = ZoomingConfig()
+    peaks: PeaksConfig = PeaksConfig()
+    depth: int = 2
+    fusion: FusionConfig = FusionConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    def resolved(self) -> TrialConfig:
+        """The same trial with `raz.regions: same` written out."""
+        if self.raz.regions == "same":
+            return replace(self, raz=replace(self.raz, regions=self.zooming))
+        return self
