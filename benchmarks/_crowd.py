@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raz.paper.groundtruth import inside, mean_neighbour_distance
+from raz.paper.groundtruth import heads_inside, mean_neighbour_distance
 
 Heads = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ def crowd(name: str, seed: int = 0) -> Crowd:
     while len(heads) < n:
         which = rng.integers(0, clusters, n)
         stretched = rng.normal(size=(n, 2)) * spread[which, None] * [1.6, 1.0]
-        heads = np.concatenate([heads, inside(centre[which] + stretched, height, width)[0]])
+        heads = np.concatenate([heads, heads_inside(centre[which] + stretched, height, width)[0]])
     heads = heads[:n]
     return Crowd(name, height, width, heads, mean_neighbour_distance(heads, 4, height, width))
 
@@ -62,7 +62,7 @@ def hard_cases() -> list[Crowd]:
     cases |= {f"{n} heads": rng.random((n, 2)) * [width, height] for n in (0, 1, 3)}
     out = []
     for name, points in cases.items():
-        heads, _ = inside(points, height, width)
+        heads, _ = heads_inside(points, height, width)
         out.append(Crowd(name, height, width, heads, mean_neighbour_distance(heads, 4, height, width)))
     return out
 

@@ -161,12 +161,12 @@ def main() -> int:
     for name, of in crowds.items():
         # As in a study over sigma_z: kept for the largest, wanted at another.
         kept = att.attention_distances(of.heads, of.height, of.width, 3.0)
-        replayed = att.attention_from(kept, 2.0, 0, 0, of.height, of.width)
+        replayed = att.attention_from_distances(kept, 2.0, 0, 0, of.height, of.width)
         fresh = att.attention_map(of.heads, of.height, of.width, 2.0)
         bench.exact(f"another sigma_z {name}", np.abs(replayed - fresh).max(), 0)
         bench.compare(
             f"another sigma_z {name}",
-            lambda of=of, kept=kept: att.attention_from(kept, 3.0, 0, 0, of.height, of.width),  # type: ignore[misc]
+            lambda of=of, kept=kept: att.attention_from_distances(kept, 3.0, 0, 0, of.height, of.width),  # type: ignore[misc]
             lambda of=of: att.attention_map(of.heads, of.height, of.width, 3.0),  # type: ignore[misc]
             against="from the heads",
             target=8,

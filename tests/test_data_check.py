@@ -19,8 +19,8 @@ from raz.cli.data import data_app
 from raz.cli.main import app
 from raz.config import TrialConfig
 from raz.data import DATASETS, open_dataset
-from raz.data.check import Report, check, render, shared_pixels
-from raz.data.show import colour, compute, draw, show
+from raz.data.check import DatasetReport, check, render, shared_pixels
+from raz.data.show import apply_colours, compute, draw, show
 from raz.data.splits import Leak
 from raz.errors import RazError
 from tests.conftest import Part, write_mat
@@ -34,7 +34,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequ
         monkeypatch.delenv("RAZ_DATA_ROOT", raising=False)
 
 
-def text(report: Report) -> str:
+def text(report: DatasetReport) -> str:
     out = io.StringIO()
     render(report, Console(file=out, width=140))
     return out.getvalue()
@@ -140,7 +140,7 @@ def test_real_part_a(real_root: Path) -> None:
 
 
 def test_the_colours_run_from_dark_to_bright() -> None:
-    ramp = colour(np.linspace(0, 1, 101, dtype=np.float32)[None])[0].astype(float)
+    ramp = apply_colours(np.linspace(0, 1, 101, dtype=np.float32)[None])[0].astype(float)
     lightness = ramp @ [0.299, 0.587, 0.114]
     assert (np.diff(lightness) > 0).all()
 

@@ -81,7 +81,7 @@ def test_items_travel_to_another_process(opened: tuple[Dataset, Path | None]) ->
 
 def test_fingerprints_are_of_content(opened: tuple[Dataset, Path | None]) -> None:
     dataset, root = opened
-    raz.data._OPENED.clear()  # as another process
+    raz.data._OPEN_DATASETS.clear()  # as another process
     again = open_dataset(dataset.name, root)
     prints = [dataset.fingerprint(split) for split in SPLITS]
     assert prints == [again.fingerprint(split) for split in SPLITS]

@@ -13,7 +13,7 @@ from PIL import Image
 from raz.data import DATASETS, open_dataset
 from raz.data.check import check
 from raz.data.contract import Sample
-from raz.data.region import OUTSIDE
+from raz.data.region import OUTSIDE_COLOUR
 from raz.data.worldexpo import TEST_SCENES
 from raz.errors import RazError
 from tests.datasets import (
@@ -45,7 +45,7 @@ def test_every_image_is_read_with_its_own_heads(name: str, tmp_path: Path) -> No
         if item.region:
             y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
             (x0, y0), (x1, y1) = ROI[0], ROI[2]
-            pixels[(x < x0) | (x >= x1) | (y < y0) | (y >= y1)] = OUTSIDE
+            pixels[(x < x0) | (x >= x1) | (y < y0) | (y >= y1)] = OUTSIDE_COLOUR
         assert np.array_equal(item.load_pixels(), pixels)
 
 

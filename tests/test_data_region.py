@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raz.config import FusionConfig, MetricsConfig
-from raz.data.region import OUTSIDE, Polygon, area, cell_coverage, inside, mask
+from raz.data.region import OUTSIDE_COLOUR, Polygon, cell_coverage, in_polygon, mask, polygon_area
 from raz.paper.networks import IMAGENET_MEAN
 from raz.paper.zoom import Points
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, clip_to_roi, score
@@ -28,18 +28,18 @@ def winding(polygon: Polygon, x: float, y: float) -> float:
 
 def test_inside_is_where_the_outline_winds_around() -> None:
     points = np.random.default_rng(0).random((3000, 2)) * (52, 40)
-    told = inside(STAR, points)
+    told = in_polygon(STAR, points)
     assert [winding(STAR, x, y) > 3 for x, y in points] == told.tolist()
     assert 0.2 < told.mean() < 0.8
-    assert inside((), points).all()
-    assert inside(STAR, np.zeros((0, 2))).shape == (0,)
+    assert in_polygon((), points).all()
+    assert in_polygon(STAR, np.zeros((0, 2))).shape == (0,)
 
 
 def test_neighbours_share_no_point_and_leave_none_out() -> None:
     left: Polygon = ((0, 0), (4, 0), (4, 6), (0, 6))
     right: Polygon = ((4, 0), (9, 0), (9, 6), (4, 6))
     grid = np.array([(x / 2, y / 2) for x in range(18) for y in range(12)])  # many of them on edges
-    assert (inside(left, grid) ^ inside(right, grid)).all()
+    assert (in_polygon(left, grid) ^ in_polygon(right, grid)).all()
 
 
 @pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 0.5), (1.3, 0.7)])
@@ -48,8 +48,8 @@ def test_a_mask_holds_the_pixels_whose_centre_is_inside(scale: tuple[float, floa
     drawn = mask(STAR, height, width, scale)
     y, x = np.mgrid[:height, :width] + 0.5
     centres = np.stack([x.ravel(), y.ravel()], axis=1) / scale
-    assert np.array_equal(drawn.ravel(), inside(STAR, centres))
-    assert drawn.sum() == pytest.approx(area(STAR) * scale[0] * scale[1], rel=0.03)
+    assert np.array_equal(drawn.ravel(), in_polygon(STAR, centres))
+    assert drawn.sum() == pytest.approx(polygon_area(STAR) * scale[0] * scale[1], rel=0.03)
 
 
 def test_shares_of_cells_sum_to_the_mask() -> None:
@@ -64,13 +64,13 @@ def test_shares_of_cells_sum_to_the_mask() -> None:
 
 
 def test_area_is_the_shoelace_formula() -> None:
-    assert area(((0, 0), (4, 0), (4, 3))) == 6
-    assert area(((1, 1), (2, 2), (3, 3))) == 0
-    assert area(()) == 0
+    assert polygon_area(((0, 0), (4, 0), (4, 3))) == 6
+    assert polygon_area(((1, 1), (2, 2), (3, 3))) == 0
+    assert polygon_area(()) == 0
 
 
 def test_what_is_painted_over_is_the_mean_colour() -> None:
-    assert tuple(round(255 * m) for m in IMAGENET_MEAN) == OUTSIDE
+    assert tuple(round(255 * m) for m in IMAGENET_MEAN) == OUTSIDE_COLOUR
 
 
 # ------------------------------------------------------------------ scores

@@ -95,7 +95,7 @@ def test_at_least_half_of_the_test_images_have_a_region_to_zoom() -> None:
 def test_a_head_is_drawn_where_it_is_annotated(x: float, y: float, w: float) -> None:
     # (27): the mean of the centres of a head's pixels is the annotated point
     canvas, owner = np.zeros((60, 60, 3), np.float32), np.zeros((60, 60), np.int32)
-    drawn = toy._draw_person(canvas, owner, 1, x, y, w, toy._Rng("test"), None)
+    drawn = toy._draw_person(canvas, owner, 1, x, y, w, toy._Random("test"), None)
     rows, cols = np.nonzero(owner == 1)
     assert drawn == len(rows) == pytest.approx(np.pi * 0.5 * w * 0.6 * w, rel=0.2)
     assert (cols.mean() + 0.5, rows.mean() + 0.5) == pytest.approx((x, y), abs=0.3)
@@ -104,10 +104,10 @@ def test_a_head_is_drawn_where_it_is_annotated(x: float, y: float, w: float) -> 
 def test_a_hidden_head_is_not_annotated() -> None:
     canvas = np.zeros((90, 90, 3), np.float32)
     view = toy._View(90, 90, skyline=-1000.0, far=8.0, near=8.0)
-    dice = toy._Rng("no clutter")
-    dice.integer = lambda low, high: low if high != 26 else 0  # type: ignore[method-assign]
+    rng = toy._Random("no clutter")
+    rng.integer = lambda low, high: low if high != 26 else 0  # type: ignore[method-assign]
     behind, aside, before = [40.0, 40.0, 8.0], [70.0, 40.0, 8.0], [40.0, 41.0, 9.0]
-    heads = toy._draw_scene(canvas, dice, view, np.array([behind, aside, before]))
+    heads = toy._draw_scene(canvas, rng, view, np.array([behind, aside, before]))
     assert heads.tolist() == [[70.0, 40.0], [40.0, 41.0]]
 
 

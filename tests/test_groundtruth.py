@@ -84,10 +84,10 @@ SIZES = [(61, 83), (64, 96), (17, 150), (9, 5), (1, 1)]
 
 def test_inside_keeps_exactly_the_half_open_rectangle() -> None:
     heads = np.array([[0, 0], [9.999, 4.999], [10, 2], [3, 5], [-1e-9, 2], [3, -0.1], [np.nan, 1], [np.inf, 1]])
-    kept, dropped = gt.inside(heads, height=5, width=10)
+    kept, dropped = gt.heads_inside(heads, height=5, width=10)
     assert kept.tolist() == [[0, 0], [9.999, 4.999]]
     assert dropped == 6
-    none, dropped = gt.inside(np.zeros((0, 2)), 5, 10)
+    none, dropped = gt.heads_inside(np.zeros((0, 2)), 5, 10)
     assert none.shape == (0, 2)
     assert dropped == 0
 
@@ -160,8 +160,8 @@ def test_given_distances_replace_the_search() -> None:
     heads = crowd(5, 30, 50, 70)
     distances = gt.mean_neighbour_distance(heads, 4, 50, 70)
     assert np.array_equal(gt.density_map(heads, 50, 70, distances=distances), gt.density_map(heads, 50, 70))
-    assert gt.neighbours("raz", 4) == 4
-    three = gt.mean_neighbour_distance(heads, gt.neighbours("csrnet", 4), 50, 70)
+    assert gt.neighbour_count("raz", 4) == 4
+    three = gt.mean_neighbour_distance(heads, gt.neighbour_count("csrnet", 4), 50, 70)
     direct = gt.density_map(heads, 50, 70, kernel="csrnet")
     assert np.array_equal(gt.density_map(heads, 50, 70, kernel="csrnet", distances=three), direct)
     wider = gt.density_map(heads, 50, 70, stride=1, distances=3 * distances)
@@ -174,7 +174,7 @@ def test_given_distances_replace_the_search() -> None:
 def test_density_window_is_the_slice(n: int, kernel: Literal["raz", "csrnet"], stride: int) -> None:
     height, width = 117, 203  # not multiples of 8: the last cells reach beyond the image
     heads = crowd(n, n, height, width)
-    distances = gt.mean_neighbour_distance(heads, gt.neighbours(kernel, 4), height, width)
+    distances = gt.mean_neighbour_distance(heads, gt.neighbour_count(kernel, 4), height, width)
     whole = gt.density_map(heads, height, width, stride=stride, kernel=kernel)
     # A border of zeros, so that windows beyond the image can be sliced too.
     framed = np.pad(whole, 128 // stride)
@@ -268,7 +268,7 @@ def test_attention_of_kept_distances_has_the_same_bits(
     height, width = 203, 311
     heads = crowd(seed, n, height, width)
     kept = att.attention_distances(heads, height, width, 9.0)
-    got = att.attention_from(kept, sigma_z, x0, y0, h, h + 5)
+    got = att.attention_from_distances(kept, sigma_z, x0, y0, h, h + 5)
     assert np.array_equal(got, att.attention_window(heads, height, width, x0, y0, h, h + 5, sigma_z))
 
 
@@ -291,9 +291,12 @@ def test_bad_input_is_named() -> None:
         (lambda: gt.head_labels(np.array([[20.0, 3.0]]), 10, 20), "outside"),
         (lambda: att.attention_map(np.array([[-0.1, 3.0]]), 10, 20), "outside"),
         (lambda: att.attention_map(np.array([[np.nan, 3.0]]), 10, 20), "outside"),
-        (lambda: gt.inside(np.zeros((3, 3)), 10, 20), r"\(n, 2\)"),
+        (lambda: gt.heads_inside(np.zeros((3, 3)), 10, 20), r"\(n, 2\)"),
         (lambda: att.attention_map(good, 10, 20, 0.0), "sigma_z"),
-        (lambda: att.attention_from(att.attention_distances(good, 10, 20, 2.0), 2.5, 0, 0, 4, 4), "serve up to 2.0"),
+        (
+            lambda: att.attention_from_distances(att.attention_distances(good, 10, 20, 2.0), 2.5, 0, 0, 4, 4),
+            "serve up to 2.0",
+        ),
         (lambda: gt.mean_neighbour_distance(good, 0, 10, 20), "k is 0"),
         (lambda: gt.head_labels(good, 0, 20), "0 x 20"),
         (lambda: gt.label_window(good, 10, 20, 0, 0, 0, 4), "expected at least 1 x 1"),

@@ -332,7 +332,7 @@ def test_twins_are_found_among_heads_that_share_their_sorting_key() -> None:
     assert len(np.unique(places @ [1.0, math.sqrt(2.0)])) == 1
     for seed in range(20):
         heads = places[np.random.default_rng(seed).permutation(np.repeat([0, 1], [3, 2]))]
-        order, fresh = metrics._places(heads)
+        order, fresh = metrics._group_twins(heads)
         assert sorted(order.tolist()) == list(range(5))
         assert fresh.sum() == 2
         runs = np.split(heads[order], np.flatnonzero(fresh)[1:])

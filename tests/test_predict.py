@@ -28,7 +28,7 @@ from raz.pipeline.inference import Network
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.model import Model, load_model, save_model, stored_model
 from raz.pipeline.trial import run_trial
-from raz.predict.image_files import find_images, names_of
+from raz.predict.image_files import find_images, unique_names
 from raz.predict.model_source import model_from_store
 from raz.predict.overlay import compute, draw
 from tests.crowds import write_crowd
@@ -229,7 +229,7 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     found = find_images([str(tmp_path / "a"), str(tmp_path / "*/1.jpg")])
     assert [str(p.relative_to(tmp_path)) for p in found] == ["a/1.jpg", "a/2.PNG", "b/1.jpg"]
-    assert names_of(found) == ("a/1.jpg", "2.PNG", "b/1.jpg")
+    assert unique_names(found) == ("a/1.jpg", "2.PNG", "b/1.jpg")
     with pytest.raises(RazError) as caught:
         find_images([str(tmp_path / "none.jpg"), str(tmp_path / "*.gif"), str(tmp_path / "a")])
     assert "none.jpg: no such file" in str(caught.value)

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from raz.cli.main import app
 from raz.errors import RazError
 from raz.score import points, protocols
-from raz.score.points import PointSet, box_sigmas, paired, read_points
-from raz.score.protocols import Row
+from raz.score.points import PointSet, box_sigmas, pair_images, read_points
+from raz.score.protocols import ScoreRow
 from raz.score.table import render, score_points
 from tests.datasets import nwpu_boxes, nwpu_crowd, nwpu_json
 
@@ -99,7 +99,7 @@ def crowds(seed: int, images: int = 6, grid: bool = False) -> list[tuple[PointSe
     return out
 
 
-def row(rows: list[Row], setting: str) -> Row:
+def row(rows: list[ScoreRow], setting: str) -> ScoreRow:
     (found,) = [r for r in rows if r.setting == setting]
     return found
 
@@ -331,14 +331,14 @@ def test_the_benchmarks_text_files(tmp_path: Path) -> None:
 
 def test_names_find_their_image(tmp_path: Path) -> None:
     true = {"test/IMG_1": PointSet(np.zeros((1, 2))), "test/IMG_2": PointSet(np.zeros((1, 2)))}
-    found, notes = paired({"images/IMG_1.jpg": PointSet(np.ones((2, 2)))}, true, "pred")
+    found, notes = pair_images({"images/IMG_1.jpg": PointSet(np.ones((2, 2)))}, true, "pred")
     assert len(found["test/IMG_1"]) == 2
     assert len(found["test/IMG_2"]) == 0
     assert "1 of 2 images have no prediction" in notes[0]
     with pytest.raises(RazError, match="'IMG_3' is not among the true images"):
-        paired({"IMG_3": PointSet(np.ones((2, 2)))}, true, "pred")
+        pair_images({"IMG_3": PointSet(np.ones((2, 2)))}, true, "pred")
     with pytest.raises(RazError, match="are one true image"):
-        paired({"IMG_1.jpg": PointSet(np.ones((1, 2))), "IMG_1.png": PointSet(np.ones((1, 2)))}, true, "pred")
+        pair_images({"IMG_1.jpg": PointSet(np.ones((1, 2))), "IMG_1.png": PointSet(np.ones((1, 2)))}, true, "pred")
 
 
 BROKEN = {

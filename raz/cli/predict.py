@@ -55,11 +55,11 @@ def predict_command(
 
     from raz.predict.batch import predict_images, to_json, write_files
     from raz.predict.image_files import find_images
-    from raz.predict.model_source import model_of
+    from raz.predict.model_source import load_model_of
 
     out = None if out is None else out_folder(out)
     paths = find_images(images)
-    model = model_of(place, weights)
+    model = load_model_of(place, weights)
     seen = []
     wide = min(60, max(len(path.name) for path in paths))
     if not as_json:

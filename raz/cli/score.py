@@ -44,14 +44,14 @@ def score_command(
 
     from raz.errors import RazError
     from raz.score.points import read_points
-    from raz.score.table import render, score_points, true_heads
+    from raz.score.table import load_true_heads, render, score_points
 
     if sigma is not None and protocol and "raz" not in protocol:
         raise RazError(
             "--sigma", f"is of protocol raz, not of {', '.join(protocol)}", "leave it out, or --protocol raz"
         )
     sigmas = _numbers("40,20,5" if sigma is None else sigma)
-    true = true_heads(gt, dataset, data_root, split)
+    true = load_true_heads(gt, dataset, data_root, split)
     found = read_points(pred)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("scoring", total=None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from raz.data import custom, jhu, nwpu, shanghaitech, toy, ucf, worldexpo
-from raz.data.contract import SPLITS, Dataset, Reader, Sample, ScanResult, Split, SurveyedSample
+from raz.data.contract import SPLITS, Dataset, Reader, Sample, ScannedSample, ScanResult, Split
 from raz.data.frames import Frames
 from raz.data.splits import find_leaks, split_validation
 from raz.errors import RazError, raise_all
@@ -30,7 +30,7 @@ __all__ = [
     "open_dataset",
     "reader_of",
     "readers",
-    "survey",
+    "scan",
 ]  # fmt: skip
 
 DATASETS: dict[str, Reader] = {
@@ -100,10 +100,10 @@ def find_dataset_folder(name: str, root: Path | None = None) -> Path | None:
     return reader.find(root)
 
 
-def survey(name: str, root: Path | None = None) -> tuple[Reader, ScanResult]:
+def scan(name: str, root: Path | None = None) -> tuple[Reader, ScanResult]:
     """The data set's reader and what it finds, faults included. Raises RazError as `locate` does."""
     reader = reader_of(name, root)
-    return reader, reader.survey(find_dataset_folder(name, root))
+    return reader, reader.scan(find_dataset_folder(name, root))
 
 
 def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", "keep"] = "drop") -> Dataset:
@@ -115,17 +115,17 @@ def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", 
     Raises RazError naming every fault of the data set at once.
     """
     place = find_dataset_folder(name, root)
-    stamp = _stamp(place)
-    opened = _OPENED.get((name, place, leaks))
+    stamp = _folder_stamp(place)
+    opened = _OPEN_DATASETS.get((name, place, leaks))
     if opened is None or opened[0] != stamp:
-        opened = _OPENED[name, place, leaks] = (stamp, _open(name, reader_of(name, root), place, leaks))
+        opened = _OPEN_DATASETS[name, place, leaks] = (stamp, _open(name, reader_of(name, root), place, leaks))
     return opened[1]
 
 
-_OPENED: dict[tuple[str, Path | None, str], tuple[str, Dataset]] = {}
+_OPEN_DATASETS: dict[tuple[str, Path | None, str], tuple[str, Dataset]] = {}
 
 
-def _stamp(folder: Path | None) -> str:
+def _folder_stamp(folder: Path | None) -> str:
     """Changes when a file comes, goes or is written: a hundredth of the time that reading them takes."""
     total = hashlib.sha256()
     for place, folders, files in os.walk(folder, followlinks=True) if folder is not None else ():
@@ -138,10 +138,10 @@ def _stamp(folder: Path | None) -> str:
 
 
 def _open(name: str, reader: Reader, place: Path | None, leaks: Literal["drop", "keep"]) -> Dataset:
-    seen = reader.survey(place)
+    seen = reader.scan(place)
     raise_all(seen.faults)
     warnings = list(seen.warnings)
-    found: dict[Split, tuple[SurveyedSample, ...]] = dict(seen.found)
+    found: dict[Split, tuple[ScannedSample, ...]] = dict(seen.found)
     if leaks == "drop":
         dropped = {leak.image: leak.twin for leak in find_leaks(found)}
         for image, twin in dropped.items():

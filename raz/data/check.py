@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raz.data import survey
-from raz.data.contract import SPLITS, Heads, Split, SurveyedSample
+from raz.data import scan
+from raz.data.contract import SPLITS, Heads, ScannedSample, Split
 from raz.data.splits import Leak, find_leaks
 from raz.errors import RazError, raise_all
 
@@ -35,7 +35,7 @@ class SplitReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class DatasetReport:
     """What `check` found."""
 
     name: str
@@ -63,19 +63,19 @@ def shared_pixels(heads: Heads) -> int:
     return len(heads) - len(np.unique(np.floor(heads), axis=0)) if len(heads) else 0
 
 
-def check(name: str, root: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Report:
+def check(name: str, root: Path | None = None, progress: Callable[[int, int], None] | None = None) -> DatasetReport:
     """Read a whole data set and report what is there and what is wrong.
 
     `progress(done, total)` is called after each image. Raises RazError for an unknown name, a missing folder, and
     when not one image can be read.
     """
-    reader, seen = survey(name, root)
+    reader, seen = scan(name, root)
     faults = list(seen.faults)
     unreadable = list(seen.unreadable)
     splits: list[SplitReport] = []
     total, done = sum(map(len, seen.found.values())), 0
     for split in SPLITS:
-        good: list[tuple[SurveyedSample, tuple[int, int], Heads]] = []
+        good: list[tuple[ScannedSample, tuple[int, int], Heads]] = []
         for found in seen.found.get(split, ()):
             try:
                 height, width = found.item.load_pixels().shape[:2]
@@ -87,11 +87,11 @@ def check(name: str, root: Path | None = None, progress: Callable[[int, int], No
             if progress is not None:
                 progress(done, total)
         if good:
-            splits.append(_counted(split, good))
+            splits.append(_split_report(split, good))
     if not splits:
         raise_all(faults)
         raise RazError(name, "not one image in it", f"the folder holds {reader.layout}")
-    return Report(
+    return DatasetReport(
         name=name,
         title=reader.title,
         splits=tuple(splits),
@@ -104,7 +104,7 @@ def check(name: str, root: Path | None = None, progress: Callable[[int, int], No
     )
 
 
-def _counted(split: Split, good: list[tuple[SurveyedSample, tuple[int, int], Heads]]) -> SplitReport:
+def _split_report(split: Split, good: list[tuple[ScannedSample, tuple[int, int], Heads]]) -> SplitReport:
     counts = [len(heads) for _, _, heads in good]
     sizes = sorted((size for _, size, _ in good), key=lambda size: (size[0] * size[1], size))
     return SplitReport(
@@ -121,7 +121,7 @@ def _counted(split: Split, good: list[tuple[SurveyedSample, tuple[int, int], Hea
     )
 
 
-def render(report: Report, console: Console) -> None:
+def render(report: DatasetReport, console: Console) -> None:
     """Print a report for a person: a table of the splits, then every finding by name."""
     table = Table(title=f"{report.title} ({report.name})", title_justify="left")
     table.add_column("split")

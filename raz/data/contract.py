@@ -1,6 +1,6 @@
 """What every data set looks like to the rest of the program, whatever its files look like.
 
-A reader *surveys* its folder: what is there and readable, and every fault. `raz.data.open_dataset` refuses a survey
+A reader *surveys* its folder: what is there and readable, and every fault. `raz.data.open_dataset` refuses a scan
 with faults and makes a `Dataset` of one without; `raz.data.check` reports both.
 
 Coordinates (27): pixel i covers [i, i+1) and its centre is i + 0.5; a head is (x, y) in pixels of the original
@@ -70,8 +70,8 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class SurveyedSample:
-    """A readable image with its annotation, as a survey reports it."""
+class ScannedSample:
+    """A readable image with its annotation, as a scan reports it."""
 
     item: Sample
     image_digest: str  # sha256 of the image's bytes alone: equal ones in two splits are a leak
@@ -82,7 +82,7 @@ class SurveyedSample:
 class ScanResult:
     """What a reader found on disk, before leaks are dropped and a validation split is made."""
 
-    found: Mapping[Split, tuple[SurveyedSample, ...]]  # without "val" where the data set ships none
+    found: Mapping[Split, tuple[ScannedSample, ...]]  # without "val" where the data set ships none
     faults: tuple[RazError, ...] = ()  # each a reason not to open the data set
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()  # images without an annotation (a fault each)
@@ -95,7 +95,7 @@ class Reader:
     """How one data set is found and read."""
 
     title: str
-    survey: Callable[[Path | None], ScanResult]  # of the folder that `find` gave; never raises for what is in it
+    scan: Callable[[Path | None], ScanResult]  # of the folder that `find` gave; never raises for what is in it
     layout: str  # what the data root must hold
     find: Callable[[Path], Path] | None = None  # data root -> the data set's own folder, or RazError; None: generated
     splits: str = "train, val, test"  # in words: which are shipped, which are made

@@ -20,7 +20,15 @@ from typing import Any
 
 from raz.data import pointfiles
 from raz.data.contract import SPLITS, Reader, ScanResult, Split
-from raz.data.image_pairs import Annotation, Pair, ScanBuilder, distinct, entries, listing, read_pairs
+from raz.data.image_pairs import (
+    Annotation,
+    Pair,
+    ScanBuilder,
+    drop_name_clashes,
+    folder_entries,
+    list_folder,
+    read_pairs,
+)
 from raz.data.images import SUFFIXES
 from raz.data.splits import id_hash
 from raz.errors import RazError, flatten_errors
@@ -171,7 +179,7 @@ def faults_of(root: Path) -> list[RazError]:
 
 def _candidates(root: Path) -> list[Path]:
     try:
-        here = [root, *entries(root)]
+        here = [root, *folder_entries(root)]
     except RazError:
         return []
     return [folder for folder in here if os.path.isfile(folder / FILE)]
@@ -185,14 +193,14 @@ def reader_of(spec: Spec) -> tuple[str, Reader]:
 
     told = {"folders": "folders train, test (val)"}.get(str(spec.splits), "as its raz-dataset.yaml says")
     return spec.name, Reader(
-        spec.title, partial(survey, spec), f"NAME/{FILE}", find, splits=told, source=f"your own {spec.objects}"
+        spec.title, partial(scan, spec), f"NAME/{FILE}", find, splits=told, source=f"your own {spec.objects}"
     )
 
 
 # ------------------------------------------------------------------ reading it
 
 
-def survey(spec: Spec, folder: Path | None) -> ScanResult:
+def scan(spec: Spec, folder: Path | None) -> ScanResult:
     """Read all points and hash every file; no image is decoded."""
     notes = ScanBuilder()
     images = image_files(spec, notes)
@@ -211,13 +219,13 @@ def survey(spec: Spec, folder: Path | None) -> ScanResult:
         by_split[split].append(Pair(f"{split}/{stem}", pair.picture, pair.label, pair.expected, given=pair.given))
 
     def parse(data: bytes, where: str) -> Annotation:
-        return Annotation(pointfiles.read_single(data, where, spec.columns) + spec.offset)
+        return Annotation(pointfiles.read_image_points(data, where, spec.columns) + spec.offset)
 
     found = {split: read_pairs(each, parse, notes) for split, each in by_split.items() if each or split != "val"}
     for split in ("train", "test"):
         if pairs and not by_split[split]:
             notes.fault(spec.folder / FILE, f"splits leave no image for {split}", "see `splits` in it")
-    return notes.survey(found)
+    return notes.scan(found)
 
 
 def image_files(spec: Spec, notes: ScanBuilder) -> dict[str, Path]:
@@ -226,12 +234,12 @@ def image_files(spec: Spec, notes: ScanBuilder) -> dict[str, Path]:
     files = [p for p in _walk(base, notes, _DEEPEST) if p.suffix.lower() in SUFFIXES]
     if not files and not notes.faults:
         notes.fault(base, "holds no image", f"expected files that end in {', '.join(SUFFIXES)}")
-    return {p.relative_to(base).as_posix(): p for p in distinct(files, notes)}
+    return {p.relative_to(base).as_posix(): p for p in drop_name_clashes(files, notes)}
 
 
 def _walk(folder: Path, notes: ScanBuilder, depth: int) -> list[Path]:
     out: list[Path] = []
-    for path in listing(folder, notes) or ():
+    for path in list_folder(folder, notes) or ():
         if not os.path.isdir(path):
             out.append(path)
         elif depth > 0:

@@ -15,7 +15,7 @@ import yaml
 from raz.data import DATASETS, custom, pointfiles
 from raz.data.contract import SPLITS, ScanResult
 from raz.data.custom import FILE, KEYS, NAME, Spec
-from raz.data.image_pairs import ScanBuilder, entries
+from raz.data.image_pairs import ScanBuilder, folder_entries
 from raz.data.images import SUFFIXES
 from raz.errors import RazError, flatten_errors, raise_all
 from raz.utils.atomic import atomic_write
@@ -24,7 +24,7 @@ from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import parse
 
 Ask = Callable[[str, str], str]  # question, what is taken for an empty answer -> answer
-_HEAD = "# Written by `raz-sweep data add`; `raz-sweep data check {name} --data-root ..` says whether all is right.\n"
+_HEADER = "# Written by `raz-sweep data add`; `raz-sweep data check {name} --data-root ..` says whether all is right.\n"
 
 
 @dataclass(frozen=True)
@@ -53,30 +53,30 @@ def describe(place: Path, given: FolderOptions, ask: Ask | None) -> Spec:
     for option, text in (("--title", given.title), ("--objects", given.objects)):
         if text is not None and not text.isprintable():
             raise RazError(option, f"{text!r} has a line break or the like in it", f"another {option}")
-    name = _answered(given.name, "--name", slugify(place.name, "-", "my-data"), "its name in commands and files", ask)
+    name = _answer(given.name, "--name", slugify(place.name, "-", "my-data"), "its name in commands and files", ask)
     if not NAME.fullmatch(name):
         raise RazError(
             "--name", f"{name!r}, expected 1 to 64 of a-z, 0-9, _ and -", f"--name {slugify(name, '-', 'my-data')}"
         )
     if name in DATASETS:
         raise RazError("--name", f"{name!r} is a published data set", f"--name my-{name.partition('@')[0]}")
-    objects = _answered(given.objects, "--objects", "objects", "what is counted", ask) or "objects"
-    images = _answered(given.images, "--images", _guess_images(place), "the folder of images in it", ask)
-    points = _answered(given.points, "--points", _guess_points(place, images), "the file or folder of points", ask)
+    objects = _answer(given.objects, "--objects", "objects", "what is counted", ask) or "objects"
+    images = _answer(given.images, "--images", _guess_images(place), "the folder of images in it", ask)
+    points = _answer(given.points, "--points", _guess_points(place, images), "the file or folder of points", ask)
     spec = Spec(place, name, given.title or place.name, images, points, objects)
-    _legal(spec)
+    _check_paths(spec)
     table_at = place / points
     header = _header(table_at)
     spec = replace(spec, columns=_columns(spec, given, header, ask))
     spec = replace(spec, splits=_splits(spec, given, header, ask))
-    _sound(spec)
+    _check_spec(spec)
     spec = replace(spec, offset=_offset(spec, given, ask))
     spec = replace(spec, unlisted=_unlisted(spec, given, ask))
-    _sound(spec)
+    _check_spec(spec)
     return spec
 
 
-def text_of(spec: Spec) -> str:
+def to_yaml(spec: Spec) -> str:
     """The file that says so."""
     values: dict[str, Any] = {
         "name": spec.name, "title": spec.title, "objects": spec.objects, "images": spec.images, "points": spec.points,
@@ -88,7 +88,7 @@ def text_of(spec: Spec) -> str:
     if spec.unlisted != "fault":
         values["unlisted"] = spec.unlisted
     values["splits"] = spec.splits if isinstance(spec.splits, str) else dict(spec.splits)
-    return _HEAD.format(name=spec.name) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return _HEADER.format(name=spec.name) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def write(spec: Spec, replace_it: bool = False) -> Path:
@@ -98,7 +98,7 @@ def write(spec: Spec, replace_it: bool = False) -> Path:
         raise RazError(str(path), "is there already", "edit it, or --force")
     try:
         with atomic_write(path) as aside:
-            aside.write_text(text_of(spec), encoding="utf-8")
+            aside.write_text(to_yaml(spec), encoding="utf-8")
             custom.read_spec(aside)  # what is written is read as it was meant
     except OSError as error:
         raise RazError(str(path), f"cannot be written ({error.strerror})", "check the folder's permissions") from error
@@ -107,7 +107,7 @@ def write(spec: Spec, replace_it: bool = False) -> Path:
 
 def scan(spec: Spec) -> ScanResult:
     """What the description finds. Raises RazError, with every fault, when that is nothing to train or to test on."""
-    seen = custom.survey(spec, spec.folder)
+    seen = custom.scan(spec, spec.folder)
     without = [split for split in ("train", "test") if not seen.found.get(split)]
     if without:
         what = f"no image to {' or to '.join(without)} on is found so"
@@ -116,10 +116,10 @@ def scan(spec: Spec) -> ScanResult:
     return seen
 
 
-def _sound(spec: Spec) -> None:
+def _check_spec(spec: Spec) -> None:
     """Raise what is wrong with values that were given, in the names of their options."""
     try:
-        custom.spec_of(parse(text_of(spec), FILE, strict=False), spec.folder)
+        custom.spec_of(parse(to_yaml(spec), FILE, strict=False), spec.folder)
     except RazError as error:
         found = []
         for fault in flatten_errors(error):
@@ -132,7 +132,7 @@ def _sound(spec: Spec) -> None:
 # ------------------------------------------------------------------ guesses
 
 
-def _answered(given: str | None, option: str, guess: str, question: str, ask: Ask | None) -> str:
+def _answer(given: str | None, option: str, guess: str, question: str, ask: Ask | None) -> str:
     if given is not None:
         return given
     if ask is not None:
@@ -142,7 +142,7 @@ def _answered(given: str | None, option: str, guess: str, question: str, ask: As
     return guess
 
 
-def _legal(spec: Spec) -> None:
+def _check_paths(spec: Spec) -> None:
     for option, value in (("--images", spec.images), ("--points", spec.points)):
         path = (spec.folder / value).resolve()
         if not path.is_relative_to(spec.folder) and not (spec.folder / value).is_symlink():
@@ -150,19 +150,19 @@ def _legal(spec: Spec) -> None:
         if not value:
             raise RazError(option, "an empty name", f"{option} NAME, or {option} . for {spec.folder} itself")
         if not os.path.exists(path):
-            here = [p.name for p in entries(spec.folder)]
+            here = [p.name for p in folder_entries(spec.folder)]
             raise RazError(option, f"no {value} in {spec.folder}", did_you_mean(value, here))
         if option == "--images" and not path.is_dir():
             raise RazError(option, f"{value} is a file, expected the folder of images", "--images images")
 
 
 def _images_in(place: Path) -> int:
-    return sum(path.suffix.lower() in SUFFIXES for path in entries(place))
+    return sum(path.suffix.lower() in SUFFIXES for path in folder_entries(place))
 
 
 def _guess_images(place: Path) -> str:
     """`images` or the only folder with images, `.` where they or folders of splits lie in it."""
-    folders = [p for p in entries(place) if p.is_dir()]
+    folders = [p for p in folder_entries(place) if p.is_dir()]
     if _images_in(place) or any(p.name.lower() in SPLITS for p in folders):
         return "."
     holding = [p.name for p in folders if _images_in(p) or any((p / split).is_dir() for split in SPLITS)]
@@ -172,7 +172,7 @@ def _guess_images(place: Path) -> str:
 
 def _guess_points(place: Path, images: str) -> str:
     """The only file of points, a folder of them, or the images' own folder where they lie beside the images."""
-    here = entries(place)
+    here = folder_entries(place)
     files = [p.name for p in here if p.suffix.lower() in (".csv", ".json", ".tsv")]
     if len(files) == 1:
         return files[0]
@@ -183,25 +183,25 @@ def _guess_points(place: Path, images: str) -> str:
     for name in folders:
         if name.lower() in ("points", "labels", "annotations", "gt", "ground_truth", "ground-truth", "coordinates"):
             return name
-    beside = next((p for p in _some(place / images) if p.suffix.lower() in pointfiles.SUFFIXES), None)
+    beside = next((p for p in _two_levels(place / images) if p.suffix.lower() in pointfiles.SUFFIXES), None)
     return images if beside is not None and not files else ""
 
 
-def _some(place: Path) -> list[Path]:
+def _two_levels(place: Path) -> list[Path]:
     """What lies in a folder and in the folders right below it."""
-    out = entries(place) if place.is_dir() else []
-    return out + [path for inner in out if inner.is_dir() for path in entries(inner)]
+    out = folder_entries(place) if place.is_dir() else []
+    return out + [path for inner in out if inner.is_dir() for path in folder_entries(inner)]
 
 
 def _header(path: Path) -> list[str]:
     """The columns of the file for all images, or of the first file of an image; none for JSON and plain numbers."""
     if path.is_dir():
-        first = next((p for p in _some(path) if p.suffix.lower() in (".csv", ".tsv")), None)
+        first = next((p for p in _two_levels(path) if p.suffix.lower() in (".csv", ".tsv")), None)
     else:
         first = path if path.suffix.lower() != ".json" else None
     if first is None:
         return []
-    header = pointfiles.header_of(first.read_bytes(), str(first))
+    header = pointfiles.read_header(first.read_bytes(), str(first))
     return [] if path.is_dir() and all(re.fullmatch(r"[-+.\deE]+", name) for name in header) else header
 
 
@@ -217,7 +217,7 @@ def _columns(spec: Spec, given: FolderOptions, header: list[str], ask: Ask | Non
         return dict(zip(wanted, names, strict=True))
     out: dict[str, str] = {}
     for what in wanted if header else ():
-        if pointfiles.pick(header, what) is None:
+        if pointfiles.find_column(header, what) is None:
             question = f"which column of {', '.join(header)} holds the {what}"
             if ask is None:
                 raise RazError(
@@ -243,7 +243,7 @@ def _splits(spec: Spec, given: FolderOptions, header: list[str], ask: Ask | None
     else:
         guess = "test=0.2"
     question = "how images are divided: folders, column=NAME, test=PART, or train=FILE,test=FILE"
-    told = _answered(given.splits, "--splits", guess, question, ask)
+    told = _answer(given.splits, "--splits", guess, question, ask)
     if told == "folders":
         return told
     try:
@@ -259,7 +259,7 @@ def _offset(spec: Spec, given: FolderOptions, ask: Ask | None) -> float:
     """Whole numbers are the numbers of pixels, from 0 or from 1: their centres are half a pixel away (27)."""
     if given.offset is not None:
         return given.offset
-    found = custom.survey(replace(spec, unlisted="empty"), spec.folder).found
+    found = custom.scan(replace(spec, unlisted="empty"), spec.folder).found
     heads = [(f, f.item.load_heads()) for each in found.values() for f in each]
     every = np.concatenate([np.zeros((0, 2)), *[xy for _, xy in heads]])
     guess = 0.0
@@ -279,7 +279,7 @@ def _unlisted(spec: Spec, given: FolderOptions, ask: Ask | None) -> str:
         if given.unlisted not in custom.UNLISTED:
             raise RazError("--unlisted", f"{given.unlisted!r}, expected {' or '.join(custom.UNLISTED)}")
         return given.unlisted
-    missing = custom.survey(spec, spec.folder).missing
+    missing = custom.scan(spec, spec.folder).missing
     if not missing or ask is None:
         return "fault"
     question = f"{len(missing)} image(s) have no points: do they hold nothing (empty), or are points missing (fault)"

@@ -29,7 +29,7 @@ from raz.utils.atomic import atomic_write
 
 _VERSION = 1  # of the pack's meaning: raise it when the same items would give other bytes
 _MAGIC = b"RAZPACK1"
-_TAIL = 8 + 32 + len(_MAGIC)  # index length, sha256 of the index, magic
+_FOOTER_BYTES = 8 + 32 + len(_MAGIC)  # index length, sha256 of the index, magic
 
 
 def input_size(height: int, width: int, scale: float, max_side: int) -> tuple[int, int]:
@@ -48,7 +48,7 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _PackEntry:
     """One image of a pack."""
 
     offset: int
@@ -192,15 +192,15 @@ class Frames:
         what = [_VERSION, scale, max_side, [(item.id, item.digest) for item in items]]
         return f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.rgb"
 
-    def _open(self) -> tuple[NDArray[np.uint8], tuple[_Entry, ...]]:
+    def _open(self) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]]:
         if self._pack is None:
             return self._in_memory()
         return _read(self._path, len(self._items)) or self._build()
 
-    def _build(self) -> tuple[NDArray[np.uint8], tuple[_Entry, ...]]:
+    def _build(self) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]]:
         with atomic_write(self._path) as aside, open(aside, "xb") as file:
             entries = []
-            for entry, pixels in self._decoded():
+            for entry, pixels in self._decode_all():
                 file.write(pixels.data)
                 entries.append(entry)
             _write_index(file, entries)
@@ -212,9 +212,9 @@ class Frames:
             raise RazError(str(self._path), "was damaged again right after it was written", "check the disk")
         return fresh
 
-    def _in_memory(self) -> tuple[NDArray[np.uint8], tuple[_Entry, ...]]:
+    def _in_memory(self) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]]:
         entries, parts = [], []
-        for entry, pixels in self._decoded():
+        for entry, pixels in self._decode_all():
             entries.append(entry)
             parts.append(pixels.reshape(-1))
         # one image, which may be large, is not copied
@@ -222,7 +222,7 @@ class Frames:
         buffer.flags.writeable = False
         return buffer, tuple(entries)
 
-    def _decoded(self) -> Iterator[tuple[_Entry, Pixels]]:
+    def _decode_all(self) -> Iterator[tuple[_PackEntry, Pixels]]:
         """Each image at input size, once; raises all that fail together, after the last."""
         offset = 0
         faults: list[RazError] = []
@@ -237,19 +237,19 @@ class Frames:
                 faults.append(RazError(item.id, f"has heads outside its {w0} x {h0} px", "check the data set"))
                 continue
             pixels = np.ascontiguousarray(resize(original, *input_size(h0, w0, self._scale, self._max_side)))
-            entry = _Entry(offset, pixels.shape[0], pixels.shape[1], h0, w0, zlib.crc32(pixels.data))
+            entry = _PackEntry(offset, pixels.shape[0], pixels.shape[1], h0, w0, zlib.crc32(pixels.data))
             offset += entry.nbytes
             if not faults:
                 yield entry, pixels
         raise_all(faults)
 
 
-def _write_index(file: IO[bytes], entries: Sequence[_Entry]) -> None:
+def _write_index(file: IO[bytes], entries: Sequence[_PackEntry]) -> None:
     index = json.dumps([asdict(entry) for entry in entries]).encode()
     file.write(index + len(index).to_bytes(8, "little") + hashlib.sha256(index).digest() + _MAGIC)
 
 
-def _read(path: Path, images: int) -> tuple[NDArray[np.uint8], tuple[_Entry, ...]] | None:
+def _read(path: Path, images: int) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]] | None:
     """The mapped bytes and the index of a pack, or None when it is not there or damaged.
 
     The index is checked here; the pixels of each image when they are first used.
@@ -257,18 +257,18 @@ def _read(path: Path, images: int) -> tuple[NDArray[np.uint8], tuple[_Entry, ...
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            file.seek(max(0, size - _TAIL))
+            file.seek(max(0, size - _FOOTER_BYTES))
             tail = file.read()
             length = int.from_bytes(tail[:8], "little")
-            if len(tail) != _TAIL or tail[40:] != _MAGIC or length > size - _TAIL:
+            if len(tail) != _FOOTER_BYTES or tail[40:] != _MAGIC or length > size - _FOOTER_BYTES:
                 return None
-            file.seek(size - _TAIL - length)
+            file.seek(size - _FOOTER_BYTES - length)
             index = file.read(length)
     except OSError:
         return None
     if hashlib.sha256(index).digest() != tail[8:40]:
         return None
-    entries = tuple(_Entry(**fields) for fields in json.loads(index))
-    if len(entries) != images or sum(entry.nbytes for entry in entries) != size - _TAIL - length:
+    entries = tuple(_PackEntry(**fields) for fields in json.loads(index))
+    if len(entries) != images or sum(entry.nbytes for entry in entries) != size - _FOOTER_BYTES - length:
         return None
     return np.asarray(np.memmap(path, np.uint8, "r")), entries

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from raz.data.contract import Heads, Pixels, Sample, ScanResult, Sizes, Split, SurveyedSample
+from raz.data.contract import Heads, Pixels, Sample, ScannedSample, ScanResult, Sizes, Split
 from raz.data.images import SUFFIXES, decode, size_of
-from raz.data.region import OUTSIDE, Polygon, inside, mask
+from raz.data.region import OUTSIDE_COLOUR, Polygon, in_polygon, mask
 from raz.errors import RazError, RazErrorGroup
 
 
@@ -45,7 +45,7 @@ class Pair:
     given: Annotation | None = None
 
 
-Parse = Callable[[bytes, str], Annotation]  # an annotation's bytes and name; raises RazError
+ParseAnnotation = Callable[[bytes, str], Annotation]  # an annotation's bytes and name; raises RazError
 
 
 @dataclass
@@ -61,12 +61,12 @@ class ScanBuilder:
     def fault(self, where: Path | str, what: str, hint: str) -> None:
         self.faults.append(RazError(str(where), what, hint))
 
-    def published(self, split: str, images: int, expected: int) -> None:
+    def compare_size(self, split: str, images: int, expected: int) -> None:
         """Tell that a copy is not as large as published."""
         if images != expected:
             self.warnings.append(f"{images} {split} images, {expected} were published: scores do not compare")
 
-    def survey(self, found: Mapping[Split, tuple[SurveyedSample, ...]]) -> ScanResult:
+    def scan(self, found: Mapping[Split, tuple[ScannedSample, ...]]) -> ScanResult:
         """All of it, with a line each for heads left out and annotations left over."""
         outside = [f for each in found.values() for f in each if f.outside]
         if outside:
@@ -93,7 +93,7 @@ def natural_sort_key(path: Path) -> tuple[object, ...]:
     return tuple(int(bit) if bit.isdigit() else bit for bit in re.split(r"(\d+)", path.name))
 
 
-def entries(folder: Path) -> list[Path]:
+def folder_entries(folder: Path) -> list[Path]:
     """What a folder holds, hidden files left out, in the order of the numbers in the names. Raises RazError."""
     try:
         with os.scandir(folder) as found:
@@ -106,24 +106,24 @@ def entries(folder: Path) -> list[Path]:
         raise RazError(str(folder), f"cannot be read ({error.strerror})", "check its permissions") from error
 
 
-def listing(folder: Path, notes: ScanBuilder) -> list[Path] | None:
+def list_folder(folder: Path, notes: ScanBuilder) -> list[Path] | None:
     """`entries`, or None with the fault noted."""
     try:
-        return entries(folder)
+        return folder_entries(folder)
     except RazError as error:
         notes.faults.append(error)
         return None
 
 
-def find_folder(root: Path, names: Sequence[str], looks: Sequence[str], layout: str) -> Path:
-    """The folder of a data set: `root` itself when it holds all of `looks`, else the one in it of these names.
+def find_folder(root: Path, names: Sequence[str], markers: Sequence[str], layout: str) -> Path:
+    """The folder of a data set: `root` itself when it holds all of `markers`, else the one in it of these names.
 
     Case does not matter. Raises RazError when there is none, when there are two, and when `root` cannot be read.
     """
-    if all(os.path.exists(root / look) for look in looks):
+    if all(os.path.exists(root / marker) for marker in markers):
         return root
     wanted = {name.lower() for name in names}
-    here = [p for p in entries(root) if p.name.lower() in wanted and os.path.isdir(p)]
+    here = [p for p in folder_entries(root) if p.name.lower() in wanted and os.path.isdir(p)]
     if len(here) > 1:
         raise RazError(
             str(root), f"holds {' and '.join(p.name for p in here)}, expected one of them", f"--data-root {here[0]}"
@@ -135,16 +135,16 @@ def find_folder(root: Path, names: Sequence[str], looks: Sequence[str], layout: 
 
 def list_images(folder: Path, notes: ScanBuilder, example: str) -> list[Path]:
     """The image files of a folder, one of each name; none at all, and names that clash, are faults."""
-    found = listing(folder, notes)
+    found = list_folder(folder, notes)
     if found is None:
         return []
     images = [p for p in found if p.suffix.lower() in SUFFIXES]
     if not images:
         notes.fault(folder, "holds no image", f"expected {example}")
-    return list(distinct(images, notes))
+    return list(drop_name_clashes(images, notes))
 
 
-def distinct(images: Iterable[Path], notes: ScanBuilder) -> Iterator[Path]:
+def drop_name_clashes(images: Iterable[Path], notes: ScanBuilder) -> Iterator[Path]:
     """The first of those whose names differ in case or ending only: they would share one annotation and one id."""
     first: dict[str, Path] = {}
     for image in images:
@@ -158,7 +158,7 @@ def distinct(images: Iterable[Path], notes: ScanBuilder) -> Iterator[Path]:
             notes.fault(image, what, "rename one of them, or keep one")
 
 
-def by_name(files: Iterable[Path], suffix: str, notes: ScanBuilder) -> dict[str, Path]:
+def files_by_name(files: Iterable[Path], suffix: str, notes: ScanBuilder) -> dict[str, Path]:
     """Annotation files by their lower-case name; names that differ in case only are a fault."""
     out: dict[str, Path] = {}
     for path in files:
@@ -169,7 +169,7 @@ def by_name(files: Iterable[Path], suffix: str, notes: ScanBuilder) -> dict[str,
     return out
 
 
-def orphans(labels: Mapping[str, Path], pairs: Iterable[Pair], notes: ScanBuilder) -> None:
+def note_orphans(labels: Mapping[str, Path], pairs: Iterable[Pair], notes: ScanBuilder) -> None:
     """Note the annotations that no image uses."""
     used = {pair.label for pair in pairs}
     notes.orphaned += [str(path) for path in labels.values() if path not in used]
@@ -178,9 +178,9 @@ def orphans(labels: Mapping[str, Path], pairs: Iterable[Pair], notes: ScanBuilde
 # ------------------------------------------------------------------ reading them
 
 
-def read_pairs(pairs: Sequence[Pair], parse: Parse, notes: ScanBuilder) -> tuple[SurveyedSample, ...]:
+def read_pairs(pairs: Sequence[Pair], parse: ParseAnnotation, notes: ScanBuilder) -> tuple[ScannedSample, ...]:
     """Read every annotation and hash every file; no image is decoded. Faults are noted, the good part returned."""
-    found: list[SurveyedSample] = []
+    found: list[ScannedSample] = []
     first: dict[str, str] = {}  # image digest -> scene: copies of one picture are one scene
     for pair in pairs:
         if pair.label is None and pair.given is None:
@@ -199,9 +199,9 @@ def read_pairs(pairs: Sequence[Pair], parse: Parse, notes: ScanBuilder) -> tuple
     return tuple(found)
 
 
-def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[SurveyedSample, tuple[str, ...]]:
+def _read_one(pair: Pair, parse: ParseAnnotation, first: dict[str, str]) -> tuple[ScannedSample, tuple[str, ...]]:
     faults: list[RazError] = []
-    image_bytes = _bytes(pair.picture, faults)
+    image_bytes = _read_bytes(pair.picture, faults)
     size: tuple[int, int] | None = None
     if image_bytes is not None:
         try:
@@ -212,7 +212,7 @@ def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[Surveyed
     if pair.given is not None:
         label_digest = hashlib.sha256(np.ascontiguousarray(pair.given.heads).tobytes()).digest()
     elif pair.label is not None:
-        label_bytes = _bytes(pair.label, faults)
+        label_bytes = _read_bytes(pair.label, faults)
         if label_bytes is not None:
             label_digest = hashlib.sha256(label_bytes).digest()
             try:
@@ -223,7 +223,7 @@ def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[Surveyed
         raise RazErrorGroup(faults)
     height, width = size
     x, y = annotation.heads[:, 0], annotation.heads[:, 1]
-    within = (x >= 0) & (x < width) & (y >= 0) & (y < height) & inside(pair.region, annotation.heads)  # (27)
+    within = (x >= 0) & (x < width) & (y >= 0) & (y < height) & in_polygon(pair.region, annotation.heads)  # (27)
     image_digest = hashlib.sha256(image_bytes).hexdigest()
     digest = hashlib.sha256(image_bytes)
     digest.update(label_digest)
@@ -239,10 +239,10 @@ def _read_one(pair: Pair, parse: Parse, first: dict[str, str]) -> tuple[Surveyed
         part=pair.part,
         load_sizes=annotation.sizes[within].copy if annotation.sizes is not None else None,
     )
-    return SurveyedSample(item, image_digest, int(len(annotation.heads) - within.sum())), annotation.notes
+    return ScannedSample(item, image_digest, int(len(annotation.heads) - within.sum())), annotation.notes
 
 
-def _bytes(path: Path, faults: list[RazError]) -> bytes | None:
+def _read_bytes(path: Path, faults: list[RazError]) -> bytes | None:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -263,5 +263,5 @@ def load_pixels(path: Path, image_digest: str, region: Polygon = ()) -> Pixels:
         raise RazError(str(path), "has changed since the data set was opened", "open the data set again")
     pixels = decode(data, str(path))
     if region:
-        pixels[~mask(region, *pixels.shape[:2])] = OUTSIDE
+        pixels[~mask(region, *pixels.shape[:2])] = OUTSIDE_COLOUR
     return pixels

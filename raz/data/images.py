@@ -17,8 +17,8 @@ from raz.errors import RazError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 BAND = 512  # rows that are converted at a time
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what PIL raises on damage
+_SWAPPED_SIDES = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what PIL raises on damage
 
 
 def decode(data: bytes, where: str) -> NDArray[np.uint8]:
@@ -28,7 +28,7 @@ def decode(data: bytes, where: str) -> NDArray[np.uint8]:
     one, and one that is refused.
     """
     try:
-        with _opened(data, where) as image:
+        with _open_image(data, where) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             upright: Image.Image = image
@@ -39,8 +39,8 @@ def decode(data: bytes, where: str) -> NDArray[np.uint8]:
                 grey = np.clip(wide >> 8 if wide.max(initial=0) > 255 else wide, 0, 255).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
             return rgb_array(upright)
-    except _BROKEN as error:
-        raise _damaged(where, error) from error
+    except _DECODE_ERRORS as error:
+        raise _damage_error(where, error) from error
 
 
 def rgb_array(image: Image.Image) -> NDArray[np.uint8]:
@@ -63,18 +63,18 @@ def size_of(data: bytes, where: str) -> tuple[int, int]:
     Raises RazError when there is no header, or when the end is missing and decoding fails too.
     """
     try:
-        with _opened(data, where) as image:
+        with _open_image(data, where) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in _TURNED
+            turned = image.getexif().get(0x0112, 1) in _SWAPPED_SIDES
             marked = image.format in ("JPEG", "MPO", "PNG")
-    except _BROKEN as error:
-        raise _damaged(where, error) from error
+    except _DECODE_ERRORS as error:
+        raise _damage_error(where, error) from error
     if not marked or (b"\xff\xd9" not in data[-64:] and b"IEND" not in data[-64:]):  # no end of JPEG, no end of PNG:
         decode(data, where)  # a longer tail is legal, and other formats have no mark, so decoding decides
     return (width, height) if turned else (height, width)
 
 
-def _opened(data: bytes, where: str) -> Image.Image:
+def _open_image(data: bytes, where: str) -> Image.Image:
     """The image with its header read. Raises RazError for what is refused, PIL's own errors on damage."""
     if not data:
         raise RazError(where, "is empty (0 bytes), expected an image", "copy the file again")
@@ -87,7 +87,7 @@ def _opened(data: bytes, where: str) -> Image.Image:
     return image
 
 
-def _damaged(where: str, error: Exception) -> RazError:
+def _damage_error(where: str, error: Exception) -> RazError:
     if isinstance(error, UnidentifiedImageError):
         return RazError(where, "is no image that can be read", "copy the file again")
     return RazError(where, f"damaged image ({error})", "copy the file again")

@@ -14,22 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
-from raz.data.contract import SPLITS, Reader, ScanResult, Split, SurveyedSample
+from raz.data.contract import SPLITS, Reader, ScannedSample, ScanResult, Split
 from raz.data.image_pairs import (
     Annotation,
     Pair,
     ScanBuilder,
-    by_name,
+    files_by_name,
     find_folder,
+    list_folder,
     list_images,
-    listing,
-    orphans,
+    note_orphans,
     read_pairs,
 )
 from raz.errors import RazError
 
 PUBLISHED: dict[Split, int] = {"train": 2272, "val": 500, "test": 1600}
-_AGAIN = "copy the annotation again"
+_COPY_AGAIN = "copy the annotation again"
 
 
 def parse(data: bytes, where: str) -> Annotation:
@@ -37,7 +37,7 @@ def parse(data: bytes, where: str) -> Annotation:
     try:
         lines = data.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise RazError(where, "is no text, expected lines of `x y w h o b`", _AGAIN) from error
+        raise RazError(where, "is no text, expected lines of `x y w h o b`", _COPY_AGAIN) from error
     heads: list[tuple[float, float]] = []
     wrong: list[tuple[int, str]] = []
     for number, line in enumerate(lines, start=1):
@@ -58,31 +58,31 @@ def parse(data: bytes, where: str) -> Annotation:
     if wrong:
         number, what = wrong[0]
         more = f" ({len(wrong)} such lines)" if len(wrong) > 1 else ""
-        raise RazError(f"{where}:{number}", f"{what}: x y w h o b{more}", _AGAIN)
+        raise RazError(f"{where}:{number}", f"{what}: x y w h o b{more}", _COPY_AGAIN)
     return Annotation(np.array(heads, dtype=np.float64).reshape(-1, 2))
 
 
-def survey(folder: Path | None) -> ScanResult:
+def scan(folder: Path | None) -> ScanResult:
     """Read every annotation and hash every file; no image is decoded."""
     assert folder is not None
     notes = ScanBuilder()
-    found: dict[Split, tuple[SurveyedSample, ...]] = {}
+    found: dict[Split, tuple[ScannedSample, ...]] = {}
     for split in SPLITS:
         base = folder / split
-        labels = by_name(listing(base / "gt", notes) or (), ".txt", notes)
+        labels = files_by_name(list_folder(base / "gt", notes) or (), ".txt", notes)
         pairs = []
         for picture in list_images(base / "images", notes, "0001.jpg, …"):
             name = f"{picture.stem}.txt"
             pairs.append(Pair(f"{split}/{picture.stem}", picture, labels.get(name.lower()), base / "gt" / name))
         if pairs:
-            orphans(labels, pairs, notes)
-        notes.published(split, len(pairs), PUBLISHED[split])
+            note_orphans(labels, pairs, notes)
+        notes.compare_size(split, len(pairs), PUBLISHED[split])
         found[split] = read_pairs(pairs, parse, notes)
         _compare(base / "image_labels.txt", split, found[split], notes)
-    return notes.survey(found)
+    return notes.scan(found)
 
 
-def _compare(path: Path, split: Split, found: tuple[SurveyedSample, ...], notes: ScanBuilder) -> None:
+def _compare(path: Path, split: Split, found: tuple[ScannedSample, ...], notes: ScanBuilder) -> None:
     """Warn of images whose number of heads is not the one that image_labels.txt states; it need not be there."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -113,6 +113,6 @@ def _find(root: Path) -> Path:
 
 
 READER = Reader(
-    "JHU-Crowd++", survey, "jhu_crowd_v2.0/{train,val,test}/{images/0001.jpg,gt/0001.txt}", _find,
+    "JHU-Crowd++", scan, "jhu_crowd_v2.0/{train,val,test}/{images/0001.jpg,gt/0001.txt}", _find,
     splits="train, val, test", source="www.crowd-counting.com; for research, not commercial",
 )  # fmt: skip

@@ -11,10 +11,10 @@ import numpy as np
 from raz.data.contract import Heads
 from raz.errors import RazError
 
-AGAIN = "copy the annotation again"
+COPY_AGAIN = "copy the annotation again"
 
 
-def variables(data: bytes, where: str, *names: str) -> dict[str, Any]:
+def read_variables(data: bytes, where: str, *names: str) -> dict[str, Any]:
     """Those of the named variables that a MATLAB 5 file holds, or a 7.3 (HDF5) one where h5py is installed.
 
     Raises RazError for bytes that are neither.
@@ -22,14 +22,14 @@ def variables(data: bytes, where: str, *names: str) -> dict[str, Any]:
     from scipy.io import loadmat  # takes longer to import than a reader that is not used should
 
     if not data:
-        raise RazError(where, "is empty (0 bytes), expected a MATLAB file", AGAIN)
+        raise RazError(where, "is empty (0 bytes), expected a MATLAB file", COPY_AGAIN)
     try:
         # the stubs leave out that a file object will do
         return dict(loadmat(io.BytesIO(data), variable_names=list(names)))  # type: ignore[arg-type]
     except NotImplementedError:
         return _version_73(data, where, names)
     except Exception as error:  # scipy raises many kinds on damaged bytes, struct.error and zlib.error among them
-        raise RazError(where, f"is no MATLAB file that can be read ({error})", AGAIN) from error
+        raise RazError(where, f"is no MATLAB file that can be read ({error})", COPY_AGAIN) from error
 
 
 def _version_73(data: bytes, where: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -47,11 +47,11 @@ def _version_73(data: bytes, where: str, names: tuple[str, ...]) -> dict[str, An
                     empty = bool(file[name].attrs.get("MATLAB_empty", 0))  # then the data are the array's size
                     found[name] = np.zeros((0, 2)) if empty else np.asarray(file[name][()]).T
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise RazError(where, f"is no MATLAB file that can be read ({error})", AGAIN) from error
+        raise RazError(where, f"is no MATLAB file that can be read ({error})", COPY_AGAIN) from error
     return found
 
 
-def points(values: Any, where: str, field: str) -> Heads:
+def as_heads(values: Any, where: str, field: str) -> Heads:
     """Heads (n, 2) float64 of an array as annotated, in x, y px; an empty array of any shape is no head.
 
     Raises RazError for text instead of numbers, NaN or infinite points, and any shape but (n, 2).
@@ -61,23 +61,23 @@ def points(values: Any, where: str, field: str) -> Heads:
         return np.zeros((0, 2))
     if array.dtype.kind not in "fiu":
         kind = "text" if array.dtype.kind in "SU" else f"{array.dtype}"
-        raise RazError(where, f"{field} holds {kind}, expected numbers", AGAIN)
+        raise RazError(where, f"{field} holds {kind}, expected numbers", COPY_AGAIN)
     if array.ndim != 2 or array.shape[1] != 2:
-        raise RazError(where, f"{field} has the shape {array.shape}, expected (n, 2): x, y in pixels", AGAIN)
+        raise RazError(where, f"{field} has the shape {array.shape}, expected (n, 2): x, y in pixels", COPY_AGAIN)
     heads = array.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(heads).all(axis=1))
     if len(bad):
-        raise RazError(where, f"{len(bad)} point(s) are not finite, the first at row {bad[0] + 1}", AGAIN)
+        raise RazError(where, f"{len(bad)} point(s) are not finite, the first at row {bad[0] + 1}", COPY_AGAIN)
     return heads
 
 
-def ann_points(data: bytes, where: str) -> Heads:
+def read_ann_points(data: bytes, where: str) -> Heads:
     """`annPoints`, (n, 2) x, y px: what UCF-QNRF, UCF_CC_50 and NWPU-Crowd annotate with. Raises RazError."""
-    return named_points(variables(data, where, "annPoints"), where, "annPoints")
+    return heads_of_variable(read_variables(data, where, "annPoints"), where, "annPoints")
 
 
-def named_points(content: Mapping[str, Any], where: str, name: str) -> Heads:
+def heads_of_variable(content: Mapping[str, Any], where: str, name: str) -> Heads:
     """The heads of one variable of a file. Raises RazError when it is not there, and as `points`."""
     if name not in content:
-        raise RazError(where, f"has no variable {name}", AGAIN)
-    return points(content[name], where, name)
+        raise RazError(where, f"has no variable {name}", COPY_AGAIN)
+    return as_heads(content[name], where, name)

@@ -23,10 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from raz.data.contract import Reader, ScanResult, Sizes, Split, SurveyedSample
-from raz.data.image_pairs import Annotation, Pair, ScanBuilder, by_name, distinct, find_folder, listing, read_pairs
+from raz.data.contract import Reader, ScannedSample, ScanResult, Sizes, Split
+from raz.data.image_pairs import (
+    Annotation,
+    Pair,
+    ScanBuilder,
+    drop_name_clashes,
+    files_by_name,
+    find_folder,
+    list_folder,
+    read_pairs,
+)
 from raz.data.images import SUFFIXES
-from raz.data.matlab import AGAIN, named_points, points, variables
+from raz.data.matlab import COPY_AGAIN, as_heads, heads_of_variable, read_variables
 from raz.errors import RazError
 
 LISTS: tuple[tuple[Split, str, int], ...] = (("train", "train.txt", 3109), ("test", "val.txt", 500))
@@ -36,20 +45,20 @@ _FOLDER = re.compile(r"images(_part\d+)?", re.IGNORECASE)
 def parse(data: bytes, where: str) -> Annotation:
     """The heads of a mat or, by its name, a json. Raises RazError."""
     if not where.lower().endswith(".json"):
-        variable = variables(data, where, "annPoints", "annBoxes")
-        heads = named_points(variable, where, "annPoints")
+        variable = read_variables(data, where, "annPoints", "annBoxes")
+        heads = heads_of_variable(variable, where, "annPoints")
         sizes, odd = box_sizes(variable.get("annBoxes"), len(heads))
         return Annotation(heads, odd, sizes)
     try:
         content: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise RazError(where, f"is no JSON that can be read ({error})", AGAIN) from error
+        raise RazError(where, f"is no JSON that can be read ({error})", COPY_AGAIN) from error
     if not isinstance(content, dict) or "points" not in content:
-        raise RazError(where, "has no field points", AGAIN)
+        raise RazError(where, "has no field points", COPY_AGAIN)
     try:
-        heads = points(content["points"], where, "points")
+        heads = as_heads(content["points"], where, "points")
     except ValueError as error:  # rows of different lengths
-        raise RazError(where, "points are not all [x, y]", AGAIN) from error
+        raise RazError(where, "points are not all [x, y]", COPY_AGAIN) from error
     sizes, odd = box_sizes(content.get("boxes"), len(heads))
     stated = content.get("human_num")
     if isinstance(stated, int) and stated != len(heads):
@@ -76,22 +85,22 @@ def box_sizes(values: Any, heads: int) -> tuple[Sizes | None, tuple[str, ...]]:
     return np.abs(boxes[:, 2:] - boxes[:, :2]), ()
 
 
-def survey(folder: Path | None) -> ScanResult:
+def scan(folder: Path | None) -> ScanResult:
     """Read the lists, every annotation they name, and hash every image; no image is decoded."""
     assert folder is not None
     notes = ScanBuilder()
     images: dict[str, Path] = {}
     for place in _image_folders(folder, notes):
-        files = [p for p in listing(place, notes) or () if p.suffix.lower() in SUFFIXES]
-        images |= {p.stem.lower(): p for p in distinct(files, notes)}
+        files = [p for p in list_folder(place, notes) or () if p.suffix.lower() in SUFFIXES]
+        images |= {p.stem.lower(): p for p in drop_name_clashes(files, notes)}
     labels: dict[str, Path] = {}
     kinds = [(name, suffix) for name, suffix in (("jsons", ".json"), ("mats", ".mat")) if os.path.isdir(folder / name)]
     for name, suffix in kinds:  # the mats come last and so win
-        found = by_name(listing(folder / name, notes) or (), suffix, notes)
+        found = files_by_name(list_folder(folder / name, notes) or (), suffix, notes)
         labels |= {path.stem.lower(): path for path in found.values()}
     if not kinds:
         notes.fault(folder, "no folder mats or jsons", "expected the annotations in one of them")
-    out: dict[Split, tuple[SurveyedSample, ...]] = {}
+    out: dict[Split, tuple[ScannedSample, ...]] = {}
     named: dict[str, str] = {}
     for split, name, published in LISTS:
         pairs = []
@@ -103,14 +112,14 @@ def survey(folder: Path | None) -> ScanResult:
             elif label is not None or kinds:
                 expected = folder / kinds[-1][0] / f"{stem}{kinds[-1][1]}"
                 pairs.append(Pair(f"{name.removesuffix('.txt')}/{picture.stem}", picture, label, expected))
-        notes.published("val" if split == "test" else split, len(pairs), published)
+        notes.compare_size("val" if split == "test" else split, len(pairs), published)
         out[split] = read_pairs(pairs, parse, notes)
     _leftover(images, labels, named, notes)
-    return notes.survey(out)
+    return notes.scan(out)
 
 
 def _image_folders(folder: Path, notes: ScanBuilder) -> list[Path]:
-    here = listing(folder, notes) or []
+    here = list_folder(folder, notes) or []
     found = [p for p in here if _FOLDER.fullmatch(p.name) and os.path.isdir(p)]
     if not found and here:
         notes.fault(folder / "images", "no such folder", "unpack the images into it (or leave them in images_part1, …)")
@@ -161,7 +170,7 @@ def _find(root: Path) -> Path:
 
 
 READER = Reader(
-    "NWPU-Crowd (val)", survey, "NWPU-Crowd/{images/0001.jpg,mats/0001.mat,train.txt,val.txt}", _find,
+    "NWPU-Crowd (val)", scan, "NWPU-Crowd/{images/0001.jpg,mats/0001.mat,train.txt,val.txt}", _find,
     splits="train; test: the official val (test labels are withheld); val: a tenth of train",
     source="www.crowdbenchmark.com; academic, not commercial",
 )  # fmt: skip

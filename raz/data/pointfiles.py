@@ -24,7 +24,7 @@ from raz.errors import RazError, raise_all
 
 SUFFIXES = (".csv", ".json", ".txt", ".tsv")
 # Names of columns as they are met, the first of them as they are asked for.
-ALIASES: dict[str, tuple[str, ...]] = {
+COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "image": ("image", "file", "filename", "file_name", "image_name", "image_id", "img", "name", "slice"),
     "x": ("x", "cx", "xc", "center_x", "x_center", "centroid_x", "x_px", "col", "column"),
     "y": ("y", "cy", "yc", "center_y", "y_center", "centroid_y", "y_px", "row"),
@@ -32,16 +32,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
 _SAVE = "save the points as CSV with the header image,x,y"
 
 
-class TwiceError(ValueError):
+class DuplicateNameError(ValueError):
     """A name that stands twice in one JSON object, of which Python would keep the last and lose the others' points."""
 
 
 def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(…, object_pairs_hook=once_each)`. Raises TwiceError."""
+    """For `json.loads(…, object_pairs_hook=once_each)`. Raises DuplicateNameError."""
     out = dict(pairs)
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
-        raise TwiceError(f"{next(name for name in out if names.count(name) > 1)!r} stands twice in one object")
+        raise DuplicateNameError(f"{next(name for name in out if names.count(name) > 1)!r} stands twice in one object")
     return out
 
 
@@ -57,15 +57,15 @@ class PointTable:
         return np.array(self.points[name], dtype=np.float64).reshape(-1, 2)
 
 
-def header_of(data: bytes, where: str) -> list[str]:
+def read_header(data: bytes, where: str) -> list[str]:
     """The column names of a CSV file with a header. Raises RazError."""
     return _rows(data, where)[0]
 
 
-def pick(header: Sequence[str], what: str) -> str | None:
+def find_column(header: Sequence[str], what: str) -> str | None:
     """The column that `what` (image, x or y) is called in a header, if there is one."""
     lower = {name.strip().lower(): name for name in reversed(header)}
-    return next((lower[alias] for alias in ALIASES[what] if alias in lower), None)
+    return next((lower[alias] for alias in COLUMN_ALIASES[what] if alias in lower), None)
 
 
 def read_table(
@@ -78,7 +78,7 @@ def read_table(
     if where.lower().endswith(".json"):
         return _from_json(_json(data, where), where)
     header, rows = _rows(data, where)
-    chosen = {what: (columns or {}).get(what) or pick(header, what) for what in ("image", "x", "y")}
+    chosen = {what: (columns or {}).get(what) or find_column(header, what) for what in ("image", "x", "y")}
     wrong = [f"{what} ({name or 'none found'})" for what, name in chosen.items() if name not in header]
     if split is not None and split not in header:
         wrong.append(f"split ({split})")
@@ -88,7 +88,7 @@ def read_table(
             "name them: columns: {image: …, x: …, y: …}",
         )  # fmt: skip
     at = {what: header.index(str(name)) for what, name in chosen.items()}
-    table, faults = PointTable(), _PointCollector(where)
+    table, faults = PointTable(), _LineFaults(where)
     for line, row in rows:
         if len(row) != len(header):
             faults.add(line, f"{len(row)} fields, the header has {len(header)}")
@@ -103,32 +103,32 @@ def read_table(
             if table.splits.setdefault(name, told) != told:
                 faults.add(line, f"{name} is in {table.splits[name]} and in {told}")
         if x or y:
-            listed += faults.point(line, x, y)
-    faults.settle()
+            listed += faults.parse_point(line, x, y)
+    faults.raise_if_any()
     return table
 
 
-def read_single(data: bytes, where: str, columns: Mapping[str, str] | None = None) -> Heads:
+def read_image_points(data: bytes, where: str, columns: Mapping[str, str] | None = None) -> Heads:
     """The points (n, 2) of one image's own file. Raises RazError as `read_table`."""
     if not data:
         raise RazError(where, "is empty (0 bytes)", "write a header line x,y for an image without points")
-    faults, out = _PointCollector(where), []
+    faults, out = _LineFaults(where), []
     if where.lower().endswith(".json"):
         content = _json(data, where)
         values = content.get("points") if isinstance(content, dict) else content
         if not isinstance(values, list):
             raise RazError(where, "has no list of points", "write [[x, y], …]")
         for number, value in enumerate(values, start=1):
-            out += faults.pair(number, value)
+            out += faults.parse_pair(number, value)
     elif where.lower().endswith(".txt"):
         for line, text in enumerate(_text(data, where).splitlines(), start=1):
             fields = text.replace(",", " ").split()
             if fields:
-                out += faults.point(line, fields[0], fields[1] if len(fields) > 1 else "")
+                out += faults.parse_point(line, fields[0], fields[1] if len(fields) > 1 else "")
     else:
         header, rows = _rows(data, where)
         if _number(header[0]) is None:
-            names = [(columns or {}).get(what) or pick(header, what) for what in ("x", "y")]
+            names = [(columns or {}).get(what) or find_column(header, what) for what in ("x", "y")]
             if not set(names) <= set(header):
                 raise RazError(
                     f"{where}:1", f"no column for x and y among {', '.join(header)}", "columns: {x: …, y: …}"
@@ -138,12 +138,12 @@ def read_single(data: bytes, where: str, columns: Mapping[str, str] | None = Non
             x_at, y_at, rows = 0, 1, [(1, header), *rows]
         for line, row in rows:
             fields = [*row, "", ""]
-            out += faults.point(line, fields[x_at], fields[y_at])
-    faults.settle()
+            out += faults.parse_point(line, fields[x_at], fields[y_at])
+    faults.raise_if_any()
     return np.array(out, dtype=np.float64).reshape(-1, 2)
 
 
-class _PointCollector:
+class _LineFaults:
     """Faults of many lines: each kind is told once, with its first line and how many there are."""
 
     def __init__(self, where: str) -> None:
@@ -153,14 +153,14 @@ class _PointCollector:
     def add(self, line: int, what: str, sort: str = "") -> None:
         self.found.setdefault(sort or what, []).append((line, what))
 
-    def point(self, line: int, x: str, y: str) -> list[tuple[float, float]]:
+    def parse_point(self, line: int, x: str, y: str) -> list[tuple[float, float]]:
         values = [_number(text) for text in (x, y)]
         if None in values:
             self.add(line, f"x, y are {x!r}, {y!r}, expected numbers", "text")
             return []
         return self._finite(line, float(values[0] or 0), float(values[1] or 0))
 
-    def pair(self, line: int, value: Any) -> list[tuple[float, float]]:
+    def parse_pair(self, line: int, value: Any) -> list[tuple[float, float]]:
         if not (isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(v) for v in value)):
             self.add(line, f"point {line} is {json.dumps(value)[:40]}, expected [x, y] in numbers", "pair")
             return []
@@ -172,7 +172,7 @@ class _PointCollector:
             return []
         return [(x, y)]
 
-    def settle(self) -> None:
+    def raise_if_any(self) -> None:
         faults = []
         for each in self.found.values():
             line, what = each[0]
@@ -222,7 +222,7 @@ def _json(data: bytes, where: str) -> Any:
 
 
 def _from_json(content: Any, where: str) -> PointTable:
-    table, faults = PointTable(), _PointCollector(where)
+    table, faults = PointTable(), _LineFaults(where)
     entries: list[tuple[Any, Any, Any]] = []  # image, points, split
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         return _from_coco(content, where)
@@ -232,7 +232,7 @@ def _from_json(content: Any, where: str) -> PointTable:
             entries.append((name, inner.get("points"), inner.get("split")))
     elif isinstance(content, list):
         for number, value in enumerate(content, start=1):
-            key = pick(list(value), "image") if isinstance(value, dict) else None
+            key = find_column(list(value), "image") if isinstance(value, dict) else None
             if key is None:
                 faults.add(number, f"entry {number} names no image", "image")
             else:
@@ -243,10 +243,10 @@ def _from_json(content: Any, where: str) -> PointTable:
             continue
         listed = table.points.setdefault(str(name), [])
         for value in points:
-            listed += faults.pair(number, value)
+            listed += faults.parse_pair(number, value)
         if split is not None:
             table.splits[str(name)] = str(split)
-    faults.settle()
+    faults.raise_if_any()
     if not entries:
         raise RazError(where, "names no image", 'write {"a.png": [[x, y], …], …}')
     return table
@@ -254,7 +254,7 @@ def _from_json(content: Any, where: str) -> PointTable:
 
 def _from_coco(content: Mapping[str, Any], where: str) -> PointTable:
     """COCO's layout: an image of `images` without annotation holds nothing."""
-    table, faults = PointTable(), _PointCollector(where)
+    table, faults = PointTable(), _LineFaults(where)
     names: dict[Any, str] = {}
     for number, image in enumerate(content.get("images") or (), start=1):
         if isinstance(image, dict) and isinstance(image.get("file_name"), str) and "id" in image:
@@ -272,6 +272,6 @@ def _from_coco(content: Mapping[str, Any], where: str) -> PointTable:
             )
         else:
             centre = [box[0] + box[2] / 2, box[1] + box[3] / 2]
-            table.points[names[one["image_id"]]] += faults.pair(number, centre)
-    faults.settle()
+            table.points[names[one["image_id"]]] += faults.parse_pair(number, centre)
+    faults.raise_if_any()
     return table

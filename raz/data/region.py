@@ -10,10 +10,10 @@ Floats = NDArray[np.float64]
 
 # What is not of interest looks like what lies beyond the image: the mean colour of ImageNet, which the network
 # sees as 0.
-OUTSIDE = (124, 116, 104)
+OUTSIDE_COLOUR = (124, 116, 104)
 
 
-def inside(polygon: Polygon, xy: ArrayLike) -> NDArray[np.bool_]:
+def in_polygon(polygon: Polygon, xy: ArrayLike) -> NDArray[np.bool_]:
     """Which of the points (n, 2) x, y lie in the polygon, by the even-odd rule; all of them for ().
 
     An edge belongs to the side right of it or below it, so polygons that share an edge share no point.
@@ -62,7 +62,7 @@ def cell_coverage(
     return np.asarray(padded.reshape(rows, stride, cols, stride).sum(axis=(1, 3)) / totals, dtype=np.float32)
 
 
-def area(polygon: Polygon) -> float:
+def polygon_area(polygon: Polygon) -> float:
     """px²; 0 for corners on a line."""
     corners = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
     x, y = corners.T

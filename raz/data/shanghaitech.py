@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from raz.data.contract import Heads, Reader, ScanResult, Split, SurveyedSample
+from raz.data.contract import Heads, Reader, ScannedSample, ScanResult, Split
 from raz.data.image_pairs import (
     Annotation,
     Pair,
     ScanBuilder,
-    by_name,
-    entries,
+    files_by_name,
+    folder_entries,
+    list_folder,
     list_images,
-    listing,
-    orphans,
+    note_orphans,
     read_pairs,
 )
-from raz.data.matlab import AGAIN, points, variables
+from raz.data.matlab import COPY_AGAIN, as_heads, read_variables
 from raz.errors import RazError
 
 ANNOTATION_FOLDERS = ("ground-truth", "ground_truth")
@@ -59,7 +59,11 @@ def find_part(root: Path, part: Part) -> Path:
     if is_a_part and not root.resolve().name.lower().startswith(f"part_{other}"):
         return root
     for base in (root, root / "ShanghaiTech"):
-        here = [p for p in entries(base) if p.name.lower() in names and os.path.isdir(p)] if os.path.isdir(base) else []
+        here = (
+            [p for p in folder_entries(base) if p.name.lower() in names and os.path.isdir(p)]
+            if os.path.isdir(base)
+            else []
+        )
         if len(here) > 1:
             raise RazError(
                 str(base), f"holds {' and '.join(p.name for p in here)}, expected one of them",
@@ -78,15 +82,15 @@ def read_locations(data: bytes, where: str) -> tuple[Heads, int | None]:
 
     Raises RazError for bytes that are no MATLAB file, a missing field, and what `points` refuses.
     """
-    info: Any = variables(data, where, "image_info").get("image_info")
+    info: Any = read_variables(data, where, "image_info").get("image_info")
     if info is None:
-        raise RazError(where, "has no variable image_info", AGAIN)
+        raise RazError(where, "has no variable image_info", COPY_AGAIN)
     try:
         record = info[0, 0]
         location = np.asarray(record["location"][0, 0])
     except (IndexError, KeyError, ValueError, TypeError) as error:
-        raise RazError(where, "has no field image_info[0,0]['location'][0,0]", AGAIN) from error
-    return points(location, where, "location"), _stated_number(record)
+        raise RazError(where, "has no field image_info[0,0]['location'][0,0]", COPY_AGAIN) from error
+    return as_heads(location, where, "location"), _stated_number(record)
 
 
 def _stated_number(record: Any) -> int | None:
@@ -105,18 +109,18 @@ def _parse(data: bytes, where: str) -> Annotation:
     return Annotation(heads, (f"the annotation states {stated} heads and holds {len(heads)}",))
 
 
-def survey(part: Part, folder: Path | None) -> ScanResult:
+def scan(part: Part, folder: Path | None) -> ScanResult:
     """Read every annotation and hash every file of a part's folder; no image is decoded."""
     assert folder is not None  # the readers below have a `find`
     notes = ScanBuilder()
-    found: dict[Split, tuple[SurveyedSample, ...]] = {}
+    found: dict[Split, tuple[ScannedSample, ...]] = {}
     for split, published in part.images:
         pairs = _pairs(split, folder / _FOLDERS[split], notes)
-        notes.published(split, len(pairs), published)
+        notes.compare_size(split, len(pairs), published)
         found[split] = read_pairs(pairs, _parse, notes)
     ids = {f.item.id for each in found.values() for f in each}
     notes.warnings += [f"{item_id}: {what}" for item_id, what in part.known_faults if item_id in ids]
-    return notes.survey(found)
+    return notes.scan(found)
 
 
 def _pairs(split: Split, folder: Path, notes: ScanBuilder) -> list[Pair]:
@@ -124,15 +128,15 @@ def _pairs(split: Split, folder: Path, notes: ScanBuilder) -> list[Pair]:
     places = [folder / name for name in ANNOTATION_FOLDERS if os.path.isdir(folder / name)]
     if not places:
         notes.fault(folder, f"no folder {' or '.join(ANNOTATION_FOLDERS)}", "expected GT_IMG_1.mat in it")
-        listing(folder / "images", notes)  # whether it is there, too
+        list_folder(folder / "images", notes)  # whether it is there, too
         return []
-    labels = by_name(listing(places[0], notes) or (), ".mat", notes)
+    labels = files_by_name(list_folder(places[0], notes) or (), ".mat", notes)
     pairs = []
     for picture in list_images(folder / "images", notes, "IMG_1.jpg, IMG_2.jpg, …"):
         name = f"GT_{picture.stem}.mat"
         pairs.append(Pair(f"{split}/{picture.stem}", picture, labels.get(name.lower()), places[0] / name))
     if pairs:
-        orphans(labels, pairs, notes)
+        note_orphans(labels, pairs, notes)
     return pairs
 
 
@@ -142,7 +146,7 @@ def _layout(part: Part) -> str:
 
 def _reader(part: Part) -> Reader:
     return Reader(
-        f"ShanghaiTech Part {part.letter}", partial(survey, part), _layout(part), partial(find_part, part=part),
+        f"ShanghaiTech Part {part.letter}", partial(scan, part), _layout(part), partial(find_part, part=part),
         splits="train, test; val: a tenth of train",
         source="its authors' repository (Zhang et al., CVPR 2016), for research",
     )  # fmt: skip

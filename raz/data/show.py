@@ -57,7 +57,7 @@ def compute(item: Sample, config: TrialConfig, title: str = "") -> Panels:
     return Panels(title or item.id, pixels, heads, density, attention, boxes[chosen], means[chosen])
 
 
-def colour(values: NDArray[np.float32]) -> Pixels:
+def apply_colours(values: NDArray[np.float32]) -> Pixels:
     """(H, W) of 0 to 1 -> (H, W, 3), dark to bright."""
     place = np.clip(values, 0, 1).astype(np.float64) * (len(_COLOURS) - 1)
     low = np.minimum(place.astype(np.int64), len(_COLOURS) - 2)
@@ -74,10 +74,10 @@ def draw(panels: Panels) -> Image.Image:
     faint = Image.blend(photo, Image.new("RGB", size, (16, 16, 20)), 0.35)
     n, r = len(panels.heads), len(panels.regions)
     # A density's peaks are far above all else: the square root shows both ends.
-    density = _gathered(panels.density, size)
+    density = _resize_density(panels.density, size)
     peak = float(density.max())
     density = np.sqrt(density / peak) if peak > 0 else density
-    attention = Image.fromarray(colour(panels.attention)).resize(size, Image.Resampling.BILINEAR)
+    attention = Image.fromarray(apply_colours(panels.attention)).resize(size, Image.Resampling.BILINEAR)
     return _sheet(
         size,
         [
@@ -85,7 +85,7 @@ def draw(panels: Panels) -> Image.Image:
                 f"{panels.title}: {n} head{'s' * (n != 1)}, {width} x {height} px",
                 _with_heads(photo, panels.heads, factor),
             ),
-            (f"density, sums to {panels.density.sum(dtype=np.float64):.1f}", Image.fromarray(colour(density))),
+            (f"density, sums to {panels.density.sum(dtype=np.float64):.1f}", Image.fromarray(apply_colours(density))),
             (f"attention, mean {panels.attention.mean(dtype=np.float64):.4f}", attention),
             (
                 f"{r} region{'s' * (r != 1)} to zoom"
@@ -120,7 +120,7 @@ def show(
     return panels
 
 
-def _gathered(density: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+def _resize_density(density: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """(H, W) at a panel's size, shrunk by averaging so that no head falls between two pixels."""
     image = Image.fromarray(density)
     shrinks = size[0] < image.width

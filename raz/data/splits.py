@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raz.data.contract import Sample, Split, SurveyedSample
+from raz.data.contract import Sample, ScannedSample, Split
 from raz.errors import RazError
 
 VAL_FRACTION = 0.1
@@ -21,7 +21,7 @@ class Leak:
     twin: str  # id in the later one
 
 
-def find_leaks(found: Mapping[Split, Sequence[SurveyedSample]]) -> tuple[Leak, ...]:
+def find_leaks(found: Mapping[Split, Sequence[ScannedSample]]) -> tuple[Leak, ...]:
     """Byte-identical images across splits, each pair once, in the order of the first."""
     leaks = []
     order: tuple[Split, ...] = ("train", "val", "test")

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raz.data.contract import SPLITS, Heads, Pixels, Reader, Sample, ScanResult, Split, SurveyedSample
+from raz.data.contract import SPLITS, Heads, Pixels, Reader, Sample, ScannedSample, ScanResult, Split
 
 VERSION = 1  # raise it when an image changes: every stage that read it is then trained again
 SIZES: dict[Split, int] = {"train": 60, "val": 16, "test": 40}
@@ -47,7 +47,7 @@ _CLOTH = (
 _LEAF = ((0.13, 0.19, 0.08), (0.20, 0.27, 0.10), (0.10, 0.13, 0.07), (0.27, 0.25, 0.11))
 
 
-class _Rng:
+class _Random:
     """Numbers from PCG64's raw stream, which numpy keeps the same for ever (its distributions may change)."""
 
     def __init__(self, seed: str) -> None:
@@ -100,20 +100,20 @@ class _View:
 @cache
 def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
     """Image `index` of a split: pixels (H, W, 3) uint8 RGB and heads (n, 2) x, y px, both read-only."""
-    dice = _Rng(f"toy {VERSION} {split} {index}")
+    rng = _Random(f"toy {VERSION} {split} {index}")
     kind = _KINDS[index % len(_KINDS)]
-    height, width = dice.integer(144, 176), dice.integer(204, 244)
+    height, width = rng.integer(144, 176), rng.integer(204, 244)
     packed = kind == "packed"
     view = _View(
         height, width,
-        skyline=height * dice.between(0.06, 0.30),
-        far=dice.between(3.0, 3.8) if packed else dice.between(3.4, 6.0),
-        near=dice.between(6.5, 11.0) if packed else dice.between(9.0, 14.0),
+        skyline=height * rng.between(0.06, 0.30),
+        far=rng.between(3.0, 3.8) if packed else rng.between(3.4, 6.0),
+        near=rng.between(6.5, 11.0) if packed else rng.between(9.0, 14.0),
     )  # fmt: skip
-    canvas = _background(dice, view)
-    places = _places(dice, view, kind)
-    heads = _draw_scene(canvas, dice, view, places)
-    pixels = _expose(canvas, dice)
+    canvas = _background(rng, view)
+    places = _places(rng, view, kind)
+    heads = _draw_scene(canvas, rng, view, places)
+    pixels = _expose(canvas, rng)
     pixels.flags.writeable = False
     heads.flags.writeable = False
     return pixels, heads
@@ -122,32 +122,32 @@ def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
 # ------------------------------------------------------------------ who stands where
 
 
-def _places(dice: _Rng, view: _View, kind: Kind) -> NDArray[np.float64]:
+def _places(rng: _Random, view: _View, kind: Kind) -> NDArray[np.float64]:
     """(n, 3) x, y of head centres and head width, in px, far ones first."""
     if kind == "empty":
         return np.zeros((0, 3))
-    wanted = dice.integer(*{"sparse": (1, 22), "groups": (24, 95), "packed": (105, 260)}[kind])
+    wanted = rng.integer(*{"sparse": (1, 22), "groups": (24, 95), "packed": (105, 260)}[kind])
     if kind == "packed":  # one or two masses of people, the first far away
-        masses = [(dice.between(0.2, 0.8), dice.between(0.02, 0.2), dice.between(0.22, 0.5), dice.between(0.1, 0.25))]
-        if dice.between(0, 1) < 0.5:
-            masses.append((dice.between(0, 1), dice.between(0.3, 0.8), dice.between(0.15, 0.4), dice.between(0.1, 0.2)))
-        stray, gap = 0.08, dice.between(0.78, 1.05)
+        masses = [(rng.between(0.2, 0.8), rng.between(0.02, 0.2), rng.between(0.22, 0.5), rng.between(0.1, 0.25))]
+        if rng.between(0, 1) < 0.5:
+            masses.append((rng.between(0, 1), rng.between(0.3, 0.8), rng.between(0.15, 0.4), rng.between(0.1, 0.2)))
+        stray, gap = 0.08, rng.between(0.78, 1.05)
     else:  # knots of people
-        knots = max(1, wanted // dice.integer(5, 14))
+        knots = max(1, wanted // rng.integer(5, 14))
         masses = [
             (
-                dice.between(0, 1),
-                dice.between(0, 1) * dice.between(0, 1),
-                dice.between(0.03, 0.1),
-                dice.between(0.02, 0.08),
+                rng.between(0, 1),
+                rng.between(0, 1) * rng.between(0, 1),
+                rng.between(0.03, 0.1),
+                rng.between(0.02, 0.08),
             )
             for _ in range(knots)
         ]
-        stray, gap = (0.6 if kind == "sparse" else 0.2), dice.between(0.85, 1.2)
+        stray, gap = (0.6 if kind == "sparse" else 0.2), rng.between(0.85, 1.2)
     ground = view.height - view.skyline
     accepted = np.zeros((wanted, 3))
     n = 0
-    darts = dice.units(6 * 12 * wanted).reshape(-1, 6)
+    darts = rng.units(6 * 12 * wanted).reshape(-1, 6)
     for pick, u, v, a, b, away in darts.tolist():
         if away < stray:
             x, y = u * view.width, view.skyline + v * v * ground
@@ -199,20 +199,20 @@ def _blend(patch: Array, alpha: Array, colour: Array) -> None:
 
 def _draw_person(
     canvas: Array, owner: NDArray[np.int32], number: int, x: float, y: float, w: float,
-    dice: _Rng, uniform: Array | None,
+    rng: _Random, uniform: Array | None,
 ) -> int:  # fmt: skip
     """One person with the head's centre at (x, y); `owner` keeps whose head each pixel shows.
 
     Returns the number of pixels of the head, none hidden yet.
     """
-    hair, skin, cloth = dice.colour(_HAIR, 0.08), dice.colour(_SKIN, 0.12), dice.colour(_CLOTH, 0.14)
+    hair, skin, cloth = rng.colour(_HAIR, 0.08), rng.colour(_SKIN, 0.12), rng.colour(_CLOTH, 0.14)
     if uniform is not None:
         cloth = np.float32(0.75) * uniform + np.float32(0.25) * cloth
     body, lit, facing, turn = (
-        w * dice.between(1.8, 3.0),
-        dice.between(-0.2, 0.2),
-        dice.unit(),
-        dice.between(-0.25, 0.25),
+        w * rng.between(1.8, 3.0),
+        rng.between(-0.2, 0.2),
+        rng.unit(),
+        rng.between(-0.25, 0.25),
     )
 
     rows, cols, dx, dy = _window(canvas, x, y, 1.2 * w, 0.0, body + 0.8 * w)
@@ -235,76 +235,76 @@ def _draw_person(
     return int(np.count_nonzero(mask))
 
 
-def _draw_clutter(canvas: Array, owner: NDArray[np.int32], dice: _Rng, view: _View, y: float) -> None:
+def _draw_clutter(canvas: Array, owner: NDArray[np.int32], rng: _Random, view: _View, y: float) -> None:
     """Something that is not a person, standing at row y."""
-    x, scale = dice.between(0, view.width), dice.between(0.6, 1.5)
-    what = (0, 0, 1, 1, 1, 2, 3, 4, 4, 5)[dice.integer(0, 9)]
+    x, scale = rng.between(0, view.width), rng.between(0.6, 1.5)
+    what = (0, 0, 1, 1, 1, 2, 3, 4, 4, 5)[rng.integer(0, 9)]
     w = view.head_width(y) * scale
     if what == 0:  # a ball or a balloon: round, one colour, a highlight
         rows, cols, dx, dy = _window(canvas, x, y, w, w, w)
         ball = _ellipse(dx, dy, 0.55 * w, 0.55 * w)
-        _blend(canvas[rows, cols], ball, dice.colour(_SKIN + _HAIR + _CLOTH, 0.3))
+        _blend(canvas[rows, cols], ball, rng.colour(_SKIN + _HAIR + _CLOTH, 0.3))
         _blend(canvas[rows, cols], 0.6 * _ellipse(dx + 0.2 * w, dy + 0.2 * w, 0.2 * w, 0.2 * w), np.ones(3, np.float32))
         owner[rows, cols][ball > 0.5] = 0
     elif what == 1:  # a bush: dark round leaves side by side, as heads in a crowd are
-        for _ in range(dice.integer(8, 26)):
-            bx, by = x + dice.between(-3, 3) * w, y - dice.between(0, 2.5) * w
-            r = 0.3 * w + dice.between(0.5, 1.5)
+        for _ in range(rng.integer(8, 26)):
+            bx, by = x + rng.between(-3, 3) * w, y - rng.between(0, 2.5) * w
+            r = 0.3 * w + rng.between(0.5, 1.5)
             rows, cols, dx, dy = _window(canvas, bx, by, r + 1, r + 1, r + 1)
             leaf = _ellipse(dx, dy, r, r)
-            _blend(canvas[rows, cols], leaf, dice.colour(_LEAF, 0.12))
+            _blend(canvas[rows, cols], leaf, rng.colour(_LEAF, 0.12))
             owner[rows, cols][leaf > 0.5] = 0
     elif what == 2:  # a post with a lamp on it
         rows, cols, dx, dy = _window(canvas, x, y, 0.2 * w, 6 * w, 0)
         if rows.stop > rows.start and cols.stop > cols.start:
-            canvas[rows, cols] = dice.colour(_GROUND, 0.3) * np.float32(0.5)
+            canvas[rows, cols] = rng.colour(_GROUND, 0.3) * np.float32(0.5)
             owner[rows, cols] = 0
         rows, cols, dx, dy = _window(canvas, x, y - 6 * w, w, w, w)
         lamp = _ellipse(dx, dy, 0.5 * w, 0.6 * w)
-        _blend(canvas[rows, cols], lamp, dice.colour(_SKIN, 0.3))
+        _blend(canvas[rows, cols], lamp, rng.colour(_SKIN, 0.3))
         owner[rows, cols][lamp > 0.5] = 0
     elif what == 3:  # an umbrella or a stall's roof
         rows, cols, dx, dy = _window(canvas, x, y - 2 * w, 2.2 * w, 1.2 * w, 0)
         roof = _ellipse(dx, dy, 2.0 * w, 1.1 * w) * (dy < 0)
         stripes = np.floor(dx / np.float32(0.6 * w)) % 2
-        _blend(canvas[rows, cols], roof * stripes, dice.colour(_CLOTH, 0.3))
-        _blend(canvas[rows, cols], roof * (1 - stripes), dice.colour(_CLOTH + _GROUND, 0.3))
+        _blend(canvas[rows, cols], roof * stripes, rng.colour(_CLOTH, 0.3))
+        _blend(canvas[rows, cols], roof * (1 - stripes), rng.colour(_CLOTH + _GROUND, 0.3))
         owner[rows, cols][roof > 0.5] = 0
     elif what == 4:  # a bag, a bin, a bollard: a body without a head
         rows, cols, dx, dy = _window(canvas, x, y, 1.0 * w, w, w)
-        bin_ = _ellipse(dx, dy, 0.8 * w, dice.between(0.6, 1.0) * w)
-        _blend(canvas[rows, cols], bin_, dice.colour(_GROUND + _HAIR, 0.5))
+        bin_ = _ellipse(dx, dy, 0.8 * w, rng.between(0.6, 1.0) * w)
+        _blend(canvas[rows, cols], bin_, rng.colour(_GROUND + _HAIR, 0.5))
         owner[rows, cols][bin_ > 0.5] = 0
     else:  # a sign: a rectangle with dark marks in rows, like faces in a stand
         rows, cols, dx, dy = _window(canvas, x, y - w, 1.8 * w, 1.1 * w, 1.1 * w)
         marks = (np.floor(dx / np.float32(0.5 * w)) % 2) * (np.floor(dy / np.float32(0.6 * w)) % 2)
-        canvas[rows, cols] = dice.colour(_SKIN + _GROUND, 0.4)
-        _blend(canvas[rows, cols], np.float32(0.8) * marks, dice.colour(_HAIR, 0.3))
+        canvas[rows, cols] = rng.colour(_SKIN + _GROUND, 0.4)
+        _blend(canvas[rows, cols], np.float32(0.8) * marks, rng.colour(_HAIR, 0.3))
         owner[rows, cols] = 0
 
 
-def _draw_scene(canvas: Array, dice: _Rng, view: _View, places: NDArray[np.float64]) -> Heads:
+def _draw_scene(canvas: Array, rng: _Random, view: _View, places: NDArray[np.float64]) -> Heads:
     """Draw people and clutter from far to near; the heads (n, 2) that can be seen."""
     owner = np.zeros(canvas.shape[:2], np.int32)
     whole = np.zeros(len(places) + 1, np.int64)
     ground = view.height - view.skyline
-    clutter = sorted(view.skyline + u * u * ground for u in dice.units(dice.integer(6, 26)).tolist())
+    clutter = sorted(view.skyline + u * u * ground for u in rng.units(rng.integer(6, 26)).tolist())
     # now and then a crowd dressed alike
-    uniform = dice.colour(_CLOTH, 0.3) if dice.between(0, 1) < 0.2 else None
+    uniform = rng.colour(_CLOTH, 0.3) if rng.between(0, 1) < 0.2 else None
     for number, (x, y, w) in enumerate(places.tolist(), start=1):
         while clutter and clutter[0] <= y:
-            _draw_clutter(canvas, owner, dice, view, clutter.pop(0))
-        whole[number] = _draw_person(canvas, owner, number, x, y, w, dice, uniform)
+            _draw_clutter(canvas, owner, rng, view, clutter.pop(0))
+        whole[number] = _draw_person(canvas, owner, number, x, y, w, rng, uniform)
     for y in clutter:
-        _draw_clutter(canvas, owner, dice, view, y)
+        _draw_clutter(canvas, owner, rng, view, y)
     shown = np.bincount(owner.reshape(-1), minlength=len(whole))[1:]
     return np.ascontiguousarray(places[(whole[1:] > 0) & (shown >= _VISIBLE * whole[1:]), :2])
 
 
-def _cloud(dice: _Rng, height: int, width: int, cell: int) -> Array:
+def _cloud(rng: _Random, height: int, width: int, cell: int) -> Array:
     """(height, width) smooth noise in [0, 1): random values every `cell` px, bilinear between."""
     rows, cols = height // cell + 2, width // cell + 2
-    grid = dice.units(rows * cols).reshape(rows, cols).astype(np.float32)
+    grid = rng.units(rows * cols).reshape(rows, cols).astype(np.float32)
     y, x = np.arange(height), np.arange(width)
     fy = ((y % cell) / np.float32(cell)).astype(np.float32)[:, None]
     fx = ((x % cell) / np.float32(cell)).astype(np.float32)[None, :]
@@ -312,55 +312,55 @@ def _cloud(dice: _Rng, height: int, width: int, cell: int) -> Array:
     return np.asarray(lines[:, x // cell] * (1 - fx) + lines[:, x // cell + 1] * fx, dtype=np.float32)
 
 
-def _background(dice: _Rng, view: _View) -> Array:
+def _background(rng: _Random, view: _View) -> Array:
     """(H, W, 3) float32: sky or a facade with windows, and a paved, striped or grown ground."""
     height, width = view.height, view.width
     sky_rows = int(view.skyline)
     canvas = np.empty((height, width, 3), np.float32)
     y = np.arange(height, dtype=np.float32)[:, None]
     x = np.arange(width, dtype=np.float32)[None, :]
-    canvas[:] = dice.colour(_GROUND, 0.2)
-    texture = np.float32(dice.between(0.05, 0.3)) * (_cloud(dice, height, width, 3) - np.float32(0.5))
-    texture += np.float32(dice.between(0.05, 0.25)) * (_cloud(dice, height, width, 17) - np.float32(0.5))
-    if dice.between(0, 1) < 0.6:  # paving: lines that run together at the vanishing point
+    canvas[:] = rng.colour(_GROUND, 0.2)
+    texture = np.float32(rng.between(0.05, 0.3)) * (_cloud(rng, height, width, 3) - np.float32(0.5))
+    texture += np.float32(rng.between(0.05, 0.25)) * (_cloud(rng, height, width, 17) - np.float32(0.5))
+    if rng.between(0, 1) < 0.6:  # paving: lines that run together at the vanishing point
         depth = np.float32(height) / (y - np.float32(view.skyline) + np.float32(0.35 * height))
-        tiles = dice.between(5, 14)
-        across = (x - np.float32(width * dice.between(0.2, 0.8))) * depth * np.float32(tiles / width)
+        tiles = rng.between(5, 14)
+        across = (x - np.float32(width * rng.between(0.2, 0.8))) * depth * np.float32(tiles / width)
         along = depth * np.float32(tiles * 1.3)
         lines = (across - np.floor(across) < 0.12) | (along - np.floor(along) < 0.15)
-        texture -= np.float32(dice.between(0.05, 0.25)) * lines
+        texture -= np.float32(rng.between(0.05, 0.25)) * lines
     canvas += texture[:, :, None]
-    wall = dice.colour(_GROUND, 0.4) + np.float32(0.1)
+    wall = rng.colour(_GROUND, 0.4) + np.float32(0.1)
     canvas[:sky_rows] = wall + np.float32(0.3) * texture[:sky_rows, :, None]
-    if dice.between(0, 1) < 0.7:  # a facade
-        pitch_x, pitch_y = dice.integer(5, 12), dice.integer(6, 11)
+    if rng.between(0, 1) < 0.7:  # a facade
+        pitch_x, pitch_y = rng.integer(5, 12), rng.integer(6, 11)
         windows = (x % pitch_x < 0.55 * pitch_x) & (y[:sky_rows] % pitch_y < 0.6 * pitch_y)
-        shade = np.float32(dice.between(0.3, 0.8))
+        shade = np.float32(rng.between(0.3, 0.8))
         canvas[:sky_rows] = np.where(windows[:, :, None], canvas[:sky_rows] * shade, canvas[:sky_rows])
     return canvas
 
 
-def _expose(canvas: Array, dice: _Rng) -> Pixels:
+def _expose(canvas: Array, rng: _Random) -> Pixels:
     """Light, lens and sensor: (H, W, 3) uint8."""
     height, width = canvas.shape[:2]
     y = (np.arange(height, dtype=np.float32) / np.float32(height))[:, None]
     x = (np.arange(width, dtype=np.float32) / np.float32(width))[None, :]
-    light = np.float32(dice.between(0.65, 1.15)) + np.float32(dice.between(-0.45, 0.45)) * (x - np.float32(0.5))
-    light = light + np.float32(dice.between(-0.3, 0.3)) * (y - np.float32(0.5))
-    for _ in range(dice.integer(0, 3)):  # shadows, and patches of sun
-        u = (x - np.float32(dice.between(0, 1))) * np.float32(1 / dice.between(0.08, 0.35))
-        v = (y - np.float32(dice.between(0, 1))) * np.float32(1 / dice.between(0.08, 0.35))
+    light = np.float32(rng.between(0.65, 1.15)) + np.float32(rng.between(-0.45, 0.45)) * (x - np.float32(0.5))
+    light = light + np.float32(rng.between(-0.3, 0.3)) * (y - np.float32(0.5))
+    for _ in range(rng.integer(0, 3)):  # shadows, and patches of sun
+        u = (x - np.float32(rng.between(0, 1))) * np.float32(1 / rng.between(0.08, 0.35))
+        v = (y - np.float32(rng.between(0, 1))) * np.float32(1 / rng.between(0.08, 0.35))
         near = u * u + v * v
-        light = light * (1 + np.float32(dice.between(-0.6, 0.4)) / (1 + near * near))
-    cast = np.array([dice.between(0.88, 1.12) for _ in range(3)], np.float32)
+        light = light * (1 + np.float32(rng.between(-0.6, 0.4)) / (1 + near * near))
+    cast = np.array([rng.between(0.88, 1.12) for _ in range(3)], np.float32)
     seen = canvas * light[:, :, None] * cast
     padded = np.pad(seen, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2] + padded[1:-1] + padded[1:-1] + padded[2:]
     soft = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 1:-1] + rows[:, 2:]) * np.float32(1 / 16)
-    blur = np.float32(dice.between(0.0, 0.8))
+    blur = np.float32(rng.between(0.0, 0.8))
     seen = seen + blur * (soft - seen)
-    grains = dice.grains(2 * seen.size).reshape(2, *seen.shape).astype(np.float32)
-    seen = seen + np.float32(dice.between(0.01, 0.06) / 256) * (grains[0] - grains[1])
+    grains = rng.grains(2 * seen.size).reshape(2, *seen.shape).astype(np.float32)
+    seen = seen + np.float32(rng.between(0.01, 0.06) / 256) * (grains[0] - grains[1])
     return np.asarray(np.clip(seen, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # rounds half up
 
 
@@ -375,9 +375,9 @@ def _heads(split: Split, index: int) -> Heads:
     return generate(split, index)[1].copy()
 
 
-def survey(root: Path | None) -> ScanResult:
+def scan(root: Path | None) -> ScanResult:
     """The three splits of the toy crowd; nothing is drawn before it is asked for. `root` is not used."""
-    found: dict[Split, tuple[SurveyedSample, ...]] = {}
+    found: dict[Split, tuple[ScannedSample, ...]] = {}
     for split in SPLITS:
         each = []
         for index in range(SIZES[split]):
@@ -389,9 +389,9 @@ def survey(root: Path | None) -> ScanResult:
                 load_heads=partial(_heads, split, index),
                 digest=digest,
             )
-            each.append(SurveyedSample(item, digest))
+            each.append(ScannedSample(item, digest))
         found[split] = tuple(each)
     return ScanResult(found)
 
 
-READER = Reader("Toy crowd", survey, layout="nothing: it is generated")
+READER = Reader("Toy crowd", scan, layout="nothing: it is generated")

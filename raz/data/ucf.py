@@ -17,19 +17,19 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from raz.data.contract import Reader, ScanResult, Split, SurveyedSample
+from raz.data.contract import Reader, ScannedSample, ScanResult, Split
 from raz.data.image_pairs import (
     Annotation,
     Pair,
     ScanBuilder,
-    by_name,
+    files_by_name,
     find_folder,
+    list_folder,
     list_images,
-    listing,
-    orphans,
+    note_orphans,
     read_pairs,
 )
-from raz.data.matlab import ann_points
+from raz.data.matlab import read_ann_points
 
 QNRF: tuple[tuple[Split, str, int], ...] = (("train", "Train", 1201), ("test", "Test", 334))
 FOLDS = 5
@@ -37,31 +37,31 @@ _CC_50 = 50
 
 
 def _parse(data: bytes, where: str) -> Annotation:
-    return Annotation(ann_points(data, where))
+    return Annotation(read_ann_points(data, where))
 
 
 def _beside(folder: Path, prefix: str, notes: ScanBuilder, example: str) -> list[Pair]:
     """Every image of a folder with NAME_ann.mat beside it."""
-    labels = by_name(listing(folder, ScanBuilder()) or (), ".mat", notes)
+    labels = files_by_name(list_folder(folder, ScanBuilder()) or (), ".mat", notes)
     pairs = []
     for picture in list_images(folder, notes, example):
         name = f"{picture.stem}_ann.mat"
         pairs.append(Pair(f"{prefix}/{picture.stem}", picture, labels.get(name.lower()), folder / name))
     if pairs:
-        orphans(labels, pairs, notes)
+        note_orphans(labels, pairs, notes)
     return pairs
 
 
-def survey_qnrf(folder: Path | None) -> ScanResult:
+def scan_qnrf(folder: Path | None) -> ScanResult:
     """Read every annotation and hash every file of UCF-QNRF; no image is decoded."""
     assert folder is not None
     notes = ScanBuilder()
-    found: dict[Split, tuple[SurveyedSample, ...]] = {}
+    found: dict[Split, tuple[ScannedSample, ...]] = {}
     for split, name, published in QNRF:
         pairs = _beside(_cased(folder, name), split, notes, "img_0001.jpg, img_0002.jpg, …")
-        notes.published(split, len(pairs), published)
+        notes.compare_size(split, len(pairs), published)
         found[split] = read_pairs(pairs, _parse, notes)
-    return notes.survey(found)
+    return notes.scan(found)
 
 
 def _cased(folder: Path, name: str) -> Path:
@@ -69,7 +69,7 @@ def _cased(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).exists() else folder / name.lower()
 
 
-def survey_cc_50(fold: int, folder: Path | None) -> ScanResult:
+def scan_cc_50(fold: int, folder: Path | None) -> ScanResult:
     """Read all fifty images of UCF_CC_50: those of the fold are for testing, the others for training."""
     assert folder is not None
     notes = ScanBuilder()
@@ -79,7 +79,7 @@ def survey_cc_50(fold: int, folder: Path | None) -> ScanResult:
     size = -(-len(pairs) // FOLDS)
     tested = pairs[(fold - 1) * size : fold * size]
     ids = {pair.id for pair in tested}
-    return notes.survey(
+    return notes.scan(
         {
             "train": read_pairs([pair for pair in pairs if pair.id not in ids], _parse, notes),
             "test": read_pairs(tested, _parse, notes),
@@ -98,13 +98,13 @@ def _find_cc_50(root: Path) -> Path:
 
 
 READER_QNRF = Reader(
-    "UCF-QNRF", survey_qnrf, "UCF-QNRF_ECCV18/{Train,Test}/img_0001.jpg, img_0001_ann.mat", _find_qnrf,
+    "UCF-QNRF", scan_qnrf, "UCF-QNRF_ECCV18/{Train,Test}/img_0001.jpg, img_0001_ann.mat", _find_qnrf,
     splits="train, test; val: a tenth of train",
     source="crcv.ucf.edu, data sets, ucf-qnrf; for research",
 )  # fmt: skip
 READERS_CC_50 = {
     f"ucf_cc_50@{fold}": Reader(
-        f"UCF_CC_50, fold {fold}", partial(survey_cc_50, fold), "UCF_CC_50/1.jpg, 1_ann.mat", _find_cc_50,
+        f"UCF_CC_50, fold {fold}", partial(scan_cc_50, fold), "UCF_CC_50/1.jpg, 1_ann.mat", _find_cc_50,
         splits=f"test: images {10 * fold - 9} to {10 * fold}, train: the others; val: a tenth of train",
         source="crcv.ucf.edu, data sets, ucf-cc-50; for research",
     )

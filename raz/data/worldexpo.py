@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from raz.data.contract import Reader, ScanResult, Split, SurveyedSample
-from raz.data.image_pairs import Annotation, Pair, ScanBuilder, distinct, find_folder, listing, read_pairs
+from raz.data.contract import Reader, ScannedSample, ScanResult, Split
+from raz.data.image_pairs import Annotation, Pair, ScanBuilder, drop_name_clashes, find_folder, list_folder, read_pairs
 from raz.data.images import SUFFIXES
-from raz.data.matlab import AGAIN, points, variables
-from raz.data.region import Polygon, area
+from raz.data.matlab import COPY_AGAIN, as_heads, read_variables
+from raz.data.region import Polygon, polygon_area
 from raz.errors import RazError
 
 TEST_SCENES = ("104207", "200608", "200702", "202201", "500717")  # scene 1 to 5 of the papers' tables
@@ -33,38 +33,38 @@ _X, _Y = "maskVerticesXCoordinates", "maskVerticesYCoordinates"
 
 
 def _parse(data: bytes, where: str) -> Annotation:
-    content = variables(data, where, "point_position")
+    content = read_variables(data, where, "point_position")
     if "point_position" not in content:
-        raise RazError(where, "has no variable point_position", AGAIN)
-    return Annotation(points(content["point_position"], where, "point_position"))
+        raise RazError(where, "has no variable point_position", COPY_AGAIN)
+    return Annotation(as_heads(content["point_position"], where, "point_position"))
 
 
 def read_region(data: bytes, where: str) -> Polygon:
     """The polygon of a roi.mat. Raises RazError for missing or unequal lists, fewer than 3 corners, no area."""
-    content = variables(data, where, _X, _Y)
+    content = read_variables(data, where, _X, _Y)
     missing = [name for name in (_X, _Y) if name not in content]
     if missing:
-        raise RazError(where, f"has no variable {' and '.join(missing)}", AGAIN)
+        raise RazError(where, f"has no variable {' and '.join(missing)}", COPY_AGAIN)
     x, y = (np.asarray(content[name]).reshape(-1) for name in (_X, _Y))
     if len(x) != len(y) or len(x) < 3:
-        raise RazError(where, f"has {len(x)} x and {len(y)} y corners, expected three or more of each", AGAIN)
-    corners = points(np.stack([x, y], axis=1), where, "the region")
+        raise RazError(where, f"has {len(x)} x and {len(y)} y corners, expected three or more of each", COPY_AGAIN)
+    corners = as_heads(np.stack([x, y], axis=1), where, "the region")
     polygon = tuple((float(a), float(b)) for a, b in corners)
-    if area(polygon) <= 0:
-        raise RazError(where, "the region of interest has no area", AGAIN)
+    if polygon_area(polygon) <= 0:
+        raise RazError(where, "the region of interest has no area", COPY_AGAIN)
     return polygon
 
 
-def survey(folder: Path | None) -> ScanResult:
+def scan(folder: Path | None) -> ScanResult:
     """Read every annotation and region and hash every file; no image is decoded."""
     assert folder is not None
     notes = ScanBuilder()
-    found: dict[Split, tuple[SurveyedSample, ...]] = {}
+    found: dict[Split, tuple[ScannedSample, ...]] = {}
     for split, published in PUBLISHED.items():
         pairs = _pairs(split, folder, notes)
-        notes.published(split, len(pairs), published)
+        notes.compare_size(split, len(pairs), published)
         found[split] = read_pairs(pairs, _parse, notes)
-    return notes.survey(found)
+    return notes.scan(found)
 
 
 def _pairs(split: Split, folder: Path, notes: ScanBuilder) -> list[Pair]:
@@ -74,7 +74,7 @@ def _pairs(split: Split, folder: Path, notes: ScanBuilder) -> list[Pair]:
     if not frames and os.path.isdir(frames_at):
         notes.fault(frames_at, "holds no image", "expected NAME.jpg, or SCENE/NAME.jpg")
     pairs = []
-    for frame in distinct(frames, notes):
+    for frame in drop_name_clashes(frames, notes):
         label = labels.get(frame.stem.lower())
         scene = label.parent.name if label is not None else frame.stem[:6]
         part = ""
@@ -98,8 +98,8 @@ def _labels(folder: Path, notes: ScanBuilder) -> tuple[dict[str, Path], dict[str
     """Annotation files by their lower-case stem, and the region of each scene whose roi.mat can be read."""
     labels: dict[str, Path] = {}
     regions: dict[str, Polygon] = {}
-    for scene in (p for p in listing(folder, notes) or () if os.path.isdir(p)):
-        here = [p for p in listing(scene, notes) or () if p.suffix.lower() == ".mat"]
+    for scene in (p for p in list_folder(folder, notes) or () if os.path.isdir(p)):
+        here = [p for p in list_folder(scene, notes) or () if p.suffix.lower() == ".mat"]
         outline = scene / "roi.mat"
         for path in here:
             if path.name.lower() == "roi.mat":
@@ -122,8 +122,8 @@ def _labels(folder: Path, notes: ScanBuilder) -> tuple[dict[str, Path], dict[str
 def _files(folder: Path, notes: ScanBuilder) -> list[Path]:
     """What lies in the folder and in the folders below it."""
     out: list[Path] = []
-    for path in listing(folder, notes) or ():
-        out += (listing(path, notes) or []) if os.path.isdir(path) else [path]
+    for path in list_folder(folder, notes) or ():
+        out += (list_folder(path, notes) or []) if os.path.isdir(path) else [path]
     return out
 
 
@@ -133,7 +133,7 @@ def _find(root: Path) -> Path:
 
 
 READER = Reader(
-    "WorldExpo'10", survey, "WorldExpo/{train,test}_frame/NAME.jpg, {train,test}_label/SCENE/{NAME,roi}.mat", _find,
+    "WorldExpo'10", scan, "WorldExpo/{train,test}_frame/NAME.jpg, {train,test}_label/SCENE/{NAME,roi}.mat", _find,
     splits="train, test (five scenes, each scored by itself); val: a tenth of train, whole scenes",
     source="on request from its authors (Zhang et al., CVPR 2015); for research",
 )  # fmt: skip

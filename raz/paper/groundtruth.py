@@ -1,13 +1,13 @@
-"""Ground truth from head positions: density (7, 8) and labels (9, Eq. 2). Attention is in raz.paper.attention.
+"""Ground truth from head positions: density maps (7, 8) and labels (9, Eq. 2). Attention is in raz.paper.attention.
 
-Heads are float64 (n, 2): x, y in pixels of an image of `height` x `width` pixels (27). Every map has a `*_window` twin
-that computes only a crop and equals the slice of the whole image's map, so training crops cost what the crop costs.
+Heads are (n, 2) float64 x, y in pixels of an image of `height` x `width` pixels (27). Each map has a `*_window` variant
+that computes a crop only and equals that slice of the whole map, so the cost of a training crop depends on its size.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,33 +19,33 @@ Heads = NDArray[np.float64]
 Map = NDArray[np.float32]
 
 KERNELS = ("raz", "csrnet")
-CSRNET_NEIGHBOURS = 3  # CSRNet's own k; its std is 0.3 times the mean distance
+CSRNET_NEIGHBOURS = 3  # k of CSRNet's kernel; its standard deviation is 0.3 times the mean distance
 CSRNET_BETA = 0.3 * math.sqrt(2.0)  # std s as sigma of exp(-d^2 / sigma^2): sigma = sqrt(2) s
-SIGMA_FLOOR = 0.3  # px; a narrower Gaussian falls between the pixel centres
-CUT = 4.0  # sigmas: the tail beyond holds exp(-16) = 1.1e-7 of the peak
-BUCKET = 1.6  # heads whose windows differ by less than this factor are computed together
+SIGMA_FLOOR = 0.3  # px; a narrower Gaussian could fall between pixel centres
+CUTOFF = 4.0  # in sigmas; beyond it the kernel is below exp(-16) = 1.1e-7 of its peak
+BUCKET_RATIO = 1.6  # heads whose kernel radii differ by less than this factor are computed together
 
 
 # ------------------------------------------------------------------------------------------------- heads
 
 
-def inside(heads: NDArray[Any], height: int, width: int) -> tuple[Heads, int]:
-    """The heads inside the image, 0 <= x < width and 0 <= y < height (27), and how many were dropped.
+def heads_inside(heads: Heads, height: int, width: int) -> tuple[Heads, int]:
+    """The heads with 0 <= x < width and 0 <= y < height (27), and the number of heads dropped.
 
-    Positions that are not numbers lie outside. Raises RazError when `heads` is not (n, 2).
+    NaN positions count as outside. Raises RazError if `heads` is not (n, 2).
     """
-    points = _shaped(heads)
-    keep = _within(points, height, width)
+    points = _as_heads(heads)
+    keep = _inside_mask(points, height, width)
     return points[keep], int(len(points) - keep.sum())
 
 
-def mean_neighbour_distance(heads: NDArray[Any], k: int, height: int, width: int) -> NDArray[np.float64]:
-    """Mean distance, px, of each head to its k nearest other heads, (n,) (7).
+def mean_neighbour_distance(heads: Heads, k: int, height: int, width: int) -> NDArray[np.float64]:
+    """Mean distance of each head to its k nearest other heads, (n,) float64 px (7).
 
-    Fewer than k others: all there are. A single head: (height + width) / 4. Heads at the same place are at
-    distance 0 of each other and all count. Raises RazError on k < 1 or heads outside the image.
+    With fewer than k other heads, the mean over all of them; for a single head, (height + width) / 4. Coincident heads
+    are at distance 0 of each other and all count. Raises RazError for k < 1 or heads outside the image.
     """
-    points = checked(heads, height, width)
+    points = checked_heads(heads, height, width)
     if k < 1:
         raise RazError("mean_neighbour_distance", f"k is {k}, expected 1 or more")
     n = len(points)
@@ -53,20 +53,22 @@ def mean_neighbour_distance(heads: NDArray[Any], k: int, height: int, width: int
         return np.zeros(0)
     if n == 1:
         return np.array([(height + width) / 4.0])
-    # Column 0 is the head itself, or a twin at the same place: distance 0 either way.
-    distances, _ = nearest_of(cKDTree(points), points, min(k + 1, n))
+    # Column 0 is the head itself or a coincident head: distance 0 either way.
+    distances, _ = nearest_neighbours(cKDTree(points), points, min(k + 1, n))
     mean: NDArray[np.float64] = distances[:, 1:].mean(axis=1)
     return mean
 
 
-def nearest_of(tree: cKDTree, at: NDArray[Any], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distances and indices of the k nearest points, (n, k) also when k is 1, nearest first."""
+def nearest_neighbours(
+    tree: cKDTree, at: NDArray[np.floating], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Distances (px) and indices of the k nearest points of the tree, each (n, k), nearest first; (n, 1) for k = 1."""
     distances, which = tree.query(at, k=np.arange(1, k + 1))
     return np.asarray(distances, dtype=np.float64), np.asarray(which, dtype=np.int64)
 
 
-def neighbours(kernel: str, k: int) -> int:
-    """How many neighbours a kernel's width is made of: `k`, except that CSRNet's kernel always has three (7)."""
+def neighbour_count(kernel: str, k: int) -> int:
+    """Number of neighbours that set a kernel's width: `k` for \"raz\", always 3 for \"csrnet\" (7)."""
     return CSRNET_NEIGHBOURS if kernel == "csrnet" else k
 
 
@@ -74,7 +76,7 @@ def neighbours(kernel: str, k: int) -> int:
 
 
 def density_map(
-    heads: NDArray[Any],
+    heads: Heads,
     height: int,
     width: int,
     *,
@@ -86,13 +88,13 @@ def density_map(
 ) -> Map:
     """Persons per cell of `stride` x `stride` pixels, (ceil(height/stride), ceil(width/stride)) float32 (7, 8).
 
-    The map sums to n: each head spreads a mass of exactly 1 inside the image, by exp(-d^2/sigma^2) at the pixel
-    centres. `raz`: sigma = beta x mean distance of the k nearest others. `csrnet`: standard deviation 0.3 x mean
-    distance of the 3 nearest; beta and k are not read. sigma is at least 0.3 px. `distances` (n,) px, from
-    `mean_neighbour_distance` with `neighbours(kernel, k)`, saves computing them. Raises RazError on bad input.
+    The map sums to n: each head contributes a mass of exactly 1 inside the image, weighted by exp(-d^2/sigma^2) at the
+    pixel centres. `raz`: sigma = beta x mean distance to the k nearest other heads. `csrnet`: standard deviation 0.3 x
+    mean distance to the 3 nearest; beta and k are ignored. sigma is at least 0.3 px. `distances` (n,) px are computed
+    unless given; they are `mean_neighbour_distance` with `neighbour_count(kernel, k)`. Raises RazError for bad input.
     """
     if distances is None:
-        distances = mean_neighbour_distance(heads, neighbours(kernel, k), height, width)
+        distances = mean_neighbour_distance(heads, neighbour_count(kernel, k), height, width)
     rows, columns = -(-height // max(stride, 1)), -(-width // max(stride, 1))
     return density_window(
         heads, distances, height, width, 0, 0, rows * stride, columns * stride, stride=stride, beta=beta, kernel=kernel
@@ -100,7 +102,7 @@ def density_map(
 
 
 def density_window(
-    heads: NDArray[Any],
+    heads: Heads,
     distances: NDArray[np.float64],
     height: int,
     width: int,
@@ -113,27 +115,27 @@ def density_window(
     beta: float = 0.1,
     kernel: Literal["raz", "csrnet"] = "raz",
 ) -> Map:
-    """The part of `density_map` that covers pixels [y0, y0 + h) x [x0, x0 + w), (h/stride, w/stride) float32.
+    """Window of `density_map` over rows [y0, y0 + h) and columns [x0, x0 + w) px, (h/stride, w/stride) float32.
 
-    Each head's mass is normalised over the whole image, so the window equals the slice of the whole map; beyond the
-    image it is 0. `distances` (n,) px belong to all heads of the image. Raises RazError on bad input, among it a
-    window that is not a multiple of `stride`.
+    Each head's mass is normalised over the whole image, so the window equals that slice of the whole map; outside the
+    image it is 0. `distances` (n,) px are those of all heads of the image. Raises RazError for bad input, and if
+    x0, y0, h or w is no multiple of `stride`.
     """
-    points = checked(heads, height, width)
+    points = checked_heads(heads, height, width)
     _check_density(points, distances, (x0, y0, h, w), stride, beta, kernel)
-    # The exponent is separable, and so are the sum over a cell and the normalisation: each head is an outer product
-    # of two short vectors, and the full-resolution map is never made.
+    # The kernel, its sum over a cell and its normalisation are separable: each head adds an outer product of two
+    # short vectors, and the full-resolution map is never allocated.
     sigma = np.maximum(np.asarray(distances) * (CSRNET_BETA if kernel == "csrnet" else beta), SIGMA_FLOOR)
-    # Few additions meet in a full-resolution pixel, where a float64 map would cost twice the memory.
+    # At stride 1 few heads add to the same pixel, so float32 is precise enough and halves the memory.
     out = np.zeros((h // stride, w // stride), dtype=np.float64 if stride > 1 else np.float32)
-    # The radius is rounded up to a power of BUCKET, not to the bucket's largest: so it never depends on the other
-    # heads, and a window adds exactly the numbers the whole map adds.
-    bucket = np.ceil(np.log(CUT * sigma) / math.log(BUCKET)).astype(np.int64)
+    # A head's radius is rounded up to a power of BUCKET_RATIO, not to the largest radius in its bucket. So it does not
+    # depend on the other heads, and a window adds exactly the same numbers as the whole map.
+    bucket = np.ceil(np.log(CUTOFF * sigma) / math.log(BUCKET_RATIO)).astype(np.int64)
     for b in np.unique(bucket):
         of_bucket = np.flatnonzero(bucket == b)
-        radius = BUCKET ** float(b)
-        first_y, cells_y = _spans(points[of_bucket, 1], radius, stride, height)
-        first_x, cells_x = _spans(points[of_bucket, 0], radius, stride, width)
+        radius = BUCKET_RATIO ** float(b)
+        first_y, cells_y = _cell_spans(points[of_bucket, 1], radius, stride, height)
+        first_x, cells_x = _cell_spans(points[of_bucket, 0], radius, stride, width)
         first_y -= y0 // stride
         first_x -= x0 // stride
         hit = (first_y < out.shape[0]) & (first_y > -cells_y) & (first_x < out.shape[1]) & (first_x > -cells_x)
@@ -141,16 +143,16 @@ def density_window(
             of_bucket, first_y, first_x = of_bucket[hit], first_y[hit], first_x[hit]
         if len(of_bucket):
             a, s = points[of_bucket], sigma[of_bucket]
-            mass_y = _masses(a[:, 1], s, first_y + y0 // stride, cells_y, stride, height)
-            mass_x = _masses(a[:, 0], s, first_x + x0 // stride, cells_x, stride, width)
+            mass_y = _axis_masses(a[:, 1], s, first_y + y0 // stride, cells_y, stride, height)
+            mass_x = _axis_masses(a[:, 0], s, first_x + x0 // stride, cells_x, stride, width)
             _add_products(out, first_y, first_x, mass_y, mass_x)
     return out.astype(np.float32, copy=False)
 
 
-def _spans(centre: NDArray[np.float64], radius: float, stride: int, size: int) -> tuple[NDArray[np.int64], int]:
-    """First cell of each head's window along one axis, and the number of cells of all windows.
+def _cell_spans(centre: NDArray[np.float64], radius: float, stride: int, size: int) -> tuple[NDArray[np.int64], int]:
+    """First cell of each head's window along one axis (n,), and the number of cells common to all windows.
 
-    The window holds every pixel of the image within `radius` of the head.
+    A window contains every pixel of the image within `radius` px of its head.
     """
     total = -(-size // stride)
     cells = min(math.ceil(2 * radius / stride) + 1, total)
@@ -159,7 +161,7 @@ def _spans(centre: NDArray[np.float64], radius: float, stride: int, size: int) -
     return np.minimum(first, total - cells, out=first), cells
 
 
-def _masses(
+def _axis_masses(
     centre: NDArray[np.float64],
     sigma: NDArray[np.float64],
     first: NDArray[np.int64],
@@ -167,32 +169,32 @@ def _masses(
     stride: int,
     size: int,
 ) -> NDArray[np.float64]:
-    """One axis of the kernel, summed over each cell and normalised to 1 over the image, (n, cells)."""
+    """Kernel along one axis, summed over each cell and normalised to sum 1 over the image, (n, cells) float64."""
     pixel = (first * stride)[:, None] + np.arange(0.5, cells * stride)
     offset = pixel - centre[:, None]
     offset /= sigma[:, None]
     np.square(offset, out=offset)
-    # The exponent was formed in float64; float32's exp is several times faster and exact to 1e-7.
+    # The exponent is computed in float64; exp in float32 is several times faster and exact to 1e-7.
     value = np.exp(-offset.astype(np.float32))
     if size % stride:
-        value[pixel > size] = 0.0  # the last cell reaches beyond the image
+        value[pixel > size] = 0.0  # the last cell extends beyond the image
     mass: NDArray[np.float64] = value.reshape(len(centre), cells, stride).sum(axis=2).astype(np.float64)
     mass /= mass.sum(axis=1, keepdims=True)
     return mass
 
 
 def _add_products(
-    out: NDArray[Any],
+    out: NDArray[np.float32] | NDArray[np.float64],
     first_y: NDArray[np.int64],
     first_x: NDArray[np.int64],
     mass_y: NDArray[np.float64],
     mass_x: NDArray[np.float64],
 ) -> None:
-    """Add each head's outer product to `out` at its first cell; what lies outside `out` is left away."""
+    """Add each head's outer product to `out` at its first cell, clipped to `out`."""
     rows, columns = out.shape
     cells_y, cells_x = mass_y.shape[1], mass_x.shape[1]
     mass_y, mass_x = mass_y.astype(out.dtype, copy=False), mass_x.astype(out.dtype, copy=False)
-    if cells_y * cells_x >= 400:  # from here a call per head is cheaper than an index per cell
+    if cells_y * cells_x >= 400:  # from this size on, a slice per head is faster than an index per cell
         for y, x, my, mx in zip(first_y.tolist(), first_x.tolist(), mass_y, mass_x, strict=True):
             top, left = max(-y, 0), max(-x, 0)
             my, mx = my[top : rows - y], mx[left : columns - x]
@@ -207,7 +209,7 @@ def _add_products(
         index_x = np.minimum(np.maximum(index_x, 0), columns - 1)
     index_y *= columns
     flat = out.reshape(-1)
-    step = max(1, (1 << 16) // (cells_y * cells_x))  # keeps the products in the cache
+    step = max(1, (1 << 16) // (cells_y * cells_x))  # so that the products stay in the CPU's cache
     for i in range(0, len(mass_y), step):
         part = slice(i, i + step)
         where = (index_y[part, :, None] + index_x[part, None, :]).reshape(-1)
@@ -217,20 +219,23 @@ def _add_products(
 # ------------------------------------------------------------------------------------------------ labels
 
 
-def head_labels(heads: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
-    """1 on the pixel of each head and its four neighbours, else 0, (height, width) uint8 (9, Eq. 2).
+def head_labels(heads: Heads, height: int, width: int) -> NDArray[np.uint8]:
+    """Binary label map (height, width) uint8: 1 on each head's pixel and its four neighbours, else 0 (9, Eq. 2).
 
-    Raises RazError on heads outside the image.
+    Raises RazError for heads outside the image.
     """
     return label_window(heads, height, width, 0, 0, height, width)
 
 
-def label_window(heads: NDArray[Any], height: int, width: int, x0: int, y0: int, h: int, w: int) -> NDArray[np.uint8]:
-    """The part of `head_labels` that covers pixels [y0, y0 + h) x [x0, x0 + w), (h, w) uint8; 0 beyond the image."""
-    points = checked(heads, height, width)
+def label_window(heads: Heads, height: int, width: int, x0: int, y0: int, h: int, w: int) -> NDArray[np.uint8]:
+    """Window of `head_labels` over rows [y0, y0 + h) and columns [x0, x0 + w), (h, w) uint8; 0 outside the image.
+
+    Raises RazError as `head_labels`, and for an empty window.
+    """
+    points = checked_heads(heads, height, width)
     check_window((x0, y0, h, w))
     out = np.zeros((h, w), dtype=np.uint8)
-    pixel = points.astype(np.int64)  # truncation is the floor, since heads in the image are not negative
+    pixel = points.astype(np.int64)  # truncation equals floor: coordinates are not negative
     column, row = pixel[:, 0] - x0, pixel[:, 1] - y0
     bottom, right = min(h, height - y0), min(w, width - x0)
     top, left = max(0, -y0), max(0, -x0)
@@ -245,7 +250,7 @@ def label_window(heads: NDArray[Any], height: int, width: int, x0: int, y0: int,
 # ------------------------------------------------------------------------------------------------ checks
 
 
-def _shaped(heads: NDArray[Any]) -> Heads:
+def _as_heads(heads: Heads) -> Heads:
     points = np.asarray(heads, dtype=np.float64)
     if points.size == 0:
         return points.reshape(0, 2)
@@ -254,28 +259,30 @@ def _shaped(heads: NDArray[Any]) -> Heads:
     return points
 
 
-def _within(points: Heads, height: int, width: int) -> NDArray[np.bool_]:
+def _inside_mask(points: Heads, height: int, width: int) -> NDArray[np.bool_]:
     x, y = points[:, 0], points[:, 1]
     within: NDArray[np.bool_] = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return within
 
 
-def checked(heads: NDArray[Any], height: int, width: int) -> Heads:
-    points = _shaped(heads)
+def checked_heads(heads: Heads, height: int, width: int) -> Heads:
+    """The heads as (n, 2) float64. Raises RazError for another shape, an empty image, or heads outside it."""
+    points = _as_heads(heads)
     if height < 1 or width < 1:
         raise RazError("image", f"{height} x {width} pixels, expected at least 1 x 1")
-    keep = _within(points, height, width)
+    keep = _inside_mask(points, height, width)
     if not keep.all():
         first = points[~keep][0].tolist()
         raise RazError(
             "heads",
             f"{int((~keep).sum())} of {len(points)} outside the image of {width} x {height} px, the first at {first}",
-            "drop them with inside(heads, height, width)",
+            "drop them with heads_inside(heads, height, width)",
         )
     return points
 
 
 def check_window(window: tuple[int, int, int, int]) -> None:
+    """Raise RazError if the window (x0, y0, h, w) is empty."""
     if window[2] < 1 or window[3] < 1:
         raise RazError("window", f"{window[2]} x {window[3]} pixels, expected at least 1 x 1")
 

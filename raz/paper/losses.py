@@ -1,6 +1,6 @@
-"""The losses of the three branches (Eq. 1, Eq. 3, and the attention loss the paper leaves open).
+"""Losses of the three branches: counting (Eq. 1), localization (Eq. 3) and attention, which the paper leaves open (12).
 
-Each takes (B, 1, H, W) tensors, treats every image of the batch alone, and returns their mean.
+Each takes (B, 1, H, W) tensors and returns the mean over the images as a scalar tensor.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PYRAMID = (1, 2, 4, 8, 16)  # sides in cells of the blocks whose counts `pyramid` compares
-PYRAMID_EPSILON = 1e-5  # under its root: an empty window learned well enough must not outweigh the others
-EPSILON = 1e-12  # under the root of Eq. 1: its gradient is infinite at a perfect map
+PYRAMID = (1, 2, 4, 8, 16)  # block sides (cells) whose counts `pyramid` compares
+PYRAMID_EPSILON = (
+    1e-5  # added under the root: bounds the gradient of windows that are nearly perfect, such as empty ones
+)
+EPSILON = 1e-12  # added under the root of Eq. 1, whose gradient is infinite at a perfect map
 
 
 def counting_loss(density: Tensor, truth: Tensor, kind: str = "rmse") -> Tensor:
-    """Eq. 1. 8·sqrt(1/(mn)·Σ|φ - φ̂|²) over a map of mn/64 cells is the RMSE of that map.
+    """Loss of density maps in persons per cell (Eq. 1).
 
-    `mse` is the mean square, CSRNet's. Under the root of `pyramid` stand also the squared errors of blocks of
-    k x k cells, over k³: what a cell counts too little its neighbour may count too much, but not a whole region.
+    `rmse`: 8·sqrt(1/(mn)·Σ|φ - φ̂|²) over a map of mn/64 cells, which is the RMSE of the map. `mse`: the mean squared
+    error, as in CSRNet. `pyramid`: the root of a sum over k in PYRAMID of the mean squared count error of k x k blocks
+    of cells, divided by k³. It penalises errors of a region's count more than errors that neighbouring cells cancel.
     """
     if kind == "pyramid":
         error = density - truth
@@ -34,13 +37,13 @@ def counting_loss(density: Tensor, truth: Tensor, kind: str = "rmse") -> Tensor:
 
 
 def localization_loss(logits: Tensor, labels: Tensor, gamma: float = 100.0) -> Tensor:
-    """Eq. 3: the mean over m·n of -γ·Y·log ψ - (1 - Y)·log(1 - ψ), ψ the sigmoid of the logits."""
+    """Mean over pixels of -γ·Y·log ψ - (1 - Y)·log(1 - ψ), with ψ = sigmoid(logits) and labels Y in {0, 1} (Eq. 3)."""
     weight = torch.tensor(gamma, device=logits.device, dtype=logits.dtype)
     return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
 
 
 def attention_loss(logits: Tensor, truth: Tensor, kind: str = "mse") -> Tensor:
-    """Squared error of the sigmoid against v, or cross entropy with v as a soft label (12)."""
+    """Loss against attention ground truth in [0, 1]: `mse` of sigmoid(logits), or soft-label cross entropy (12)."""
     if kind == "mse":
         return functional.mse_loss(torch.sigmoid(logits), truth)
     return functional.binary_cross_entropy_with_logits(logits, truth)

@@ -1,12 +1,12 @@
-"""Counting errors, and the paper's localization metric: §4.2, Table 3, reading rows (20) to (23) and (28).
+"""Counting errors, and the paper's localization metric: §4.2, Table 3, rows (20) to (23) and (28).
 
-The metric asks, for each (sigma, threshold): points in the order of their scores each claim their nearest true head;
-a point is a true positive when its affinity exp(-d²/2 sigma²) exceeds the threshold, that is when d < r with
-r = sigma·sqrt(-2 ln threshold), and no better-ranked true positive has that head already.
+For each (sigma, threshold), points in descending order of score each claim their nearest true head. A point is a true
+positive if its affinity exp(-d²/(2·sigma²)) exceeds the threshold, that is if d < r = sigma·sqrt(-2·ln threshold), and
+no better-ranked true positive has claimed that head.
 
-Matching does not depend on r but for one number: a head is taken at radius r once a better-ranked point lies within
-r of it. So one pass that stores, for each point, its distance and the distance from which on its head is taken
-(`best_before`) serves every sigma and threshold: a point is a true positive iff distance < r <= best_before.
+A head is taken at radius r if a better-ranked point lies within r of it. So matching depends on r through one number
+per point: `best_before`, the smallest distance at which a better-ranked point takes its head. One pass over the points
+serves every sigma and threshold: a point is a true positive iff distance < r <= best_before.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ SIGMAS = (40.0, 20.0, 5.0)
 THRESHOLDS = tuple(k / 100 for k in range(50, 100, 5))
 POOLS = ("dataset", "image")
 
-# Heads whose distances differ by less than this share are looked at again in exact arithmetic: the tree may round
-# a distance differently from numpy (fused multiply-add), and a tie must not depend on that.
-_NEARLY = 1e-9
+# Heads whose distances differ by less than this fraction are compared again by numpy: the tree may round a distance
+# differently (fused multiply-add), and a tie must not depend on that.
+_TIE_MARGIN = 1e-9
 
 
-def _paired(where: str, pred: ArrayLike, true: ArrayLike) -> Floats:
-    """pred - true, (n,), checked."""
+def _count_errors(where: str, pred: ArrayLike, true: ArrayLike) -> Floats:
+    """pred - true, (n,) persons. Raises RazError as `mae`."""
     predicted, truth = np.asarray(pred, dtype=np.float64), np.asarray(true, dtype=np.float64)
     faults = []
     if predicted.ndim != 1 or predicted.shape != truth.shape:
         faults.append(RazError(where, f"shapes are {predicted.shape} and {truth.shape}, expected one (images,)"))
     elif len(predicted) == 0:
-        faults.append(RazError(where, "no images: the error of nothing is not defined", "is the split empty?"))
+        faults.append(RazError(where, "no images: the error is undefined", "is the split empty?"))
     for name, counts in (("pred", predicted), ("true", truth)):
         if not np.isfinite(counts).all():
             faults.append(RazError(where, f"{name} holds counts that are not finite", "a diverged network?"))
@@ -50,37 +50,34 @@ def _paired(where: str, pred: ArrayLike, true: ArrayLike) -> Floats:
 def mae(pred: ArrayLike, true: ArrayLike) -> float:
     """Mean absolute error of the counts of n images, in persons. (20)
 
-    pred, true: (n,) persons, n >= 1. Raises RazError on other shapes, no images, numbers that are not finite.
+    pred, true: (n,) persons, n >= 1. Raises RazError for other shapes, no images, or counts that are not finite.
     """
-    return float(np.abs(_paired("mae", pred, true)).mean())
+    return float(np.abs(_count_errors("mae", pred, true)).mean())
 
 
 def rmse(pred: ArrayLike, true: ArrayLike) -> float:
-    """Root mean square error of the counts of n images, in persons; the paper prints it as "MSE". (20)
+    """Root mean square error of the counts of n images, in persons; the paper calls it "MSE". (20)
 
-    pred, true: (n,) persons, n >= 1. Raises RazError on other shapes, no images, numbers that are not finite.
+    pred, true: (n,) persons, n >= 1. Raises RazError for other shapes, no images, or counts that are not finite.
     """
-    return float(np.sqrt(np.square(_paired("rmse", pred, true)).mean()))
+    return float(np.sqrt(np.square(_count_errors("rmse", pred, true)).mean()))
 
 
 @dataclass(frozen=True)
 class Matches:
-    """One image's points in the order of their ranks, matched to its true heads for every radius at once.
+    """One image's points in rank order, matched to its true heads for every radius at once.
 
-    score: (n,) descending. distance: (n,) to the nearest head, in original px; inf without heads. best_before: (n,)
-    the largest radius at which that head is still free for this point, in px; inf if no better-ranked point claims
-    it. heads: how many true heads there are. points: (n, 2) x, y, which settles the rank of equal scores when
-    images are pooled. A point is a true positive at radius r iff distance < r <= best_before.
+    A point is a true positive at radius r iff distance < r <= best_before.
     """
 
-    score: Floats
-    distance: Floats
-    best_before: Floats
-    heads: int
-    points: Floats
+    score: Floats  # (n,) descending
+    distance: Floats  # (n,) to the nearest head, in original px; inf without heads
+    best_before: Floats  # (n,) largest radius (px) at which that head is still free; inf if no better point claims it
+    heads: int  # number of true heads
+    points: Floats  # (n, 2) x, y in original px; breaks ties of equal scores when images are pooled
 
 
-def _points_of(where: str, name: str, xy: ArrayLike) -> tuple[Floats, list[RazError]]:
+def _checked_points(where: str, name: str, xy: ArrayLike) -> tuple[Floats, list[RazError]]:
     points = np.asarray(xy, dtype=np.float64)
     if points.size == 0:
         points = points.reshape(0, 2)
@@ -91,14 +88,14 @@ def _points_of(where: str, name: str, xy: ArrayLike) -> tuple[Floats, list[RazEr
     return points, []
 
 
-def _by_rank(score: Floats, xy: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """The order by falling score, then y, then x, stable; and (n - 1,) which neighbours in it share all three."""
-    order = np.argsort(-score, kind="stable")  # which is quick where images that are ranked already follow each other
+def _rank_order(score: Floats, xy: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Stable order by descending score, then y, then x; and (n - 1,) which neighbours in it share all three."""
+    order = np.argsort(-score, kind="stable")  # fast on a concatenation of images that are already ranked
     ranked = score[order]
     same = ranked[1:] == ranked[:-1]
     if not same.any():
         return order, same
-    tied = _members(same)
+    tied = _tied(same)
     rows = order[tied]
     rows = rows[np.lexsort((xy[rows, 0], xy[rows, 1], -score[rows]))]
     order[tied] = rows
@@ -107,8 +104,8 @@ def _by_rank(score: Floats, xy: Floats) -> tuple[NDArray[np.intp], NDArray[np.bo
     return order, same
 
 
-def _members(same: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Who of n is like a neighbour, given (n - 1,) which neighbours are alike."""
+def _tied(same: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Indices of the n elements that equal a neighbour, given (n - 1,) which neighbours are equal."""
     return np.flatnonzero(np.append(same, False) | np.append(False, same))
 
 
@@ -120,14 +117,14 @@ def _distances(a: Floats, b: Floats) -> Floats:
 def match(points: ArrayLike, scores: ArrayLike, heads: ArrayLike) -> Matches:
     """Rank and match one image's points. (21)
 
-    points: (n, 2) x, y in original px; scores: (n,), higher is surer; heads: (m, 2) x, y in original px.
+    points: (n, 2) x, y in original px; scores: (n,), higher is more confident; heads: (m, 2) x, y in original px.
 
-    The rank is by falling score, then by y, then by x. Each point claims its nearest head only. Where several heads
-    are equally near (twins above all) it takes one that is still free, the lowest index first. So the order of the
-    points does not matter. Raises RazError on other shapes or numbers that are not finite.
+    Points are ranked by descending score, then y, then x. Each point claims its nearest head only. If several heads are
+    equally near, such as coincident ones, it claims a free one, the lowest index first. The result does not depend on
+    the order of the points. Raises RazError for other shapes or numbers that are not finite.
     """
-    xy, faults = _points_of("match", "points", points)
-    true, more = _points_of("match", "heads", heads)
+    xy, faults = _checked_points("match", "points", points)
+    true, more = _checked_points("match", "heads", heads)
     faults += more
     score = np.asarray(scores, dtype=np.float64)
     if score.shape != (len(xy),) and not (score.size == 0 and len(xy) == 0):
@@ -136,7 +133,7 @@ def match(points: ArrayLike, scores: ArrayLike, heads: ArrayLike) -> Matches:
         faults.append(RazError("match", "scores hold numbers that are not finite", "a diverged network?"))
     raise_all(faults)
     score = score.ravel()
-    order, _ = _by_rank(score, xy)
+    order, _ = _rank_order(score, xy)
     xy, score = xy[order], score[order]
     distance, best_before = np.full(len(xy), np.inf), np.full(len(xy), np.inf)
     if len(xy) and len(true):
@@ -145,24 +142,24 @@ def match(points: ArrayLike, scores: ArrayLike, heads: ArrayLike) -> Matches:
 
 
 def _greedy_assign(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
-    """(distance, best_before) of ranked points (n, 2) among heads (m, 2); both non-empty."""
-    # Twins are one place with room for several: the tree then never has to choose between them.
-    by_place, fresh = _places(heads)
+    """(distance, best_before), each (n,) px, of ranked points (n, 2) among heads (m, 2); both non-empty."""
+    # Coincident heads are one place with several heads, so that the tree never has to choose between them.
+    by_place, fresh = _group_twins(heads)
     starts = np.flatnonzero(fresh)
     places = heads[by_place[starts]]
     ends = np.append(starts[1:], len(heads))
 
     tree = cKDTree(places, leafsize=24, compact_nodes=False, balanced_tree=False)
-    found = tree.query(xy, k=[1, 2])  # a missing second place has distance inf
-    near, at = np.asarray(found[0]), np.asarray(found[1])
+    query = tree.query(xy, k=[1, 2])  # a missing second place has distance inf
+    near, at = np.asarray(query[0]), np.asarray(query[1])
     nearest = at[:, 0].astype(np.intp)
     distance = _distances(xy, places[nearest])
 
-    # Points (nearly) halfway between places: settle exactly which of them are equally near.
+    # Points (nearly) halfway between places: determine exactly which places are equally near.
     several: dict[int, list[int]] = {}
-    doubtful = np.flatnonzero(near[:, 1] <= near[:, 0] * (1 + _NEARLY))
+    doubtful = np.flatnonzero(near[:, 1] <= near[:, 0] * (1 + _TIE_MARGIN))
     if len(doubtful):
-        balls = tree.query_ball_point(xy[doubtful], near[doubtful, 0] * (1 + 2 * _NEARLY))
+        balls = tree.query_ball_point(xy[doubtful], near[doubtful, 0] * (1 + 2 * _TIE_MARGIN))
         sizes = np.array([len(ball) for ball in balls])
         around = np.concatenate(balls).astype(np.intp)
         exact = _distances(np.repeat(xy[doubtful], sizes, axis=0), places[around])
@@ -176,10 +173,10 @@ def _greedy_assign(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
             if len(tied) > 1:
                 several[point] = tied
 
-    best_before = _running_least(nearest, distance)
+    best_before = _running_minimum(nearest, distance)
 
-    # Rooms for several, and places tied to another by a point halfway, are settled in order of rank, one point
-    # after another. All points of such a place take part, also those that have no choice.
+    # Places with several heads, and places tied by a point halfway between them, are resolved point by point in rank
+    # order. All points of such a place take part, including those with one head to claim.
     special = np.zeros(len(places), dtype=np.bool_)
     special[ends - starts > 1] = True
     for tied in several.values():
@@ -189,33 +186,33 @@ def _greedy_assign(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
         for point in np.flatnonzero(special[nearest]).tolist():
             among = several[point] if point in several else [int(nearest[point])]
             claims[point] = sorted(head for place in among for head in by_place[starts[place] : ends[place]].tolist())
-        _average_precision_recall(claims, distance, best_before)
+        _resolve_ties(claims, distance, best_before)
     return distance, best_before
 
 
-def _places(heads: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Heads (m, 2) in an order that brings twins together, and (m,) which in it are the first at their place."""
-    # One key instead of two: heads at one place share it, and others almost never do.
+def _group_twins(heads: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Order of heads (m, 2) that puts coincident ones together, and (m,) which in it are the first at their place."""
+    # One key instead of two: coincident heads share it, and other heads almost never do.
     key = heads[:, 0] + heads[:, 1] * math.sqrt(2.0)
     order = np.argsort(key)
     ranked, moved = key[order], heads[order]
     fresh = np.ones(len(heads), dtype=np.bool_)
     fresh[1:] = (moved[1:, 0] != moved[:-1, 0]) | (moved[1:, 1] != moved[:-1, 1])
-    if ((ranked[1:] == ranked[:-1]) & fresh[1:]).any():  # others do: they may lie between twins
+    if ((ranked[1:] == ranked[:-1]) & fresh[1:]).any():  # a collision: it may separate coincident heads
         order = np.lexsort((heads[:, 0], heads[:, 1]))
         fresh[1:] = (heads[order[1:]] != heads[order[:-1]]).any(axis=1)
     return order, fresh
 
 
-def _running_least(nearest: NDArray[np.intp], distance: Floats) -> Floats:
-    """For each ranked point the least distance among better-ranked points of the same place; inf for the first."""
+def _running_minimum(nearest: NDArray[np.intp], distance: Floats) -> Floats:
+    """Smallest distance of better-ranked points of the same place, (n,) px; inf for the first."""
     n = len(nearest)
     by_place = np.argsort(nearest, kind="stable")  # by place, then rank
     place = nearest[by_place]
     first = np.ones(n, dtype=np.bool_)
     first[1:] = place[1:] != place[:-1]
-    # One running minimum for all places: over the distances' ranks, lowered by n from place to place, so that no
-    # earlier place reaches into a later one. Whole numbers, so nothing is lost.
+    # One running minimum for all places: it runs over the ranks of the distances, shifted by n per place, so that no
+    # earlier place affects a later one. Ranks are integers, so nothing is rounded.
     by_distance = np.argsort(distance)
     rank = np.empty(n, dtype=np.int64)
     rank[by_distance] = np.arange(n)
@@ -229,13 +226,13 @@ def _running_least(nearest: NDArray[np.intp], distance: Floats) -> Floats:
     return result
 
 
-def _average_precision_recall(claims: dict[int, list[int]], distance: Floats, best_before: Floats) -> None:
-    """Fill in best_before of the points in `claims`: rank -> its equally near heads, by index; in order of rank.
+def _resolve_ties(claims: dict[int, list[int]], distance: Floats, best_before: Floats) -> None:
+    """Set `best_before` of the points in `claims`, which maps a rank to its equally near heads, in rank order.
 
-    `taken` holds for each head the radius from which on it is taken. A larger radius never frees a head (by
-    induction over ranks), so one number says all. At a radius r > d a point takes the first of its heads with
-    taken >= r: the first one up to that head's own radius, the second from there up to its own, and so on, which is
-    what `carry` walks through. Beyond the largest of these radii none is free.
+    `taken` maps a head to the radius above which it is taken. A larger radius never frees a head (by induction over
+    ranks), so one number per head suffices. At a radius r > d a point takes the first of its heads with taken >= r: the
+    first head up to that head's radius, the second from there up to its own radius, and so on. `carry` is the radius
+    reached so far. Above the largest of these radii no head is free.
     """
     taken: dict[int, float] = {}
     for point, heads in claims.items():
@@ -248,45 +245,49 @@ def _average_precision_recall(claims: dict[int, list[int]], distance: Floats, be
         best_before[point] = last
 
 
-def _ranked(matches: Sequence[Matches]) -> tuple[Floats, Floats]:
-    """(distance, best_before) of all images' points, pooled and ranked; the order of the images does not matter."""
+def _pool_images(matches: Sequence[Matches]) -> tuple[Floats, Floats]:
+    """(distance, best_before) of all images' points, ranked together; independent of the order of the images."""
     score = np.concatenate([image.score for image in matches])
     distance = np.concatenate([image.distance for image in matches])
     best_before = np.concatenate([image.best_before for image in matches])
     points = np.concatenate([image.points for image in matches])
-    order, same = _by_rank(score, points)
+    order, same = _rank_order(score, points)
     if same.any():
-        # Points that share score and position keep their order within their image (`copy` counts them); those of
-        # different images are ranked the worse first, so that no order of the images flatters.
+        # Points that share score and position keep their order within their image (`copy` numbers them). Between
+        # images, the worse point is ranked first, so that the order of the images has no effect.
         owner = np.repeat(np.arange(len(matches)), [len(image.score) for image in matches])[order]
         at = np.arange(len(order))
-        group = np.cumsum(np.append(True, ~same))  # of one score and position; stable, so one image after another
+        group = np.cumsum(
+            np.append(True, ~same)
+        )  # number of the (score, position); the order is stable: image by image
         first = np.append(True, ~same | (owner[1:] != owner[:-1]))
         copy = at - np.maximum.accumulate(np.where(first, at, 0))
-        tied = _members(same)
+        tied = _tied(same)
         rows = order[tied]
         order[tied] = rows[np.lexsort((best_before[rows], -distance[rows], copy[tied], group[tied]))]
     return distance[order], best_before[order]
 
 
-def _ap_ar(distance: Floats, best_before: Floats, heads: int, radius: float, ranks: Floats) -> tuple[float, float]:
-    """(AP, AR) of ranked points at one radius; a ratio without a denominator is nan. `ranks` are 1, 2, 3 …"""
+def _average_precision_recall(
+    distance: Floats, best_before: Floats, heads: int, radius: float, ranks: Floats
+) -> tuple[float, float]:
+    """(AP, AR) of ranked points at one radius (px), fractions; nan where 0/0. `ranks` are 1, 2, 3, …"""
     if heads == 0:
         return (0.0 if len(distance) else math.nan), math.nan
     hits = np.compress((distance < radius) & (radius <= best_before), ranks)
     if len(hits) == 0:
         return 0.0, 0.0
-    # Precision peaks at true positives, so its envelope is wanted there alone. Recall reaches k/100 with the
-    # ceil(k·heads/100)-th of them, in whole numbers: no rounding decides it.
+    # Precision has its maxima at true positives, so its envelope is needed there only. Recall reaches k/100 with the
+    # ceil(k·heads/100)-th true positive; integer arithmetic avoids rounding.
     precision = ranks[: len(hits)] / hits
     needed = np.maximum(-(-np.arange(101) * heads // 100), 1)
-    at = needed[needed <= len(hits)] - 1  # never falls, so the envelope there is a maximum of the stretches' maxima
+    at = needed[needed <= len(hits)] - 1  # non-decreasing: the envelope is a running maximum of the segments' maxima
     reached = np.maximum.accumulate(np.maximum.reduceat(precision, at)[::-1])
     return math.fsum(reached) / 101, len(hits) / heads
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean of the values that are defined, rounded once, so that their order does not matter; nan if none is."""
+    """Mean of the values that are not nan, rounded once, so that their order does not matter; nan without any."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
@@ -299,17 +300,17 @@ def localization_scores(
 ) -> dict[str, float]:
     """AP and AR as in Table 3, fractions in [0, 1]. (22), (23), (28)
 
-    matches: one `Matches` an image; sigmas in original px; thresholds of the affinity, between 0 and 1.
+    matches: one `Matches` per image; sigmas in original px; thresholds of the affinity, between 0 and 1.
 
-    For each sigma, written as in `@40` or `@2.5`: `apNN@` and `arNN@` at the thresholds .50 and .75 (those of them
-    that are asked for), and `map@`, `mar@`, the means over all thresholds. AP is the 101-point interpolated area
-    under precision over recall, AR the final recall.
+    Returns for each sigma, named as in `@40` or `@2.5`: `apNN@` and `arNN@` at the thresholds .50 and .75 if they are
+    in `thresholds`, and `map@` and `mar@`, the means over all thresholds. AP is the 101-point interpolated area under
+    the precision-recall curve, AR the final recall.
 
-    pool `dataset` ranks all images' points together. `image` scores each image by itself and averages: one without
-    heads and points is left out, one without heads but with points has AP 0 and, as its recall is 0/0, no part in
-    AR. What is 0/0 for the whole set (no heads at all) is nan. The order of the images does not matter.
+    pool `dataset` ranks all images' points together. pool `image` scores each image and averages: an image without
+    heads and points is skipped; one with points but without heads has AP 0 and does not count in AR, where it is 0/0.
+    Without any head, AR is nan. The result does not depend on the order of the images.
 
-    Raises RazError on an unknown pool, no or wrong sigmas and thresholds.
+    Raises RazError for an unknown pool, and for empty or invalid sigmas and thresholds.
     """
     where, faults = "localization_scores", []
     if pool not in POOLS:
@@ -321,7 +322,7 @@ def localization_scores(
     raise_all(faults)
 
     if pool == "dataset":
-        pooled = _ranked(matches) if matches else (np.empty(0), np.empty(0))
+        pooled = _pool_images(matches) if matches else (np.empty(0), np.empty(0))
         lists = [(*pooled, sum(image.heads for image in matches))]
     else:
         lists = [(image.distance, image.best_before, image.heads) for image in matches]
@@ -331,7 +332,7 @@ def localization_scores(
         aps, ars = [], []
         for threshold in thresholds:
             radius = sigma * math.sqrt(-2 * math.log(threshold))
-            pairs = [_ap_ar(*ranked, radius, ranks[: len(ranked[0])]) for ranked in lists]
+            pairs = [_average_precision_recall(*ranked, radius, ranks[: len(ranked[0])]) for ranked in lists]
             aps.append(_mean([ap for ap, _ in pairs]))
             ars.append(_mean([ar for _, ar in pairs]))
         for shown in (50, 75):

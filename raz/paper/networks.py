@@ -1,7 +1,7 @@
-"""Main-Net and RAZ-Net (section 3.1, Figure 2) as modules that are handed their parts.
+"""Building blocks of Main-Net and RAZ-Net (section 3.1, Figure 2).
 
-Tensors are (batch, channel, row, column). "Input" is the network's input: RGB normalised as
-torchvision's VGG-16 expects, sides padded to multiples of 8.
+Tensors are (batch, channel, row, column). The network's input is RGB, normalised as torchvision's VGG-16 expects, with
+sides padded to multiples of 8.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,14 +22,14 @@ VGG_CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512)  # 0 = 
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """uint8 RGB (B, 3, H, W) -> float32, torchvision's ImageNet normalisation."""
+    """uint8 RGB (B, 3, H, W) -> float32 of the same shape, with torchvision's ImageNet normalisation."""
     mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
     return (pixels.float() / 255.0 - mean) / std
 
 
-def network_input(pixels: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """One image (H, W, 3) uint8 -> (1, 3, ceil8(H), ceil8(W)); the padding is the mean colour (0)."""
+def network_input(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """One image (H, W, 3) uint8 -> (1, 3, ceil8(H), ceil8(W)) float32, padded right and below with 0 (mean colour)."""
     height, width = pixels.shape[:2]
     x = torch.from_numpy(np.array(pixels, copy=True)).to(device).permute(2, 0, 1)[None]
     return functional.pad(normalise(x), (0, -width % STRIDE, 0, -height % STRIDE))
@@ -37,7 +38,7 @@ def network_input(pixels: np.ndarray, device: torch.device | str = "cpu") -> Ten
 class Backbone(nn.Module):
     """The first ten convolutions of VGG-16, through relu4_3: (B, 3, H, W) -> (B, 512·width, H/8, W/8).
 
-    `features` has torchvision's own layout, so its `vgg16().features[:23]` weights fit at width 1.
+    `features` has torchvision's layout: at width 1 it accepts the weights of `vgg16().features[:23]`.
     """
 
     def __init__(self, width: float = 1.0) -> None:
@@ -68,10 +69,10 @@ def _upsample_block(channels: int, out: int) -> list[nn.Module]:
 
 
 class CountingBranch(nn.Module):
-    """CSRNet's back end: 3x3 convolutions of dilation 2, then 1x1 -> the density map.
+    """CSRNet's back end: 3x3 convolutions of dilation 2, then a 1x1 convolution.
 
-    (B, C, h, w) -> density (B, 1, h·8/stride, w·8/stride) in persons per cell, and the last rich
-    feature map of the same size. `output_stride` 4 and 2 add one and two de-convolutions (section 4.3).
+    (B, C, h, w) -> density (B, 1, h·8/stride, w·8/stride) in persons per cell, and the feature map before the last
+    convolution, of the same size. `output_stride` 4 and 2 add one and two de-convolutions (section 4.3).
     """
 
     def __init__(self, in_channels: int, channels: Sequence[int], output_stride: int = 8) -> None:
@@ -93,10 +94,10 @@ class CountingBranch(nn.Module):
 
 
 class LocalizationBranch(nn.Module):
-    """Dilated convolutions at 1/8, then three de-convolutions up to the input's own size.
+    """Dilated convolutions at 1/8 of the input's size, then three de-convolutions up to the input's size.
 
-    (B, C, h, w) -> logits (B, 1, 8h, 8w), and the last rich feature map of that size. The sigmoid of
-    the logits is the response map of Eq. 3.
+    (B, C, h, w) -> logits (B, 1, 8h, 8w), and the feature map before the last convolution, of the same size. The
+    sigmoid of the logits is the response map of Eq. 3.
     """
 
     def __init__(self, in_channels: int, channels: Sequence[int], upsample: Sequence[int]) -> None:
@@ -118,11 +119,12 @@ class LocalizationBranch(nn.Module):
 
 
 class AttentionBranch(nn.Module):
-    """The zooming region proposal branch: rich maps of both branches -> logits (B, 1, H, W).
+    """Zooming region proposal branch: feature maps of the other branches -> logits (B, 1, H, W).
 
-    In Main-Net the counting branch's map is up-sampled to the input's size (nearest) and concatenated; in
-    RAZ-Net, which has no counting branch, the localization branch's map is all there is. The concatenation is
-    never made: a convolution of it is the sum of two, and the second is computed before the up-sampling.
+    In Main-Net the counting branch's map is up-sampled to the input's size (nearest neighbour) and concatenated to the
+    localization branch's. RAZ-Net has no counting branch and uses the localization branch's map alone. The
+    concatenation is never allocated: its convolution is the sum of two, of which the second is computed before
+    up-sampling.
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -143,14 +145,15 @@ class AttentionBranch(nn.Module):
 
 
 def convolved_upsampled(x: Tensor, weight: Tensor, width: int) -> Tensor:
-    """conv3x3(upsample(x)) for the nearest up-sampling of x (B, C, h, w) by s = width / w >= 2: (B, O, s·h, s·w).
+    """conv3x3(upsample(x)) for nearest-neighbour up-sampling of x (B, C, h, w) by s = width / w >= 2: (B, O, s·h, s·w).
 
-    Within a cell of s x s equal pixels the three rows that a kernel sees are: the cell above and twice its own (first
-    row of pixels), thrice its own (inner rows), twice its own and the cell below (last row); columns alike. So nine
-    3x3 kernels on x itself, sums of the kernel's taps, give all there is: 9/s² of the work, and no up-sampled copy.
+    Up-sampling repeats each value in a cell of s x s pixels. The three rows that a kernel covers are the cell above and
+    twice the own cell (first row of the cell), three times the own cell (inner rows), or twice the own cell and the
+    cell below (last row); the same holds for columns. So nine 3x3 kernels on x, sums of the kernel's taps, give the
+    result with 9/s² of the work and without the up-sampled copy.
     """
     size, out = width // x.shape[-1], weight.shape[0]
-    # [class of row][cell above, own, below][tap of the kernel]
+    # [first, inner, last row][cell above, own, below][tap of the kernel]
     taps = torch.tensor(
         [[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]],
         dtype=weight.dtype, device=weight.device,
@@ -158,7 +161,9 @@ def convolved_upsampled(x: Tensor, weight: Tensor, width: int) -> Tensor:
     kernels = torch.einsum("alk,bmj,oikj->aboilm", taps, taps, weight).reshape(9 * out, -1, 3, 3)
     cells = functional.conv2d(x, kernels, padding=1)
     b, _, h, w = cells.shape
-    cells = cells.reshape(b, 3, 3, out, h, w).permute(0, 4, 1, 5, 2, 3)  # batch, row, its class, column, its class
+    cells = cells.reshape(b, 3, 3, out, h, w).permute(
+        0, 4, 1, 5, 2, 3
+    )  # batch, row, kind of row, column, kind of column
     rows = torch.cat([cells[:, :, :1], cells[:, :, 1:2].expand(-1, -1, size - 2, -1, -1, -1), cells[:, :, 2:]], 2)
     inner = rows[..., 1:2, :].expand(-1, -1, -1, -1, size - 2, -1)
     full = torch.cat([rows[..., :1, :], inner, rows[..., 2:, :]], 4)
@@ -166,13 +171,16 @@ def convolved_upsampled(x: Tensor, weight: Tensor, width: int) -> Tensor:
 
 
 def initialise(module: nn.Module, kind: str = "normal") -> None:
-    """`normal`: Normal(0, 0.01), zero bias, as CSRNet. `kaiming`: He's, for narrow networks from scratch."""
+    """Initialise all convolutions in place; biases are 0.
+
+    `normal`: N(0, 0.01²) as in CSRNet (2). `kaiming`: He et al., for narrow networks trained from scratch.
+    """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             if kind == "kaiming":
-                fan_out = isinstance(layer, nn.ConvTranspose2d)  # its weight is stored (in, out, k, k)
+                fan_out = isinstance(layer, nn.ConvTranspose2d)  # weights are (in, out, k, k)
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out" if fan_out else "fan_in", nonlinearity="relu")
-                if fan_out:  # each output pixel sees k²/stride² taps only
+                if fan_out:  # each output pixel receives k²/stride² taps only
                     layer.weight.data.mul_(float(layer.stride[0]))
             else:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -181,10 +189,10 @@ def initialise(module: nn.Module, kind: str = "normal") -> None:
 
 
 def receptive_field_radius(module: nn.Module) -> int:
-    """Half the receptive field of the module in pixels of its input, an upper bound.
+    """Upper bound of half the module's receptive field, in pixels of its input.
 
-    Walks the layers in order, adding each kernel's reach at the stride it works on. A tile with this
-    margin sees all that an output pixel of the whole image sees.
+    Sums each kernel's radius at the stride of its layer. A tile with a margin of this size gives the same output inside
+    the margin as the whole image.
     """
     reach, step = 0.0, 1.0
     for layer in module.modules():

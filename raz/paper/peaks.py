@@ -1,10 +1,9 @@
-"""From a response map to points: 3x3 mean, 3x3 maximum (13, 14), and the threshold fitted to counts (13)."""
+"""Points from a response map: 3x3 mean, 3x3 maximum (13, 14), and a score threshold fitted to counts (13)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +12,17 @@ from scipy.sparse.csgraph import connected_components
 
 from raz.errors import RazError, raise_all
 
-BLOCK = 96  # rows smoothed at a time, so that the intermediate rows stay in the cache
+BLOCK = 96  # rows smoothed at a time, so that they stay in the CPU's cache
 
 
-def find_peaks(response: NDArray[Any], floor: float) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+def find_peaks(response: NDArray[np.floating], floor: float) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Peaks of a response map (H, W): points (n, 2) float64 x, y px, and their scores (n,) float32 (13, 14).
 
-    A pixel's score is the mean of the 3x3 responses around it, over the pixels inside the image. A peak is a pixel
-    that no pixel of its 3x3 neighbourhood exceeds, with a score of at least `floor` and above 0. Peaks that touch are
-    equal, and one plateau: it gives one peak, at the member nearest to its middle, the first in reading order among
-    equals. The peak at column i, row j is the point (i + 0.5, j + 0.5). Sorted by falling score, then y, then x.
-    Raises RazError when the response is not 2-D or not finite, or `floor` is not a number.
+    A pixel's score is the mean of the responses in its 3x3 neighbourhood, clipped to the image. A peak is a pixel whose
+    score no neighbour exceeds, is at least `floor` and above 0. Adjacent peaks have equal scores and form a plateau,
+    which gives one point: the pixel nearest to the plateau's centroid, the first in row-major order among equals. The
+    peak in column i, row j is the point (i + 0.5, j + 0.5). Points are sorted by descending score, then y, then x.
+    Raises RazError if the response is not 2-D or not finite, or `floor` is nan.
     """
     response = np.asarray(response)
     if response.ndim != 2 or response.size == 0:
@@ -31,20 +30,20 @@ def find_peaks(response: NDArray[Any], floor: float) -> tuple[NDArray[np.float64
     if math.isnan(floor):
         raise RazError("find_peaks", "floor is not a number, expected 0 or more")
     image = response.astype(np.float32, copy=False)
-    rows, columns, scores = _candidates(image, floor)
-    first = _plateau_members(rows, columns, image.shape[1])
+    rows, columns, scores = _local_maxima(image, floor)
+    first = _one_per_plateau(rows, columns, image.shape[1])
     rows, columns, scores = rows[first], columns[first], scores[first]
     order = np.lexsort((columns, rows, -scores))
     points = np.stack([columns[order] + 0.5, rows[order] + 0.5], axis=1)
     return points, scores[order]
 
 
-def fit_threshold(scores_per_image: Sequence[NDArray[Any]], counts: Sequence[int]) -> float:
-    """The threshold t, strictly inside (0, 1), that minimises the sum over images of |#(scores >= t) - count| (13).
+def fit_threshold(scores_per_image: Sequence[NDArray[np.floating]], counts: Sequence[int]) -> float:
+    """The threshold t in (0, 1) that minimises the sum over images of |#(scores >= t) - count| (13).
 
-    Exact: the sum is constant between neighbouring scores, so all of them are tried by one sort and one running sum.
-    Of equally good intervals the widest is taken, then the highest, and t is its middle (half of it in (0, 1) counts).
-    Raises RazError when there are not as many counts as images, or a count is negative.
+    The minimum is exact: the sum is constant between adjacent scores, so one sort and one cumulative sum evaluate all
+    intervals. Of equally good intervals, clipped to (0, 1), the widest is taken, then the highest; t is its midpoint.
+    Raises RazError if the numbers of images and counts differ, a count is negative, or scores are not (n,) numbers.
     """
     faults: list[RazError] = []
     if len(scores_per_image) != len(counts):
@@ -59,12 +58,12 @@ def fit_threshold(scores_per_image: Sequence[NDArray[Any]], counts: Sequence[int
     for scores, count in zip(scores_per_image, counts, strict=True):
         falling = np.sort(np.asarray(scores, dtype=np.float32))[::-1]
         pooled.append(falling)
-        # One more counted point brings this image nearer to its count, until the count is reached.
+        # Each further point reduces this image's error until its count is reached, then increases it.
         changes.append(np.where(np.arange(len(falling)) < count, -1.0, 1.0))
     score, change = np.concatenate(pooled), np.concatenate(changes)
     order = np.argsort(-score, kind="stable")
     score, change = score[order], change[order]
-    # Interval i holds the thresholds in (lower[i], upper[i]]; the scores above it, and upper[i] itself, are counted.
+    # Interval i is the thresholds in (lower[i], upper[i]], at which all scores >= upper[i] are counted.
     last = np.flatnonzero(np.append(score[1:] != score[:-1], True)) if len(score) else np.zeros(0, np.int64)
     steps = score[last]
     loss = np.append(0.0, np.cumsum(change)[last])
@@ -76,30 +75,32 @@ def fit_threshold(scores_per_image: Sequence[NDArray[Any]], counts: Sequence[int
     legal = width > 0
     best = min(
         np.flatnonzero(legal).tolist(), key=lambda i: (float(loss[i]), -float(width[i]), i)
-    )  # upper falls with i, so the lower index is the higher interval
+    )  # upper decreases with i, so a lower index is a higher interval
     middle = np.float32((float(upper[best]) + float(lower[best])) / 2)  # scores are compared as float32
     return float(middle if lower[best] < middle <= upper[best] else upper[best])
 
 
-def _candidates(
+def _local_maxima(
     image: NDArray[np.float32], floor: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Rows, columns (in reading order) and scores of all pixels that no neighbour exceeds."""
+    """Rows, columns (in row-major order) and scores, each (n,), of all pixels whose score no neighbour exceeds."""
     height, width = image.shape
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
-    # Two rows more on each side than the block: one for the comparison, one more for its means.
+    maxima: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+    # Two extra rows on each side of the block: one for the comparison, one for the means of that row.
     source = np.zeros((min(BLOCK, height) + 4, width + 2), dtype=np.float32)
     sums = np.empty((len(source) - 2, width + 2), dtype=np.float32)
     across = np.empty((len(source), width), dtype=np.float32)
     steps = [dy * (width + 2) + dx for dy, dx in ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))]
-    least = np.float32(max(8.9999 * floor, 0.0))  # a little below the floor; scores decide
+    least = np.float32(
+        max(8.9999 * floor, 0.0)
+    )  # slightly below the floor, a prefilter; the scores are compared exactly below
     for top in range(0, height, BLOCK):
         rows = min(BLOCK, height - top)
         low, high = max(top - 2, 0), min(top + rows + 2, height)
         peak = float(image[low:high].max())
         if not math.isfinite(peak):
             raise RazError("find_peaks", f"the response holds {peak}, expected finite numbers")
-        if peak * 1.000001 < floor or peak <= 0:  # a mean exceeds the largest response by rounding only
+        if peak * 1.000001 < floor or peak <= 0:  # a mean can exceed the largest response by rounding only
             continue
         src, smooth, wide = source[: rows + 4], sums[: rows + 2], across[: rows + 4]
         before = low - (top - 2)  # rows of the frame above the image
@@ -120,7 +121,7 @@ def _candidates(
         if height == 1:
             inner *= 3.0
         else:
-            for edge in (1 - top, height - top):  # where the image's first and last row lie, if here
+            for edge in (1 - top, height - top):  # the image's first and last row, if they are in this block
                 if 0 <= edge < rows + 2:
                     inner[edge] *= 1.5
         smooth[:, 0] = smooth[:, -1] = -np.inf
@@ -128,7 +129,7 @@ def _candidates(
             smooth[0] = -np.inf
         if top + rows == height:
             smooth[rows + 1] = -np.inf
-        # Only what reaches the floor is compared, one neighbour after the other: half drops out at each.
+        # Compare one neighbour after the other: about half of the remaining pixels drop out at each step.
         flat = smooth.reshape(-1)
         at = np.flatnonzero(smooth[1:-1] > least) + width + 2
         value = flat[at]
@@ -138,25 +139,25 @@ def _candidates(
         row, column = at // (width + 2) - 1, at % (width + 2) - 1
         score = value / np.float32(9.0)
         keep = (score >= np.float32(floor)) & (score > 0)
-        found.append((row[keep] + top, column[keep], score[keep]))
-    if not found:
+        maxima.append((row[keep] + top, column[keep], score[keep]))
+    if not maxima:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-    rows_found, columns, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return rows_found, columns, scores
+    all_rows, columns, scores = (np.concatenate(parts) for parts in zip(*maxima, strict=True))
+    return all_rows, columns, scores
 
 
-def _plateau_members(rows: NDArray[np.int64], columns: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """One candidate of each group of touching ones, as indices into the candidates (which are in reading order)."""
+def _one_per_plateau(rows: NDArray[np.int64], columns: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """Indices (m,) of one maximum per group of adjacent ones; rows and columns (n,) are in row-major order."""
     n = len(rows)
     if n == 0:
         return np.arange(0)
-    # Runs within a row are joined first: a flat map is as many nodes as it has rows, not as it has pixels.
-    pitch = width + 2  # two columns more, so that the right edge never touches the left one
+    # Runs within a row are merged first: a flat map then has a node per row, not per pixel.
+    pitch = width + 2  # two extra columns, so that the right edge is never adjacent to the left one
     flat = rows * pitch + columns
     begin = np.flatnonzero(np.append(True, np.diff(flat) != 1))
     length = np.diff(np.append(begin, n))
     start, end = flat[begin], flat[begin] + length - 1
-    # The runs of the next row that reach from one column before this run to one column after it.
+    # the runs of the next row that overlap this run extended by one column on each side
     low = np.searchsorted(end, start + pitch - 1)
     count = np.maximum(np.searchsorted(start, end + pitch + 1, side="right") - low, 0)
     runs, links = len(begin), int(count.sum())

@@ -1,4 +1,4 @@
-"""Where to zoom, and how zoomed points join the others (15, 16, 17, 28)."""
+"""Region proposals for zooming, and merging of the points found in zoomed regions (15, 16, 17, 28)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from raz.errors import RazError, raise_all
 
 Boxes = NDArray[np.int64]
-Anchor = tuple[float, float]  # height / width, and the side of the square of equal area / the image's shorter edge
+Anchor = tuple[float, float]  # (height / width, side of the square of equal area / shorter edge of the image)
 
 _RATIOS = (1.0, 0.5, 2.0)
 ANCHOR_SETS: dict[str, tuple[Anchor, ...]] = {
@@ -25,32 +25,32 @@ ANCHOR_SETS: dict[str, tuple[Anchor, ...]] = {
     "one-scale": tuple((ratio, 1 / 3) for ratio in _RATIOS),
 }
 SAMPLING = ("attention", "uniform")
-BLOCK = 1 << 16  # pairs across a seam that are gone through at a time
+BLOCK = 1 << 16  # pairs across a seam that are converted to Python numbers at a time
 
 
 # --------------------------------------------------------------------------------------------- proposals
 
 
 def generator_for(seed: int, image_id: str, zoom_pass: int) -> np.random.Generator:
-    """The random numbers of one image in one pass: the same on every machine, in any order of images (15)."""
+    """Random generator of one image in one pass; the same on every machine and for any order of the images (15)."""
     digest = hashlib.sha256(f"{seed}\n{zoom_pass}\n{image_id}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
 
 def candidate_regions(
-    attention: NDArray[Any],
+    attention: NDArray[np.floating],
     generator: np.random.Generator,
     *,
     anchors: str = "paper",
     samples: int = 200,
     sampling: Literal["attention", "uniform"] = "attention",
 ) -> tuple[Boxes, NDArray[np.float64]]:
-    """Boxes around sampled points of an attention map (H, W), and the mean attention in each (15, 16).
+    """Boxes around sampled pixels of an attention map (H, W), and the mean attention in each (15, 16).
 
-    `samples` pixels are drawn, with probability proportional to the attention or uniformly; around each, every anchor
-    of the set, clipped to the map. Boxes (samples x anchors, 4) int64 are x0, y0, x1, y1 px, x1 and y1 excluded; means
-    (m,) float64. A map that is 0 everywhere has no boxes under `attention`. Raises RazError on bad input, among it
-    attention that is negative or not finite.
+    Draws `samples` pixels, with probability proportional to the attention or uniformly, and places every anchor of the
+    set around each, clipped to the map. Returns boxes (samples x anchors, 4) int64 x0, y0, x1, y1 px, x1 and y1
+    exclusive, and their means (samples x anchors,) float64. Without any attention, sampling `attention` returns no
+    boxes. Raises RazError for unknown sets, samples < 1, and attention that is not (H, W), negative or not finite.
     """
     attention = np.asarray(attention)
     faults: list[RazError] = []
@@ -66,65 +66,66 @@ def candidate_regions(
         faults.append(RazError("attention", "a map with negative values or numbers that are not finite"))
     raise_all(faults)
     height, width = attention.shape
-    integral = _integral(attention)
+    integral = _integral_image(attention)
     uniform = generator.random((samples, 2))
     if sampling == "uniform":
         row, column = (uniform * (height, width)).astype(np.int64).T
     elif integral[-1, -1] > 0:
-        row, column = _draw(attention, integral[:, -1], uniform)
+        row, column = _sample_pixels(attention, integral[:, -1], uniform)
     else:
         return np.zeros((0, 4), dtype=np.int64), np.zeros(0)
-    boxes = _anchored(row, column, ANCHOR_SETS[anchors], height, width)
+    boxes = _anchor_boxes(row, column, ANCHOR_SETS[anchors], height, width)
     x0, y0, x1, y1 = boxes.T
     total = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
     return boxes, np.maximum(total, 0.0) / ((x1 - x0) * (y1 - y0))
 
 
-def _integral(attention: NDArray[Any]) -> NDArray[np.float64]:
-    """Sums over all rows above and columns left of each pixel's corner, (H + 1, W + 1)."""
+def _integral_image(attention: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Integral image (H + 1, W + 1) float64: sums over all rows above and columns left of each corner."""
     height, width = attention.shape
     integral = np.empty((height + 1, width + 1))
     integral[0] = 0.0
     integral[:, 0] = 0.0
     running = np.zeros(width)
-    for i in range(height):  # a row at a time stays in the cache; cumsum down the columns does not
+    for i in range(height):  # row by row, since cumsum down the columns misses the CPU's cache
         running += attention[i]
         np.cumsum(running, out=integral[i + 1, 1:])
     return integral
 
 
-def _draw(
-    attention: NDArray[Any], rows_above: NDArray[np.float64], uniform: NDArray[np.float64]
+def _sample_pixels(
+    attention: NDArray[np.floating], rows_above: NDArray[np.float64], uniform: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels (row, column) with probability proportional to the attention: first the row, then the column in it."""
+    """Pixels (row, column), each (n,), drawn in proportion to the attention: first the row, then the column in it."""
     above = rows_above[1:]
-    row = _invert(above, uniform[:, 0])
+    row = _invert_cdf(above, uniform[:, 0])
     column = np.empty(len(row), dtype=np.int64)
     drawn, which = np.unique(row, return_inverse=True)
     along = np.cumsum(attention[drawn], axis=1, dtype=np.float64)
     order = np.argsort(which, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(which[order])) + 1):
-        column[group] = _invert(along[which[group[0]]], uniform[group, 1])
+        column[group] = _invert_cdf(along[which[group[0]]], uniform[group, 1])
     return row, column
 
 
-def _invert(cumulated: NDArray[np.float64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Where the cumulated weights exceed uniform x total; never an entry of weight 0, also when that rounds up."""
+def _invert_cdf(cumulated: NDArray[np.float64], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
+    """First index where the cumulative weights exceed uniform x total, (n,); never of weight 0, despite rounding."""
     total = cumulated[-1]
     last = np.searchsorted(cumulated, total)
     drawn = np.searchsorted(cumulated, uniform * total, side="right")
     return np.asarray(np.minimum(drawn, last), dtype=np.int64)
 
 
-def _anchored(
+def _anchor_boxes(
     row: NDArray[np.int64], column: NDArray[np.int64], anchors: Sequence[Anchor], height: int, width: int
 ) -> Boxes:
+    """Every anchor around every pixel, clipped to the map: (n x anchors, 4) x0, y0, x1, y1 px."""
     shorter = min(height, width)
     boxes = []
     for ratio, scale in anchors:
         h = max(1, round(scale * shorter * math.sqrt(ratio)))
         w = max(1, round(scale * shorter / math.sqrt(ratio)))
-        # The box of whole pixels whose middle is nearest to the pixel's centre, i + 0.5.
+        # the box of whole pixels whose centre is nearest to the pixel's centre, i + 0.5
         x0, y0 = column - (w - 1) // 2, row - (h - 1) // 2
         boxes.append(
             np.stack(
@@ -135,13 +136,13 @@ def _anchored(
 
 
 def select_regions(
-    boxes: NDArray[Any], means: NDArray[np.float64], *, theta_z: float, iou: float, k_z: int
+    boxes: NDArray[np.integer | np.floating], means: NDArray[np.float64], *, theta_z: float, iou: float, k_z: int
 ) -> NDArray[np.int64]:
-    """Indices of the regions to zoom, best first, at most k_z (16).
+    """Indices of the regions to zoom, best first, at most k_z: non-maximum suppression (16).
 
-    Boxes (m, 4) x0, y0, x1, y1, whole or fractional px, with mean attention below `theta_z` are dropped; of two that
-    overlap by more than `iou` the one of lower mean is suppressed. Equal means rank by their coordinates. Raises
-    RazError when boxes and means do not belong together.
+    Boxes (m, 4) are x0, y0, x1, y1 px; means (m,) their mean attention. Boxes with a mean below `theta_z` are dropped;
+    of two boxes with an IoU above `iou`, the one of lower mean is suppressed. Equal means are ordered by coordinates.
+    Raises RazError if the shapes of boxes and means do not match.
     """
     boxes = np.asarray(boxes).reshape(-1, 4) if np.size(boxes) == 0 else np.asarray(boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or np.shape(means) != (len(boxes),):
@@ -153,7 +154,7 @@ def select_regions(
     area = (x1 - x0) * (y1 - y0)
     alive = np.arange(len(order))
     chosen: list[int] = []
-    while len(alive) and len(chosen) < k_z:  # stops at k_z: what lies below is never compared
+    while len(alive) and len(chosen) < k_z:  # lower-ranked boxes need not be compared
         best, alive = alive[0], alive[1:]
         chosen.append(int(order[best]))
         across = np.minimum(x1[alive], x1[best]) - np.maximum(x0[alive], x0[best])
@@ -168,13 +169,12 @@ def select_regions(
 
 @dataclass(frozen=True)
 class Points:
-    """Located heads of one image: xy (n, 2) float64 px of the network's input, score (n,) float32, network (n,) int8
-    (0 Main-Net, 1 RAZ-Net) and depth (n,) int8, the pass that found each."""
+    """Located heads of one image. Raises RazError if the arrays' lengths differ."""
 
-    xy: NDArray[np.float64]
-    score: NDArray[np.float32]
-    network: NDArray[np.int8]
-    depth: NDArray[np.int8]
+    xy: NDArray[np.float64]  # (n, 2) x, y in px of the network's input
+    score: NDArray[np.float32]  # (n,)
+    network: NDArray[np.int8]  # (n,) 0 Main-Net, 1 RAZ-Net
+    depth: NDArray[np.int8]  # (n,) the pass that found the point, from 1
 
     def __post_init__(self) -> None:
         n = len(self.xy)
@@ -188,9 +188,9 @@ class Points:
     def __len__(self) -> int:
         return len(self.xy)
 
-    def take(self, which: NDArray[Any]) -> Points:
+    def take(self, selection: NDArray[np.integer | np.bool_]) -> Points:
         """The points at these indices, or where this mask is true."""
-        return Points(self.xy[which], self.score[which], self.network[which], self.depth[which])
+        return Points(self.xy[selection], self.score[selection], self.network[selection], self.depth[selection])
 
 
 def merge_points(
@@ -204,16 +204,16 @@ def merge_points(
     border: float,
     seam: float,
 ) -> Points:
-    """The points of one image after a zooming pass (17, 28), sorted by falling score, then y, then x.
+    """The points of one image after a zooming pass (17, 28), sorted by descending score, then y, then x.
 
-    `before` are the points so far; `regions` (r, 4) x0, y0, x1, y1 are what was zoomed, ranked best first; `inside`
-    are the points found in each region; all in input pixels of an image of `height` x `width`. `zoom` is zoomed pixels
-    per input pixel; `border` and `seam` are zoomed pixels.
+    `before` are the points of earlier passes; `regions` (r, 4) x0, y0, x1, y1 the zoomed regions, best first; `inside`
+    the points found in each region; all in input pixels of an image of `height` x `width`. `zoom` is in zoomed pixels
+    per input pixel; `border` and `seam` are in zoomed pixels.
 
-    Every place has one owner: the best-ranked region that holds it, else `before`. A region does not hold its outer
-    `border`, except along the image's own edge. Points found by another than the owner are dropped, so nothing is
-    counted twice inside a region; across a seam, of points of different owners nearer than `seam` the better-ranked
-    one stays. Raises RazError on bad input.
+    Every position has one owner: the best-ranked region whose core contains it, else `before`. The core of a region is
+    the region without a margin of `border`, except along the edges of the image. A point is dropped unless its finder
+    owns its position, so no head is counted twice inside a region. Of points of different owners nearer to each other
+    than `seam`, the better-ranked one is kept. Raises RazError for bad input.
     """
     regions = np.asarray(regions, dtype=np.float64).reshape(-1, 4)
     faults: list[RazError] = []
@@ -239,22 +239,24 @@ def merge_points(
     if seam == 0:
         return pool
     seam = seam / zoom
-    beside = np.flatnonzero(_within_seam(pool.xy, cores, seam))
+    near_seam = np.flatnonzero(_within_seam(pool.xy, cores, seam))
     keep = np.ones(len(pool), dtype=bool)
-    keep[beside] = _deduplicate(pool.xy[beside], source[beside], seam)
+    keep[near_seam] = _deduplicate(pool.xy[near_seam], source[near_seam], seam)
     return pool.take(keep)
 
 
 def owned_points(
-    found: Points, rank: int, regions: NDArray[np.float64], height: int, width: int, *, zoom: float, border: float
+    points: Points, rank: int, regions: NDArray[np.float64], height: int, width: int, *, zoom: float, border: float
 ) -> Points:
-    """Those of the points found in region `rank` that it owns: `merge_points`, of which see the arguments, drops the
-    others. Of a large photograph's many regions it keeps the memory small to drop them at once."""
-    return found.take(_owners(found.xy, _cores(regions, height, width, border / zoom)) == rank)
+    """The points found in region `rank` that it owns; arguments as in `merge_points`, which drops the others.
+
+    Dropping them region by region bounds the memory for large photographs with many regions.
+    """
+    return points.take(_owners(points.xy, _cores(regions, height, width, border / zoom)) == rank)
 
 
 def _cores(regions: NDArray[np.float64], height: int, width: int, border: float) -> NDArray[np.float64]:
-    """The regions without their inner border; along the image's own edge they are open."""
+    """The regions (r, 4) without their border; unbounded along the edges of the image."""
     core = regions.copy()
     core[:, 0] = np.where(regions[:, 0] > 0, regions[:, 0] + border, -np.inf)
     core[:, 1] = np.where(regions[:, 1] > 0, regions[:, 1] + border, -np.inf)
@@ -263,33 +265,34 @@ def _cores(regions: NDArray[np.float64], height: int, width: int, border: float)
     return core
 
 
-def _covered(x: NDArray[np.float64], y: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.bool_]:
-    held: NDArray[np.bool_] = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
-    return held
+def _inside_box(x: NDArray[np.float64], y: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points lie in the box x0, y0, x1, y1, (n,)."""
+    inside: NDArray[np.bool_] = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
+    return inside
 
 
 def _owners(xy: NDArray[np.float64], cores: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Rank of the core that owns each point, -1 where none does."""
+    """Rank of the core that owns each point, (n,); -1 where none does."""
     owner = np.full(len(xy), -1, dtype=np.int32)
     x, y = np.ascontiguousarray(xy.T)
-    for rank in range(len(cores) - 1, -1, -1):  # the best region comes last and takes what it holds
-        owner[_covered(x, y, cores[rank])] = rank
+    for rank in range(len(cores) - 1, -1, -1):  # the best region comes last and overwrites the others
+        owner[_inside_box(x, y, cores[rank])] = rank
     return owner
 
 
 def _within_seam(xy: NDArray[np.float64], cores: NDArray[np.float64], reach: float) -> NDArray[np.bool_]:
-    """Which points lie within `reach` of an edge of a core: only they can have a neighbour of another owner."""
-    beside = np.zeros(len(xy), dtype=bool)
+    """Which points lie within `reach` px of a core's edge: only they can have a neighbour of another owner."""
+    near = np.zeros(len(xy), dtype=bool)
     x, y = np.ascontiguousarray(xy.T)
     wider = np.array([-reach, -reach, reach, reach])
     for core in cores:
-        beside |= _covered(x, y, core + wider) & ~_covered(x, y, core - wider)
-    return beside
+        near |= _inside_box(x, y, core + wider) & ~_inside_box(x, y, core - wider)
+    return near
 
 
 def _deduplicate(xy: NDArray[np.float64], owner: NDArray[np.int32], least: float) -> NDArray[np.bool_]:
-    """Which points stay when, in their order, each removes the later ones of other owners nearer than `least`."""
-    from scipy.spatial import cKDTree  # half a second to import, and files are checked without it
+    """Which points remain if each, in order, removes later points of other owners nearer than `least` px."""
+    from scipy.spatial import cKDTree  # takes half a second to import, which commands that check files avoid
 
     keep = np.ones(len(xy), dtype=bool)
     if len(xy) < 2:
@@ -299,7 +302,7 @@ def _deduplicate(xy: NDArray[np.float64], owner: NDArray[np.int32], least: float
     pairs = pairs[np.hypot(*(xy[pairs[:, 0]] - xy[pairs[:, 1]]).T) < least]
     pairs.sort(axis=1)
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    for start in range(0, len(pairs), BLOCK):  # as Python's numbers all of them would take ten times the room
+    for start in range(0, len(pairs), BLOCK):  # all pairs as Python numbers would take ten times the memory
         for better, worse in pairs[start : start + BLOCK].tolist():
             if keep[better]:
                 keep[worse] = False

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raz.paper.attention import Distances, attention_distances, attention_from, attention_window
+from raz.paper.attention import AttentionDistances, attention_distances, attention_from_distances, attention_window
 from raz.paper.groundtruth import density_window, label_window, mean_neighbour_distance
 from raz.paper.networks import STRIDE, normalise
 
@@ -103,7 +103,7 @@ class DistanceMemo:
     costs one exp. Bounded: what finds no place is computed a window at a time, to the same bits."""
 
     limit: int = DISTANCE_BYTES
-    _held: dict[tuple[str, int], Distances] = field(default_factory=dict)
+    _held: dict[tuple[str, int], AttentionDistances] = field(default_factory=dict)
     _bytes: int = 0
 
     def evict_except(self, *images: str) -> None:
@@ -114,7 +114,9 @@ class DistanceMemo:
             for key in [key for key in self._held if key[0] not in images]:
                 self._bytes -= self._held.pop(key).nbytes
 
-    def get(self, images: str, index: int, sigma_z: float, compute: Callable[[], Distances]) -> Distances | None:
+    def get(
+        self, images: str, index: int, sigma_z: float, compute: Callable[[], AttentionDistances]
+    ) -> AttentionDistances | None:
         """Distances of image `index` of the images with this name that serve `sigma_z`; None without a place."""
         held = self._held.get((images, index))
         if held is not None and held.sigma_z >= sigma_z:
@@ -178,7 +180,7 @@ class GroundTruth:
         if kept is None:
             part = attention_window(heads, height, width, x0, w.y0, h, wd, sigma_z)
         else:
-            part = attention_from(kept, sigma_z, x0, w.y0, h, wd)
+            part = attention_from_distances(kept, sigma_z, x0, w.y0, h, wd)
         return _padded(np.ascontiguousarray(part[:, ::-1]) if w.mirrored else part, w.height, w.width)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raz.config import FusionConfig, MetricsConfig, PeaksConfig
-from raz.data.region import Polygon, cell_coverage, inside
+from raz.data.region import Polygon, cell_coverage, in_polygon
 from raz.errors import TrialFailure
 from raz.paper import fusion as fuse
 from raz.paper.groundtruth import head_labels
@@ -60,7 +60,7 @@ def clip_to_roi(split: SplitPredictions, polygons: Sequence[Polygon]) -> SplitPr
         density[i] = split.density[i] * cell_coverage(polygon, height, width, split.output_stride, (1 / x, 1 / y))
         for found in passes:
             points = found[i]
-            kept = inside(polygon, points.xy * [x, y])
+            kept = in_polygon(polygon, points.xy * [x, y])
             found[i] = Points(points.xy[kept], points.score[kept], points.network[kept], points.depth[kept])
     return replace(split, density=density, passes=passes)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raz.config import TrainConfig
-from raz.paper.groundtruth import neighbours
+from raz.paper.groundtruth import neighbour_count
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
 from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
@@ -79,7 +79,7 @@ def counting_task(
     kind: str,
 ) -> TrainingTask:
     """Eq. 1; validated by the mean absolute error of whole validation images' counts."""
-    truth = GroundTruth(m.train, neighbours(kernel, m.k))
+    truth = GroundTruth(m.train, neighbour_count(kernel, m.k))
 
     def loss(batch: Batch) -> Tensor:
         density, _ = branch(features(batch))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raz.data.images import decode
 from raz.errors import RazError
-from raz.predict.image_files import names_of
+from raz.predict.image_files import unique_names
 from raz.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def predict_images(
     With `out`, each gets a picture there.
     """
     taken: set[str] = set()
-    for name, path in zip(names_of(paths), paths, strict=True):
+    for name, path in zip(unique_names(paths), paths, strict=True):
         try:
             pixels = decode(_read(path), str(path))
         except RazError as error:

@@ -42,7 +42,7 @@ def find_images(given: Sequence[str]) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def names_of(paths: Sequence[Path]) -> tuple[str, ...]:
+def unique_names(paths: Sequence[Path]) -> tuple[str, ...]:
     """A name for each image, its file's, with as much of its folder before it as tells it from the others."""
     names = [path.name for path in paths]
     for depth in range(2, 16):

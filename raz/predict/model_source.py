@@ -76,7 +76,7 @@ def select_trial(store: Path, parts: list[str], place: str) -> TrialRecord:
     return min(done, key=lambda r: (sign * float(r.value or 0.0), r.number))
 
 
-def model_of(place: str | None, weights: Path | None) -> Model:
+def load_model_of(place: str | None, weights: Path | None) -> Model:
     """The model of exactly one of `--from` and `--weights`."""
     if (place is None) == (weights is None):
         raise RazError("predict", "the model comes from --from STORE or from --weights FILE", "give one of them")

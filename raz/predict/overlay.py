@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from raz.data.show import colour
+from raz.data.show import apply_colours
 from raz.pipeline.model import Prediction
 
 _LONG_SIDE = (560, 1200)  # of a panel, px: small images are enlarged, large ones shrunk
@@ -62,7 +62,7 @@ def draw(overlay: Overlay, pixels: NDArray[np.uint8]) -> Image.Image:
         shade = _PASS_COLOURS[min(max(number, 1), len(_PASS_COLOURS)) - 1]
         pen.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill=shade, outline=(0, 0, 0))
     grey = photo.convert("L").convert("RGB")
-    hot = np.asarray(Image.fromarray(colour(overlay.heat)), dtype=np.float32)
+    hot = np.asarray(Image.fromarray(apply_colours(overlay.heat)), dtype=np.float32)
     share = (0.25 + 0.65 * overlay.heat)[:, :, None]
     mixed = np.asarray(grey, dtype=np.float32) * (1 - share) + hot * share
     panels = (marked, Image.fromarray(np.rint(mixed).astype(np.uint8)))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raz.data.pointfiles import TwiceError, reject_duplicates
+from raz.data.pointfiles import DuplicateNameError, reject_duplicates
 from raz.errors import RazError, raise_all
 from raz.utils.suggestions import did_you_mean
 
@@ -153,10 +153,10 @@ def read_points(path: Path) -> dict[str, PointSet]:
         data = path.read_bytes()
     except OSError as error:
         raise RazError(str(path), f"cannot be read ({error.strerror or error})", "check the path") from error
-    reading = _Parser(path)
-    if path.suffix.lower() == ".csv" and len(data) >= LARGE and _plain_csv(reading, data):
+    parser = _Parser(path)
+    if path.suffix.lower() == ".csv" and len(data) >= LARGE and _plain_csv(parser, data):
         del data
-        return reading.settle()
+        return parser.settle()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -164,55 +164,55 @@ def read_points(path: Path) -> dict[str, PointSet]:
     del data
     kind = path.suffix.lower()
     if kind == ".json" or (kind not in (".csv", ".txt") and text.lstrip()[:1] in ("[", "{")):
-        _json(reading, text)
+        _json(parser, text)
     elif kind == ".txt" and "," not in text[:4096]:
-        _benchmark_text(reading, text)
+        _benchmark_text(parser, text)
     else:
-        _csv(reading, text)
-    return reading.settle()
+        _csv(parser, text)
+    return parser.settle()
 
 
-def _csv(reading: _Parser, text: str) -> None:
+def _csv(parser: _Parser, text: str) -> None:
     rows = csv.reader(text.splitlines(), skipinitialspace=True, strict=True)
     try:
         header = next(rows, None)
         if not header:
-            reading.fault(1, "the file is empty", "begin with a header: image,x,y,score")
+            parser.fault(1, "the file is empty", "begin with a header: image,x,y,score")
             return
         columns = [name.strip().lower() for name in header]
         for name in columns:
             if columns.count(name) > 1:
-                reading.fault(1, f"column {name!r} stands there twice")
+                parser.fault(1, f"column {name!r} stands there twice")
                 return
         for needed in ("image", "x", "y"):
             if needed not in columns:
                 shown = ",".join(header)[:60]
-                reading.fault(1, f"the header is {shown!r}, without a column {needed!r}", "image,x,y,score")
+                parser.fault(1, f"the header is {shown!r}, without a column {needed!r}", "image,x,y,score")
         for name in columns:
             if name not in COLUMNS:
-                reading.fault(1, f"unknown column {name!r}", did_you_mean(name, COLUMNS))
-        if reading.faults:
+                parser.fault(1, f"unknown column {name!r}", did_you_mean(name, COLUMNS))
+        if parser.faults:
             return
         at = columns.index("image")
-        reading.begin([name for name in columns if name != "image"])
+        parser.begin([name for name in columns if name != "image"])
         for row in rows:
             if not row:
                 continue
             if len(row) != len(columns):
-                reading.fault(rows.line_num, f"{len(row)} values, expected {len(columns)} as in the header")
+                parser.fault(rows.line_num, f"{len(row)} values, expected {len(columns)} as in the header")
                 continue
             name = row.pop(at).strip()
             if not name:
-                reading.fault(rows.line_num, "no image named")
+                parser.fault(rows.line_num, "no image named")
             elif any(row):
-                reading.row(rows.line_num, name, row)
+                parser.row(rows.line_num, name, row)
             else:
-                reading.image(name)
+                parser.image(name)
     except csv.Error as error:
-        reading.fault(rows.line_num, f"is no CSV ({error})")
+        parser.fault(rows.line_num, f"is no CSV ({error})")
 
 
-def _plain_csv(reading: _Parser, data: bytes) -> bool:
+def _plain_csv(parser: _Parser, data: bytes) -> bool:
     """Read a large file without a fault all at once, ten times as fast. False: read it line by line, to say why not."""
     import pyarrow as pa
     from pyarrow import compute
@@ -250,53 +250,53 @@ def _plain_csv(reading: _Parser, data: bytes) -> bool:
     images = coded.dictionary.to_pylist()
     if not sound.all() or "" in images:
         return False
-    reading.begin(numbers)
-    reading.names = {image: i for i, image in enumerate(images)}
-    reading.owner = coded.indices.to_numpy()[~empty]
-    reading.values = dict(zip(numbers, values[:, ~empty], strict=True))
+    parser.begin(numbers)
+    parser.names = {image: i for i, image in enumerate(images)}
+    parser.owner = coded.indices.to_numpy()[~empty]
+    parser.values = dict(zip(numbers, values[:, ~empty], strict=True))
     return True
 
 
-def _json(reading: _Parser, text: str) -> None:
+def _json(parser: _Parser, text: str) -> None:
     try:
         data = json.loads(text, object_pairs_hook=reject_duplicates)
     except json.JSONDecodeError as error:
-        reading.fault(error.lineno, f"is no JSON ({error.msg})")
+        parser.fault(error.lineno, f"is no JSON ({error.msg})")
         return
-    except TwiceError as twice:
-        reading.fault(1, str(twice), "one list of points an image")
+    except DuplicateNameError as twice:
+        parser.fault(1, str(twice), "one list of points an image")
         return
     except RecursionError:
-        reading.fault(1, "is nested too deeply to be a list of points")
+        parser.fault(1, "is nested too deeply to be a list of points")
         return
     if isinstance(data, dict) and isinstance(data.get("images"), list):
         data = data["images"]
     if isinstance(data, dict):
         data = [{"image": name, "points": points} for name, points in data.items()]
     if not isinstance(data, list):
-        reading.fault(1, f"holds a {type(data).__name__}, expected a list of points or of images")
+        parser.fault(1, f"holds a {type(data).__name__}, expected a list of points or of images")
         return
     if any(isinstance(entry, dict) and "points" in entry for entry in data):
-        _json_images(reading, data)
+        _json_images(parser, data)
     else:
-        _json_records(reading, data)
+        _json_records(parser, data)
 
 
-def _json_records(reading: _Parser, data: list[Any]) -> None:
+def _json_records(parser: _Parser, data: list[Any]) -> None:
     first = next((entry for entry in data if isinstance(entry, dict) and "x" in entry), {})
-    reading.begin([name for name in COLUMNS[1:] if name in first])
+    parser.begin([name for name in COLUMNS[1:] if name in first])
     for number, entry in enumerate(data):
         place = f"[{number}]"
         if not isinstance(entry, dict):
-            reading.fault(place, f"is a {type(entry).__name__}, expected {{image, x, y, score}}")
+            parser.fault(place, f"is a {type(entry).__name__}, expected {{image, x, y, score}}")
         elif not isinstance(entry.get("image"), (str, int)):
-            reading.fault(place, f"image is {entry.get('image')!r}, expected a name")
+            parser.fault(place, f"image is {entry.get('image')!r}, expected a name")
         elif set(entry) == {"image"}:
-            reading.image(str(entry["image"]))
-        elif missing := [name for name in ("x", "y", *reading.columns) if name not in entry]:
-            reading.fault(place, f"{missing[0]} is missing")
+            parser.image(str(entry["image"]))
+        elif missing := [name for name in ("x", "y", *parser.columns) if name not in entry]:
+            parser.fault(place, f"{missing[0]} is missing")
         else:
-            reading.row(place, str(entry["image"]), [entry[name] for name in reading.columns])
+            parser.row(place, str(entry["image"]), [entry[name] for name in parser.columns])
 
 
 def _lists(entry: Mapping[str, Any]) -> Iterator[Any]:
@@ -313,41 +313,41 @@ def _lists(entry: Mapping[str, Any]) -> Iterator[Any]:
         yield flat
 
 
-def _json_images(reading: _Parser, data: list[Any]) -> None:
+def _json_images(parser: _Parser, data: list[Any]) -> None:
     """Points [x, y], [x, y, score], or with `sizes` [x, y, w, h]; one form a file."""
     seen: set[str] = set()
     for number, entry in enumerate(data):
         place = f"[{number}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), (str, int)):
-            reading.fault(place, "names no image, expected {image, points}")
+            parser.fault(place, "names no image, expected {image, points}")
             continue
         name = str(entry["image"])
         if name in seen:
-            reading.fault(place, f"image {name!r} stands there twice")
+            parser.fault(place, f"image {name!r} stands there twice")
             continue
         seen.add(name)
         if not isinstance(entry.get("points"), list):
-            reading.fault(place, f"points is {type(entry.get('points')).__name__}, expected a list")
+            parser.fault(place, f"points is {type(entry.get('points')).__name__}, expected a list")
             continue
         for other in ("scores", "sizes"):
             if isinstance(entry.get(other), list) and len(entry[other]) != len(entry["points"]):
-                reading.fault(place, f"{len(entry[other])} {other} for {len(entry['points'])} points")
-        reading.image(name)
+                parser.fault(place, f"{len(entry[other])} {other} for {len(entry['points'])} points")
+        parser.image(name)
         sized = isinstance(entry.get("sizes"), list)
         forms = {2: ["x", "y"], 3: ["x", "y", "score"], 4: ["x", "y", "w", "h"]}
         for i, point in enumerate(_lists(entry)):
             if not isinstance(point, list) or (len(point) == 4) != sized or len(point) not in forms:
-                reading.fault(f"{place} point {i}", f"is {str(point)[:40]}, expected [x, y] or [x, y, score]")
+                parser.fault(f"{place} point {i}", f"is {str(point)[:40]}, expected [x, y] or [x, y, score]")
                 continue
-            if not reading.columns:
-                reading.begin(forms[len(point)])
-            if len(point) != len(reading.columns):
-                reading.fault(f"{place} point {i}", f"has {len(point)} numbers, the first had {len(reading.columns)}")
+            if not parser.columns:
+                parser.begin(forms[len(point)])
+            if len(point) != len(parser.columns):
+                parser.fault(f"{place} point {i}", f"has {len(point)} numbers, the first had {len(parser.columns)}")
                 continue
-            reading.row(f"{place} point {i}", name, point)
+            parser.row(f"{place} point {i}", name, point)
 
 
-def _benchmark_text(reading: _Parser, text: str) -> None:
+def _benchmark_text(parser: _Parser, text: str) -> None:
     forms = {2: ["x", "y"], 5: ["x", "y", "sigma_s", "sigma_l", "level"]}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
@@ -358,22 +358,22 @@ def _benchmark_text(reading: _Parser, text: str) -> None:
         each = len(rest) // count if count > 0 and len(rest) % count == 0 else 0
         if count < 0 or (count == 0 and rest) or (count > 0 and each not in forms):
             expected = "`id n`, then n times `x y`, or n times `x y sigma_s sigma_l level`"
-            reading.fault(number, f"{len(words)} numbers for n = {words[1] if len(words) > 1 else '-'}", expected)
+            parser.fault(number, f"{len(words)} numbers for n = {words[1] if len(words) > 1 else '-'}", expected)
             continue
-        if words[0] in reading.names:
-            reading.fault(number, f"image {words[0]!r} stands there twice")
+        if words[0] in parser.names:
+            parser.fault(number, f"image {words[0]!r} stands there twice")
             continue
-        reading.image(words[0])
-        if count and not reading.columns:
-            reading.begin(forms[each])
-        if count and each != len(reading.columns):
-            reading.fault(number, f"{each} numbers a point, the lines before have {len(reading.columns)}")
+        parser.image(words[0])
+        if count and not parser.columns:
+            parser.begin(forms[each])
+        if count and each != len(parser.columns):
+            parser.fault(number, f"{each} numbers a point, the lines before have {len(parser.columns)}")
             continue
         for i in range(count):
-            reading.row(number, words[0], rest[each * i : each * (i + 1)])
+            parser.row(number, words[0], rest[each * i : each * (i + 1)])
 
 
-def paired(
+def pair_images(
     pred: Mapping[str, PointSet], true: Mapping[str, PointSet], where: str
 ) -> tuple[dict[str, PointSet], list[str]]:
     """The predictions by the names of the true images, and what should be said about it.

@@ -14,7 +14,7 @@ Where the published scripts differ from each other or from this:
 - A pair is within the radius when d <= sigma, the border included; the paper's metric wants d < r.
 - The most pairs are unique as a number, not as a set. Recall by level depends on the set; the script takes what its
   search in the order of the file finds. Here the smallest heads are served first, which no order changes.
-- Scores play no part: every point counts, so a file must hold the counted points only. The paper's metric ranks.
+- ScoreReport play no part: every point counts, so a file must hold the counted points only. The paper's metric ranks.
 - Idrees et al. write of a greedy association, shortest pairs first; the scripts since then take the most pairs. Both
   are given. The "area under the precision-recall curve" of their text is left out: over distances both rise together,
   so what the area is taken of is not defined there.
@@ -41,11 +41,11 @@ Floats = NDArray[np.float64]
 FIDTM_RADII = (4.0, 8.0)
 QNRF_RADII = tuple(float(px) for px in range(1, 101))
 LEVELS = 6
-_NEARLY = 1e-9  # the tree may round a distance otherwise than numpy: what is near the border is looked at again
+_TIE_MARGIN = 1e-9  # the tree may round a distance otherwise than numpy: what is near the border is looked at again
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One line of a table of scores; fractions in [0, 1], nan where 0/0, None where the protocol has no such number."""
 
     protocol: str
@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class CandidatePairs:
     """Every point and head of one image near enough to be a pair: (p,) indices and distances, points ascending."""
 
     point: NDArray[np.int64]
@@ -67,8 +67,8 @@ class Pairs:
     points: int
     heads: int
 
-    def take(self, kept: NDArray[np.bool_]) -> Pairs:
-        return Pairs(self.point[kept], self.head[kept], self.distance[kept], self.points, self.heads)
+    def take(self, kept: NDArray[np.bool_]) -> CandidatePairs:
+        return CandidatePairs(self.point[kept], self.head[kept], self.distance[kept], self.points, self.heads)
 
 
 def drop_fractions(marks: PointSet) -> PointSet:
@@ -76,23 +76,23 @@ def drop_fractions(marks: PointSet) -> PointSet:
     return PointSet(np.floor(marks.xy), marks.score, marks.sigma, marks.level)
 
 
-def pairs_within(points: Floats, heads: Floats, radius: Floats) -> Pairs:
+def pairs_within(points: Floats, heads: Floats, radius: Floats) -> CandidatePairs:
     """Pairs with d <= the head's radius (m,), in px; points (n, 2), heads (m, 2)."""
     if not len(points) or not len(heads):
         none = np.zeros(0, np.int64)
-        return Pairs(none, none, np.zeros(0), len(points), len(heads))
+        return CandidatePairs(none, none, np.zeros(0), len(points), len(heads))
     tree = cKDTree(points)
-    near = tree.query_ball_point(heads, radius * (1 + _NEARLY) + _NEARLY, return_sorted=False)
+    near = tree.query_ball_point(heads, radius * (1 + _TIE_MARGIN) + _TIE_MARGIN, return_sorted=False)
     head = np.repeat(np.arange(len(heads)), [len(found) for found in near])
     point = np.fromiter((i for found in near for i in found), np.int64, len(head))
     step = points[point] - heads[head]
     distance = np.sqrt(step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1])
     kept = np.flatnonzero(distance <= radius[head])
     kept = kept[np.argsort(point[kept], kind="stable")]
-    return Pairs(point[kept], head[kept], distance[kept], len(points), len(heads))
+    return CandidatePairs(point[kept], head[kept], distance[kept], len(points), len(heads))
 
 
-def maximum_matching(pairs: Pairs) -> int:
+def maximum_matching(pairs: CandidatePairs) -> int:
     """The size of a maximum one-to-one matching."""
     if not len(pairs.point):
         return 0
@@ -102,7 +102,7 @@ def maximum_matching(pairs: Pairs) -> int:
     return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
-def greedy_matching(pairs: Pairs) -> Floats:
+def greedy_matching(pairs: CandidatePairs) -> Floats:
     """The distances, rising, of the pairs that a greedy association takes: the shortest first, one to one.
 
     Equal distances are taken in the order of heads, then points. Taking those up to a radius t only gives the same
@@ -126,7 +126,7 @@ def greedy_matching(pairs: Pairs) -> Floats:
     return np.sort(np.concatenate(taken)) if taken else np.zeros(0)
 
 
-def most_pairs_by_radius(pairs: Pairs, radii: Sequence[float], greedy: Floats) -> NDArray[np.int64]:
+def matching_sizes(pairs: CandidatePairs, radii: Sequence[float], greedy: Floats) -> NDArray[np.int64]:
     """`most_pairs` at each of the rising radii.
 
     What the greedy association and the radius before reached are lower bounds, and as many points or heads as have a
@@ -154,10 +154,10 @@ def ratios(tp: int, points: int, heads: int) -> tuple[float, float, float]:
     )
 
 
-Images = Sequence[tuple[PointSet, PointSet]]  # (points, heads) of each image
+ImagePairs = Sequence[tuple[PointSet, PointSet]]  # (points, heads) of each image
 
 
-def counting(images: Images) -> dict[str, float]:
+def count_errors(images: ImagePairs) -> dict[str, float]:
     """MAE, RMSE and NAE of the number of points; NAE over the images that have heads, nan without any."""
     pred, true = (np.array([len(pair[k]) for pair in images], dtype=np.float64) for k in (0, 1))
     some = true > 0
@@ -165,7 +165,7 @@ def counting(images: Images) -> dict[str, float]:
     return {"mae": mae(pred, true), "rmse": rmse(pred, true), "nae": nae}
 
 
-def raz(images: Images, sigmas: Sequence[float]) -> list[Row]:
+def raz(images: ImagePairs, sigmas: Sequence[float]) -> list[ScoreRow]:
     """The paper's AP and AR; points without scores are ranked by position alone."""
     matches = [
         match(points.xy, points.score if points.score is not None else np.ones(len(points)), heads.xy)
@@ -176,11 +176,11 @@ def raz(images: Images, sigmas: Sequence[float]) -> list[Row]:
     for sigma in sigmas:
         for setting, name in ((".50", "50"), (".75", "75"), ("mean", "")):
             ap, ar = (f"ap{name}@{sigma:g}", f"ar{name}@{sigma:g}") if name else (f"map@{sigma:g}", f"mar@{sigma:g}")
-            rows.append(Row("raz", f"sigma {sigma:g} {setting}", ap=scores[ap], ar=scores[ar]))
+            rows.append(ScoreRow("raz", f"sigma {sigma:g} {setting}", ap=scores[ap], ar=scores[ar]))
     return rows
 
 
-def nwpu(images: Images) -> list[Row]:
+def nwpu(images: ImagePairs) -> list[ScoreRow]:
     """sigma_s and sigma_l of each head, and recall by level where levels are known. Heads need `sigma`."""
     n, m = (sum(len(pair[k]) for pair in images) for k in (0, 1))
     rows = []
@@ -204,27 +204,27 @@ def nwpu(images: Images) -> list[Row]:
                 served[level] += up_to - before
                 before = up_to
         precision, recall, f1 = ratios(tp, n, m)
-        rows.append(Row("nwpu", name, precision=precision, recall=recall, f1=f1))
+        rows.append(ScoreRow("nwpu", name, precision=precision, recall=recall, f1=f1))
         present = np.flatnonzero(of_level)
-        rows += [Row("nwpu", f"{name} level {k}", recall=float(served[k] / of_level[k])) for k in present]
+        rows += [ScoreRow("nwpu", f"{name} level {k}", recall=float(served[k] / of_level[k])) for k in present]
         if len(present):
             mean = float((served[present] / of_level[present]).mean())
-            rows.append(Row("nwpu", f"{name} mean of levels", recall=mean))
+            rows.append(ScoreRow("nwpu", f"{name} mean of levels", recall=mean))
     return rows
 
 
-def fidtm(images: Images) -> list[Row]:
+def fidtm(images: ImagePairs) -> list[ScoreRow]:
     """Fixed radii of 4 and 8 px."""
     n, m = (sum(len(pair[k]) for pair in images) for k in (0, 1))
     rows = []
     for radius in FIDTM_RADII:
         tp = sum(maximum_matching(pairs_within(p.xy, h.xy, np.full(len(h), radius))) for p, h in images)
         precision, recall, f1 = ratios(tp, n, m)
-        rows.append(Row("fidtm", f"{radius:g} px", precision=precision, recall=recall, f1=f1))
+        rows.append(ScoreRow("fidtm", f"{radius:g} px", precision=precision, recall=recall, f1=f1))
     return rows
 
 
-def qnrf(images: Images, told: Callable[[int, int], None] = lambda done, total: None) -> list[Row]:
+def qnrf(images: ImagePairs, told: Callable[[int, int], None] = lambda done, total: None) -> list[ScoreRow]:
     """1 to 100 px: the mean over the radii of precision, recall and F1, by the most pairs and by greedy ones.
 
     `told(images done, of how many)` is called as it goes: crowds of ten thousand take seconds each.
@@ -235,11 +235,11 @@ def qnrf(images: Images, told: Callable[[int, int], None] = lambda done, total: 
         pairs = pairs_within(points.xy, heads.xy, np.full(len(heads), QNRF_RADII[-1]))
         greedy = greedy_matching(pairs)
         greedily += np.searchsorted(greedy, QNRF_RADII, side="right")
-        most += most_pairs_by_radius(pairs, QNRF_RADII, greedy)
+        most += matching_sizes(pairs, QNRF_RADII, greedy)
         told(done, len(images))
     rows = []
     for name, counts in (("1-100 px", most), ("1-100 px greedy", greedily)):
         each = np.array([ratios(int(tp), n, m) for tp in counts])
         precision, recall, f1 = (float(value) for value in each.mean(axis=0))
-        rows.append(Row("qnrf", name, precision=precision, recall=recall, f1=f1))
+        rows.append(ScoreRow("qnrf", name, precision=precision, recall=recall, f1=f1))
     return rows

@@ -14,8 +14,8 @@ from raz.data import Sample, Split, open_dataset
 from raz.errors import RazError
 from raz.paper.metrics import SIGMAS
 from raz.score import protocols
-from raz.score.points import PointSet, box_sigmas, paired, read_points
-from raz.score.protocols import Row
+from raz.score.points import PointSet, box_sigmas, pair_images, read_points
+from raz.score.protocols import ScoreRow
 from raz.utils.suggestions import did_you_mean
 
 PROTOCOLS = ("raz", "nwpu", "fidtm", "qnrf")
@@ -23,14 +23,14 @@ NO_BOXES = "the true heads have no boxes"
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreReport:
     """What `raz-sweep score` prints. `counts` holds mae, rmse and nae of the number of points."""
 
     images: int
     heads: int
     points: int
     counts: Mapping[str, float]
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _defined(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def chosen_protocols(asked: Sequence[str], true: Mapping[str, PointSet]) -> tuple[str, ...]:
+def select_protocols(asked: Sequence[str], true: Mapping[str, PointSet]) -> tuple[str, ...]:
     """Those asked for, or all that apply. Raises RazError for an unknown one, and for nwpu without boxes."""
     for name in asked:
         if name not in PROTOCOLS:
@@ -68,23 +68,23 @@ def score_points(
     floor: bool = False,
     where: str = "predictions",
     told: Callable[[int, int], None] = lambda done, total: None,
-) -> Scores:
+) -> ScoreReport:
     """Score predictions against true heads, image by image of `true`, under the protocols (all that apply: none named).
 
     `floor` rounds coordinates down for nwpu, fidtm and qnrf, as their published scripts do. Raises RazError for images
     that do not belong together, unknown protocols and wrong sigmas.
     """
-    names = chosen_protocols(protocol, true)
+    names = select_protocols(protocol, true)
     if not true:
         raise RazError(where, "there are no true images to score against")
-    found, notes = paired(pred, true, where)
+    found, notes = pair_images(pred, true, where)
     images = [(found[name], heads) for name, heads in true.items()]
     if "raz" in names and any(len(p) and p.score is None for p, _ in images):
         notes.append("the points have no scores: raz ranks them by position alone, so its AP means little")
     if not protocol and "nwpu" not in names:
         notes.append(f"{NO_BOXES}, so nwpu is left out")
     whole = [(protocols.drop_fractions(p), protocols.drop_fractions(h)) for p, h in images] if floor else images
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for name in names:
         if name == "raz":
             rows += protocols.raz(images, sigmas)
@@ -93,10 +93,10 @@ def score_points(
         else:
             rows += {"nwpu": protocols.nwpu, "fidtm": protocols.fidtm}[name](whole)
     heads, points = sum(len(h) for _, h in images), sum(len(p) for p, _ in images)
-    return Scores(len(images), heads, points, protocols.counting(images), tuple(rows), tuple(notes))
+    return ScoreReport(len(images), heads, points, protocols.count_errors(images), tuple(rows), tuple(notes))
 
 
-def true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: str | None) -> dict[str, PointSet]:
+def load_true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: str | None) -> dict[str, PointSet]:
     """The heads of a file, or of a split (test unless named) of a data set. Raises RazError unless exactly one of both
     is named, and where a file is given what only a data set has."""
     if (gt is None) == (dataset is None):
@@ -110,17 +110,17 @@ def true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: s
         raise RazError(
             "--split", f"{split!r}, expected one of {', '.join(opened.items)}", did_you_mean(split, opened.items)
         )
-    return {item.id: _marks(item) for item in opened.items[cast(Split, split)]}
+    return {item.id: _heads_of(item) for item in opened.items[cast(Split, split)]}
 
 
-def _marks(item: Sample) -> PointSet:
+def _heads_of(item: Sample) -> PointSet:
     """An image's heads, with the sigmas and levels of their boxes where the data set has boxes."""
     if item.load_sizes is None:
         return PointSet(item.load_heads())
     return PointSet(item.load_heads(), None, *box_sigmas(*item.load_sizes().T))
 
 
-def render(scores: Scores) -> str:
+def render(scores: ScoreReport) -> str:
     """The table as text."""
 
     def shown(value: float | None) -> str:

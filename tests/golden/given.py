@@ -22,7 +22,7 @@ from torch import Tensor
 
 from raz.config import PRESETS, TrialConfig, configure, parameters
 from raz.data import DATASETS
-from raz.data.contract import SPLITS, Reader, Sample, ScanResult, Split, SurveyedSample
+from raz.data.contract import SPLITS, Reader, Sample, ScannedSample, ScanResult, Split
 from raz.pipeline.context import TrialState
 from raz.pipeline.graph import Node
 from raz.store.cache import StageCache
@@ -98,13 +98,13 @@ def pixels_of(split: str, n: int) -> NDArray[np.uint8]:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _survey(_: Path | None) -> ScanResult:
-    def found(split: Split, n: int) -> SurveyedSample:
+def _scan(_: Path | None) -> ScanResult:
+    def found(split: Split, n: int) -> ScannedSample:
         name = f"{split}/{n}"
         region = REGION if name == f"val/{IMAGES['val'] - 1}" else ()
         part = f"scene{n % 2}" if split == "test" else ""
         heads = partial(heads_of, split, n)
-        return SurveyedSample(Sample(name, name, partial(pixels_of, split, n), heads, name, region, part), name)
+        return ScannedSample(Sample(name, name, partial(pixels_of, split, n), heads, name, region, part), name)
 
     return ScanResult({split: tuple(found(split, n) for n in range(IMAGES[split])) for split in SPLITS})
 
@@ -112,7 +112,7 @@ def _survey(_: Path | None) -> ScanResult:
 @contextmanager
 def dataset() -> Iterator[None]:
     """The data set is known by its name while this lasts."""
-    DATASETS[DATASET] = Reader("Given", _survey, "nothing")
+    DATASETS[DATASET] = Reader("Given", _scan, "nothing")
     try:
         yield
     finally:
