@@ -27,7 +27,7 @@ from raz.report.tables import table_report
 from raz.spec.ablation import AblationTable
 from raz.spec.ablation_yaml import load_table
 from raz.store.cache import digest, file_digest
-from raz.store.s3_tier import MANIFEST
+from raz.store.paths import MANIFEST
 from raz.utils.shipped import shipped
 
 LIMIT = 3.0  # seconds of CPU: one thread, and the same beside other work

@@ -123,7 +123,7 @@ def test_a_full_cache_drops_what_was_longest_unused_and_brings_it_again(
     assert tier is not None
     assert tier.evict() == 0  # all were asked for just now
     assert tier.evict(recent=0.0) > 1 << 20
-    assert [cache.folder(k.stage, k.key).exists() for k in keys] == [False, True, True]
+    assert [cache.paths.stage(k.stage, k.key).exists() for k in keys] == [False, True, True]
     assert cache.find(keys[0]) is not None
 
 

@@ -124,7 +124,7 @@ def test_every_stage_runs_on_its_declared_inputs_alone(variant: str, crowd: Path
         with _threads(config.threads):
             assert not trial.get_or_make(node).hit
         # No later stage finds the configuration in the manifest either.
-        manifest = cache.folder(node.stage, keys[node].key) / "manifest.json"
+        manifest = cache.paths.stage(node.stage, keys[node].key) / "manifest.json"
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"config": None}))
         found = cache.find(keys[node])
         assert found is not None

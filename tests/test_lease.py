@@ -191,7 +191,7 @@ def test_threads_exclude_each_other(tmp_path: Path) -> None:
 
 def test_a_fenced_owner_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = StageCache(tmp_path)
-    places = [cache.folder("counting", KEY.key).parent]
+    places = [cache.paths.stage("counting", KEY.key).parent]
     monkeypatch.setattr(leases, "_process_dead", lambda text: True)  # every holder is taken for dead
 
     def write(folder: Path) -> None:

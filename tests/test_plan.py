@@ -28,7 +28,6 @@ from raz.planning.cost_model import (
     Estimate,
     branch_flop,
     parameter_count,
-    parse_node,
     sizes,
     stage_gflop,
 )
@@ -127,16 +126,6 @@ def test_sizes_are_those_of_the_images_at_the_input() -> None:
     whole, half = sizes(TINY, None), sizes(replace(TINY, input=replace(TINY.input, scale=0.5)), None)
     assert whole.images == half.images == {"train": 60, "val": 16, "test": 40}
     assert half.megapixels["train"] == pytest.approx(whole.megapixels["train"] / 4, rel=0.02)
-
-
-@pytest.mark.parametrize("node", [Node("counting"), Node("density", "val"), Node("zoom", "test", 3)])
-def test_a_node_is_read_back_from_its_text(node: Node) -> None:
-    assert parse_node(str(node)) == node
-
-
-def test_what_is_no_node() -> None:
-    with pytest.raises(ValueError, match="no stage"):
-        parse_node("zoom2b@val")
 
 
 # ------------------------------------------------------------------ prices

@@ -60,7 +60,7 @@ def make(store: Path, config: TrialConfig, splits: tuple[str, ...] = ("val",)) -
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(bytes(1000))
         if trained:
-            chain = cache.chain_folder(node.stage, chain_key(key))
+            chain = cache.paths.chain(node.stage, chain_key(key))
             chain.mkdir(parents=True, exist_ok=True)
             (chain / "checkpoint.pt").write_bytes(bytes(500))
         about = {"stage": str(node), "seconds": 1.5, "device": "cpu", "config": parameters(config), "read": read}
@@ -229,7 +229,7 @@ rows: {main: {set: {depth: 1}}}
 def test_what_cannot_be_known_is_kept(tmp_path: Path) -> None:
     """A table of a data set that is not there could ask for anything made from it."""
     keys = make(tmp_path, space().base)
-    folders = [StageCache(tmp_path).folder(key.stage, key.key) for key in keys.values()]
+    folders = [StageCache(tmp_path).paths.stage(key.stage, key.key) for key in keys.values()]
     for folder in folders:
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["config"]["dataset"] = "shanghaitech_a"

@@ -24,6 +24,7 @@ from raz.spec.ablation_yaml import parse_table
 from raz.spec.base_config import open_spec, parse_settings
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
+from raz.store.paths import StorePaths
 from raz.utils.machine import available_cpus
 
 
@@ -79,7 +80,7 @@ def _devices(jobs: int | None, threads: int, inline: bool) -> int:
 
 def _finished_trials(store: Path, study: str) -> int:
     """Trials that a run of the study would not run again."""
-    if not (store / "studies" / f"{study}.journal").is_file():
+    if not StorePaths(store).journal(study).is_file():
         return 0
     from raz.study.records import read_records  # imports Optuna, which takes a while
 

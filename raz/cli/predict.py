@@ -20,6 +20,7 @@ from raz.cli.options import (
     out_folder,
     resolve_store,
 )
+from raz.store.paths import StorePaths
 
 _From = Annotated[
     str | None,
@@ -144,7 +145,7 @@ def export_command(
     first = named.partition("#")[0]
     # a study of the store comes before a folder of the same name, such as that of the images it was searched on
     study = best is not None or first in study_names(store)
-    if study or (STUDY_NAME.fullmatch(first) and not (Path(first) / "stages").is_dir()):
+    if study or (STUDY_NAME.fullmatch(first) and not StorePaths(Path(first)).stages.is_dir()):
         named = f"{store}#{named}"
     model = model_from_store(named)
     save_model(model, path)

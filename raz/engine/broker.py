@@ -31,7 +31,7 @@ from raz.pipeline.graph import STAGES, Node, chain_key
 from raz.pipeline.keys import stage_keys
 from raz.planning.schedule import remaining_seconds
 from raz.spec.stage_resources import Resources, resources_for
-from raz.store.s3_tier import MANIFEST
+from raz.store.paths import MANIFEST, StorePaths
 
 if TYPE_CHECKING:  # the broker itself needs no torch
     from raz.pipeline.executor import StageRequest
@@ -135,7 +135,7 @@ class StageBroker:
     # ------------------------------------------------------------------ what the desk reaches
 
     def _stored(self, request: Request) -> bool:
-        return (self._store / "stages" / request.nodes[0][0] / request.keys[0] / MANIFEST).exists()
+        return StorePaths(self._store).manifest(request.nodes[0][0], request.keys[0]).exists()
 
     def _capacity(self) -> Mapping[str, float]:
         at, known = self._room_known
@@ -384,7 +384,7 @@ class BrokerClient:
             yield f"{node.stage}/{key.key}", self._seconds.get(str(node), 0.0)
 
     def _is_stored(self, place: str) -> bool:
-        return (self.store / "stages" / place / MANIFEST).exists()
+        return (StorePaths(self.store).stages / place / MANIFEST).exists()
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """A broker that went (idle, or with its machine) is started again and asked again."""

@@ -6,16 +6,16 @@ Each `..._document` gives JSON values for programs, each `..._lines` the same fo
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raz.errors import RazError
+from raz.pipeline.graph import stage_of
 from raz.store.cache import StageCache, stored_curve
-from raz.store.inventory import check_store
-from raz.store.s3_tier import MANIFEST
+from raz.store.inventory import KEY, check_store
+from raz.store.paths import MANIFEST
 from raz.study.index import StudySnapshot, base_parameters, read_study, trial_index
 from raz.study.journal import study_names
 from raz.study.records import TrialRecord
@@ -294,9 +294,8 @@ def _manifest(cache: StageCache, stage: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _folder(cache: StageCache, stage: Mapping[str, Any]) -> Path | None:
     """Where a recorded stage lies. What a journal names is checked before it becomes a path."""
-    kind = re.match(r"[a-z_]+", str(stage.get("stage", "")))
-    key = str(stage.get("key", ""))
-    return cache.folder(kind.group(), key) if kind and re.fullmatch(r"[0-9a-f]{64}", key) else None
+    kind, key = stage_of(str(stage.get("stage", ""))), str(stage.get("key", ""))
+    return cache.paths.stage(kind, key) if kind and KEY.fullmatch(key) else None
 
 
 def _curve(cache: StageCache, stage: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -113,8 +113,8 @@ def _copy_trained_stages(store: Path, place: Path, stages: Any) -> None:
     cache, copy = StageCache(store), StageCache(place)
     for stage in stages:
         name, key = str(stage.get("stage")), str(stage.get("key"))
-        if name in TRAINED and KEY.fullmatch(key) and cache.folder(name, key).is_dir():
-            shutil.copytree(cache.folder(name, key), copy.folder(name, key))
+        if name in TRAINED and KEY.fullmatch(key) and cache.paths.stage(name, key).is_dir():
+            shutil.copytree(cache.paths.stage(name, key), copy.paths.stage(name, key))
 
 
 def _differences(prefix: str, recorded: Mapping[str, float], now: Mapping[str, float]) -> dict[str, dict[str, Any]]:

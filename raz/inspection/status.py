@@ -9,6 +9,7 @@ from typing import Any
 
 from raz.store.inventory import KEY, check_store, entries
 from raz.store.lease import holder_alive
+from raz.store.paths import LEASE_SUFFIX, StorePaths
 from raz.study.index import read_study
 from raz.study.journal import study_names
 from raz.study.records import is_running
@@ -35,9 +36,10 @@ def status_document(store: Path) -> dict[str, Any]:
                 }
             )  # fmt: skip
     making = []
-    for entry in entries(store / "leases"):
+    paths = StorePaths(store)
+    for entry in entries(paths.leases):
         path = Path(entry.path)
-        if path.suffix != ".lease" or not entry.is_file(follow_symlinks=False):
+        if path.suffix != LEASE_SUFFIX or not entry.is_file(follow_symlinks=False):
             continue
         alive = holder_alive(path)
         stage, _, key = path.stem.rpartition("-")
@@ -46,7 +48,7 @@ def status_document(store: Path) -> dict[str, Any]:
             making.append(
                 {
                     "stage": stage, "key": key, "here": alive is True, "heartbeat": round(since, 1),
-                    **_progress(store / "chains" / stage / key / "checkpoint.pt"),
+                    **_progress(paths.checkpoint(stage, key)),
                 }
             )  # fmt: skip
     return {"studies": studies, "making": making}

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,11 +23,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from raz.errors import RazError
+from raz.pipeline.graph import stage_of
 from raz.spec.search_space import STUDY_NAME
 from raz.store.cache import StageCache, digest, file_digest, store_errors
-from raz.store.inventory import KEY, stage_of
+from raz.store.inventory import KEY
+from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import bucket_for
-from raz.store.s3_tier import MANIFEST
 from raz.study.dataframe import frame
 from raz.study.index import read_study, split_study
 from raz.study.journal import journal_path
@@ -38,6 +38,7 @@ from raz.utils.atomic import atomic_write
 
 FORMAT = 1
 INDEX = "study.json"
+_MEMBERS = StorePaths(Path())  # members of an archive have the names that they have in a store
 LARGEST_INDEX = 64 * 2**20  # bytes
 MOST_RATIO = 200  # unpacked to packed bytes; a journal of thousands of like trials packs about 60 times
 BLOCK = 1 << 20
@@ -60,7 +61,7 @@ def export_study(store: Path, reference: str, out: Path, *, with_stages: bool = 
     write: Callable[[Path], None]
     count = 0
     if out.suffix == ".zip":
-        members: dict[str, Source] = {f"studies/{name}.journal": _whole_lines(journal_path(store, name))}
+        members: dict[str, Source] = {_MEMBERS.journal(name).as_posix(): _whole_lines(journal_path(store, name))}
         if with_stages:
             members |= _stages(store, study.trials)
             count = len({key.rsplit("/", 1)[0] for key in members}) - 1
@@ -111,14 +112,14 @@ def _stages(store: Path, trials: Any) -> dict[str, Source]:
         stage, key = place
         if not stage or not KEY.fullmatch(key):
             continue
-        folder = cache.folder(stage, key)
+        folder = cache.paths.stage(stage, key)
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             names = [MANIFEST, *manifest["files"]]
             whole = all(file_digest(folder / n) == expected for n, expected in manifest["files"].items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged, which is as good as not there
-        members = {f"stages/{stage}/{key}/{n}": folder / n for n in names}
+        members = {(_MEMBERS.stage(stage, key) / n).as_posix(): folder / n for n in names}
         if whole and all(_MEMBER.fullmatch(member) for member in members):
             out |= members
     return out
@@ -167,8 +168,8 @@ def import_study(store: Path, path: Path) -> dict[str, Any]:
     if bucket_for(store) is not None:
         raise RazError("--store", f"{bucket_for(store)} is filled by runs, not by copying", "import into a folder")
     with store_errors(store):
-        (store / "studies").mkdir(parents=True, exist_ok=True)
-        aside = store / "studies" / f".import-{uuid.uuid4().hex}"
+        aside = StorePaths(store).temporary_import()
+        aside.parent.mkdir(parents=True, exist_ok=True)
         aside.mkdir()
         try:
             name, members = _unpack(path, aside)
@@ -215,10 +216,11 @@ def _index(where: str, file: zipfile.ZipFile) -> tuple[str, dict[str, dict[str, 
         raise RazError(where, f"has format {number!r}, expected {FORMAT}", "a newer raz-sweep may read it")
     if not STUDY_NAME.fullmatch(name):
         raise RazError(where, f"the study is called {name!r}, expected a name of a-z, 0-9, _ and -")
-    if f"studies/{name}.journal" not in told:
-        raise RazError(where, f"has no studies/{name}.journal")
+    journal = _MEMBERS.journal(name).as_posix()
+    if journal not in told:
+        raise RazError(where, f"has no {journal}")
     for member in told:
-        if member != f"studies/{name}.journal" and not _MEMBER.fullmatch(member):
+        if member != journal and not _MEMBER.fullmatch(member):
             raise RazError(where, f"{member!r} is no member of an exported study")
     if any(size < 0 or len(sha) != 32 for size, sha in sizes):
         raise RazError(where, f"{INDEX} is not as raz-sweep export writes it")
@@ -254,7 +256,7 @@ def _copy(where: str, file: zipfile.ZipFile, member: str, expected: dict[str, An
 
 def _install(store: Path, path: Path, aside: Path, name: str, members: list[str]) -> dict[str, Any]:
     places = {member: aside / str(number) for number, member in enumerate(members)}
-    fresh = places[f"studies/{name}.journal"]
+    fresh = places[_MEMBERS.journal(name).as_posix()]
     trial_store = aside / "check"
     journal_path(trial_store, name).parent.mkdir(parents=True)
     shutil.copyfile(fresh, journal_path(trial_store, name))
@@ -291,8 +293,8 @@ def _stages_in(store: Path, path: Path, aside: Path, places: dict[str, Path]) ->
         except (OSError, ValueError, KeyError, TypeError):
             right = False
         if not right:
-            raise RazError(str(path), f"stages/{stage}/{key} is no whole artifact")
-        new.append((folder, StageCache(store).folder(stage, key)))
+            raise RazError(str(path), f"{_MEMBERS.stage(stage, key).as_posix()} is no whole artifact")
+        new.append((folder, StageCache(store).paths.stage(stage, key)))
     count = 0
     for folder, final in new:
         if not final.exists():

@@ -23,6 +23,7 @@ from raz.maintenance.reachability import Reachability
 from raz.store.cache import store_errors
 from raz.store.inventory import KEY, StoredStage, bytes_of, check_store, entries, folders, stages
 from raz.store.lease import ATTEMPT, HEARTBEATS, heartbeat, holder_alive, lease_seconds
+from raz.store.paths import LEASE_SUFFIX, TEMPORARY_IMPORT, StorePaths
 from raz.study.journal import journal_path, lock_path, registration_lock, study_names
 
 TRASH = ".trash-"
@@ -57,9 +58,9 @@ def held_leases(store: Path) -> list[str]:
     """What is being made in the store now. Another machine's lease is watched as long as its holder may be silent."""
     out: list[str] = []
     doubtful: dict[Path, str] = {}
-    for entry in entries(store / "leases"):
+    for entry in entries(StorePaths(store).leases):
         path = Path(entry.path)
-        if path.suffix == ".lease" and entry.is_file(follow_symlinks=False):
+        if path.suffix == LEASE_SUFFIX and entry.is_file(follow_symlinks=False):
             alive = holder_alive(path)
             if alive:
                 out.append(f"{path.stem[:40]} is being made")
@@ -80,7 +81,7 @@ def exclusive(store: Path) -> Iterator[None]:
     here."""
     with ExitStack() as stack:
         stack.enter_context(registration_lock(store))
-        begun = (path.stem for path in (store / "studies").glob("[!.]*.lock"))  # may have no journal yet
+        begun = (path.stem for path in StorePaths(store).studies.glob("[!.]*.lock"))  # may have no journal yet
         for name in sorted({*study_names(store), *begun}):
             lock = filelock.FileLock(lock_path(journal_path(store, name)))
             try:
@@ -106,6 +107,8 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -
     notes = [f"everything of data set {name} is kept, since it cannot be opened: {why}" for name, why in
              sorted(reached.closed.items())]  # fmt: skip
 
+    paths = StorePaths(store)
+
     def drop(path: Path, why: str) -> None:
         garbage.append(Garbage(path, why, bytes_of(path)))
 
@@ -118,30 +121,31 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -
             kept.append(artifact)
         else:
             drop(artifact.path, "no study and no table asks for it")
-    for stage in folders(store / "stages"):
+    for stage in folders(paths.stages):
         for entry in entries(Path(stage.path)):
             if entry.name.startswith(ATTEMPT):
                 drop(Path(entry.path), "an attempt that died")
     _chains(store, reached, drop)
     _caches(store, kept, notes, drop)
-    for stage in folders(store / "failures"):
+    for stage in folders(paths.failures):
         for entry in entries(Path(stage.path)):
             key = entry.name.removesuffix(".json")
             if KEY.fullmatch(key) and (stage.name, key) not in reached.users and not reached.closed:
                 drop(Path(entry.path), "no study and no table asks for it")
-    for entry in entries(store / "leases"):
-        dead = entry.name.startswith(".") or (entry.name.endswith(".lease") and holder_alive(Path(entry.path)) is False)
+    for entry in entries(StorePaths(store).leases):
+        dead = entry.name.startswith(".") or (
+            entry.name.endswith(LEASE_SUFFIX) and holder_alive(Path(entry.path)) is False
+        )
         if dead and entry.is_file(follow_symlinks=False):
             drop(Path(entry.path), "its holder is gone")
-    if (store / "locks").is_dir():
-        for entry in entries(store / "locks"):
-            if entry.name.endswith(".lock"):
-                drop(Path(entry.path), "a lock of an earlier version")
-    for entry in entries(store / "studies"):
+    for entry in entries(paths.locks):
+        if entry.name.endswith(".lock"):
+            drop(Path(entry.path), "a lock of an earlier version")
+    for entry in entries(paths.studies):
         path = Path(entry.path)
         if path.suffix == ".parquet" and not path.with_suffix(".journal").exists():
             drop(path, "an index without a journal")
-        elif entry.name.startswith(".import-"):
+        elif entry.name.startswith(TEMPORARY_IMPORT):
             drop(path, "an import that died")
     for entry in entries(store):
         if entry.name.startswith(TRASH):
@@ -150,7 +154,7 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -
 
 
 def _chains(store: Path, reached: Reachability, drop: Callable[[Path, str], None]) -> None:
-    for stage in folders(store / "chains"):
+    for stage in folders(StorePaths(store).chains):
         for entry in folders(Path(stage.path)):
             if not KEY.fullmatch(entry.name):
                 continue
@@ -171,9 +175,10 @@ def _caches(store: Path, kept: Sequence[StoredStage], notes: list[str], drop: Ca
         notes.append(f"all packs and features are kept: {len(silent)} artifacts of an earlier version use some of them")
         return
     named = {str(name) for artifact in kept for name in (artifact.manifest or {}).get("read", ())}
-    for kind in ("packs", "features"):
-        for entry in entries(store / kind):
-            if not entry.is_symlink() and f"{kind}/{entry.name}" not in named:
+    paths = StorePaths(store)
+    for folder in (paths.packs, paths.features):
+        for entry in entries(folder):
+            if not entry.is_symlink() and paths.relative(folder / entry.name) not in named:
                 drop(Path(entry.path), "no artifact that is kept was made from it")
 
 
@@ -196,8 +201,9 @@ def collect(store: Path, garbage: Iterable[Garbage]) -> int:
                 freed += item.bytes
         finally:
             shutil.rmtree(trash)
-    for kind in ("stages", "chains", "failures", "locks"):
-        for folder in [*map(Path, folders(store / kind)), store / kind]:
+    paths = StorePaths(store)
+    for kind in (paths.stages, paths.chains, paths.failures, paths.locks):
+        for folder in [*map(Path, folders(kind)), kind]:
             if folder.is_dir() and not folder.is_symlink() and not entries(folder):
                 folder.rmdir()
     return freed

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from raz.errors import RazError
 from raz.maintenance.reachability import compute_reachability
 from raz.store.cache import StageCache, store_errors
 from raz.store.inventory import KEY, StoredStage, check_store, integrity_errors, stages
+from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import bucket_for
-from raz.store.s3_tier import MANIFEST
 from raz.study.journal import journal_path, registration_lock, study_names
 from raz.study.records import exclusive, load_study
-from raz.study.table_runs import TABLES
 from raz.utils import formatting
 from raz.utils.suggestions import did_you_mean
 
@@ -48,9 +46,9 @@ def pull(
     told: dict[str, Any] = {"from": str(source), "studies": [], "tables": 0, "stages": 0, "bytes": 0, "damaged": []}
     _download_wanted(source, artifacts)
     with store_errors(store):
-        (store / "studies").mkdir(parents=True, exist_ok=True)
+        StorePaths(store).studies.mkdir(parents=True, exist_ok=True)
         with registration_lock(store):  # a collection that has begun would not know what these studies ask for
-            aside = store / "studies" / f".import-{uuid.uuid4().hex}"
+            aside = StorePaths(store).temporary_import()
             aside.mkdir()
             try:
                 for name in names or known:
@@ -76,7 +74,7 @@ def _download_wanted(source: Path, every: bool) -> None:
     """Of a store in a bucket: what is wanted of it comes to the folder that stands for it."""
     cache = StageCache(source)
     if cache.tier is not None:
-        for name in cache.tier.bucket.names("stages"):
+        for name in cache.tier.bucket.names(cache.paths.relative(cache.paths.stages)):
             parts = Path(name).parts
             if parts[3:] == (MANIFEST,) and KEY.fullmatch(parts[2]) and (every or parts[1] == ALWAYS_PULLED):
                 cache.get(parts[1], parts[2])
@@ -109,8 +107,8 @@ def _study(source: Path, store: Path, name: str, aside: Path) -> dict[str, Any]:
 def _tables(source: Path, store: Path, aside: Path) -> int:
     """The notes of tables that were run; their names tell their content, so one that is there stays."""
     count = 0
-    for path in sorted((source / TABLES).glob("*.json")):
-        final = store / TABLES / path.name
+    for path in sorted(StorePaths(source).tables.glob("*.json")):
+        final = StorePaths(store).tables / path.name
         if path.is_symlink() or final.exists():
             continue
         data = path.read_bytes()
@@ -136,7 +134,7 @@ def _wanted(source: Path, names: Sequence[str], every: bool, data_root: Path | N
 
 def _artifact(artifact: StoredStage, store: Path, aside: Path, told: dict[str, Any]) -> None:
     """Copies one, checks the copy, and puts it into place where there is none."""
-    final = store / "stages" / artifact.stage / artifact.key
+    final = StorePaths(store).stage(artifact.stage, artifact.key)
     if (final / MANIFEST).exists() or artifact.manifest is None:
         if artifact.manifest is None:
             told["damaged"].append(f"{artifact.stage}/{artifact.key}")

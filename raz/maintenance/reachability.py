@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from raz.config import TrialConfig, configure, from_parameters, parameters
 from raz.errors import RazError
+from raz.pipeline.graph import STAGES, chain_key, stage_of
 from raz.spec.derived import derive, parse_derived, topological_order
 from raz.spec.designs import DESIGNS
 from raz.spec.parameter import optuna_label
 from raz.store.cache import StageKey, digest
-from raz.store.inventory import StoredStage, stage_of
+from raz.store.inventory import StoredStage
+from raz.store.paths import StorePaths
 from raz.study.index import StudySnapshot, base_parameters, read_study
 from raz.study.journal import study_names
-from raz.study.table_runs import TABLES, _remembered
+from raz.study.table_runs import _remembered
 
 if TYPE_CHECKING:
     from raz.spec.ablation import AblationTable
@@ -58,7 +60,7 @@ def compute_reachability(
     present = {str((a.manifest or {}).get("config", {}).get("dataset")) for a in artifacts}
     for name in study_names(store):
         _study(found, read_study(store, name), data_root)
-    for path in sorted((store / TABLES).glob("*.json")):
+    for path in sorted(StorePaths(store).tables.glob("*.json")):
         for title, config in _remembered(path):
             _mark(found, config, f"table {title}", data_root)
     for table in tables:
@@ -121,7 +123,6 @@ def _config(study: StudySnapshot, config: Mapping[str, Any], extra: Mapping[str,
 
 
 def _mark(found: Reachability, config: TrialConfig, user: str, data_root: Path | None) -> None:
-    from raz.pipeline.graph import STAGES, chain_key
     from raz.pipeline.keys import stage_keys
 
     name = digest(parameters(config.resolved()))
@@ -143,8 +144,6 @@ def _mark(found: Reachability, config: TrialConfig, user: str, data_root: Path |
 
 def _mark_transitively(found: Reachability, artifacts: Sequence[StoredStage]) -> None:
     """Adds what reached stages were made from, and the chains that they were trained in."""
-    from raz.pipeline.graph import STAGES, chain_key
-
     by_key = {(a.stage, a.key): a for a in artifacts}
     pending = list(found.users)
     while pending:

@@ -31,6 +31,7 @@ from raz.pipeline.keys import open_cached, stage_keys, weights_identity
 from raz.pipeline.regions import candidates
 from raz.pipeline.samples import Images
 from raz.store.cache import Artifact, StageCache, StageKey, digest
+from raz.store.paths import CANDIDATES, WEIGHTS, StorePaths
 
 MEMO = FeatureLru()
 PROGRESS_INTERVAL = 2.0  # seconds between two words on how many images are predicted
@@ -69,7 +70,7 @@ class TrialState:
         return ExecutionContext(
             node, inputs_for(self.config, node), {n: self.keys[n] for n in nodes},
             {n: self.artifacts[n].folder for n in nodes if n in self.artifacts},
-            self.cache.store, self.data_root, self.device, self.log,
+            self.cache.paths, self.data_root, self.device, self.log,
         )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ class ExecutionContext:
     inputs: Mapping[str, Declared]  # by stage
     keys: Mapping[Node, StageKey]
     folders: Mapping[Node, Path]  # of the artifacts
-    store: Path
+    paths: StorePaths
     data_root: Path | None
     device: torch.device
     log: EventCallback
@@ -98,18 +99,18 @@ class ExecutionContext:
 
     def frames(self, split: str, size: float = 1.0) -> Frames:
         """The images of a split at the network's input size, or at `size` times it."""
-        size_of, pack = resized(self.given.input, size), self.store / "packs"
+        size_of, pack = resized(self.given.input, size), self.paths.packs
         frames = frames_of(
             self.given.dataset, self.data_root, cast(Split, split), size_of.scale, size_of.max_side, pack
         )
-        self.read |= {f"packs/{name}" for name in frames.packs}
+        self.read |= {self.paths.relative(pack / name) for name in frames.packs}
         return frames
 
     # -------------------------------------------------------------- networks out of artifacts
 
     def trained(self, stage: str) -> TrainedStage:
         node = Node(stage)
-        weights = builders.read_state(self.folders[node] / "weights.safetensors")
+        weights = builders.read_state(self.folders[node] / WEIGHTS)
         return TrainedStage(self.keys[node].key, self.inputs[stage], weights)
 
     def main(self, through: str) -> Network:
@@ -129,8 +130,9 @@ class ExecutionContext:
     def frozen_folder(self, weights: str, data: str, size: float = 1.0) -> Path:
         """Where what these frozen weights give of these data is kept."""
         name = digest([weights, data, asdict(resized(self.given.input, size)), self.given.threads, self.device.type])
-        self.read.add(f"features/{name}")
-        return self.store / "features" / name
+        folder = self.paths.features / name
+        self.read.add(self.paths.relative(folder))
+        return folder
 
     def rich_maps(
         self, features: FeatureCache, branch: CountingBranch | LocalizationBranch, weights: str, data: str
@@ -182,7 +184,7 @@ class ExecutionContext:
 
         drawn = [given.seed, config.anchors, config.samples, config.sampling]
         folder = self.frozen_folder(digest([self.keys[Node("attention")].key, drawn]), data)
-        return cached_candidates(folder / "candidates.npz", len(frames), compute)
+        return cached_candidates(folder / CANDIDATES, len(frames), compute)
 
     def iter_images(self, node: Node, frames: Frames) -> Iterator[int]:
         """Indices of a split; tells now and then how many are done."""

@@ -25,11 +25,12 @@ from raz.errors import TrialFailure
 from raz.pipeline.context import TrialState
 from raz.pipeline.events import Kind, StageEvent, StageUse
 from raz.pipeline.graph import STAGES, Node, chain_key, step_offset
-from raz.pipeline.predict_stages import ARRAYS, score
+from raz.pipeline.predict_stages import PREDICTORS, score
 from raz.pipeline.train_stages import TASKS
 from raz.pipeline.training_loop import Checkpoint, TrainedChain, TrialPruned, train
 from raz.store.cache import Artifact, StageKey, store_errors, write_json
 from raz.store.lease import Lease, LeaseLost
+from raz.store.paths import ARRAYS, CURVE, FITTED, METRICS, PER_IMAGE, WEIGHTS
 from raz.utils.provenance import environment_versions
 
 EpochCallback = Callable[[int, float], bool]  # (epoch, validation value) of a trained stage -> stop?
@@ -93,9 +94,9 @@ class StageExecutor:
         """The artifact and whether another process made it; None when another has taken over the making."""
         trained = STAGES[node.stage].kind == "trained"
         name = chain_key(key) if trained else key.key
-        places = [self.at.cache.folder(node.stage, key.key).parent]
+        places = [self.at.cache.paths.stage(node.stage, key.key).parent]
         if trained:
-            places.append(self.at.cache.chain_folder(node.stage, name))
+            places.append(self.at.cache.paths.chain(node.stage, name))
         with self.at.cache.lease(f"{node.stage}-{name}", places, self._waiting(node)) as lease:
             found = self.at.cache.find(key)
             if found is not None:
@@ -193,7 +194,7 @@ class StageExecutor:
         if self.tell is None:
             return
         hear = self._epoch_callback(node)
-        for point in json.loads((artifact.folder / "curve.json").read_text(encoding="utf-8")):
+        for point in json.loads((artifact.folder / CURVE).read_text(encoding="utf-8")):
             if hear(int(point["epoch"]), float(point["value"])):
                 raise TrialPruned(self.step(node) + int(point["epoch"]), float(point["value"]))
 
@@ -208,8 +209,8 @@ class StageExecutor:
         }
 
     def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
-        chain = self.at.cache.chain_folder(node.stage, chain_key(key))
-        checkpoint = Checkpoint(chain / "checkpoint.pt", lease, self.at.cache.tier)
+        path = self.at.cache.paths.checkpoint(node.stage, chain_key(key))
+        checkpoint = Checkpoint(path, lease, self.at.cache.tier)
 
         def heard(point: Mapping[str, float]) -> None:
             self.at.log(
@@ -231,8 +232,8 @@ class StageExecutor:
 
         def write(folder: Path) -> None:
             weights = {name: value.detach().cpu().contiguous() for name, value in outcome.weights.items()}
-            (folder / "weights.safetensors").write_bytes(save(weights))
-            write_json(folder / "curve.json", outcome.curve)
+            (folder / WEIGHTS).write_bytes(save(weights))
+            write_json(folder / CURVE, outcome.curve)
 
         seconds = sum(point["seconds"] for point in outcome.curve)
         about = self._manifest(node, seconds, bench.read) | {
@@ -248,15 +249,15 @@ class StageExecutor:
             scores = score(bench, node, bench.given)
 
             def write(folder: Path) -> None:
-                write_json(folder / "metrics.json", scores.metrics)
-                write_json(folder / "fitted.json", scores.fitted.as_json())
+                write_json(folder / METRICS, scores.metrics)
+                write_json(folder / FITTED, scores.fitted.as_json())
                 # Not compressed: that would take four times as long as writing it, and save a third of the space.
-                np.savez(folder / "per_image.npz", allow_pickle=False, **scores.per_image)
+                np.savez(folder / PER_IMAGE, allow_pickle=False, **scores.per_image)
         else:
-            arrays = ARRAYS[node.stage](bench, node, bench.given)
+            arrays = PREDICTORS[node.stage](bench, node, bench.given)
 
             def write(folder: Path) -> None:
-                np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
+                np.savez(folder / ARRAYS, allow_pickle=False, **arrays)
 
         cheap = STAGES[node.stage].kind == "computed"  # waiting for the disk would take longer than making it again
         about = self._manifest(node, time.monotonic() - began, bench.read)

@@ -7,6 +7,7 @@ stages it needs (`inputs_for`), nothing else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,9 +74,15 @@ COMPARABLE_INPUTS: dict[str, tuple[str, ...]] = {
 }
 
 
+_NODE = re.compile(r"([a-z]+(?:_[a-z]+)*)([1-9]\d*)?(?:@([a-z]+))?")
+
+
 @dataclass(frozen=True, order=True)
 class Node:
-    """One stage of a trial: `counting`, `density` of a split, `zoom` of a split at a pass."""
+    """One stage of a trial: `counting`, `density` of a split, `zoom` of a split at a pass.
+
+    `str(node)` is its name in manifests, journals and events (`counting`, `density@val`, `zoom2@val`).
+    """
 
     stage: str
     split: str = ""
@@ -84,6 +91,27 @@ class Node:
     def __str__(self) -> str:
         number = f"{self.zoom_pass}" if self.zoom_pass else ""
         return f"{self.stage}{number}" + (f"@{self.split}" if self.split else "")
+
+    @classmethod
+    def parse(cls, text: str) -> Node:
+        """The inverse of `str(node)`. The stage may be one that this version does not have.
+
+        Raises ValueError for text that is no node's name.
+        """
+        match = _NODE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no stage, expected a name such as counting, density@val or zoom2@val")
+        stage, zoom_pass, split = match.groups()
+        return cls(stage, split or "", int(zoom_pass or 0))
+
+
+def stage_of(text: str) -> str:
+    """The stage in a node's name: `zoom2@val` -> `zoom`. Empty for text that is no node's name, as a damaged journal
+    may hold."""
+    try:
+        return Node.parse(text).stage
+    except ValueError:
+        return ""
 
 
 def fits_theta_on_train(config: TrialConfig | Declared) -> bool:

@@ -35,11 +35,12 @@ from raz.paper import fusion as fuse
 from raz.paper.zoom import Points
 from raz.pipeline import builders
 from raz.pipeline.assembly import TrainedStage, main_net, raz_net
-from raz.pipeline.graph import TRAINED, declared_inputs
+from raz.pipeline.graph import TRAINED, declared_inputs, stage_of
 from raz.pipeline.inference import TILE_PIXELS, FeatureLru, Network
 from raz.pipeline.regions import candidates, points_of, zoom_pass
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, cell_counts
 from raz.store.cache import StageCache
+from raz.store.paths import FITTED, WEIGHTS
 from raz.utils.atomic import atomic_write
 
 FORMAT = "raz-sweep model 1"
@@ -233,31 +234,24 @@ def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None
         for node, key in needs.items():
             if node not in keys:
                 keys[node] = key
-                visit(found(_stage(node), key).manifest["key"]["needs"])
+                visit(found(stage_of(node), key).manifest["key"]["needs"])
 
     visit(manifest["key"]["needs"])
     trained = {}
     for stage in TRAINED:
         if stage in keys:
             artifact = found(stage, keys[stage])
-            weights = builders.read_state(artifact.folder / "weights.safetensors")
+            weights = builders.read_state(artifact.folder / WEIGHTS)
             given = declared_inputs(from_parameters(artifact.manifest["config"]), stage)
             trained[stage] = TrainedStage(keys[stage], given, weights)
     try:
-        fitted = FittedThresholds.from_json(
-            json.loads((found("score", score).folder / "fitted.json").read_text("utf-8"))
-        )
+        fitted = FittedThresholds.from_json(json.loads((found("score", score).folder / FITTED).read_text("utf-8")))
     except FileNotFoundError:
         hint = "run the study again: scores are made anew, in seconds, nothing is trained"
         raise RazError(f"store {store}", "this score keeps no thresholds: it is of an older version", hint) from None
     stages = {stage: key.key for stage, key in trained.items()} | {"score": score}
     source = {"stages": stages, "made": {k: manifest[k] for k in ("versions", "device")}}
     return Model(config, trained, fitted, {**(about or {}), **source})
-
-
-def _stage(node: str) -> str:
-    """`zoom3@val` -> `zoom`."""
-    return re.split(r"[@\d]", node)[0]
 
 
 # ------------------------------------------------------------------ one file

@@ -16,6 +16,7 @@ from raz.pipeline.context import MEMO, ExecutionContext, frames_of
 from raz.pipeline.graph import Declared, Node, fits_theta_on_train
 from raz.pipeline.regions import points_of, zoom_pass
 from raz.pipeline.scoring import Scores, SplitPredictions, ceiling_counts, clip_to_roi, score_split
+from raz.store.paths import ARRAYS
 
 
 def density(w: ExecutionContext, node: Node, given: Declared) -> dict[str, NDArray[Any]]:
@@ -65,7 +66,7 @@ def zoom(w: ExecutionContext, node: Node, given: Declared) -> dict[str, NDArray[
     return packed | {"regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}
 
 
-ARRAYS: Mapping[str, Callable[[ExecutionContext, Node, Declared], dict[str, NDArray[Any]]]] = {
+PREDICTORS: Mapping[str, Callable[[ExecutionContext, Node, Declared], dict[str, NDArray[Any]]]] = {
     "density": density,
     "points": points,
     "zoom": zoom,
@@ -73,7 +74,7 @@ ARRAYS: Mapping[str, Callable[[ExecutionContext, Node, Declared], dict[str, NDAr
 
 
 def _read_pass(w: ExecutionContext, node: Node) -> tuple[list[Points], list[NDArray[np.float64]]]:
-    with np.load(w.folders[node] / "arrays.npz", allow_pickle=False) as arrays:
+    with np.load(w.folders[node] / ARRAYS, allow_pickle=False) as arrays:
         points = _unpack_points(arrays)
         if "regions" not in arrays:
             return points, [np.zeros((0, 4)) for _ in points]
@@ -107,7 +108,7 @@ def predicted(w: ExecutionContext, split: str, *, ceiling: bool = True) -> Split
     """What the passes of a trial gave of a split, out of the artifacts that a score needs; without `ceiling`, which
     takes as long as the rest, zeros stand in its place."""
     given, frames = w.inputs["score"], w.frames(split)
-    with np.load(w.folders[Node("density", split)] / "arrays.npz", allow_pickle=False) as arrays:
+    with np.load(w.folders[Node("density", split)] / ARRAYS, allow_pickle=False) as arrays:
         density = [arrays[f"d{i}"] for i in range(len(frames))]
     passes, regions = [_read_pass(w, Node("points", split))[0]], []
     for number in range(2, given.depth + 1):
@@ -117,7 +118,7 @@ def predicted(w: ExecutionContext, split: str, *, ceiling: bool = True) -> Split
     counts = np.zeros(len(frames), dtype=np.int64)
     if ceiling:
         counts = _ceiling(
-            given.dataset, w.data_root, cast(Split, split), given.input.scale, given.input.max_side, w.store / "packs"
+            given.dataset, w.data_root, cast(Split, split), given.input.scale, given.input.max_side, w.paths.packs
         )
     scales = [frames.scale(i) for i in range(len(frames))]
     stride = w.inputs["counting"].counting.output_stride

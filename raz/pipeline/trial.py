@@ -26,6 +26,7 @@ from raz.pipeline.keys import stage_keys
 from raz.pipeline.malloc import keep_freed_memory
 from raz.pipeline.training_loop import Progress, TrialPruned
 from raz.store.cache import Artifact, StageCache
+from raz.store.paths import METRICS
 
 __all__ = [
     "STAGES",
@@ -160,5 +161,5 @@ def _cache(store: Path) -> StageCache:
 
 
 def _read_metrics(artifact: Artifact, split: str) -> dict[str, float]:
-    values = json.loads((artifact.folder / "metrics.json").read_text(encoding="utf-8"))
+    values = json.loads((artifact.folder / METRICS).read_text(encoding="utf-8"))
     return {f"{split}.{name}": float(value) for name, value in values.items()}

@@ -22,7 +22,7 @@ from raz.data.frames import input_size
 from raz.errors import RazError
 from raz.pipeline.graph import STAGES, Node
 from raz.pipeline.keys import open_cached
-from raz.store.s3_tier import MANIFEST
+from raz.store.paths import MANIFEST, StorePaths
 
 VGG = ((64, 2), (128, 2), (256, 3), (512, 3))  # channels and convolutions at strides 1, 2, 4, 8
 SAMPLE = 8  # images of a split whose sizes stand for all
@@ -265,12 +265,12 @@ class CostModel:
         ratios: dict[SimilarityKey, list[float]] = {}
         sizes_of: dict[SimilarityKey, list[int]] = {}
         for stage in STAGES:
-            found = sorted((self.store / "stages" / stage).glob(f"[0-9a-f]*/{MANIFEST}"))
+            found = sorted((StorePaths(self.store).stages / stage).glob(f"[0-9a-f]*/{MANIFEST}"))
             for path in found[:: max(1, len(found) // MAX_MANIFESTS)]:
                 try:
                     manifest = json.loads(path.read_text(encoding="utf-8"))
                     config = from_parameters(manifest["config"])
-                    node = parse_node(manifest["stage"])
+                    node = Node.parse(manifest["stage"])
                     kind = "cpu" if manifest["device"] == "cpu" else "cuda"
                     amount = stage_gflop(config, node, self.sizes(config))
                     size = sum((path.parent / name).stat().st_size for name in manifest["files"])
@@ -281,15 +281,6 @@ class CostModel:
                     ratios.setdefault(_similarity_key(config, node, kind), []).append(seconds / amount)
                     sizes_of.setdefault(_similarity_key(config, node, kind), []).append(size)
         return {like: Measured(tuple(ratios[like]), tuple(sizes_of[like])) for like in ratios}
-
-
-def parse_node(text: str) -> Node:
-    """The node of its text: `counting`, `density@val`, `zoom2@val`. Raises ValueError for another."""
-    name, _, split = text.partition("@")
-    stage = name.rstrip("0123456789")
-    if stage not in STAGES:
-        raise ValueError(f"{text!r} is no stage")
-    return Node(stage, split, int(name[len(stage) :] or 0))
 
 
 def _train_of(config: TrialConfig, stage: str) -> TrainConfig:

@@ -184,7 +184,7 @@ def collect_stages(
         for node, key in path:
             if key.key not in stages:
                 seconds, measured = prices.seconds(config, node)
-                stored = (cache.folder(node.stage, key.key) / "manifest.json").is_file()
+                stored = cache.paths.manifest(node.stage, key.key).is_file()
                 stages[key.key] = PlannedStage(
                     node, seconds, measured, stored, prices.bytes(config, node), tuple(key.needs.values())
                 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raz.errors import RazError
+from raz.store.paths import StorePaths
 from raz.utils.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def model_from_store(place: str) -> Model:
     if len(parts) > 2:
         raise RazError(place, "too many parts", "STORE#study#trial")
     if len(parts) == 1 and _PREFIX.fullmatch(parts[0]):
-        scores = sorted(path.name for path in (store / "stages" / "score").glob(f"{parts[0]}*"))
+        scores = sorted(path.name for path in (StorePaths(store).stages / "score").glob(f"{parts[0]}*"))
         if len(scores) == 1:
             return stored_model(store, scores[0])
         if scores:

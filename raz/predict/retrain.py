@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raz.config import TrialConfig, configure, parameters
 from raz.errors import RazError
 from raz.predict.model_source import model_of_trial, select_trial
+from raz.store.paths import WEIGHTS
 
 if TYPE_CHECKING:
     from raz.pipeline.events import EventCallback
@@ -66,7 +67,7 @@ def train_final(
         artifact = cache.find(keys[node])
         if artifact is None:
             raise RazError(f"store {store}", f"{node} was made and is gone", "the same command makes it again")
-        weights = read_state(artifact.folder / "weights.safetensors")
+        weights = read_state(artifact.folder / WEIGHTS)
         stages[node.stage] = TrainedStage(keys[node].key, declared_inputs(config, node.stage), weights)
     items = open_cached(config.dataset, data_root).items
     about = {

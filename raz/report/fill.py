@@ -12,6 +12,7 @@ from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.report.score_index import ScoreIndex, StoredScore, TrialScores
 from raz.spec.ablation import AblationTable, Profile, dataset_title, readable_datasets
+from raz.store.paths import StorePaths
 
 
 class ScoreLookup(Protocol):
@@ -115,7 +116,7 @@ class StoreLookup:
     def __call__(
         self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
     ) -> Mapping[int, TrialScores]:
-        if not (self.index.store / "stages" / "score").is_dir():
+        if not (StorePaths(self.index.store).stages / "score").is_dir():
             return {}
         from raz.pipeline.keys import score_keys
 

@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raz.errors import RazError
+from raz.pipeline.graph import Node
 from raz.store.cache import StageCache
-from raz.store.s3_tier import MANIFEST
+from raz.store.paths import MANIFEST, METRICS, PER_IMAGE, StorePaths
 from raz.utils.atomic import atomic_write
 
 LAYOUT = 2  # raise it when the same scores would give another index
@@ -44,7 +45,7 @@ class TrialScores:
         """What the score keeps of each image. Raises RazError when the artifact cannot be read."""
         if split not in self.folders:
             raise RazError(f"score of {split}", "no artifact is known", "run the table again")
-        path = self.folders[split] / "per_image.npz"
+        path = self.folders[split] / PER_IMAGE
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
@@ -63,9 +64,8 @@ class StoredScore:
 
 def manifest_of(store: Path, node: str, key: str) -> Mapping[str, Any]:
     """The manifest of a stage's artifact (`zoom2@test`); empty where it cannot be read."""
-    stage = node.partition("@")[0].rstrip("0123456789")
     try:
-        manifest = json.loads((store / "stages" / stage / key / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(StorePaths(store).manifest(Node.parse(node).stage, key).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
@@ -108,7 +108,7 @@ class ScoreIndex:
         """Key -> time of its manifest, of every score there is."""
         out = {}
         try:
-            with os.scandir(self.store / "stages" / "score") as entries:
+            with os.scandir(StorePaths(self.store).stages / "score") as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
                         try:
@@ -131,7 +131,7 @@ class ScoreIndex:
             if artifact is None:
                 continue
             try:
-                metrics = (artifact.folder / "metrics.json").read_text(encoding="utf-8")
+                metrics = (artifact.folder / METRICS).read_text(encoding="utf-8")
                 manifest = artifact.manifest
                 about = {name: manifest.get(name) for name in ("device", "versions", "seconds", "config")}
                 about["data"] = manifest["key"]["data"]
@@ -147,7 +147,7 @@ class ScoreIndex:
         """The scores under these keys, split -> key; None when one is missing, or damaged (see `damaged`)."""
         metrics: dict[str, float] = {}
         about = {}
-        folders = {split: self.store / "stages" / "score" / key for split, key in keys.items()}
+        folders = {split: StorePaths(self.store).stage("score", key) for split, key in keys.items()}
         for split, key in keys.items():
             row = self._rows.get(key)
             if row is None:
@@ -168,7 +168,7 @@ class ScoreIndex:
 
     @property
     def _path(self) -> Path:
-        return self.store / "reports" / "scores.parquet"
+        return StorePaths(self.store).score_index
 
     def _read(self) -> dict[str, tuple[int, str, str]]:
         try:

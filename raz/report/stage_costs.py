@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raz.pipeline.graph import stage_of
 from raz.report.layout import TextTable
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def cost_by_stage(uses: Iterable[tuple[str, str, float]]) -> tuple[StageCost, ..
     """(stage, key, seconds to make it) of every stage of every trial, in the order in which stages first appear."""
     by_stage: dict[str, dict[str, list[float]]] = {}
     for stage, key, seconds in uses:
-        kind = stage.partition("@")[0].rstrip("0123456789")
+        kind = stage_of(stage)
         by_stage.setdefault(kind, {}).setdefault(key, []).append(seconds)
     return tuple(
         StageCost(

@@ -30,7 +30,8 @@ from typing import Any
 
 from raz.errors import RazError, TrialFailure
 from raz.store.lease import ATTEMPT, Lease, acquire
-from raz.store.s3_tier import MANIFEST, tier_for
+from raz.store.paths import CURVE, MANIFEST, StorePaths
+from raz.store.s3_tier import tier_for
 from raz.utils.atomic import atomic_write
 
 DETERMINISTIC_FAILURES = ("nan", "invalid", "oom")  # a lost process or a bug says nothing about the stage
@@ -110,14 +111,9 @@ class StageCache:
 
     def __init__(self, store: Path) -> None:
         self.store = Path(store)
+        self.paths = StorePaths(self.store)
         self.tier = tier_for(self.store)
         self._verified: dict[Path, tuple[Stamp, Artifact]] = {}
-
-    def folder(self, stage: str, key: str) -> Path:
-        return self.store / "stages" / stage / key
-
-    def chain_folder(self, stage: str, chain: str) -> Path:
-        return self.store / "chains" / stage / chain
 
     def find(self, key: StageKey) -> Artifact | None:
         """The artifact, if it is there and whole. Damage is a miss."""
@@ -125,7 +121,7 @@ class StageCache:
 
     def get(self, stage: str, key: str) -> Artifact | None:
         """The artifact of a stage whose key (hex) is known but not what went into it, if it is there and whole."""
-        folder = self.folder(stage, key)
+        folder = self.paths.stage(stage, key)
         found = self._verified_artifact(folder)
         if self.tier is None:
             return found
@@ -162,7 +158,7 @@ class StageCache:
         Where another writer was first its artifact stays and is returned. Raises RazError when the
         store cannot be written (full disk, no permission), LostLease when `lease` is lost.
         """
-        final = self.folder(key.stage, key.key)
+        final = self.paths.stage(key.stage, key.key)
         attempt = lease.temp_path(final.parent) if lease else final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
         move = lease.commit if lease else os.rename
         with store_errors(self.store):
@@ -247,10 +243,10 @@ class StageCache:
             return (self.tier.bucket.read(self._failure_name(key)) or b"") if self.tier is not None else b""
 
     def _failure_path(self, key: StageKey) -> Path:
-        return self.store / self._failure_name(key)
+        return self.paths.failure(key.stage, key.key)
 
     def _failure_name(self, key: StageKey) -> str:
-        return f"failures/{key.stage}/{key.key}.json"
+        return self.paths.relative(self._failure_path(key))
 
     # ------------------------------------------------------------------ leases
 
@@ -261,7 +257,7 @@ class StageCache:
         """Hold the lease `name` for writing in `places`. `waiting` is called while another process holds it."""
         with ExitStack() as stack:
             with store_errors(self.store):
-                lease = stack.enter_context(acquire(self.store / "leases", name, places, waiting=waiting))
+                lease = stack.enter_context(acquire(self.paths.leases, name, places, waiting=waiting))
             yield lease
 
 
@@ -295,7 +291,7 @@ def stored_curve(folder: Path) -> list[dict[str, float]]:
     """The learning curve of a trained stage's artifact, a point an epoch: epoch, loss, value, seconds. Empty where it
     cannot be read."""
     try:
-        points = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
+        points = json.loads((folder / CURVE).read_text(encoding="utf-8"))
         return [{name: float(point[name]) for name in ("epoch", "loss", "value", "seconds")} for point in points]
     except (OSError, ValueError, KeyError, TypeError):
         return []

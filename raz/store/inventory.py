@@ -13,10 +13,9 @@ from typing import Any
 
 from raz.errors import RazError
 from raz.store.cache import digest, file_digest
-from raz.store.s3_tier import MANIFEST
+from raz.store.paths import MANIFEST, StorePaths
 
 KEY = re.compile(r"[0-9a-f]{64}")
-NODE = re.compile(r"([a-z]+(?:_[a-z]+)*)\d*(?:@[a-z]+)?")  # `zoom2@val`: stage, pass, split
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,9 @@ class StoredStage:
 
     @property
     def needs(self) -> dict[str, str]:
-        """Stage -> key of what it was made from."""
+        """Node (`zoom2@val`) -> key of what it was made from."""
         needs = (self.manifest or {}).get("key", {}).get("needs", {})
-        found = {NODE.fullmatch(str(node)): str(key) for node, key in needs.items()}
-        return {f"{match.group()}": key for match, key in found.items() if match}
-
-
-def stage_of(node: str) -> str:
-    """`zoom2@val` -> `zoom`; empty when it is no stage's name."""
-    match = NODE.fullmatch(node)
-    return match.group(1) if match else ""
+        return {str(node): str(key) for node, key in needs.items()}
 
 
 def check_store(store: Path) -> None:
@@ -81,7 +73,7 @@ def bytes_of(path: Path) -> int:
 
 def stages(store: Path) -> Iterator[StoredStage]:
     """Every finished artifact, by stage and key. Attempts in the writing are none."""
-    for stage in folders(store / "stages"):
+    for stage in folders(StorePaths(store).stages):
         for entry in folders(Path(stage.path)):
             if KEY.fullmatch(entry.name):
                 path = Path(entry.path)
@@ -137,14 +129,16 @@ class Usage:
 def usage(store: Path) -> list[Usage]:
     """Bytes by stage and by kind of cache, in the order of the store's folders."""
     out = []
-    for kind in ("stages", "chains"):
-        for stage in folders(store / kind):
+    paths = StorePaths(store)
+    by_stage = (paths.stages, paths.chains)
+    for folder in by_stage:
+        for stage in folders(folder):
             inside = entries(Path(stage.path))
             own = [e for e in inside if KEY.fullmatch(e.name)]
-            out.append(Usage(f"{kind}/{stage.name}", len(own), sum(bytes_of(Path(e.path)) for e in inside)))
-    known = {"stages", "chains"}
+            name = paths.relative(folder / stage.name)
+            out.append(Usage(name, len(own), sum(bytes_of(Path(e.path)) for e in inside)))
     for entry in entries(store):
-        if entry.name not in known:
+        if store / entry.name not in by_stage:
             path = Path(entry.path)
             items = len(entries(path)) if entry.is_dir(follow_symlinks=False) else 1
             out.append(Usage(entry.name, items, bytes_of(path)))

@@ -25,6 +25,8 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
+from raz.store.paths import LEASE_SUFFIX
+
 ATTEMPT = ".attempt-"
 SECONDS = 30.0  # of silence after which a holder has lost its lease; environment RAZ_LEASE_SECONDS
 HEARTBEATS = 6  # heartbeats in that time
@@ -115,7 +117,7 @@ def acquire(
     """
     patience = seconds if seconds is not None else lease_seconds()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.lease"
+    path = folder / f"{name}{LEASE_SUFFIX}"
     token = uuid.uuid4().hex
     aside = folder / f".{name}.new-{token}"
     handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -186,11 +188,6 @@ def _fence(dead: Path, places: Sequence[Path]) -> None:
                 else:
                     left.unlink(missing_ok=True)
     dead.unlink(missing_ok=True)
-
-
-def holder(path: Path) -> str:
-    """Token of the process that holds a lease file; empty when none does."""
-    return _token(path)
 
 
 def holder_alive(path: Path) -> bool | None:

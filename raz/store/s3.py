@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, urlparse
 
 from raz.errors import RazError
+from raz.store.paths import StorePaths
 from raz.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -170,8 +171,6 @@ def _connect() -> Any:
 
 # ------------------------------------------------------------------ what drivers noted, and images
 
-SYNCED_FOLDERS = ("studies", "tables")
-
 
 def download_journals(folder: Path) -> None:
     """Brings the journals and tables that the bucket has and this machine lacks. A journal only grows: one of this
@@ -181,9 +180,9 @@ def download_journals(folder: Path) -> None:
     bucket = bucket_for(folder)
     if bucket is None:
         return
-    for name, (size, _) in sorted(
-        {n: told for part in SYNCED_FOLDERS for n, told in bucket.names(part).items()}.items()
-    ):
+    paths = StorePaths(folder)
+    synced = [paths.relative(part) for part in (paths.studies, paths.tables)]
+    for name, (size, _) in sorted({n: stat for part in synced for n, stat in bucket.names(part).items()}.items()):
         path = folder / name
         if len(Path(name).parts) != 2 or path.suffix not in (".journal", ".json"):
             continue

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from raz.store.lease import ATTEMPT
+from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import Bucket, bucket_for
 
-MANIFEST = "manifest.json"
 CAP_GB = 50.0  # of artifacts kept on a node; environment RAZ_CACHE_GB
 RECENT = 3600.0  # seconds for which what was asked for stays, however full it is
 CHECK_INTERVAL = 60.0  # seconds between two looks at how full it is
@@ -38,6 +38,7 @@ class S3Tier:
 
     def __init__(self, store: Path, bucket: Bucket) -> None:
         self.store, self.bucket = store, bucket
+        self.paths = StorePaths(store)
         self._touched: dict[Path, float] = {}
         self._looked = 0.0
 
@@ -45,16 +46,18 @@ class S3Tier:
 
     def push(self, stage: str, key: str, folder: Path, manifest: Mapping[str, Any]) -> None:
         """Copies a finished artifact into the bucket, its manifest last. Raises OSError as Bucket."""
+        prefix = self.paths.relative(self.paths.stage(stage, key))
         for name, sha in manifest["files"].items():
-            self.bucket.write(f"stages/{stage}/{key}/{sha}", (folder / name).read_bytes())
-        self.bucket.write(f"stages/{stage}/{key}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+            self.bucket.write(f"{prefix}/{sha}", (folder / name).read_bytes())
+        self.bucket.write(f"{prefix}/{MANIFEST}", (folder / MANIFEST).read_bytes())
 
     def fetch(self, stage: str, key: str) -> bool:
         """Brings an artifact into the store; False when the bucket has none, or only a damaged one."""
-        found = self.bucket.read(f"stages/{stage}/{key}/{MANIFEST}")
+        final = self.paths.stage(stage, key)
+        prefix = self.paths.relative(final)
+        found = self.bucket.read(f"{prefix}/{MANIFEST}")
         if found is None:
             return False
-        final = self.store / "stages" / stage / key
         aside = final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
         try:
             files = dict(json.loads(found)["files"])
@@ -62,7 +65,7 @@ class S3Tier:
                 return False
             aside.mkdir(parents=True)
             for name, sha in files.items():
-                data = self.bucket.read(f"stages/{stage}/{key}/{sha}")
+                data = self.bucket.read(f"{prefix}/{sha}")
                 if data is None or hashlib.sha256(data).hexdigest() != sha:
                     return False
                 (aside / name).write_bytes(data)
@@ -98,7 +101,7 @@ class S3Tier:
         self._looked = time.monotonic()
         cap = float(os.environ.get("RAZ_CACHE_GB") or CAP_GB) * 2**30
         kept = []
-        for manifest in (self.store / "stages").glob(f"*/[0-9a-f]*/{MANIFEST}"):
+        for manifest in self.paths.stages.glob(f"*/[0-9a-f]*/{MANIFEST}"):
             try:
                 size = sum(entry.stat().st_size for entry in os.scandir(manifest.parent))
                 kept.append((manifest.stat().st_atime, size, manifest.parent))

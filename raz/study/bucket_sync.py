@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raz.errors import RazError
+from raz.store.paths import StorePaths
 from raz.store.s3 import Bucket, bucket_for
 from raz.study.journal import journal_path, study_names
-from raz.study.table_runs import TABLES
 
 INTERVAL = 20.0  # seconds between two copies while a run goes on
 
@@ -54,9 +54,10 @@ class _JournalUploader:
 
     def send(self) -> None:
         """Copies what has grown."""
-        there = self.bucket.names("studies")
+        paths = StorePaths(self.store)
+        there = self.bucket.names(paths.relative(paths.studies))
         for study in study_names(self.store):
-            name = f"studies/{study}.journal"
+            name = paths.relative(paths.journal(study))
             data = journal_path(self.store, study).read_bytes()
             data = data[: data.rfind(b"\n") + 1]
             told = there.get(name)
@@ -71,8 +72,8 @@ class _JournalUploader:
                     )  # fmt: skip
             if told is None or told[0] != len(data):
                 self.bucket.write(name, data)
-                self._seen[name] = self.bucket.names("studies")[name]
-        known = self.bucket.names(TABLES)
-        for path in (self.store / TABLES).glob("*.json"):
-            if f"{TABLES}/{path.name}" not in known:
-                self.bucket.write(f"{TABLES}/{path.name}", path.read_bytes())
+                self._seen[name] = self.bucket.names(paths.relative(paths.studies))[name]
+        known = self.bucket.names(paths.relative(paths.tables))
+        for path in paths.tables.glob("*.json"):
+            if paths.relative(path) not in known:
+                self.bucket.write(paths.relative(path), path.read_bytes())

@@ -15,6 +15,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from raz.errors import RazError
+from raz.store.paths import StorePaths
 from raz.study.optuna_internals import CREATE_STUDY, SET_STATE, append
 
 # What must survive a machine that stops; what lies before it in the file survives with it.
@@ -24,12 +25,12 @@ LOCK_WAIT = 2.0  # seconds; a reader that looks whether the driver lives holds t
 
 def journal_path(store: Path, study: str) -> Path:
     """STORE/studies/NAME.journal"""
-    return store / "studies" / f"{study}.journal"
+    return StorePaths(store).journal(study)
 
 
 def study_names(store: Path) -> tuple[str, ...]:
     """The studies of a store."""
-    return tuple(sorted(path.stem for path in (store / "studies").glob("*.journal")))
+    return tuple(sorted(path.stem for path in StorePaths(store).studies.glob("*.journal")))
 
 
 def lock_path(journal: Path) -> str:
@@ -41,7 +42,7 @@ def lock_path(journal: Path) -> str:
 def registration_lock(store: Path) -> Iterator[None]:
     """Held by who begins to work in the store while it makes itself known, and by a collection until its end: so what
     begins is either seen by the collection or waits for it. Raises RazError when it is held for long."""
-    path = store / "studies" / ".entrance.lock"
+    path = StorePaths(store).registration_lock
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=LOCK_WAIT)
     try:

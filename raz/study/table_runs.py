@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING
 from raz.config import TrialConfig, from_parameters, parameters
 from raz.errors import RazError
 from raz.store.cache import digest, write_json
+from raz.store.paths import StorePaths
 from raz.study.journal import registration_lock
 
 if TYPE_CHECKING:
     from raz.spec.ablation import AblationTable
 
 
-TABLES = "tables"  # STORE/tables/NAME-DIGEST.json: what was run, so that it is not collected
-
-
 def record_table_run(store: Path, table: AblationTable, profile: str, configs: Iterable[TrialConfig]) -> None:
     """Notes that this table was run in the store, with the trials' configurations."""
     trials = [parameters(config) for config in configs]
-    path = store / TABLES / f"{table.table}-{digest(trials)[:16]}.json"
+    path = StorePaths(store).table(table.table, digest(trials)[:16])
     with registration_lock(store):  # a collection that has begun would not know of it
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from raz.config import TrainConfig, TrialConfig
 from raz.data.contract import SPLITS
 from raz.pipeline.context import TrialState
 from raz.pipeline.graph import STAGES, TRAINED, Node
-from raz.pipeline.predict_stages import ARRAYS, score
+from raz.pipeline.predict_stages import PREDICTORS, score
 from raz.pipeline.scoring import Scores
 from raz.pipeline.train_stages import TASKS
 from raz.pipeline.training_loop import Checkpoint, TrainingTask, train
@@ -45,7 +45,7 @@ def task_of(at: TrialState, stage: str) -> tuple[TrainingTask, TrainConfig]:
 
 def arrays_of(at: TrialState, node: Node) -> dict[str, Any]:
     bench = at.workbench(node)
-    return ARRAYS[node.stage](bench, node, bench.given)
+    return PREDICTORS[node.stage](bench, node, bench.given)
 
 
 def scores_of(at: TrialState, node: Node) -> Scores:

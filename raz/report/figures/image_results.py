@@ -20,6 +20,7 @@ from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.pipeline.graph import Node, dependency_closure
 from raz.store.cache import StageCache
+from raz.store.paths import FITTED, PER_IMAGE
 from raz.utils.suggestions import did_you_mean
 
 SIGMA, AFFINITY = 20.0, 0.5  # a point is right as Table 3 has it: nearer than 23.5 px to a head that is still free
@@ -72,8 +73,8 @@ def load_image_results(
     folder = trial.artifacts[score].folder
     w = trial.workbench(score)
     try:
-        fitted = FittedThresholds.from_json(json.loads((folder / "fitted.json").read_text(encoding="utf-8")))
-        with np.load(folder / "per_image.npz", allow_pickle=False) as arrays:
+        fitted = FittedThresholds.from_json(json.loads((folder / FITTED).read_text(encoding="utf-8")))
+        with np.load(folder / PER_IMAGE, allow_pickle=False) as arrays:
             fused, truth = arrays["fused"], arrays["truth"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RazError(str(folder), f"cannot be read: {error}", "delete the folder and run again") from None
