@@ -103,12 +103,16 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
         if not running:
             break
         now = running[0][0]
+        ready: list[int] = []  # trials whose stage ended at this moment
         while running and running[0][0] == now:
             _, key = heapq.heappop(running)
             done.add(key)
             free += 1 if steps[key].device else 0
-            for trial in waiters.pop(key):
-                living -= 1 if walk(trial) else 0
+            ready += waiters.pop(key)
+        # Only now, since `walk` must know all that has ended by this moment; and in the order of the trials, so that
+        # the name of a stage decides nothing.
+        for trial in sorted(ready):
+            living -= 1 if walk(trial) else 0
     seconds = {key: step.seconds for key, step in steps.items()}
     needs = {key: [other for other in step.needs if other in steps] for key, step in steps.items()}
     return Schedule(
