@@ -11,12 +11,13 @@ from raz.planning.cost_model import START_SECONDS, CostModel, Estimate
 from raz.planning.plan import (
     Plan,
     TrialSet,
-    draw_of_table,
+    design_trials,
     draws_of_search,
     format_estimate,
     plan_lines,
     plan_of,
     schedules,
+    trials_of_table,
 )
 from raz.planning.simulate import Schedule
 from raz.spec.ablation import AblationTable, Profile
@@ -24,14 +25,19 @@ from raz.spec.ablation_yaml import parse_table
 from raz.spec.base_config import open_spec, parse_settings
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
-from raz.store.paths import StorePaths
+from raz.study.remaining import finished_table_trials, run_target, upcoming_trials
 from raz.utils.machine import available_cpus
 
 
 def _open(
-    file: str, settings: list[str], profile: str | None, trials: int | None, data_root: Path | None
+    file: str,
+    settings: list[str],
+    profile: str | None,
+    trials: int | None,
+    data_root: Path | None,
+    retry: bool = False,
 ) -> tuple[SearchSpace | AblationTable, Profile | None]:
-    source, is_table = open_spec(file, profile=profile, trials=trials)
+    source, is_table = open_spec(file, profile=profile, trials=trials, retry=retry)
     if is_table:
         table = parse_table(source, parse_settings(settings), profile, data_root=data_root)
         return table, table.profile(profile)
@@ -48,45 +54,36 @@ def plan_file(
     jobs: int | None = None,
     profile: str | None = None,
     inline: bool = False,
+    retry: bool = False,
 ) -> Plan:
-    """What `raz-sweep run` of the same words would cost. Raises RazError for what the user can put right."""
+    """What `raz-sweep run` with the same arguments would cost: of the trials that it would begin. Raises RazError for
+    what the user can put right."""
     store, data_root = store.expanduser(), data_root and data_root.expanduser()
-    asked, chosen = _open(file, settings, profile, trials, data_root)
+    spec, scale = _open(file, settings, profile, trials, data_root, retry)
     prices = CostModel(store, data_root)
     start = 0.0 if inline else START_SECONDS
-    if isinstance(asked, AblationTable):
-        assert chosen is not None
-        draw = draw_of_table(asked, chosen, prices)
-        threads = max(trial.config.threads for trial in asked.trials(chosen))
+    if isinstance(spec, AblationTable):
+        assert scale is not None
+        every = list(spec.trials(scale))
+        finished = finished_table_trials(every, store, data_root=data_root, splits=spec.splits)
+        draw = trials_of_table((trial for i, trial in enumerate(every) if i not in finished), prices)
+        threads = max(trial.config.threads for trial in every)
         return plan_of(
-            f"{asked.table} ({chosen.name})", "table", [draw], devices=_devices(jobs, threads, inline), prices=prices,
-            exact=True, start=start,
+            f"{spec.table} ({scale.name})", "table", [draw], devices=_devices(jobs, threads, inline), prices=prices,
+            exact=True, done=len(finished), start=start,
         )  # fmt: skip
-    target = asked.target if trials is None else trials
-    if asked.fixed:
-        target = min(target, asked.target)
-    done = _finished_trials(store, asked.study)
-    left = max(0, target - done)
-    draws, skipped = draws_of_search(asked, left, prices, first=done)
+    devices = _devices(jobs, spec.threads, inline)
+    upcoming = upcoming_trials(spec, store, run_target(spec, trials), slots=devices, retry=retry)
+    draws, skipped = draws_of_search(spec, upcoming.left, prices, known=upcoming.known)
     return plan_of(
-        asked.study, "search", draws, devices=_devices(jobs, asked.threads, inline), prices=prices,
-        exact=asked.fixed or left == 0, done=done, skipped=skipped, start=start, eager=asked.overcommits,
+        spec.study, "search", draws, devices=devices, prices=prices,
+        exact=spec.fixed or upcoming.left == len(upcoming.known), done=upcoming.finished,
+        skipped=upcoming.invalid + skipped, start=start, eager=spec.overcommits,
     )  # fmt: skip
 
 
 def _devices(jobs: int | None, threads: int, inline: bool) -> int:
     return 1 if inline else jobs if jobs is not None else max(1, available_cpus() // threads)
-
-
-def _finished_trials(store: Path, study: str) -> int:
-    """Trials that a run of the study would not run again."""
-    if not StorePaths(store).journal(study).is_file():
-        return 0
-    from raz.study.records import read_records  # imports Optuna, which takes a while
-
-    records = read_records(store, study)
-    again = {record.retry_of for record in records}
-    return sum(r.state in ("complete", "pruned", "failed") and r.number not in again for r in records)
 
 
 def show_plan(plan: Plan, *, as_json: bool = False) -> str:
@@ -106,15 +103,17 @@ def simulate_file(
 ) -> dict[str, Any]:
     """The schedule of a file's trials on `devices`, from an empty store. Raises RazError as `plan_file`."""
     store, data_root = store.expanduser(), data_root and data_root.expanduser()
-    asked, chosen = _open(file, settings, profile, trials, data_root)
+    spec, scale = _open(file, settings, profile, trials, data_root)
     prices = CostModel(store, data_root)
     draw: TrialSet
-    if isinstance(asked, AblationTable):
-        assert chosen is not None
-        name, draw, eager = f"{asked.table} ({chosen.name})", draw_of_table(asked, chosen, prices), True
+    if isinstance(spec, AblationTable):
+        assert scale is not None
+        name, draw, eager = f"{spec.table} ({scale.name})", trials_of_table(spec.trials(scale), prices), True
     else:
-        draws, _ = draws_of_search(asked, asked.target if trials is None else trials, prices, sets=1)
-        name, draw, eager = asked.study, draws[0], asked.overcommits
+        target = run_target(spec, trials)
+        known = design_trials(spec, target) if spec.fixed else []
+        draws, _ = draws_of_search(spec, target, prices, known=known, sets=1)
+        name, draw, eager = spec.study, draws[0], spec.overcommits
     shared, plain = schedules(draw, devices, eager=eager)
     return {
         "name": name, "trials": len(draw.trials), "stages": len(draw.stages), "devices": devices,

@@ -102,7 +102,7 @@ def run(
 
         plan = plan_file(
             file, store, settings=settings or [], data_root=data_root, trials=trials, jobs=jobs, profile=profile,
-            inline=inline,
+            inline=inline, retry=retry,
         )  # fmt: skip
         typer.echo(show_plan(plan, as_json=as_json))
         return

@@ -25,6 +25,7 @@ from raz.spec.search_space import SearchSpace
 from raz.store.cache import DETERMINISTIC_FAILURES
 from raz.study.ledger import Ledger, open_ledger
 from raz.study.records import TrialRecord
+from raz.study.remaining import RecordedTrial, run_target, superseded
 from raz.utils.machine import available_cpus
 
 FINISHED_STATES = ("complete", "pruned", "failed")
@@ -121,9 +122,7 @@ def run_study(
     who reads of it later.
     """
     began = time.monotonic()
-    target = space.target if trials is None else trials
-    if space.fixed:
-        target = min(target, space.target)
+    target = run_target(space, trials)
     with handle_signals(stop), open_ledger(store, space) as ledger:
         if command and ledger.study.user_attrs.get("command") != command:
             ledger.study.set_user_attr("command", command)
@@ -182,15 +181,16 @@ def _build_result(
 ) -> SweepResult:
     space, best = ledger.space, ledger.best()
     over: dict[int, tuple[str, str]] = {}  # trial -> state, reason
-    again: set[int | None] = set()
+    records: list[RecordedTrial] = []
     used: list[tuple[float, float]] = []  # of the trials of this run
     for record in ledger.iter_records():
-        again.add(record.retry_of)
+        records.append(RecordedTrial(record.number, record.state, record.reason, record.retry_of))
         if record.state in FINISHED_STATES:
             over[record.number] = record.state, record.reason
             if record.number not in before:
                 used.append(spent_and_saved_seconds(record.stages))
-    final = [told for number, told in over.items() if number not in again]
+    again = superseded(records)
+    final = [ended for number, ended in over.items() if number not in again]
     held_out: Mapping[str, float] = {}
     guesses: Mapping[str, Mapping[str, float]] = {}
     trouble = ""

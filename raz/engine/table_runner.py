@@ -27,7 +27,7 @@ from raz.pipeline.events import StageEvent
 from raz.planning.cost_model import CostModel
 from raz.planning.schedule import max_live_trials
 from raz.planning.work_order import expected_seconds, trial_order
-from raz.spec.ablation import AblationTable, TableTrial
+from raz.spec.ablation import SPLITS, AblationTable, TableTrial
 from raz.spec.ablation_yaml import parse_table
 from raz.study.bucket_sync import sync_to_bucket
 from raz.study.records import Outcome, TrialStatus
@@ -35,7 +35,6 @@ from raz.study.table_runs import record_table_run
 from raz.utils.formatting import duration
 from raz.utils.yamlfile import Document
 
-SPLITS = ("val", "test")
 MOST_RESTARTS = 2  # of a trial whose process died
 POLL_SECONDS = 0.5  # seconds between two looks whether the run was asked to stop
 

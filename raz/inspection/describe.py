@@ -19,6 +19,7 @@ from raz.store.paths import MANIFEST
 from raz.study.index import StudySnapshot, base_parameters, read_study, trial_index
 from raz.study.journal import study_names
 from raz.study.records import TrialRecord
+from raz.study.remaining import superseded
 from raz.utils import formatting
 
 UNKNOWN = "unknown"  # what an older record does not tell
@@ -105,7 +106,7 @@ def study_document(study: StudySnapshot) -> dict[str, Any]:
     best, meaning = study.best, study.meaning
     asked = {k: v for k, v in meaning.items() if not k.startswith("base.")}
     held_out, front = study.attributes.get("held_out", {}), study.front
-    again = {trial.retry_of for trial in study.trials}
+    again = superseded(study.trials)
     failed = [t for t in study.trials if t.state in ("failed", "lost") and t.number not in again]
     stages = [stage for trial in study.trials for stage in trial.stages]
     return {

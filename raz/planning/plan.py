@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +24,8 @@ from raz.planning.cost_model import NOTHING, PRIORS, START_SECONDS, CostModel, E
 from raz.planning.schedule import max_live_trials
 from raz.planning.simulate import Schedule, StageVisit, simulate, simulate_without_sharing
 from raz.planning.work_order import trial_order
-from raz.spec.ablation import AblationTable, Profile
+from raz.spec.ablation import SPLITS as TABLE_SPLITS
+from raz.spec.ablation import TableTrial
 from raz.spec.search_space import SPLITS, SearchSpace
 from raz.store.cache import StageCache
 from raz.utils.formatting import size
@@ -192,34 +194,37 @@ def collect_stages(
 
 
 def draws_of_search(
-    space: SearchSpace, trials: int, prices: CostModel, *, first: int = 0, sets: int = DRAWS
+    space: SearchSpace, trials: int, prices: CostModel, *, known: Sequence[TrialConfig] = (), sets: int = DRAWS
 ) -> tuple[list[TrialSet], int]:
-    """What a search may run next: its fixed design's points from `first` on in the order of a run, or sets of
-    random ones; and how many points of a set cannot go together."""
+    """What a search may run next: the `known` trials, then draws at random until there are `trials`, in several sets.
+
+    A fixed design draws none, so it has one set. Also returns how many drawn values of a set cannot go together.
+    """
     cache = StageCache(prices.store)
-    if space.fixed:
-        configs = []
-        skipped = 0
-        for point in space.points[first : first + trials]:
-            try:
-                configs.append(space.config(point))
-            except RazError:
-                skipped += 1
-        configs = [configs[i] for i in trial_order(configs, SPLITS, space.averaged_seeds)]
-        return [collect_stages(configs, SPLITS, prices, cache, space.averaged_seeds)], skipped
+    drawn = 0 if space.fixed else max(0, trials - len(known))
     out, skipped = [], 0
-    for i in range(sets):
-        configs, wrong = draw_trials(space, trials, space.seed + 7919 * i)
+    for i in range(sets if drawn else 1):
+        configs, wrong = draw_trials(space, drawn, space.seed + 7919 * i)
         skipped += wrong
-        out.append(collect_stages(configs, SPLITS, prices, cache, space.averaged_seeds))
-    return out, round(skipped / sets)
+        out.append(collect_stages([*known, *configs], SPLITS, prices, cache, space.averaged_seeds))
+    return out, round(skipped / len(out))
 
 
-def draw_of_table(table: AblationTable, profile: Profile, prices: CostModel) -> TrialSet:
-    """Every trial of a table's profile in the order of a run, which scores both splits."""
-    configs = [trial.config for trial in table.trials(profile)]
-    turn = trial_order(configs, ("val", "test"))
-    return collect_stages((configs[i] for i in turn), ("val", "test"), prices, StageCache(prices.store))
+def design_trials(space: SearchSpace, trials: int) -> list[TrialConfig]:
+    """The first `trials` points of a fixed design in the order in which several slots begin them, without those whose
+    values cannot go together."""
+    configs: list[TrialConfig] = []
+    for point in space.points[:trials]:
+        with suppress(RazError):
+            configs.append(space.config(point))
+    return [configs[i] for i in trial_order(configs, SPLITS, space.averaged_seeds)]
+
+
+def trials_of_table(trials: Iterable[TableTrial], prices: CostModel) -> TrialSet:
+    """These trials of a table in the order of a run, which scores both splits."""
+    configs = [trial.config for trial in trials]
+    order = trial_order(configs, TABLE_SPLITS)
+    return collect_stages((configs[i] for i in order), TABLE_SPLITS, prices, StageCache(prices.store))
 
 
 def plan_of(

@@ -12,7 +12,7 @@ from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.report.score_index import ScoreIndex, StoredScore, TrialScores
 from raz.spec.ablation import AblationTable, Profile, dataset_title, readable_datasets
-from raz.store.paths import StorePaths
+from raz.study.remaining import finished_seeds
 
 
 class ScoreLookup(Protocol):
@@ -116,10 +116,6 @@ class StoreLookup:
     def __call__(
         self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
     ) -> Mapping[int, TrialScores]:
-        if not (StorePaths(self.index.store).stages / "score").is_dir():
-            return {}
-        from raz.pipeline.keys import score_keys
-
-        keys = score_keys(replace(config, seed=0), seeds, data_root=data_root, splits=splits)
-        found = {seed: self.index.find(keys[seed]) for seed in seeds}
-        return {seed: one for seed, one in found.items() if one is not None}
+        return finished_seeds(
+            config, seeds, self.index.find, store=self.index.store, data_root=data_root, splits=splits
+        )

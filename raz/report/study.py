@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from raz.report import stage_costs
 from raz.report.layout import Report, TextTable, metric_title
 from raz.study.index import pareto_front
-from raz.study.records import TrialStatus
+from raz.study.remaining import superseded
+from raz.study.trial_status import TrialStatus
 
 if TYPE_CHECKING:
     from raz.study.records import TrialRecord
@@ -50,7 +51,7 @@ def study_report(
     )  # fmt: skip
     links = {(i, 0): f"trial {r.number}" for i, r in enumerate(best[:FRONT])}
     title = "Pareto front: no other trial is as good in all and better in one" if several else "Best trials"
-    again = {record.retry_of for record in records}  # what was run again counts once, as what became of it
+    again = superseded(records)  # what was run again counts once, as what became of it
     states = Counter(record.state for record in records if record.number not in again)
     sheets = [
         TextTable(title, header, lines, left=frozenset({len(header) - 1}), cells=links),

@@ -29,6 +29,7 @@ from raz.spec.search_space import STUDY_NAME
 from raz.study.journal import journal_path
 from raz.study.optuna_internals import fixed_values
 from raz.study.records import TrialRecord, TrialStatus, base_in, is_running, load_study, records, with_later_fields
+from raz.study.remaining import superseded
 from raz.utils.atomic import atomic_write
 
 SCHEMA_VERSION = 1  # raise it when the same journal would give another index
@@ -95,7 +96,7 @@ class StudySnapshot:
 
         A failed trial that was run again counts once, as what became of it.
         """
-        again = {trial.retry_of for trial in self.trials}
+        again = superseded(self.trials)
         out = dict.fromkeys(("complete", "pruned", "failed", "lost", "running", "waiting"), 0)
         for trial in self.trials:
             if trial.number not in again:

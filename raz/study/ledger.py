@@ -19,11 +19,10 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from raz.config import TrialConfig, completed, parameters
+from raz.config import completed, parameters
 from raz.errors import FailureReason, RazError
-from raz.planning.work_order import trial_order
 from raz.spec.parameter import optuna_label
-from raz.spec.search_space import SPLITS, SearchSpace
+from raz.spec.search_space import SearchSpace
 from raz.study.journal import (
     LOCK_WAIT,
     Journal,
@@ -48,6 +47,7 @@ from raz.study.records import (
     records,
     with_later_fields,
 )
+from raz.study.remaining import RecordedTrial, queue_order, study_progress
 from raz.study.samplers import make_sampler
 from raz.study.stage_pruner import StagePruner
 from raz.utils.provenance import environment_versions
@@ -57,8 +57,6 @@ __all__ = [
     "Ledger", "Outcome", "TrialRecord", "is_running", "journal_path", "load_study", "open_ledger", "read_records",
     "records", "study_names",
 ]  # fmt: skip
-
-MAX_ATTEMPTS = 3  # of one trial whose process or machine went away
 
 
 class Ledger:
@@ -78,34 +76,22 @@ class Ledger:
     # ------------------------------------------------------------------ before a run
 
     def recover(self, target: int, *, retry: bool = False) -> int:
-        """Settles what a killed driver left, queues what is owed, and returns how many trials to run.
-
-        A trial that was lost is queued again with its values, at most MOST_ATTEMPTS times in all; with
-        `retry` so is every other failure. Done are complete, pruned and for good failed trials.
-        """
+        """Records the trials that a killed driver left running as lost, queues what is to be run again, and returns how
+        many trials to run until `target` are finished (`study_progress` says which are)."""
         for trial in self._trials():
             if trial.state == TrialState.RUNNING:
                 self._journal.write(trial_id(trial), {"reason": "lost", "message": "its driver went away"})
                 self.study.tell(trial.number, state=TrialState.FAIL)
         trials = self._trials()
+        progress = study_progress([RecordedTrial.of(trial) for trial in trials], retry=retry)
         by_number = {trial.number: trial for trial in trials}
-        superseded = {trial.user_attrs.get("retry_of") for trial in trials}
-        owed, done = 0, 0
-        for trial in trials:
-            if trial.state == TrialState.WAITING or trial.number in superseded:
-                continue
-            if trial.state == TrialState.FAIL:
-                lost = trial.user_attrs.get("reason") == "lost"
-                if retry or (lost and _attempts(trial, by_number) < MAX_ATTEMPTS):
-                    self._queue_again(trial)
-                    owed += 1
-                    continue
-            done += 1
+        for number in progress.retried:
+            self._queue_again(by_number[number])
         known = {trial.user_attrs.get("point") for trial in trials}
         for i, point in enumerate(self.space.points[:target]):
             if i not in known:
                 self.study.enqueue_trial(self._labels(point), user_attrs={"point": i})
-        self.left = max(0, target - done)
+        self.left = progress.left(target)
         return self.left
 
     def order_queue(self) -> None:
@@ -113,19 +99,13 @@ class Ledger:
         that had begun come first. Numbers and what is asked stay as they are."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        turn = trial_order(
-            [self._planned(trial) for trial in waiting], SPLITS, self.space.averaged_seeds,
-            [config for trial in over if (config := self._planned(trial)) is not None],
-        )  # fmt: skip
-        turn.sort(key=lambda i: not waiting[i].intermediate_values)  # stable
-        self._turn = [trial_id(waiting[i]) for i in reversed(turn)]
-
-    def _planned(self, trial: FrozenTrial) -> TrialConfig | None:
-        """The configuration of a design's point; None of one whose values cannot go together."""
-        try:
-            return self.space.config(self.space.points[trial.user_attrs["point"]])
-        except (RazError, KeyError):
-            return None
+        order = queue_order(
+            self.space,
+            [trial.user_attrs.get("point") for trial in waiting],
+            [bool(trial.intermediate_values) for trial in waiting],
+            [trial.user_attrs.get("point") for trial in over],
+        )
+        self._turn = [trial_id(waiting[i]) for i in reversed(order)]
 
     def _queue_again(self, trial: FrozenTrial) -> None:
         fixed = {**fixed_values(trial), **trial.params}
@@ -285,13 +265,6 @@ class Ledger:
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _attempts(trial: FrozenTrial, by_number: Mapping[int, FrozenTrial]) -> int:
-    n = 1
-    while (before := trial.user_attrs.get("retry_of")) is not None:
-        trial, n = by_number[before], n + 1
-    return n
 
 
 # ------------------------------------------------------------------ opening

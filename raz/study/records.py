@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from raz.config import completed
 from raz.errors import FailureReason, RazError
 from raz.store.inventory import check_store
 from raz.study.journal import journal_path, lock_path, open_journal, study_names
+from raz.study.trial_status import TrialStatus
 from raz.utils.suggestions import did_you_mean
 
 __all__ = [
@@ -39,17 +39,6 @@ __all__ = [
     "records",
     "study_names",
 ]  # fmt: skip
-
-
-class TrialStatus(StrEnum):
-    """Where a trial stands, spelled as reports and JSON documents have it."""
-
-    COMPLETE = "complete"
-    PRUNED = "pruned"
-    FAILED = "failed"
-    RUNNING = "running"
-    WAITING = "waiting"  # queued in the study
-    LOST = "lost"  # recorded as running, but its driver is gone
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,252 @@
+"""Which trials of a study or of a table are finished, and which of them the next run begins.
+
+A run, its dry run and the reports all ask here, so that they cannot disagree. A trial of a study is finished when it is
+complete, pruned or failed for good: one that was lost with its process is run again, MAX_ATTEMPTS times in all. A trial
+of a table is finished when the store holds the scores that the table shows, whatever study or table made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from raz.config import TrialConfig, from_parameters
+from raz.errors import FailureReason, RazError
+from raz.pipeline.keys import score_keys
+from raz.planning.work_order import trial_order
+from raz.spec.ablation import TableTrial
+from raz.spec.search_space import SPLITS, SearchSpace
+from raz.store.cache import StageCache
+from raz.store.paths import StorePaths
+from raz.study.trial_status import TrialStatus
+
+if TYPE_CHECKING:  # Optuna takes a while to import, and a study that is not there needs none
+    from optuna.trial import FrozenTrial
+
+    from raz.study.records import TrialRecord
+
+MAX_ATTEMPTS = 3  # of one trial whose process or machine went away
+
+Scores = TypeVar("Scores")
+
+
+# ------------------------------------------------------------------ studies
+
+
+class TrialProgress(Protocol):
+    """How far one trial of a study is. A TrialRecord has these fields, too."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def state(self) -> TrialStatus: ...
+    @property
+    def reason(self) -> str: ...  # of a failure
+    @property
+    def retry_of(self) -> int | None: ...  # the trial that it runs again
+
+
+@dataclass(frozen=True)
+class RecordedTrial:
+    """The TrialProgress of a trial in Optuna's storage."""
+
+    number: int
+    state: TrialStatus
+    reason: str
+    retry_of: int | None
+
+    @staticmethod
+    def of(trial: FrozenTrial) -> RecordedTrial:
+        """Of a trial whose study no other process writes: one that is RUNNING has lost its process."""
+        attributes = trial.user_attrs
+        state = _STATES.get(trial.state.name, TrialStatus.LOST)
+        return RecordedTrial(trial.number, state, attributes.get("reason", ""), attributes.get("retry_of"))
+
+
+_STATES = {  # by the name of Optuna's state
+    "COMPLETE": TrialStatus.COMPLETE,
+    "PRUNED": TrialStatus.PRUNED,
+    "FAIL": TrialStatus.FAILED,
+    "WAITING": TrialStatus.WAITING,
+}
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """The trials of a study by what a run does with them, each by its number. Trials that another one runs again are
+    in none of the three."""
+
+    finished: tuple[int, ...]
+    waiting: tuple[int, ...]  # in the queue
+    retried: tuple[int, ...]  # failed or lost; a run puts them into the queue
+
+    def left(self, target: int) -> int:
+        """How many trials a run begins until the study has `target` finished ones."""
+        return max(0, target - len(self.finished))
+
+
+def superseded(trials: Iterable[TrialProgress]) -> frozenset[int]:
+    """The numbers of trials that another trial runs again. What became of them is what became of that one."""
+    return frozenset(trial.retry_of for trial in trials if trial.retry_of is not None)
+
+
+def study_progress(trials: Iterable[TrialProgress], *, retry: bool = False) -> StudyProgress:
+    """Sorts the trials of a study. With `retry` a run begins every failed trial again, not only lost ones."""
+    by_number = {trial.number: trial for trial in trials}
+    again = superseded(by_number.values())
+    finished, waiting, retried = [], [], []
+    for number, trial in sorted(by_number.items()):
+        if number in again or trial.state == TrialStatus.RUNNING:  # a running one is in another run
+            continue
+        failed = trial.state in (TrialStatus.FAILED, TrialStatus.LOST)
+        lost = trial.state == TrialStatus.LOST or (failed and trial.reason == FailureReason.LOST)
+        if trial.state == TrialStatus.WAITING:
+            waiting.append(number)
+        elif (lost and _attempts(trial, by_number) < MAX_ATTEMPTS) or (retry and failed):
+            retried.append(number)
+        else:
+            finished.append(number)
+    return StudyProgress(tuple(finished), tuple(waiting), tuple(retried))
+
+
+def _attempts(trial: TrialProgress, by_number: Mapping[int, TrialProgress]) -> int:
+    attempts = 1
+    while trial.retry_of is not None:
+        trial, attempts = by_number[trial.retry_of], attempts + 1
+    return attempts
+
+
+def run_target(space: SearchSpace, trials: int | None = None) -> int:
+    """How many finished trials a run of the study aims at: `trials`, else the file's. A fixed design has no more than
+    its points."""
+    target = space.target if trials is None else trials
+    return min(target, space.target) if space.fixed else target
+
+
+def queue_order(
+    space: SearchSpace, waiting: Sequence[int | None], begun: Sequence[bool], complete: Iterable[int | None]
+) -> list[int]:
+    """In which order several slots begin the waiting trials of a fixed design, as indices into `waiting`: those that
+    had begun before, then those that share least (`trial_order`).
+
+    `waiting` and `complete` name trials by the index of their point, None for one that is no point of the design.
+    """
+    done = [config for point in complete if (config := _config_at(space, point)) is not None]
+    order = trial_order([_config_at(space, point) for point in waiting], SPLITS, space.averaged_seeds, done)
+    return sorted(order, key=lambda i: not begun[i])  # stable
+
+
+def _config_at(space: SearchSpace, point: int | None) -> TrialConfig | None:
+    """The configuration of a design's point; None where there is none, or its values cannot go together."""
+    if point is None:
+        return None
+    try:
+        return space.config(space.points[point])
+    except (RazError, IndexError):
+        return None
+
+
+@dataclass(frozen=True)
+class UpcomingTrials:
+    """What the next run of a study does."""
+
+    finished: int
+    left: int  # trials that it begins
+    known: tuple[TrialConfig, ...]  # those that are known before it draws any, in the order of the run
+    invalid: int  # further known ones, whose values cannot go together
+
+
+def upcoming_trials(
+    space: SearchSpace, store: Path, target: int, *, slots: int = 1, retry: bool = False
+) -> UpcomingTrials:
+    """What a run of the study in the store begins, as `Ledger.recover` and `Ledger.order_queue` arrange it. Writes
+    nothing. `slots` are the stages that can be made at a time.
+
+    Raises RazError when the study's journal is damaged.
+    """
+    trials: Mapping[int, FrozenTrial] = {}
+    records: Mapping[int, TrialRecord] = {}
+    if StorePaths(store).journal(space.study).is_file():
+        from raz.study import records as reading
+
+        alive = reading.is_running(store, space.study)
+        study = reading.load_study(store, space.study)
+        trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+        records = {record.number: record for record in reading.records(study, alive=alive)}
+    progress = study_progress(records.values(), retry=retry)
+    left = progress.left(target)
+    queue = [*progress.waiting, *progress.retried]
+    if not space.fixed:
+        configs = [config for number in queue[:left] if (config := _config_of(records, number)) is not None]
+        return UpcomingTrials(len(progress.finished), left, tuple(configs), 0)
+    points = {number: trial.user_attrs.get("point") for number, trial in trials.items()}
+    recorded = set(points.values())
+    fresh = [point for point in range(min(target, len(space.points))) if point not in recorded]
+    upcoming = [*(points[number] for number in queue), *fresh]
+    if min(left, slots) > 1:
+        begun = [bool(trials[number].intermediate_values) for number in progress.waiting]
+        begun += [False] * (len(upcoming) - len(begun))
+        complete = [points[number] for number, record in records.items() if record.state == TrialStatus.COMPLETE]
+        upcoming = [upcoming[i] for i in queue_order(space, upcoming, begun, complete)]
+    planned = [_config_at(space, point) for point in upcoming[:left]]
+    return UpcomingTrials(
+        len(progress.finished), left, tuple(config for config in planned if config is not None), planned.count(None)
+    )
+
+
+def _config_of(records: Mapping[int, TrialRecord], number: int) -> TrialConfig | None:
+    """The configuration of a drawn trial, or of the one that it runs again; None of one that was never recorded."""
+    record = records[number]
+    while not record.config and record.retry_of is not None:
+        record = records[record.retry_of]
+    try:
+        return from_parameters(record.config) if record.config else None
+    except RazError:
+        return None
+
+
+# ------------------------------------------------------------------ tables
+
+
+def finished_seeds(
+    config: TrialConfig,
+    seeds: Sequence[int],
+    find: Callable[[Mapping[str, str]], Scores | None],
+    *,
+    store: Path,
+    data_root: Path | None,
+    splits: tuple[str, ...],
+) -> dict[int, Scores]:
+    """The seeds for which a table's trial is finished, each with what `find` returns for the keys of its scores.
+
+    `find` takes {split: key of the score} and returns None unless the store holds each of them. A store without any
+    score is answered without opening the data set. Raises RazError when the data set cannot be opened.
+    """
+    if not (StorePaths(store).stages / "score").is_dir():
+        return {}
+    keys = score_keys(replace(config, seed=0), seeds, data_root=data_root, splits=splits)
+    found = {seed: find(keys[seed]) for seed in seeds}
+    return {seed: scores for seed, scores in found.items() if scores is not None}
+
+
+def finished_table_trials(
+    trials: Sequence[TableTrial], store: Path, *, data_root: Path | None, splits: tuple[str, ...]
+) -> frozenset[int]:
+    """The indices of the trials of a table whose scores of these splits the store holds, whole. Raises RazError when
+    a data set cannot be opened."""
+    cache = StageCache(store)
+
+    def find(keys: Mapping[str, str]) -> bool | None:
+        return True if all(cache.get("score", key) is not None for key in keys.values()) else None
+
+    cells: dict[tuple[str, str], dict[int, int]] = {}  # (row, data set) -> seed -> index
+    for i, trial in enumerate(trials):
+        cells.setdefault((trial.row, trial.dataset), {})[trial.seed] = i
+    out: set[int] = set()
+    for cell in cells.values():
+        config = trials[next(iter(cell.values()))].config
+        done = finished_seeds(config, list(cell), find, store=store, data_root=data_root, splits=splits)
+        out |= {cell[seed] for seed in done}
+    return frozenset(out)
