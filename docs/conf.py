@@ -98,13 +98,28 @@ def read_docstring(app: Sphinx, what: str, name: str, of: Any, options: Any, lin
         if block.startswith("    "):
             out += ["::", "", *block.split("\n"), ""]
             continue
-        parts = re.split(r"`([^`]+)`", block)
+        parts = re.split(r"`([^`]+)`", itemized(block))
         for i, part in enumerate(parts):
             parts[i] = f"``{part}``" if i % 2 else re.sub(r"([\\*|_])", r"\\\1", part)
             if i % 2 == 0 and i and parts[i][:1].isalnum():  # a literal ends at something that is no letter
                 parts[i] = "\\ " + parts[i]
         out += ["".join(parts), ""]
     lines[:] = "\n".join(out).split("\n")
+
+
+def itemized(block: str) -> str:
+    """A paragraph whose lines begin with `name: ` as a list; further lines of an item may be indented."""
+    item = re.compile(r"\w+(, \w+)*: \S")
+    lines = block.split("\n")
+    if not item.match(lines[0]) or sum(bool(item.match(line)) for line in lines) < 2:
+        return block
+    out: list[str] = []
+    for line in lines:
+        if item.match(line):
+            out.append(f"- {line}")
+        else:
+            out[-1] += f" {line.strip()}"
+    return "\n".join(out)
 
 
 def short_arrays(
@@ -148,6 +163,11 @@ def check_names(app: Sphinx, doctree: nodes.document) -> None:
             log.warning("there is no %s", text, location=node)
         if PATH.fullmatch(text) and not (ROOT / text).exists() and not text.startswith("docs/_build"):
             log.warning("there is no file %s", text, location=node)
+
+
+def plain_reference(app: Sphinx, env: Any, node: nodes.Element, shown: nodes.TextElement) -> nodes.TextElement | None:
+    """A name that exists and has no entry of its own (a type variable, an alias) is shown without a link."""
+    return shown if node.get("refdomain") == "py" and exists(node["reftarget"]) else None
 
 
 def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
@@ -233,6 +253,7 @@ def setup(sphinx: Sphinx) -> dict[str, Any]:
     sphinx.connect("builder-inited", write_api)
     sphinx.connect("autodoc-process-docstring", read_docstring)
     sphinx.connect("autodoc-process-signature", short_arrays)
+    sphinx.connect("missing-reference", plain_reference)
     sphinx.connect("doctree-read", check_names)
     sphinx.connect("doctree-resolved", link_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
