@@ -16,23 +16,15 @@ from typing import Any
 
 from raz.config import TrialConfig
 from raz.errors import TrialFailure
-from raz.pipeline.events import StageEvent
+from raz.pipeline.events import StageEvent, StageUse
 
 STEPS = 4
 
 
 @dataclass(frozen=True)
-class FakeStage:
-    stage: str
-    key: str
-    hit: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
 class FakeResult:
     metrics: dict[str, float]
-    stages: tuple[FakeStage, ...]
+    stages: tuple[StageUse, ...]
     seconds: float
     device: str = "cpu"
     data: dict[str, str] = field(default_factory=lambda: {"val": "f00d"})
@@ -78,7 +70,7 @@ def run_trial(
         if progress is not None and progress(step, value * (1 + 4 / (step + 1))):
             raise RuntimeError("stopped by the pruner")
     metrics = {f"{split}.{name}": value * factor for split in splits for name, factor in (("mae", 1.0), ("rmse", 1.5))}
-    return FakeResult(metrics, (FakeStage("localization", "ab12", True, 0.0),), 0.01)
+    return FakeResult(metrics, (StageUse("localization", "ab12", True, 0.0),), 0.01)
 
 
 def telling(config: TrialConfig, store: Path, *, log: Any = None, **options: Any) -> FakeResult:

@@ -249,7 +249,7 @@ def check_once(store: Path, reference: Path, trials: int) -> None:
         tuple(name.split("/")) for name in artifacts(store)
     }
     assert set(times(store, "epoch").values()) == {1}
-    paid = [stage["key"] for record in records for stage in record.stages if not stage["hit"]]
+    paid = [stage.key for record in records for stage in record.stages if not stage.hit]
     assert len(paid) == len(set(paid)) == sum("@test" not in stage for stage, _, _ in finished)
 
 

@@ -26,7 +26,7 @@ from raz.engine.summary import summary
 from raz.engine.table_runner import TableResult, run_table
 from raz.engine.trial_runner import run_attempt
 from raz.errors import RazError
-from raz.pipeline.events import StageEvent
+from raz.pipeline.events import StageEvent, StageUse
 from raz.planning.cost_model import CostModel
 from raz.planning.schedule import max_live_trials
 from raz.spec.ablation_yaml import parse_table
@@ -98,7 +98,7 @@ def test_a_record_holds_the_whole_trial(tmp_path: Path) -> None:
     assert record.config["seed"] == 1
     assert record.config["counting.channels"] == [32, 32, 32]
     assert record.metrics == {"val.mae": 11.0, "val.rmse": 16.5}
-    assert record.stages == ({"stage": "localization", "key": "ab12", "hit": True, "seconds": 0.0},)
+    assert record.stages == (StageUse("localization", "ab12", hit=True, seconds=0.0),)
     assert record.steps == {step: 11 * (1 + 4 / (step + 1)) for step in range(STEPS)}
     assert record.versions["optuna"] == optuna.__version__
     assert record.started is not None

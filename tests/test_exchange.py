@@ -17,7 +17,7 @@ import pytest
 
 from raz.errors import RazError
 from raz.inspection import dashboard
-from raz.inspection.rerun import rerun
+from raz.inspection.rerun import NumberDifference, rerun
 from raz.maintenance.archive import export_study, import_study
 from raz.store.lease import acquire
 from raz.study.index import read_study
@@ -185,15 +185,15 @@ def test_rerun_compares_every_bit(whole: Path, monkeypatch: pytest.MonkeyPatch) 
     study = read_study(whole, "mixed")
     done = next(t for t in study.trials if t.state == "complete" and t.values["seed"] == 1)
     same = rerun(study, done.number, run_trial=fakes_engine.run_trial)
-    assert same["agrees"] is True
-    assert same["compared"] == {"metrics": 2, "steps": fakes_engine.STEPS}
+    assert same.agrees
+    assert same.to_dict()["compared"] == {"metrics": 2, "steps": fakes_engine.STEPS}
     nan = next(t for t in study.trials if t.reason == "nan")
-    assert rerun(study, nan.number, run_trial=fakes_engine.run_trial)["agrees"] is True
+    assert rerun(study, nan.number, run_trial=fakes_engine.run_trial).agrees
     truth = fakes_engine.truth
     monkeypatch.setattr(fakes_engine, "truth", lambda config: truth(config) * (1 + 2**-52))
     other = rerun(study, done.number, run_trial=fakes_engine.run_trial)
-    assert other["agrees"] is False
-    assert other["differences"]["val.mae"] == {"recorded": done.value, "now": truth_of(done) * (1 + 2**-52)}
+    assert not other.agrees
+    assert other.differences["val.mae"] == NumberDifference(done.value, truth_of(done) * (1 + 2**-52))
     traced = next(t for t in study.trials if t.reason == "error")
     with pytest.raises(RazError, match="there is no number to compare with"):
         rerun(study, traced.number, run_trial=fakes_engine.run_trial)

@@ -32,7 +32,7 @@ from raz.config import trial as configuration
 from raz.engine.events import NullEvents
 from raz.engine.inline import run_inline
 from raz.errors import RazError
-from raz.inspection.compare import diff_document
+from raz.inspection.compare import compare
 from raz.pipeline import graph
 from raz.pipeline.graph import (
     TRAINED,
@@ -307,8 +307,8 @@ def test_a_new_study_records_the_field_where_it_is_set(tmp_path: Path) -> None:
         run(tmp_path, of, 2)
         assert {n: v for n, v in of.meaning().items() if n.endswith("later")} == {"base.zooming.later": 0.5}
         run(tmp_path, asked(), 2)
-        told = diff_document(tmp_path, "grows", "set")
-        assert told["asks"] == {"base.zooming.later": [0.0, 0.5]}
+        differences = compare(tmp_path, "grows", "set").to_dict()
+        assert differences["asks"] == {"base.zooming.later": [0.0, 0.5]}
         with (
             pytest.raises(RazError, match=r"base\.zooming\.later: 0\.5 -> 0\.0"),
             open_ledger(tmp_path, replace(asked(), study="set")),

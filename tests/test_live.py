@@ -27,7 +27,7 @@ from raz.engine.interrupt import OUT_OF_TIME, RunInterrupted, StopRequest, handl
 from raz.engine.progress import MOST_LINES, ProgressView, spent_and_saved, spent_and_saved_seconds
 from raz.engine.study_runner import run_study
 from raz.engine.table_runner import run_table
-from raz.pipeline.events import StageEvent
+from raz.pipeline.events import StageEvent, StageUse
 from raz.spec.ablation_yaml import parse_table
 from raz.spec.space_yaml import parse_space
 from raz.study.records import TrialRecord, read_records
@@ -131,10 +131,10 @@ def test_images_say_how_long_from_how_long_it_took() -> None:
 
 def test_the_best_the_pruned_the_failed_and_what_it_cost() -> None:
     board = ProgressView("study s", 9, "val.mae", clock=Clock())
-    stages = ({"stage": "counting", "key": "k", "hit": False, "seconds": 60.0, "spent": 50.0},)
+    stages = (StageUse("counting", "k", hit=False, seconds=60.0, spent=50.0),)
     board.finished(record(0, value=5.0, values={"depth": 2}, stages=stages))
-    hits = ({**stages[0], "hit": True, "spent": 0.0}, {**stages[0], "key": "l", "seconds": 90.0, "hit": True})
-    board.finished(record(1, value=3.0, values={"depth": 3}, stages=({**hits[0]}, {**hits[1], "spent": 0.0})))
+    hits = (StageUse("counting", "k", True, 60.0), StageUse("counting", "l", True, 90.0))
+    board.finished(record(1, value=3.0, values={"depth": 3}, stages=hits))
     board.finished(record(2, value=4.0))
     board.finished(record(3, "pruned", steps={1: 9.0, 4: 7.5}))
     board.finished(record(4, "failed", reason="nan", message="diverged\nmore"))
@@ -169,9 +169,9 @@ def test_a_screen_stays_small() -> None:
 
 def test_compute_is_conserved() -> None:
     stages = [
-        {"seconds": 10.0, "hit": False, "spent": 10.0},
-        {"seconds": 7.0, "hit": True, "spent": 0.0},
-        {"seconds": 4.0, "hit": False, "spent": 1.0},  # three were in a checkpoint
+        StageUse("counting", "a", hit=False, seconds=10.0, spent=10.0),
+        StageUse("localization", "b", hit=True, seconds=7.0, spent=0.0),
+        StageUse("zoom", "c", hit=False, seconds=4.0, spent=1.0),  # three were in a checkpoint
     ]
     assert spent_and_saved_seconds(stages) == (11.0, 7.0)
     assert spent_and_saved(0.0, 0.0) == "0.0 s spent, 0.0 s saved by sharing"

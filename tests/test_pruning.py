@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from raz.pipeline.events import StageUse
 from raz.pipeline.graph import TRAINED, stage_of_step
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
@@ -230,7 +231,7 @@ def test_seeds_of_a_trial_are_compared_seed_by_seed(tmp_path: Path) -> None:
         assert callable(told)
         if told(1, level[seed] * factor):
             return Outcome("pruned", 1.0)
-        return Outcome("complete", 1.0, {"val.mae": level[seed] * factor}, ({"stage": "counting", "hit": False},))
+        return Outcome("complete", 1.0, {"val.mae": level[seed] * factor}, (StageUse("counting", "", False, 0.0),))
 
     with open_ledger(tmp_path, space) as ledger:
         ledger.recover(4)

@@ -170,7 +170,7 @@ def test_a_table_whose_scores_another_study_made_is_done(store: Path) -> None:
         done = finished_table_trials(trials, store, data_root=None, splits=table.splits)
         assert {trials[i].seed for i in done} == {0}
         result = run_table(table, store, inline=True)
-        made = {cell.seed for cell in result.cells if not all(stage["hit"] for stage in cell.outcome.stages)}
+        made = {cell.seed for cell in result.cells if not all(stage.hit for stage in cell.outcome.stages)}
         assert (len(result.cells), made) == (4, {1})
         assert planned(store, "small").trials == fill_table(table, table.profile(), store).missing == 0
         for score in (store / "stages" / "score").iterdir():  # a score that is gone is to be made again

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from raz.cli.report import fill_command, report_command
 from raz.config import TrialConfig
 from raz.errors import RazError
+from raz.pipeline.events import StageUse
 from raz.report.fill import FilledTable, fill_table
 from raz.report.layout import Report, TextTable, metric_title
 from raz.report.render import csv_text, json_text, latex, markdown, terminal
@@ -567,7 +568,7 @@ def test_a_studys_csv_holds_every_trial() -> None:
 
 
 def test_a_study_says_what_was_pruned_what_it_cost_and_what_sharing_saved() -> None:
-    stage = {"stage": "counting", "key": "k", "hit": False, "seconds": 10.0}
+    stage = StageUse("counting", "k", hit=False, seconds=10.0)
     shared = [record(n, "complete", 9.0 - n, stages=(stage,), steps={1: 5.0, 2: 4.0 + n}) for n in range(3)]
     stopped = [record(n, "pruned", steps={1: 8.0, 2: 20.0 + n}) for n in (3, 4)]
     sheets = {sheet.title: sheet for sheet in study_report("s", [*shared, *stopped], MAE).sheets}

@@ -18,6 +18,7 @@ from raz.config import TrialConfig, configure, from_parameters, parameters
 from raz.engine.study_runner import run_study
 from raz.errors import RazError
 from raz.maintenance.garbage_collection import exclusive
+from raz.pipeline.events import StageUse
 from raz.pipeline.graph import STAGES, Node, chain_key
 from raz.pipeline.keys import stage_keys
 from raz.spec.ablation_yaml import parse_table
@@ -81,7 +82,7 @@ def study(store: Path, asked: SearchSpace) -> list[dict[Node, StageKey]]:
                 ledger.report(number, 1, 5.0)
                 ledger.tell(number, Outcome("pruned"))
                 continue
-            used = [{"stage": str(node), "key": key.key, "hit": False, "seconds": 1.5} for node, key in keys.items()]
+            used = [StageUse(str(node), key.key, hit=False, seconds=1.5) for node, key in keys.items()]
             ledger.tell(number, Outcome("complete", metrics={"val.mae": float(values["depth"])}, stages=used))
     return out
 
@@ -373,7 +374,7 @@ def test_after_a_collection_a_run_is_served_from_the_store(tmp_path: Path) -> No
     run_study(space(source), tmp_path, inline=True)
     again = read_records(tmp_path, "depths")
     assert [t.metrics for t in again] == [t.metrics for t in first]
-    assert all(stage["hit"] for trial in again for stage in trial.stages)
+    assert all(stage.hit for trial in again for stage in trial.stages)
     left = {p.name: os.stat(p).st_mtime_ns for p in (tmp_path / "stages").glob("*/*")}
     assert left.items() <= made.items(), "a stage was made again"
     assert max(left.values()) < began

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from raz.cli.options import DEFAULT_STORE, DataRoot, Json, Store, resolve_store
+from raz.utils.json_types import JsonLike
+
+
+class Printable(Protocol):
+    """A result that has a JSON document and a text."""
+
+    def to_dict(self) -> Mapping[str, JsonLike]: ...
+    def to_text(self) -> str: ...
 
 
 def tell(document: Any, lines: Sequence[str], as_json: bool) -> None:
     """Prints the document or the lines."""
     typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
+
+
+def print_result(result: Printable, as_json: bool) -> None:
+    """Prints the JSON document of a result, or its text."""
+    typer.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.to_text())
 
 
 def studies_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
@@ -24,11 +37,10 @@ def studies_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None
     raz-sweep studies
     raz-sweep studies --store photographs --json
     """
-    from raz.inspection.describe import studies_document, studies_lines
+    from raz.inspection.study_list import list_studies
 
-    store = resolve_store(store)
-    documents = studies_document(store)
-    tell(documents, studies_lines(documents, store), as_json)
+    studies = list_studies(resolve_store(store))
+    typer.echo(json.dumps(studies.to_list(), indent=1) if as_json else studies.to_text())
 
 
 def show_command(
@@ -45,18 +57,14 @@ def show_command(
     raz-sweep show fusion#7
     raz-sweep show fusion#7 --json
     """
-    from raz.inspection.describe import study_document, study_lines, trial_document, trial_lines
+    from raz.inspection.study_details import describe_study
+    from raz.inspection.trial_details import describe_trial
     from raz.study.index import parse_reference, read_study
 
     store = resolve_store(store)
     name, number = parse_reference(reference)
     study = read_study(store, name)
-    if number is None:
-        document = study_document(study)
-        tell(document, study_lines(document, store), as_json)
-    else:
-        document = trial_document(study, number)
-        tell(document, trial_lines(document), as_json)
+    print_result(describe_study(study) if number is None else describe_trial(study, number), as_json)
 
 
 def diff_command(
@@ -73,11 +81,9 @@ def diff_command(
     raz-sweep diff fusion#3 fusion#7
     raz-sweep diff fusion recurrence
     """
-    from raz.inspection.compare import diff_document, diff_lines
+    from raz.inspection.compare import compare
 
-    store = resolve_store(store)
-    document = diff_document(store, a, b)
-    tell(document, diff_lines(document), as_json)
+    print_result(compare(resolve_store(store), a, b), as_json)
 
 
 def import_command(
@@ -122,7 +128,7 @@ def rerun_command(
     from contextlib import redirect_stdout
 
     from raz.errors import RazError
-    from raz.inspection.rerun import rerun, rerun_lines
+    from raz.inspection.rerun import rerun
     from raz.study.index import parse_reference, read_study
 
     store = resolve_store(store)
@@ -131,12 +137,12 @@ def rerun_command(
         raise RazError(reference, "expected a trial of a study", f"{name}#0")
     study = read_study(store, name)
     with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
-        told = rerun(
+        result = rerun(
             study, number, data_root=data_root and data_root.expanduser(), from_store=from_store,
             log=lambda event: typer.echo(str(event), err=True),
         )  # fmt: skip
-    tell(told, rerun_lines(told), as_json)
-    raise typer.Exit(0 if told["agrees"] else 1)
+    print_result(result, as_json)
+    raise typer.Exit(0 if result.agrees else 1)
 
 
 def dashboard_command(
@@ -177,11 +183,9 @@ def status_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     raz-sweep status
     raz-sweep status --store /mnt/shared/raz-store --json
     """
-    from raz.inspection.status import status_document, status_lines
+    from raz.inspection.status import store_status
 
-    store = resolve_store(store)
-    document = status_document(store)
-    tell(document, status_lines(document, store), as_json)
+    print_result(store_status(resolve_store(store)), as_json)
 
 
 def register(app: typer.Typer) -> None:

@@ -35,7 +35,7 @@ def trial_line(record: TrialRecord, metric: str) -> str:
     head = f"trial {record.number}"
     tail = f"({duration(record.seconds)})  {assignments(record.values)}"
     if record.state == "complete":
-        shared = sum(1 for stage in record.stages if stage.get("hit"))
+        shared = sum(stage.hit for stage in record.stages)
         from_store = f", {shared} of {len(record.stages)} stages from the store" if record.stages else ""
         found = "complete" if record.value is None else f"{metric} {record.value:.4g}"
         return f"{head}: {found}{from_store} {tail}"

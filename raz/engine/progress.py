@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raz.pipeline.events import StageEvent
+from raz.pipeline.events import StageEvent, StageUse
 from raz.study.records import Outcome, TrialRecord
 from raz.utils.formatting import assignments, duration
 
@@ -127,7 +127,7 @@ class ProgressView:
             self.failed.append(text)
         self._add_compute(outcome.stages)
 
-    def _add_compute(self, stages: Any) -> None:
+    def _add_compute(self, stages: Sequence[StageUse]) -> None:
         spent, saved = spent_and_saved_seconds(stages)
         self.spent += spent
         self.saved += saved
@@ -219,10 +219,9 @@ def _last(lines: list[str]) -> str:
     return f"{len(lines)}: " + ", ".join(lines[-MOST_REASONS:])
 
 
-def spent_and_saved_seconds(stages: Any) -> tuple[float, float]:
+def spent_and_saved_seconds(stages: Sequence[StageUse]) -> tuple[float, float]:
     """Seconds spent on a trial's stages, and those saved by serving it what others had made."""
-    spent = sum(float(stage.get("spent", 0.0)) for stage in stages)
-    return spent, sum(float(stage["seconds"]) for stage in stages if stage.get("hit"))
+    return sum(use.spent for use in stages), sum(use.seconds for use in stages if use.hit)
 
 
 def spent_and_saved(spent: float, saved: float) -> str:

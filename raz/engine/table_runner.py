@@ -192,7 +192,7 @@ def _run_parallel(
             done = over[0]
             i = running.pop(done)
             try:
-                outcome = Outcome(**ray.get(done))
+                outcome = Outcome.from_dict(ray.get(done))
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, OSError):
                     raise error.cause from None

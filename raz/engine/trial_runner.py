@@ -7,13 +7,12 @@ import importlib
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig, from_parameters
 from raz.errors import RazError, TrialFailure
-from raz.pipeline.events import EventCallback, StageEvent
+from raz.pipeline.events import EventCallback, StageEvent, StageUse
 from raz.study.records import Outcome, TrialStatus
 from raz.study.seed_average import run_over_seeds
 
@@ -73,12 +72,11 @@ def run_attempt(
         return run_over_seeds(run, config, seeds, progress)
     began = time.monotonic()
     stopped = False
-    walked: list[dict[str, Any]] = []  # the stages of a trial that does not come to its end
+    walked: list[StageUse] = []  # stages so far, for a trial that ends early
 
     def heard(event: StageEvent) -> None:
         if event.kind in ("hit", "finished", "stopped", "failed"):
-            use = {"stage": event.stage, "key": event.key, "hit": event.kind == "hit", "seconds": event.seconds}
-            walked.append({**use, "spent": event.spent})
+            walked.append(StageUse(event.stage, event.key, event.kind == "hit", event.seconds, event.spent))
         if log is not None:
             log(event)
 
@@ -117,12 +115,11 @@ def run_attempt(
         return failed("error", RuntimeError(text), "".join(traceback.format_exception(error)))
     if stopped:
         return Outcome(TrialStatus.PRUNED, time.monotonic() - began, stages=tuple(walked))
-    stages = tuple(asdict(s) if is_dataclass(s) and not isinstance(s, type) else dict(s) for s in result.stages)
     return Outcome(
         TrialStatus.COMPLETE,
         time.monotonic() - began,
         dict(result.metrics),
-        stages,
+        tuple(result.stages),
         device=result.device,
         data=dict(result.data),
     )

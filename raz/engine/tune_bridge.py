@@ -120,7 +120,7 @@ class StudySearch(Searcher):
         elif HOPELESS in result:
             return  # stays RUNNING, so the next command queues it again
         elif OUTCOME in result:
-            outcome = Outcome(**json.loads(result[OUTCOME]))
+            outcome = Outcome.from_dict(json.loads(result[OUTCOME]))
         else:
             reason = FailureReason.OOM if trial_id in self.starved else FailureReason.LOST
             how = "its process died" if error else "its process ended without a word"

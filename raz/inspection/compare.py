@@ -1,98 +1,189 @@
-"""How two studies, or two trials, differ: in what they set, and in what came of it."""
+"""The differences between two studies, or between two trials: settings and results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 from raz.errors import RazError
-from raz.study.index import parse_reference, read_study, trial_index
+from raz.study.index import StudySnapshot, parse_reference, read_study, trial_index
+from raz.study.records import TrialRecord
 from raz.utils import formatting
+from raz.utils.json_types import Json, JsonLike
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+FITTED_METRICS = ("theta_f_", "threshold_")  # fitted parameters among the metrics, which text leaves out
 
 
-def diff_document(store: Path, a: str, b: str) -> dict[str, Any]:
-    """How two studies, or two trials, differ. Raises RazError for a study beside a trial."""
-    (name_a, n_a), (name_b, n_b) = parse_reference(a), parse_reference(b)
-    if (n_a is None) != (n_b is None):
-        study, trial = (a, b) if n_a is None else (b, a)
+@dataclass(frozen=True)
+class Pair(Generic[T_co]):
+    """A value of each side; None where that side lacks it."""
+
+    a: T_co
+    b: T_co
+
+    def to_list(self) -> list[T_co]:
+        return [self.a, self.b]
+
+
+Settings = Mapping[str, Pair[Json]]  # name -> values, where they differ
+Metrics = Mapping[str, Pair[float | None]]
+
+
+@dataclass(frozen=True)
+class StudyDifference:
+    """Two studies: what differs in their questions, and between their best trials."""
+
+    a: str
+    b: str
+    trials: Pair[Mapping[str, int]]  # number of trials by state
+    meaning: Settings
+    best: Pair[int | None]  # number of the best trial
+    config: Settings
+    metrics: Metrics
+    seconds: Pair[float]
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        return {
+            "a": self.a, "b": self.b, "kind": "studies",
+            "trials": self.trials.to_list(),
+            "asks": _settings_dict(self.meaning),
+            "best": self.best.to_list(),
+            "config": _settings_dict(self.config),
+            "metrics": _metrics_dict(self.metrics),
+            "seconds": self.seconds.to_list(),
+        }  # fmt: skip
+
+    def to_text(self) -> str:
+        """Lines for a terminal."""
+        out = [f"{name}: {formatting.format_states(counts)}"
+               for name, counts in ((self.a, self.trials.a), (self.b, self.trials.b))]  # fmt: skip
+        out += _settings_lines(("asks", self.a, self.b), self.meaning, "both ask the same")
+        if self.best.a is None or self.best.b is None:
+            missing = self.a if self.best.a is None else self.b
+            return "\n".join([*out, f"{missing} has no best trial to compare"])
+        out += ["", f"best trials: {self.a}#{self.best.a} and {self.b}#{self.best.b}"]
+        out += _settings_lines(("configuration", self.a, self.b), self.config, "the configuration is the same")
+        return "\n".join([*out, *_metrics_lines(self.a, self.b, self.metrics)])
+
+
+@dataclass(frozen=True)
+class TrialDifference:
+    """Two trials: what differs in their configurations, results and stages."""
+
+    a: str
+    b: str
+    state: Pair[str]
+    config: Settings
+    metrics: Metrics
+    shared: tuple[str, ...]  # stages with the same key in both
+    different: tuple[str, ...]  # the other stages
+    versions: Mapping[str, Pair[str | None]]
+    seconds: Pair[float]
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        return {
+            "a": self.a, "b": self.b, "kind": "trials",
+            "state": self.state.to_list(),
+            "config": _settings_dict(self.config),
+            "metrics": _metrics_dict(self.metrics),
+            "stages": {"shared": self.shared, "different": self.different},
+            "versions": {name: pair.to_list() for name, pair in self.versions.items()},
+            "seconds": self.seconds.to_list(),
+        }  # fmt: skip
+
+    def to_text(self) -> str:
+        """Lines for a terminal."""
+        out = [f"{self.a}: {self.state.a}, {self.b}: {self.state.b}"]
+        out += _settings_lines(("configuration", self.a, self.b), self.config, "the configuration is the same")
+        out += _metrics_lines(self.a, self.b, self.metrics)
+        if self.shared:
+            out += ["", f"shared stages: {', '.join(self.shared)}"]
+        if self.versions:
+            out += _settings_lines(("versions", self.a, self.b), self.versions, "")
+        return "\n".join(out)
+
+
+def compare(store: Path, a: str, b: str) -> StudyDifference | TrialDifference:
+    """The differences between two studies (`fusion`) or two trials (`fusion#3`) of a store.
+
+    Raises RazError for an unknown study or trial, and for a study compared with a trial.
+    """
+    (name_a, number_a), (name_b, number_b) = parse_reference(a), parse_reference(b)
+    if (number_a is None) != (number_b is None):
+        study, trial = (a, b) if number_a is None else (b, a)
         best = read_study(store, study).best
         hint = f"raz-sweep diff {study}#{best.number if best else 'N'} {trial}"
         raise RazError(f"{a} and {b}", "one is a study and one is a trial, expected two of a kind", hint)
     left, right = read_study(store, name_a), read_study(store, name_b)
-    if n_a is not None and n_b is not None:
-        one, two = left.trials[trial_index(left, n_a)], right.trials[trial_index(right, n_b)]
-        shared = {str(s.get("key")) for s in one.stages} & {str(s.get("key")) for s in two.stages}
-        return {
-            "a": a, "b": b, "kind": "trials",
-            "state": [one.state, two.state],
-            "config": _differing(one.config, two.config),
-            "metrics": _numbers(one.metrics, two.metrics),
-            "stages": {
-                "shared": [s.get("stage") for s in one.stages if s.get("key") in shared],
-                "different": sorted({str(s.get("stage")) for t in (one, two) for s in t.stages
-                                     if s.get("key") not in shared}),
-            },
-            "versions": _differing(one.versions, two.versions),
-            "seconds": [round(one.seconds, 3), round(two.seconds, 3)],
-        }  # fmt: skip
-    best_a, best_b = left.best, right.best
-    return {
-        "a": a, "b": b, "kind": "studies",
-        "trials": [left.counts(), right.counts()],
-        "asks": _differing(left.meaning, right.meaning),
-        "best": [best_a and best_a.number, best_b and best_b.number],
-        "config": _differing(best_a.config, best_b.config) if best_a and best_b else {},
-        "metrics": _numbers(best_a.metrics, best_b.metrics) if best_a and best_b else {},
-        "seconds": [round(sum(t.seconds for t in s.trials), 3) for s in (left, right)],
-    }  # fmt: skip
+    if number_a is None or number_b is None:
+        return _compare_studies(left, right)
+    one, two = left.trials[trial_index(left, number_a)], right.trials[trial_index(right, number_b)]
+    return _compare_trials(a, b, one, two)
 
 
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {n: [a.get(n), b.get(n)] for n in sorted(a.keys() | b.keys()) if a.get(n) != b.get(n)}
+def _compare_studies(a: StudySnapshot, b: StudySnapshot) -> StudyDifference:
+    best_a, best_b = a.best, b.best
+    return StudyDifference(
+        a.name, b.name,
+        trials=Pair(a.counts(), b.counts()),
+        meaning=_differing(a.meaning, b.meaning),
+        best=Pair(best_a.number if best_a else None, best_b.number if best_b else None),
+        config=_differing(best_a.config, best_b.config) if best_a and best_b else {},
+        metrics=_differing(best_a.metrics, best_b.metrics) if best_a and best_b else {},
+        seconds=Pair(*(round(sum(trial.seconds for trial in study.trials), 3) for study in (a, b))),
+    )  # fmt: skip
 
 
-def _numbers(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, list[float | None]]:
-    """[a, b, b - a] of every metric that is not the same in both."""
-    out: dict[str, list[float | None]] = {}
-    for name, (x, y) in _differing(a, b).items():
-        out[name] = [x, y, y - x if x is not None and y is not None else None]
-    return out
+def _compare_trials(a: str, b: str, one: TrialRecord, two: TrialRecord) -> TrialDifference:
+    shared = {stage.key for stage in one.stages} & {stage.key for stage in two.stages}
+    return TrialDifference(
+        a, b,
+        state=Pair(one.state, two.state),
+        config=_differing(one.config, two.config),
+        metrics=_differing(one.metrics, two.metrics),
+        shared=tuple(stage.stage for stage in one.stages if stage.key in shared),
+        different=tuple(sorted({s.stage for t in (one, two) for s in t.stages if s.key not in shared})),
+        versions=_differing(one.versions, two.versions),
+        seconds=Pair(round(one.seconds, 3), round(two.seconds, 3)),
+    )  # fmt: skip
 
 
-def diff_lines(d: Mapping[str, Any]) -> list[str]:
-    """The differences for people."""
-    a, b = d["a"], d["b"]
-    out: list[str] = []
+def _differing(a: Mapping[str, T], b: Mapping[str, T]) -> dict[str, Pair[T | None]]:
+    return {name: Pair(a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)}
 
-    def block(title: str, pairs: Mapping[str, Sequence[Any]], same: str) -> None:
-        if not pairs:
-            out.append(same)
-            return
-        lines = [(n, json.dumps(pair[0]), json.dumps(pair[1])) for n, pair in pairs.items()]
-        out.extend(["", *formatting.columns((title, a, b), lines)])
 
-    if d["kind"] == "studies":
-        out += [f"{a}: {formatting.format_states(d['trials'][0])}", f"{b}: {formatting.format_states(d['trials'][1])}"]
-        block("asks", d["asks"], "both ask the same")
-        if None in d["best"]:
-            lacking = a if d["best"][0] is None else b
-            return [*out, f"{lacking} has no best trial to compare"]
-        out += ["", f"best trials: {a}#{d['best'][0]} and {b}#{d['best'][1]}"]
-    else:
-        out.append(f"{a}: {d['state'][0]}, {b}: {d['state'][1]}")
-    block("configuration", d["config"], "the configuration is the same")
-    shown = {n: v for n, v in d["metrics"].items() if not n.partition(".")[2].startswith(("theta_f_", "threshold_"))}
-    if shown:
-        lines = [(n, *(formatting.number(v) for v in three)) for n, three in shown.items()]
-        out += ["", *formatting.columns(("metric", a, b, "B - A"), lines, right=(1, 2, 3))]
-    else:
-        out.append("the metrics are the same" if not d["metrics"] else "only fitted thresholds differ")
-    if d["kind"] == "trials":
-        stages = d["stages"]
-        if stages["shared"]:
-            out += ["", f"shared stages: {', '.join(map(str, stages['shared']))}"]
-        if d["versions"]:
-            block("versions", d["versions"], "")
-    return out
+def _settings_dict(settings: Settings) -> dict[str, JsonLike]:
+    return {name: pair.to_list() for name, pair in settings.items()}
+
+
+def _change(pair: Pair[float | None]) -> float | None:
+    return pair.b - pair.a if pair.a is not None and pair.b is not None else None
+
+
+def _metrics_dict(metrics: Metrics) -> dict[str, JsonLike]:
+    """Metric -> [a, b, b - a]."""
+    return {name: [*pair.to_list(), _change(pair)] for name, pair in metrics.items()}
+
+
+def _settings_lines(header: tuple[str, str, str], settings: Settings, same: str) -> list[str]:
+    """A table of the settings that differ; the line `same` where there are none."""
+    if not settings:
+        return [same]
+    lines = [(name, json.dumps(pair.a), json.dumps(pair.b)) for name, pair in settings.items()]
+    return ["", *formatting.columns(header, lines)]
+
+
+def _metrics_lines(a: str, b: str, metrics: Metrics) -> list[str]:
+    """A table of the metrics that differ, without fitted parameters."""
+    shown = {name: pair for name, pair in metrics.items() if not name.partition(".")[2].startswith(FITTED_METRICS)}
+    if not shown:
+        return ["only fitted thresholds differ" if metrics else "the metrics are the same"]
+    lines = [(name, *map(formatting.number, (*pair.to_list(), _change(pair)))) for name, pair in shown.items()]
+    return ["", *formatting.columns(("metric", a, b, "B - A"), lines, right=(1, 2, 3))]

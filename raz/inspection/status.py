@@ -1,11 +1,11 @@
-"""What is running in a store now, from the store alone: drivers, leases, and how far the training behind them is."""
+"""What is running in a store: studies with a driver, and stages that a process is making, with their progress."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raz.store.inventory import KEY, check_store, entries
 from raz.store.lease import holder_alive
@@ -13,29 +13,138 @@ from raz.store.paths import LEASE_SUFFIX, StorePaths
 from raz.study.index import read_study
 from raz.study.journal import study_names
 from raz.study.records import is_running
+from raz.study.trial_status import TrialStatus
 from raz.utils import formatting
+from raz.utils.json_types import Json, JsonLike
 
 
-def status_document(store: Path) -> dict[str, Any]:
-    """The studies with a driver, and what is being made. Raises RazError when there is no store."""
+@dataclass(frozen=True)
+class RunningTrial:
+    """A running trial and the last step that it reported; None before its first step."""
+
+    number: int
+    values: Mapping[str, Json]
+    step: int | None
+
+
+@dataclass(frozen=True)
+class RunningStudy:
+    """A study with a driver."""
+
+    name: str
+    counts: Mapping[str, int]  # number of trials by state
+    metric: str
+    running: tuple[RunningTrial, ...]
+    best: tuple[int, float | None] | None  # number and objective of the best trial
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        return {
+            "study": self.name, "trials": self.counts, "metric": self.metric,
+            "running": [{"trial": t.number, "values": t.values, "step": t.step} for t in self.running],
+            "best": {"trial": self.best[0], "value": self.best[1]} if self.best else None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChainProgress:
+    """The last checkpoint of a chain of epochs."""
+
+    epoch: int
+    loss: float  # mean training loss of the last epoch
+    curve: tuple[float, ...]  # validation value of each epoch; lower is better
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The fields of the JSON document."""
+        value, best = self.curve[-1], min(self.curve)
+        return {"epoch": self.epoch, "loss": self.loss, "value": value, "best": best, "curve": self.curve}
+
+
+@dataclass(frozen=True)
+class StageInProgress:
+    """A stage that a process is making."""
+
+    stage: str
+    key: str
+    here: bool  # by a process on this machine
+    heartbeat: float  # seconds since its lease was last renewed
+    progress: ChainProgress | None  # None before the first checkpoint, and for a stage that is not trained
+    trouble: str = ""  # why the checkpoint cannot be read
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        return {
+            "stage": self.stage, "key": self.key, "here": self.here, "heartbeat": self.heartbeat,
+            **(self.progress.to_dict() if self.progress else {}),
+            **({"trouble": self.trouble} if self.trouble else {}),
+        }  # fmt: skip
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of the table for people."""
+        where = "" if self.here else "on another machine"
+        heartbeat = formatting.duration(self.heartbeat)
+        if self.progress is None:
+            return self.stage, self.key[:12], "-", "-", "-", "", heartbeat, where
+        curve = self.progress.curve
+        value, best = formatting.number(curve[-1]), formatting.number(min(curve))
+        epoch = str(self.progress.epoch)
+        return self.stage, self.key[:12], epoch, value, best, formatting.sparkline(curve), heartbeat, where
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """Everything that is running in a store."""
+
+    store: Path
+    studies: tuple[RunningStudy, ...]
+    making: tuple[StageInProgress, ...]
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        return {
+            "studies": [study.to_dict() for study in self.studies],
+            "making": [stage.to_dict() for stage in self.making],
+        }
+
+    def to_text(self) -> str:
+        """Lines for a terminal."""
+        if not self.studies and not self.making:
+            return f"nothing is running in {self.store}"
+        out = []
+        for study in self.studies:
+            best = ""
+            if study.best:
+                best = f"; best trial {study.best[0]}, {study.metric} {formatting.number(study.best[1])}"
+            out.append(f"study {study.name}: {formatting.format_states(study.counts)}{best}")
+            for trial in study.running:
+                at = f" at step {trial.step}" if trial.step is not None else ""
+                out.append(f"  trial {trial.number}{at}  {formatting.assignments(trial.values)}")
+        if self.making:
+            header = ("being made", "key", "epoch", "value", "best", "curve", "heartbeat", "")
+            table = formatting.columns(header, [stage.cells() for stage in self.making], right=(2, 3, 4, 6))
+            out += [*([""] if out else []), *table]
+        return "\n".join(out)
+
+
+def store_status(store: Path) -> StoreStatus:
+    """The studies with a driver, and the stages being made. Raises RazError when there is no store."""
     check_store(store)
-    studies = []
-    for name in study_names(store):
-        if is_running(store, name):
-            study = read_study(store, name)
-            best = study.best
-            running = [
-                {"trial": t.number, "values": dict(t.values), "step": max(t.steps, default=None)}
-                for t in study.trials
-                if t.state == "running"
-            ]
-            studies.append(
-                {
-                    "study": name, "trials": study.counts(), "metric": study.metric, "running": running,
-                    "best": best and {"trial": best.number, "value": best.value},
-                }
-            )  # fmt: skip
-    making = []
+    studies = tuple(_running_study(store, name) for name in study_names(store) if is_running(store, name))
+    return StoreStatus(store, studies, tuple(_stages_in_progress(store)))
+
+
+def _running_study(store: Path, name: str) -> RunningStudy:
+    study = read_study(store, name)
+    running = tuple(
+        RunningTrial(trial.number, trial.values, max(trial.steps, default=None))
+        for trial in study.trials
+        if trial.state == TrialStatus.RUNNING
+    )
+    best = (study.best.number, study.best.value) if study.best else None
+    return RunningStudy(name, study.counts(), study.metric, running, best)
+
+
+def _stages_in_progress(store: Path) -> Iterator[StageInProgress]:
     paths = StorePaths(store)
     for entry in entries(paths.leases):
         path = Path(entry.path)
@@ -44,52 +153,20 @@ def status_document(store: Path) -> dict[str, Any]:
         alive = holder_alive(path)
         stage, _, key = path.stem.rpartition("-")
         if alive is not False and KEY.fullmatch(key):
-            since = max(0.0, time.time() - path.stat().st_mtime)
-            making.append(
-                {
-                    "stage": stage, "key": key, "here": alive is True, "heartbeat": round(since, 1),
-                    **_progress(paths.checkpoint(stage, key)),
-                }
-            )  # fmt: skip
-    return {"studies": studies, "making": making}
+            age = max(0.0, time.time() - path.stat().st_mtime)
+            progress, trouble = _progress(paths.checkpoint(stage, key))
+            yield StageInProgress(stage, key, alive is True, round(age, 1), progress, trouble)
 
 
-def _progress(checkpoint: Path) -> dict[str, Any]:
-    """Epoch and values of the last checkpoint of a chain; empty where there is none yet."""
+def _progress(checkpoint: Path) -> tuple[ChainProgress | None, str]:
+    """The progress in a checkpoint, or why it cannot be read; None and '' where there is no checkpoint yet."""
     if not checkpoint.is_file() or checkpoint.is_symlink():
-        return {}
+        return None, ""
     import torch
 
     try:  # mapped, so that the weights are not read
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        curve = [float(point["value"]) for point in state["curve"]]
-        loss = float(state["curve"][-1]["loss"])
-        return {"epoch": int(state["epoch"]), "loss": loss, "value": curve[-1], "best": min(curve), "curve": curve}
-    except Exception as error:  # torch raises what its reader met: zip, pickle, EOF, runtime errors
-        return {"trouble": f"the checkpoint cannot be read: {type(error).__name__}"}
-
-
-def status_lines(d: Mapping[str, Any], store: Path) -> list[str]:
-    """The same for people."""
-    if not d["studies"] and not d["making"]:
-        return [f"nothing is running in {store}"]
-    out = []
-    for study in d["studies"]:
-        best = study["best"]
-        tail = f"; best trial {best['trial']}, {study['metric']} {formatting.number(best['value'])}" if best else ""
-        out.append(f"study {study['study']}: {formatting.format_states(study['trials'])}{tail}")
-        for trial in study["running"]:
-            at = f" at step {trial['step']}" if trial["step"] is not None else ""
-            out.append(f"  trial {trial['trial']}{at}  {formatting.assignments(trial['values'])}")
-    lines = []
-    for stage in d["making"]:
-        where = "" if stage["here"] else "on another machine"
-        epoch, curve = str(stage.get("epoch", "-")), formatting.sparkline(stage.get("curve", []))
-        value = formatting.number(stage.get("value"))
-        best = formatting.number(stage.get("best"))
-        heartbeat = formatting.duration(stage["heartbeat"])
-        lines.append((stage["stage"], stage["key"][:12], epoch, value, best, curve, heartbeat, where))
-    if lines:
-        header = ("being made", "key", "epoch", "value", "best", "curve", "heartbeat", "")
-        out += [*([""] if out else []), *formatting.columns(header, lines, right=(2, 3, 4, 6))]
-    return out
+        curve = tuple(float(point["value"]) for point in state["curve"])
+        return ChainProgress(int(state["epoch"]), float(state["curve"][-1]["loss"]), curve), ""
+    except Exception as error:  # torch.load raises whatever its reader meets: zip, pickle, EOF and runtime errors
+        return None, f"the checkpoint cannot be read: {type(error).__name__}"

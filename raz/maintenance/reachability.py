@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raz.config import TrialConfig, configure, from_parameters, parameters
 from raz.errors import RazError
@@ -24,6 +24,7 @@ from raz.store.paths import StorePaths
 from raz.study.index import StudySnapshot, base_parameters, read_study
 from raz.study.journal import study_names
 from raz.study.table_runs import _remembered
+from raz.utils.json_types import Json, as_int, as_list, as_object, get_list, get_object
 
 if TYPE_CHECKING:
     from raz.spec.ablation import AblationTable
@@ -78,7 +79,7 @@ def _study(found: Reachability, study: StudySnapshot, data_root: Path | None) ->
     best = {trial.number for trial in study.front}
     for trial, extra in zip(study.trials, study.extras, strict=True):
         for stage in trial.stages:
-            found.add(stage_of(str(stage.get("stage"))), str(stage.get("key")), study.name)
+            found.add(stage_of(stage.stage), stage.key, study.name)
         if trial.state == "complete" and trial.stages and trial.number not in best:
             continue
         config = _config(study, trial.config, extra)
@@ -89,28 +90,32 @@ def _study(found: Reachability, study: StudySnapshot, data_root: Path | None) ->
 
 
 def _seeds(study: StudySnapshot) -> tuple[int, ...]:
-    """The seeds that each of its trials runs; none where a trial has one of its own (as SearchSpace.mean_over)."""
+    """The seeds that every trial of the study runs; () where each trial has its own (SearchSpace.averaged_seeds)."""
     sampler = study.meaning.get("design.sampler")
-    seeds = tuple(int(seed) for seed in study.meaning.get("design.seeds", ()))
+    seeds = tuple(as_int(seed, "design.seeds") for seed in get_list(study.meaning, "design.seeds"))
     return seeds if sampler not in DESIGNS or sampler == "grid" else ()
 
 
-def _config(study: StudySnapshot, config: Mapping[str, Any], extra: Mapping[str, Any]) -> TrialConfig | None:
-    """The configuration of a trial; of a waiting one, the base with the values that it was queued with."""
+def _config(study: StudySnapshot, config: Mapping[str, Json], extra: Mapping[str, Json]) -> TrialConfig | None:
+    """The configuration of a trial; of a waiting trial, the base with the values that it was enqueued with.
+
+    None where there is none: values that are invalid together, or names that this version does not have.
+    """
     try:
         if config:
             return from_parameters(config)
         base = base_parameters(study)
-        fixed = dict(extra.get("fixed", {}))
+        fixed = get_object(extra, "fixed")
         if not base or not fixed:
             return None
-        settings: dict[str, Any] = {}
+        settings: dict[str, Json] = {}
         for name, value in fixed.items():
-            choices = study.meaning.get(f"parameters.{name}", {}).get("choice", ())
-            if isinstance(choices, Mapping):  # named: what the name sets
-                settings |= choices.get(value, {})
+            choices = get_object(study.meaning, f"parameters.{name}").get("choice", [])
+            if isinstance(choices, dict):  # a named choice sets several parameters
+                settings |= as_object(choices.get(str(value), {}), name)
             else:
-                settings[name] = {optuna_label(choice): choice for choice in choices}.get(value, value)
+                labels = {optuna_label(choice): choice for choice in as_list(choices, name)}
+                settings[name] = labels.get(value, value)
         where = f"study {study.name}"
         derived = {
             name.removeprefix("derive."): parse_derived(name.removeprefix("derive."), str(text))
@@ -118,7 +123,7 @@ def _config(study: StudySnapshot, config: Mapping[str, Any], extra: Mapping[str,
             if name.startswith("derive.")
         }
         return derive(configure(TrialConfig(), {**base, **settings}, where), topological_order(derived), where)
-    except RazError:  # an invalid draw, or of a version with other names: nothing of today's asks for its stages
+    except RazError:
         return None
 
 

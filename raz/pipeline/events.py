@@ -19,6 +19,12 @@ class StageUse:
     seconds: float  # that it took when it was made, by whichever trial
     spent: float = 0.0  # by this trial: 0 for a hit, less than `seconds` where training resumed from a checkpoint
 
+    def to_dict(self) -> dict[str, str | bool | float]:
+        """As studies record it."""
+        return {
+            "stage": self.stage, "key": self.key, "hit": self.hit, "seconds": self.seconds, "spent": self.spent,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class StageEvent:

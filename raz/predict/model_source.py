@@ -44,7 +44,7 @@ def model_of_trial(store: Path, record: TrialRecord) -> Model:
     """The model of a trial that is complete. Raises RazError as `stored_model`."""
     from raz.pipeline.model import stored_model
 
-    scores = [str(use["key"]) for use in record.stages if str(use["stage"]).startswith("score@")]
+    scores = [use.key for use in record.stages if use.stage.startswith("score@")]
     if not scores:
         raise RazError(f"trial {record.number} of {record.study}", "names no stages", "run the study again")
     about = {"study": record.study, "trial": record.number, "value": record.value, "values": dict(record.values)}

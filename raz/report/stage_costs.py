@@ -47,8 +47,7 @@ def cost_by_stage(uses: Iterable[tuple[str, str, float]]) -> tuple[StageCost, ..
 def of_records(records: Sequence[TrialRecord]) -> tuple[StageCost, ...]:
     """Of a study's trials; a trial that was pruned counts with the stages it has."""
     return cost_by_stage(
-        (str(s.get("stage", "")), str(s.get("key", "")), float(s.get("seconds") or 0.0)) for r in records
-        for s in r.stages
+        (stage.stage, stage.key, stage.seconds) for record in records for stage in record.stages
     )  # fmt: skip
 
 

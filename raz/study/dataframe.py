@@ -1,10 +1,10 @@
-"""A study as a pandas table, for notebooks and for CSV and Parquet files."""
+"""A study as a pandas DataFrame, for notebooks and for CSV and Parquet files."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raz.store import s3
 from raz.study.index import StudySnapshot, read_study
@@ -27,35 +27,33 @@ def load_study(name: str, *, store: str | Path | None = None) -> pandas.DataFram
 
     `store` is by default the environment's RAZ_STORE, else `raz-store`. Raises RazError when it has no such study.
     """
-    place = s3.local_mirror_path(
-        Path(store if store is not None else os.environ.get("RAZ_STORE", "raz-store"))
-    ).expanduser()
-    s3.download_journals(place)
-    return frame(read_study(place, name))
+    root = Path(store if store is not None else os.environ.get("RAZ_STORE", "raz-store"))
+    path = s3.local_mirror_path(root).expanduser()
+    s3.download_journals(path)
+    return frame(read_study(path, name))
 
 
 def frame(study: StudySnapshot) -> pandas.DataFrame:
-    """The trials of a study as a table. See `load_study`."""
+    """The trials of a study as a DataFrame. See `load_study`."""
     import pandas
 
     searched = list(dict.fromkeys(name for trial in study.trials for name in trial.values))
     metrics = sorted({name for trial in study.trials for name in trial.metrics})
-    rows: list[dict[str, Any]] = []
+    rows = []
     for trial in study.trials:
-        row: dict[str, Any] = {
-            "number": trial.number, "state": trial.state, "reason": trial.reason or None, "objective": trial.value,
+        row = {
+            "number": trial.number, "state": str(trial.state), "reason": trial.reason or None, "objective": trial.value,
             **trial.values, **trial.metrics,
             "seconds": trial.seconds, "started": trial.started, "finished": trial.finished,
-            "retry_of": trial.retry_of, "hits": sum(bool(stage.get("hit")) for stage in trial.stages),
+            "retry_of": trial.retry_of, "hits": sum(stage.hit for stage in trial.stages),
             "stages": len(trial.stages), "steps": len(trial.steps),
             "pruned_at": trial.pruned_at[0] if trial.pruned_at else None,
             "commit": trial.versions.get("commit"), "torch": trial.versions.get("torch"),
         }  # fmt: skip
         rows.append(row)
     table = pandas.DataFrame(rows, columns=[*FIRST, *searched, *metrics, *LAST])
-    whole = dict.fromkeys(("retry_of", "pruned_at"), "Int64")
-    table = table.astype({"objective": "float64", **whole})
-    for name in searched:  # a whole number that some trials lack stays one
+    table = table.astype({"objective": "float64", "retry_of": "Int64", "pruned_at": "Int64"})
+    for name in searched:  # integers stay integers where some trials lack the parameter
         kinds = {type(trial.values[name]) for trial in study.trials if name in trial.values}
         if kinds == {int}:
             table[name] = table[name].astype("Int64")

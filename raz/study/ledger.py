@@ -1,8 +1,7 @@
-"""The ledger: one Optuna study a name, in a journal file that Optuna's own tools read.
+"""The ledger: an Optuna study open for writing, in a journal file that Optuna's own tools can read.
 
-One process, the driver, writes; a lock says so, and readers need none. COMPLETE, PRUNED and FAIL mean what
-they say: a failure carries its reason, and what a killed driver left RUNNING is settled as `lost` by the
-next driver and queued again with the same values.
+One process, the driver, writes a study, under a lock; readers take none. A failed trial has a reason. Trials that a
+killed driver left RUNNING become FAIL with reason `lost`, and the next driver enqueues them again with the same values.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import filelock
 import optuna
@@ -23,6 +22,7 @@ from raz.config import completed, parameters
 from raz.errors import FailureReason, RazError
 from raz.spec.parameter import optuna_label
 from raz.spec.search_space import SearchSpace
+from raz.study.attributes import TrialAttributes
 from raz.study.journal import (
     LOCK_WAIT,
     Journal,
@@ -50,6 +50,7 @@ from raz.study.records import (
 from raz.study.remaining import RecordedTrial, queue_order, study_progress
 from raz.study.samplers import make_sampler
 from raz.study.stage_pruner import StagePruner
+from raz.utils.json_types import Json
 from raz.utils.provenance import environment_versions
 from raz.utils.suggestions import did_you_mean
 
@@ -59,6 +60,14 @@ __all__ = [
 ]  # fmt: skip
 
 
+class NewTrial(NamedTuple):
+    """A trial that has just started."""
+
+    number: int
+    values: dict[str, Json]  # searched parameters that are active: dotted name -> value
+    config: dict[str, Json]  # all parameters: dotted name -> value
+
+
 class Ledger:
     """A study open for writing. Get one from `open_ledger`."""
 
@@ -66,122 +75,126 @@ class Ledger:
         self, space: SearchSpace, study: optuna.Study, journal: Journal, path: Path, pruner: StagePruner
     ) -> None:
         self.space, self.study, self.path = space, study, path
-        self.left = 0  # trials that may still be asked for
+        self.left = 0  # trials still to start
         self._journal, self._pruner = journal, pruner
-        self._about = StudyHeader.of(study)
-        self._turn: list[int] = []  # ids of waiting trials, the next to be asked for at the end
+        self._header = StudyHeader.of(study)
+        self._queue: list[int] = []  # storage ids of waiting trials, the next one last
         self._live: dict[int, optuna.Trial] = {}
-        self._steps: dict[int, set[int]] = {}  # of living trials: the steps that are written down
+        self._steps: dict[int, set[int]] = {}  # number of a running trial -> recorded steps
 
     # ------------------------------------------------------------------ before a run
 
     def recover(self, target: int, *, retry: bool = False) -> int:
-        """Records the trials that a killed driver left running as lost, queues what is to be run again, and returns how
-        many trials to run until `target` are finished (`study_progress` says which are)."""
+        """Ends the trials of a killed driver, enqueues what is missing, and returns how many of `target` trials to run.
+
+        `study_progress` says which trials are finished and which are enqueued again; with `retry`, every failed one is.
+        """
         for trial in self._trials():
             if trial.state == TrialState.RUNNING:
-                self._journal.write(trial_id(trial), {"reason": "lost", "message": "its driver went away"})
+                lost = {"reason": FailureReason.LOST, "message": "its driver went away"}
+                self._journal.write(trial_id(trial), lost)
                 self.study.tell(trial.number, state=TrialState.FAIL)
         trials = self._trials()
         progress = study_progress([RecordedTrial.of(trial) for trial in trials], retry=retry)
         by_number = {trial.number: trial for trial in trials}
         for number in progress.retried:
-            self._queue_again(by_number[number])
-        known = {trial.user_attrs.get("point") for trial in trials}
+            self._enqueue_again(by_number[number])
+        enqueued = {_point(trial) for trial in trials}
         for i, point in enumerate(self.space.points[:target]):
-            if i not in known:
+            if i not in enqueued:
                 self.study.enqueue_trial(self._labels(point), user_attrs={"point": i})
         self.left = progress.left(target)
         return self.left
 
     def order_queue(self) -> None:
-        """Has the trials of a fixed design asked for in the order in which several slots have most to do at once. Those
-        that had begun come first. Numbers and what is asked stay as they are."""
+        """Orders the waiting trials of a fixed design for parallel slots (`queue_order`). Numbers and values stay."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         order = queue_order(
             self.space,
-            [trial.user_attrs.get("point") for trial in waiting],
+            [_point(trial) for trial in waiting],
             [bool(trial.intermediate_values) for trial in waiting],
-            [trial.user_attrs.get("point") for trial in over],
+            [_point(trial) for trial in complete],
         )
-        self._turn = [trial_id(waiting[i]) for i in reversed(order)]
+        self._queue = [trial_id(waiting[i]) for i in reversed(order)]
 
-    def _queue_again(self, trial: FrozenTrial) -> None:
+    def _enqueue_again(self, trial: FrozenTrial) -> None:
         fixed = {**fixed_values(trial), **trial.params}
-        attributes = {"retry_of": trial.number}
-        if "point" in trial.user_attrs:
-            attributes["point"] = trial.user_attrs["point"]
-        self.study.enqueue_trial(fixed, user_attrs=attributes)
+        links = {"retry_of": trial.number}
+        if (point := _point(trial)) is not None:
+            links["point"] = point
+        self.study.enqueue_trial(fixed, user_attrs=links)
 
-    def _labels(self, point: Mapping[str, Any]) -> dict[str, Any]:
+    def _labels(self, point: Mapping[str, Json]) -> dict[str, Json]:
+        """The values of a point as Optuna has them: choices by their labels."""
         choices = {p.name for p in self.space.sampled_parameters if p.kind == "choice"}
         return {name: optuna_label(value) if name in choices else value for name, value in point.items()}
 
     # ------------------------------------------------------------------ a trial
 
-    def ask(self) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-        """The next trial to run: number, searched values, whole configuration. None when none is left.
+    def ask(self) -> NewTrial | None:
+        """Starts the next trial; None when none is left.
 
-        A draw whose values cannot go together is written down as FAIL (invalid) and counts.
+        A trial whose values are invalid together is recorded as failed (`invalid`) and counts.
         """
         while self.left > 0:
             self.left -= 1
             trial = self._ask()
             self._live[trial.number], self._steps[trial.number] = trial, set()
             values = self.space.suggest(trial)
-            about: dict[str, Any] = {"values": values, "versions": environment_versions()}
+            attributes: dict[str, Json] = {"values": values, "versions": dict(environment_versions())}
             try:
                 config = parameters(self.space.config(values))
             except RazError as error:
-                self._journal.write(trial_id(trial), about)
+                self._journal.write(trial_id(trial), attributes)
                 self.tell(trial.number, Outcome(TrialStatus.FAILED, reason=FailureReason.INVALID, message=str(error)))
                 continue
-            base = completed(self._about.base)
-            about["changed"] = {n: v for n, v in config.items() if n not in base or base[n] != v}
+            base = completed(self._header.base)
+            attributes["changed"] = {n: v for n, v in config.items() if n not in base or base[n] != v}
             if without := [name for name in base if name not in config]:
-                about["without"] = without
-            self._journal.write(trial_id(trial), about)
+                attributes["without"] = [*without]
+            self._journal.write(trial_id(trial), attributes)
             self._pruner.begin(trial.number, config)
-            return trial.number, values, config
+            return NewTrial(trial.number, values, config)
         return None
 
     def _ask(self) -> optuna.Trial:
-        if not self._turn:
+        if not self._queue:
             return self.study.ask()
-        waiting = self._turn.pop()
+        waiting = self._queue.pop()
         set_state(self._journal, waiting, TrialState.RUNNING)
         return trial_in(self.study, waiting)
 
     def report(self, number: int, step: int, value: float, *, shared: bool = False) -> bool:
-        """Writes down a step of a running trial and says whether to prune it.
+        """Records a step of a running trial. Returns whether to prune the trial.
 
-        `shared`: another living trial waits for the same stage, so nobody is pruned in it. A step told twice (a
-        trial that was restarted replays its curve) keeps its first value, and nothing is decided on it again.
+        `shared`: another running trial waits for the same stage, so the trial is not pruned in it. A step that is
+        reported again (a restarted trial replays its curve) keeps its first value and prunes nothing.
         """
         return self.report_many(number, [(step, value)], shared=shared)
 
     def report_many(self, number: int, steps: Iterable[tuple[int, float]], *, shared: bool = False) -> bool:
-        """Several steps at once, such as the curve of a stage that the store held; as `report` of each in turn.
+        """As `report` of each step in turn, in one append: such as the curve of a stage found in the store.
 
-        What comes after the step that prunes it is not written down.
+        Steps after the one that prunes the trial are not recorded.
         """
         if number not in self._live:
             return False
-        told, stop = {}, False
+        recorded: dict[int, float] = {}
+        stop = False
         for step, value in steps:
             if step in self._steps[number]:
                 continue
             self._steps[number].add(step)
-            told[step] = float(value)
+            recorded[step] = float(value)
             stop = self._pruner.report(number, step, float(value), ask=not shared)
             if stop:
                 break
-        self._journal.write(trial_id(self._live[number]), steps=told)
+        self._journal.write(trial_id(self._live[number]), steps=recorded)
         return stop
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
-        """Writes down how a trial ended; telling a finished trial again changes nothing."""
+        """Records how a trial ended and returns its record; a trial that has ended already stays as it is."""
         trial = self._live.pop(number, None)
         if trial is None:
             return self.record(number)
@@ -194,37 +207,44 @@ class Ledger:
         final = {TrialStatus.COMPLETE: TrialState.COMPLETE, TrialStatus.PRUNED: TrialState.PRUNED}.get(
             state, TrialState.FAIL
         )
-        known = {
-            "metrics": _finite(outcome.metrics or {}),
-            "seeds": {seed: _finite(metrics) for seed, metrics in (outcome.seeds or {}).items()},
-            "stages": [dict(stage) for stage in outcome.stages],
+        attributes: dict[str, Json] = {
+            "metrics": {**_finite(outcome.metrics or {})},
+            "seeds": {seed: {**_finite(metrics)} for seed, metrics in (outcome.seeds or {}).items()},
+            "stages": [{**use.to_dict()} for use in outcome.stages],
             "device": outcome.device,
             "data": dict(outcome.data),
             "reason": reason,
             "message": message,
             "trace": outcome.trace,
-            "rungs": self._pruner.end(number, final),
+            "rungs": {lane: {**values} for lane, values in self._pruner.end(number, final).items()},
             "seconds": outcome.seconds,
         }
-        self._journal.write(trial_id(trial), {name: value for name, value in known.items() if value or value == 0})
+        recorded = {name: value for name, value in attributes.items() if value or value == 0}
+        self._journal.write(trial_id(trial), recorded)
         self.study.tell(trial, values if final == TrialState.COMPLETE else None, state=final)
         return self.record(number)
 
     def _objectives(self, metrics: Mapping[str, float]) -> tuple[list[float], str, str]:
-        """The values of the objectives; or the reason why there are none, and the message."""
+        """Values of the objectives, or [] with the reason of the failure and its message."""
         values = []
         for objective in self.space.objectives:
             value = metrics.get(objective.metric)
             if value is None:
-                return [], "error", f"the trial gave no {objective.metric}; {did_you_mean(objective.metric, metrics)}"
+                return (
+                    [],
+                    FailureReason.ERROR,
+                    f"the trial gave no {objective.metric}; {did_you_mean(objective.metric, metrics)}",
+                )
             if not math.isfinite(value):
-                return [], "nan", f"{objective.metric} is {value}"
+                return [], FailureReason.NAN, f"{objective.metric} is {value}"
             values.append(value)
         return values, "", ""
 
     def requeue(self, number: int) -> None:
-        """Puts a trial back that a clean stop met: it waits again, with its values and the steps it has told, and is
-        the first to be asked for by the next run. That is no attempt lost."""
+        """Makes a running trial wait again, with its values and steps, when a run stops early.
+
+        The next run starts it first. It does not count as an attempt.
+        """
         trial = self._live.pop(number, None)
         if trial is not None:
             self._steps.pop(number)
@@ -234,23 +254,23 @@ class Ledger:
 
     def record(self, number: int) -> TrialRecord:
         """The record of one trial."""
-        return record_of(self._about, trial_numbered(self.study, number), alive=True)
+        return record_of(self._header, trial_numbered(self.study, number), alive=True)
 
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials, in the order of their numbers."""
         return records(self.study)
 
     def iter_records(self) -> Iterator[TrialRecord]:
-        """As `records`, one at a time: a whole configuration takes more memory than what the study keeps of it."""
-        return (record_of(self._about, trial, alive=True) for trial in self._trials())
+        """As `records`, one at a time: a record with its full configuration takes more memory than the stored trial."""
+        return (record_of(self._header, trial, alive=True) for trial in self._trials())
 
     def best(self) -> TrialRecord | None:
-        """The complete trial with the best objective, of equals the earliest; of several objectives, the first's."""
+        """The complete trial with the best first objective, the earliest of equals; None without a complete trial."""
         sign = 1 if self.space.direction == "minimize" else -1
         return min(self.front(), key=lambda r: (sign * (r.value or 0.0), r.number), default=None)
 
     def front(self) -> tuple[TrialRecord, ...]:
-        """The complete trials that none beats in every objective (Pareto): of one objective, the best."""
+        """The Pareto front of the complete trials, by number; of a single objective, all trials with the best value."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not complete:
             return ()
@@ -267,15 +287,21 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
+def _point(trial: FrozenTrial) -> int | None:
+    """Index of the design's point that the trial runs."""
+    return TrialAttributes.parse(trial.user_attrs).point
+
+
 # ------------------------------------------------------------------ opening
 
 
 @contextmanager
 def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
-    """The study of the space, open for writing while the context lasts.
+    """Opens the study of the space for writing, for as long as the context lasts.
 
-    Raises RazError when another driver writes it, when the store is being cleared up, when the journal is damaged,
-    and when the study was made from a file that asked something else (with the difference). OSError goes through.
+    Raises RazError when another process holds the study, during a garbage collection, when the journal is damaged, and
+    when the study was started with another search space (the message lists the differences); OSError as the file system
+    does.
     """
     path = journal_path(store, space.study)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -302,30 +328,31 @@ def _open(journal: Journal, space: SearchSpace, pruner: StagePruner) -> optuna.S
         storage=journal, study_name=space.study, directions=directions, load_if_exists=True, pruner=pruner.on_study,
     )  # fmt: skip
     trials = study.get_trials(deepcopy=False)
-    told = study.user_attrs.get("meaning")
-    if told is None:
+    meaning = study.user_attrs.get("meaning")
+    if meaning is None:
         if trials:
             raise RazError(f"study {space.study}", "its journal was not written by raz-sweep", "use another name")
         study.set_user_attr("meaning", space.meaning())
         study.set_user_attr("digest", space.digest())
-    elif told != space.meaning():
+    elif meaning != space.meaning():
         raise RazError(
             f"study {space.study}",
-            _difference(with_later_fields(told), with_later_fields(space.meaning())),
+            _difference(with_later_fields(meaning), with_later_fields(space.meaning())),
             "give the new question a new name",
         )
     base = StudyHeader.of(study).base
     for trial in trials:
-        config = reconstruct_config(base, trial.user_attrs)
+        attributes = TrialAttributes.parse(trial.user_attrs)
+        config = reconstruct_config(base, attributes)
         if config:
-            pruner.remember(trial, config, trial.user_attrs.get("rungs", {}))
-    # A resumed search must not draw the values of the first run again.
+            pruner.remember(trial, config, attributes.rungs)
+    # The seed depends on the number of trials, so that a resumed search does not repeat the values of the first run.
     study.sampler = make_sampler(space, drawn=len(trials))
     return study
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    def shown(side: Mapping[str, Any], name: str) -> str:
+def _difference(old: Mapping[str, Json], new: Mapping[str, Json]) -> str:
+    def shown(side: Mapping[str, Json], name: str) -> str:
         return json.dumps(side[name]) if name in side else "nothing"
 
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]

@@ -1,6 +1,6 @@
-"""What a study says of its trials: TrialRecord, and how a study in the store is found and read.
+"""TrialRecord, the recorded state of a trial, and functions that find and read the studies of a store.
 
-Readers need no lock: they may read beside the driver that writes.
+Readers take no lock: they may read while a driver writes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import filelock
 import optuna
@@ -18,9 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raz.config import completed
 from raz.errors import FailureReason, RazError
+from raz.pipeline.events import StageUse
 from raz.store.inventory import check_store
+from raz.study.attributes import StudyAttributes, TrialAttributes, objectives_in
 from raz.study.journal import journal_path, lock_path, open_journal, study_names
 from raz.study.trial_status import TrialStatus
+from raz.utils.json_types import Json
 from raz.utils.suggestions import did_you_mean
 
 __all__ = [
@@ -43,33 +45,44 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended, as it travels from the trial's process to the driver."""
+    """How a trial ended, as its process reports it to the driver: `asdict` makes it JSON, `from_dict` reads that."""
 
     state: TrialStatus  # COMPLETE, PRUNED or FAILED
     seconds: float = 0.0
     metrics: Mapping[str, float] | None = None
-    stages: Sequence[Mapping[str, Any]] = ()
-    reason: str = ""  # of a failure: nan | oom | lost | invalid | error
+    stages: Sequence[StageUse] = ()
+    reason: str = ""  # of a failure: a FailureReason
     message: str = ""
     trace: str = ""
     device: str = ""  # where it ran
     data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint of what it read
-    seeds: Mapping[str, Mapping[str, float]] | None = None  # of a trial over several seeds: each one's metrics
+    seeds: Mapping[str, Mapping[str, float]] | None = None  # of a trial over several seeds: seed -> metrics
+
+    @staticmethod
+    def from_dict(document: Mapping[str, Json]) -> Outcome:
+        """The outcome in a JSON document. Raises ValueError for an unknown state."""
+        common = TrialAttributes.parse(document)
+        trace = document.get("trace")
+        return Outcome(
+            TrialStatus(str(document["state"])), common.seconds, common.metrics, common.stages,
+            reason=common.reason or "", message=common.message, trace=trace if isinstance(trace, str) else "",
+            device=common.device, data=common.data, seeds=common.seeds or None,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial of a study, as reports read it."""
+    """A trial of a study, as reports read it."""
 
     study: str
     number: int
     state: TrialStatus
-    values: Mapping[str, Any]  # what was searched: dotted name -> value, active parameters only
-    config: Mapping[str, Any]  # the whole trial: every dotted name -> value
-    value: float | None  # the objective; the first of several
+    values: Mapping[str, Json]  # searched parameters that are active: dotted name -> value
+    config: Mapping[str, Json]  # all parameters: dotted name -> value; {} where the values are invalid together
+    value: float | None  # the (first) objective; None unless complete
     metrics: Mapping[str, float]
-    stages: Sequence[Mapping[str, Any]]  # {stage, key, hit, seconds}
-    steps: Mapping[int, float]  # what the pruner saw
+    stages: tuple[StageUse, ...]
+    steps: Mapping[int, float]  # values reported to the pruner
     reason: str
     message: str
     seconds: float
@@ -77,14 +90,14 @@ class TrialRecord:
     retry_of: int | None
     started: datetime | None
     finished: datetime | None
-    objectives: Mapping[str, float] = field(default_factory=dict)  # metric -> value, of a complete trial
-    seeds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # seed -> its metrics; the mean is `metrics`
+    objectives: Mapping[str, float] = field(default_factory=dict)  # metric -> value; {} unless complete
+    seeds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # seed -> metrics, whose mean is `metrics`
     device: str = ""
     data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint
 
     @property
     def pruned_at(self) -> tuple[int, float] | None:
-        """(step, value) at which the pruner stopped it."""
+        """Last (step, value) before the pruner stopped the trial; None for a trial that was not pruned."""
         if self.state != TrialStatus.PRUNED or not self.steps:
             return None
         last = max(self.steps)
@@ -92,30 +105,30 @@ class TrialRecord:
 
 
 def load_study(store: Path, name: str) -> optuna.Study:
-    """A study to read. Raises RazError when there is no store, or none of this name in it."""
+    """Opens a study for reading. Raises RazError where there is no such store or study, or its journal is damaged."""
     path = journal_path(store, name)
     if not path.is_file():
         check_store(store)
-        raise RazError(f"study {name}", f"{store} has no such study", _known(store, name))
+        raise RazError(f"study {name}", f"{store} has no such study", _name_hint(store, name))
     try:
         return optuna.load_study(study_name=name, storage=open_journal(path))
     except KeyError:
         raise RazError(str(path), f"the journal holds no study {name!r}", "move the file away and run again") from None
 
 
-def _known(store: Path, name: str) -> str:
+def _name_hint(store: Path, name: str) -> str:
     names = study_names(store)
     return did_you_mean(name, names) if names else "raz-sweep run fusion"
 
 
 def read_records(store: Path, name: str) -> tuple[TrialRecord, ...]:
-    """The trials of a study, in the order of their numbers; reads beside a driver that writes."""
-    alive = is_running(store, name)  # asked first: a driver that ends in between leaves nothing running
+    """The trials of a study by number. Raises RazError as `load_study`."""
+    alive = is_running(store, name)  # before reading: a driver that ends in between leaves no running trial
     return records(load_study(store, name), alive=alive)
 
 
 def is_running(store: Path, name: str) -> bool:
-    """Whether a driver holds the study now."""
+    """Whether a driver holds the study's lock; False where the lock file cannot be opened (a read-only store)."""
     path = journal_path(store, name)
     if not path.exists():
         return False
@@ -124,7 +137,7 @@ def is_running(store: Path, name: str) -> bool:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         return True
-    except OSError:  # a store that may only be read: the lock cannot be asked
+    except OSError:  # read-only store
         return False
     lock.release()
     return False
@@ -132,7 +145,10 @@ def is_running(store: Path, name: str) -> bool:
 
 @contextmanager
 def exclusive(store: Path, name: str, hint: str) -> Iterator[None]:
-    """Held while a study is put into a store: no driver of it can begin meanwhile. Raises RazError when one runs."""
+    """Holds the study's lock, so that no driver starts while the study is copied into the store.
+
+    Raises RazError with `hint` when a driver runs.
+    """
     lock = filelock.FileLock(lock_path(journal_path(store, name)))
     try:
         lock.acquire(timeout=0)
@@ -145,38 +161,34 @@ def exclusive(store: Path, name: str, hint: str) -> Iterator[None]:
 
 
 def records(study: optuna.Study, *, alive: bool = True) -> tuple[TrialRecord, ...]:
-    """The study's trials as records. Without a living driver, what is RUNNING was lost."""
-    about = StudyHeader.of(study)
-    return tuple(record_of(about, trial, alive) for trial in study.get_trials(deepcopy=False))
+    """The trials of a study by number. Unless `alive` (a driver runs), running trials are LOST."""
+    header = StudyHeader.of(study)
+    return tuple(record_of(header, trial, alive) for trial in study.get_trials(deepcopy=False))
 
 
 @dataclass(frozen=True)
 class StudyHeader:
-    """What the records of a study have in common."""
+    """The part of a study that all its trial records need."""
 
     study: str
-    base: Mapping[str, Any]  # dotted name -> value, as recorded: without fields that came later
-    metrics: tuple[str, ...]  # of its objectives
+    base: Mapping[str, Json]  # dotted name -> value, as recorded: without fields that were added to raz-sweep later
+    metrics: tuple[str, ...]  # of the objectives
 
     @staticmethod
     def of(study: optuna.Study) -> StudyHeader:
-        told = study.user_attrs.get("meaning", {})
-        meaning: Mapping[str, Any] = told if isinstance(told, Mapping) else {}  # a journal of another tool
-        base = base_in(meaning)
-        first = [meaning["objective.metric"]] if "objective.metric" in meaning else []
-        return StudyHeader(
-            study.study_name, base, (*first, *(metric for metric, _ in meaning.get("objective.others", ())))
-        )
+        """The header of an open study; without base and metrics for a journal of another tool."""
+        meaning = StudyAttributes.parse(study.user_attrs).meaning or {}
+        return StudyHeader(study.study_name, base_in(meaning), objectives_in(meaning))
 
 
-def base_in(meaning: Mapping[str, Any]) -> dict[str, Any]:
-    """The base of a study's recorded meaning: dotted name -> value."""
+def base_in(meaning: Mapping[str, Json]) -> dict[str, Json]:
+    """The base configuration in a study's recorded meaning: dotted name -> value."""
     return {name.removeprefix("base."): value for name, value in meaning.items() if name.startswith("base.")}
 
 
-def with_later_fields(meaning: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's recorded meaning with the later fields that its base lacks, at their values of before. A meaning
-    without a base stays without one."""
+def with_later_fields(meaning: Mapping[str, Json]) -> dict[str, Json]:
+    """A study's recorded meaning, with configuration fields that were added to raz-sweep later set to the values that
+    stand for their absence (`raz.config.added`). A meaning without a base stays without one."""
     base = base_in(meaning)
     return {**meaning, **{f"base.{name}": value for name, value in completed(base).items()}} if base else {**meaning}
 
@@ -190,41 +202,43 @@ STATES = {
 }
 
 
-def record_of(about: StudyHeader, trial: FrozenTrial, alive: bool) -> TrialRecord:
-    attributes = trial.user_attrs
+def record_of(header: StudyHeader, trial: FrozenTrial, alive: bool) -> TrialRecord:
+    """The record of a trial. Unless `alive` (a driver runs), a running trial is LOST."""
+    attributes = TrialAttributes.parse(trial.user_attrs)
     state = STATES[trial.state]
     if state == TrialStatus.RUNNING and not alive:
         state = TrialStatus.LOST
+    complete = state == TrialStatus.COMPLETE
+    reason: str = FailureReason.LOST if state == TrialStatus.LOST else ""
     return TrialRecord(
-        study=about.study,
+        study=header.study,
         number=trial.number,
         state=state,
-        values=attributes.get("values", {}),
-        config=reconstruct_config(about.base, attributes),
-        value=trial.values[0] if state == TrialStatus.COMPLETE else None,
-        metrics=attributes.get("metrics", {}),
-        stages=tuple(attributes.get("stages", ())),
+        values=attributes.values or {},
+        config=reconstruct_config(header.base, attributes),
+        value=trial.values[0] if complete else None,
+        metrics=attributes.metrics,
+        stages=attributes.stages,
         steps=dict(trial.intermediate_values),
-        reason=attributes.get("reason", FailureReason.LOST if state == TrialStatus.LOST else ""),
-        message=attributes.get("message", ""),
-        seconds=float(attributes.get("seconds", 0.0)),
-        versions=attributes.get("versions", {}),
-        retry_of=attributes.get("retry_of"),
+        reason=reason if attributes.reason is None else attributes.reason,
+        message=attributes.message,
+        seconds=attributes.seconds,
+        versions=attributes.versions,
+        retry_of=attributes.retry_of,
         started=trial.datetime_start,
         finished=trial.datetime_complete,
-        objectives=dict(zip(about.metrics, trial.values, strict=False)) if state == TrialStatus.COMPLETE else {},
-        seeds=attributes.get("seeds", {}),
-        device=attributes.get("device", ""),
-        data=attributes.get("data", {}),
+        objectives=dict(zip(header.metrics, trial.values, strict=False)) if complete else {},
+        seeds=attributes.seeds,
+        device=attributes.device,
+        data=attributes.data,
     )
 
 
-def reconstruct_config(base: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's parameters: the base's, what it changed, and fields that came later, at their values of before (a trial
-    that could not be configured has none). base: as `About` has it."""
-    if "changed" not in attributes:
-        full: Mapping[str, Any] = attributes.get("parameters", {})  # as an older raz-sweep wrote them
+def reconstruct_config(base: Mapping[str, Json], attributes: TrialAttributes) -> dict[str, Json]:
+    """All parameters of a trial: the base (as in StudyHeader) with its changes, and later fields as `with_later_fields`
+    sets them. {} for a trial whose values are invalid together."""
+    if attributes.changed is None:
+        full = attributes.parameters or {}
     else:
-        without = attributes.get("without", ())
-        full = {n: v for n, v in {**base, **attributes["changed"]}.items() if n not in without}
+        full = {n: v for n, v in {**base, **attributes.changed}.items() if n not in attributes.without}
     return completed(full) if full else {}

@@ -20,6 +20,7 @@ from raz.spec.ablation import TableTrial
 from raz.spec.search_space import SPLITS, SearchSpace
 from raz.store.cache import StageCache
 from raz.store.paths import StorePaths
+from raz.study.attributes import TrialAttributes
 from raz.study.trial_status import TrialStatus
 
 if TYPE_CHECKING:  # Optuna takes a while to import, and a study that is not there needs none
@@ -60,9 +61,9 @@ class RecordedTrial:
     @staticmethod
     def of(trial: FrozenTrial) -> RecordedTrial:
         """Of a trial whose study no other process writes: one that is RUNNING has lost its process."""
-        attributes = trial.user_attrs
+        attributes = TrialAttributes.parse(trial.user_attrs)
         state = _STATES.get(trial.state.name, TrialStatus.LOST)
-        return RecordedTrial(trial.number, state, attributes.get("reason", ""), attributes.get("retry_of"))
+        return RecordedTrial(trial.number, state, attributes.reason or "", attributes.retry_of)
 
 
 _STATES = {  # by the name of Optuna's state
@@ -181,7 +182,7 @@ def upcoming_trials(
     if not space.fixed:
         configs = [config for number in queue[:left] if (config := _config_of(records, number)) is not None]
         return UpcomingTrials(len(progress.finished), left, tuple(configs), 0)
-    points = {number: trial.user_attrs.get("point") for number, trial in trials.items()}
+    points = {number: TrialAttributes.parse(trial.user_attrs).point for number, trial in trials.items()}
     recorded = set(points.values())
     fresh = [point for point in range(min(target, len(space.points))) if point not in recorded]
     upcoming = [*(points[number] for number in queue), *fresh]
