@@ -95,15 +95,15 @@ def _trained(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Ar
         curve.append(point)
         event = StageEvent("epoch", str(node), key.key, epoch=epoch, epochs=epochs, value=value)
         self.at.log(event)
-        self._hearing(node)(epoch, value)
-    about = self._about(node, took) | {"epochs": epochs}
+        self._epoch_callback(node)(epoch, value)
+    about = self._manifest(node, took)
     return self.at.cache.publish(key, lambda folder: write_json(folder / "curve.json", curve), about, lease)
 
 
 def _other(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Artifact:
     took = seconds(self.at.cache.store, self.at.config, node)
     time.sleep(took)
-    found, about = {"mae": _value(self.at.config, node)}, self._about(node, took)
+    found, about = {"mae": _value(self.at.config, node)}, self._manifest(node, took)
     return self.at.cache.publish(key, lambda folder: write_json(folder / "metrics.json", found), about, lease)
 
 

@@ -18,6 +18,7 @@ import pytest
 from raz.errors import RazError
 from raz.store import s3 as s3_store
 from raz.store.cache import StageCache, StageKey
+from raz.store.manifest import Manifest
 from raz.store.s3 import Bucket, bucket_for, local_mirror_path, mirror
 from raz.store.s3_tier import tier_for
 from tests.buckets import BUCKET, S3, s3_server, variables
@@ -25,7 +26,7 @@ from tests.heads import HERE, raz
 
 server = pytest.mark.skipif(importlib.util.find_spec("flask") is None, reason="needs moto[server]")
 KEY = StageKey("counting", 1, {"beta": 0.3}, {}, {})
-ABOUT = {"stage": "counting", "seconds": 1.0}
+ABOUT = Manifest(stage="counting", seconds=1.0)
 
 
 @pytest.mark.parametrize(

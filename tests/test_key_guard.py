@@ -125,7 +125,7 @@ def test_every_stage_runs_on_its_declared_inputs_alone(variant: str, crowd: Path
             assert not trial.get_or_make(node).hit
         # No later stage finds the configuration in the manifest either.
         manifest = cache.paths.stage(node.stage, keys[node].key) / "manifest.json"
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"config": None}))
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"config": {"no.such": 1}}))
         found = cache.find(keys[node])
         assert found is not None
         made[node] = found

@@ -17,6 +17,7 @@ from raz.errors import TrialFailure
 from raz.store import lease as leases
 from raz.store.cache import StageCache, StageKey
 from raz.store.lease import ATTEMPT, Lease, LeaseLost, acquire
+from raz.store.manifest import Manifest
 
 HERE = Path(__file__).resolve().parents[1]
 KEY = StageKey("counting", 1, {"a": 1}, {}, {})
@@ -196,11 +197,11 @@ def test_a_fenced_owner_publishes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     def write(folder: Path) -> None:
         with cache.lease("counting", places) as other:
-            cache.publish(KEY, lambda f: (f / "x").write_text("new") and None, {"seconds": 1.0}, other)
+            cache.publish(KEY, lambda f: (f / "x").write_text("new") and None, Manifest(seconds=1.0), other)
         (folder / "x").write_text("old")
 
     with cache.lease("counting", places) as lease, pytest.raises(LeaseLost):
-        cache.publish(KEY, write, {"seconds": 2.0}, lease)
+        cache.publish(KEY, write, Manifest(seconds=2.0), lease)
     found = cache.find(KEY)
     assert found is not None
     assert (found.folder / "x").read_text() == "new"

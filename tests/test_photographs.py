@@ -17,6 +17,7 @@ from raz.pipeline.keys import stage_keys
 from raz.report.figures.image_results import RADIUS, ImageResult, load_image_results, pick
 from raz.report.figures.photographs import SCALE, downsample, figure_1, figure_5
 from raz.store.cache import StageCache, write_json
+from raz.store.manifest import Manifest
 from tests.crowds import write_crowd
 from tests.test_report import record, told
 
@@ -43,7 +44,7 @@ def store(crowd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def publish(place: Path, crowd: Path, config: TrialConfig, split: str = "test") -> None:
     cache, items = StageCache(place), open_dataset("shanghaitech_a", crowd).items[split]  # type: ignore[index]
     keys = stage_keys(config, data_root=crowd, splits=(split,))
-    about = {"seconds": 1.0, "config": parameters(config), "device": "cpu", "best_epoch": 2, "versions": {}}
+    about = Manifest(seconds=1.0, config=parameters(config), device="cpu", best_epoch=2)
     xy, score, depth, ends = [], [], [], []
     density, truth = {}, []
     for i, item in enumerate(items):

@@ -27,6 +27,7 @@ from raz.pipeline.scoring import ceiling_counts
 from raz.pipeline.training_loop import TrialPruned
 from raz.pipeline.trial import devices_of, run_trial, stored_metrics
 from raz.store.cache import Artifact, StageCache, StageKey
+from raz.store.manifest import Manifest
 from tests.conftest import write_mat
 from tests.crowds import write_crowd
 
@@ -382,8 +383,8 @@ def test_a_waiting_process_takes_the_others_artifact(crowd: Path, tmp_path: Path
 def test_publishing_twice_keeps_the_first(tmp_path: Path) -> None:
     cache = StageCache(tmp_path)
     key = StageKey("counting", 1, {"a": 1}, {}, {})
-    first = cache.publish(key, lambda f: (f / "x").write_text("first") and None, {"seconds": 1.0})
-    second = cache.publish(key, lambda f: (f / "x").write_text("second") and None, {"seconds": 2.0})
+    first = cache.publish(key, lambda f: (f / "x").write_text("first") and None, Manifest(seconds=1.0))
+    second = cache.publish(key, lambda f: (f / "x").write_text("second") and None, Manifest(seconds=2.0))
     assert (second.folder / "x").read_text() == "first"
     assert first.seconds == second.seconds == 1.0
     assert sorted(p.name for p in first.folder.parent.iterdir()) == [key.key]
@@ -398,7 +399,7 @@ def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:
         raise ValueError("stopped")
 
     with pytest.raises(ValueError, match="stopped"):
-        cache.publish(key, fails, {"seconds": 0.0})
+        cache.publish(key, fails, Manifest(seconds=0.0))
     assert cache.find(key) is None
     assert list((tmp_path / "stages" / "counting").iterdir()) == []
 
@@ -487,7 +488,7 @@ def test_the_ceiling_counts_what_the_labels_can_tell_apart() -> None:
 def test_a_trial_was_where_its_stages_were(tmp_path: Path) -> None:
     """A coordinator without a device scores what others trained and predicted on theirs."""
     places = {Node("counting"): "H100", Node("localization"): "H100", Node("density", "val"): "A10"}
-    artifacts = {node: Artifact(tmp_path, {"device": place}) for node, place in places.items()}
-    score = {Node("score", "val"): Artifact(tmp_path, {"device": "cpu"})}
+    artifacts = {node: Artifact(tmp_path, Manifest(device=place)) for node, place in places.items()}
+    score = {Node("score", "val"): Artifact(tmp_path, Manifest(device="cpu"))}
     assert devices_of({**artifacts, **score}) == "A10, H100"
-    assert devices_of({**artifacts, **score, Node("density", "val"): Artifact(tmp_path, {})}) == "H100"
+    assert devices_of({**artifacts, **score, Node("density", "val"): Artifact(tmp_path, Manifest())}) == "H100"

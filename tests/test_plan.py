@@ -64,7 +64,7 @@ def put(store: Path, config: TrialConfig, *names: str, seconds: Callable[[Node],
             folder.mkdir(parents=True)
             (folder / "a").write_bytes(b"x" * 1000)
             manifest = {"stage": str(node), "seconds": seconds(node), "device": "cpu", "config": parameters(config)}
-            (folder / "manifest.json").write_text(json.dumps({**manifest, "files": {"a": ""}}))
+            (folder / "manifest.json").write_text(json.dumps({**manifest, "key": {}, "files": {"a": ""}}))
 
 
 # ------------------------------------------------------------------ work
@@ -154,7 +154,7 @@ def test_damage_and_strangers_in_a_store_price_nothing(tmp_path: Path) -> None:
         path.write_text(path.read_text()[:-20])
     other = tmp_path / "stages" / "score" / "00"
     other.mkdir(parents=True)
-    (other / "manifest.json").write_text('{"stage": "counting", "config": {"no.such": 1}}')
+    (other / "manifest.json").write_text('{"stage": "counting", "config": {"no.such": 1}, "key": {}, "files": {}}')
     assert not CostModel(tmp_path, kind="cpu").seconds(TINY, Node("counting"))[1]
 
 

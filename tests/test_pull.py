@@ -14,6 +14,7 @@ from raz.errors import RazError
 from raz.maintenance.pull import pull
 from raz.remote.transfer import fetch_from_head
 from raz.store.cache import StageCache, StageKey
+from raz.store.manifest import Manifest
 from raz.study.journal import journal_path
 from raz.study.records import read_records
 from tests.test_studies import call, run_again
@@ -32,7 +33,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def publish(store: Path, stage: str, data: bytes) -> Path:
     key = StageKey(stage, 1, {"beta": 0.3}, {}, {})
-    about = {"stage": stage, "seconds": 1.0}
+    about = Manifest(stage=stage, seconds=1.0)
     return StageCache(store).publish(key, lambda folder: _write(folder / "file.bin", data), about).folder
 
 

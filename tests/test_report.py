@@ -28,6 +28,7 @@ from raz.report.statistics import Summary, difference, prediction_interval, summ
 from raz.report.study import study_report
 from raz.report.tables import table_report
 from raz.spec.ablation_yaml import load_table, parse_table
+from raz.store.manifest import Manifest
 from raz.study.records import TrialRecord
 from raz.utils.yamlfile import parse
 from tests.fields import with_field
@@ -175,7 +176,7 @@ def test_scores_are_found_where_the_pipeline_puts_them(tmp_path: Path) -> None:
     profile = table.profile("toy")
     config = table.config(profile, table.row("loc_2"), "toy", 0)
     key = stage_keys(config, splits=("test",))[Node("score", "test")]
-    StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 3.5}), {"seconds": 0.0})
+    StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 3.5}), Manifest(seconds=0.0))
     result = fill_table(table, profile, tmp_path)
     assert result.cells["loc_2", "toy"].values("test.mae") == {0: 3.5}
     assert dict(result.cells["loc_1", "toy"].found) == {}
@@ -428,7 +429,7 @@ def score_of(tmp_path: Path, seed: int, value: float) -> Path:
     table = parse_table(parse(TABLE, "t.yaml"))
     config = table.config(table.profile("toy"), table.row("loc_2"), "toy", seed)
     key = stage_keys(config, splits=("test",))[Node("score", "test")]
-    about = {"seconds": 1.0, "device": "cpu", "versions": {"commit": f"c{seed}", "torch": "2"}}
+    about = Manifest(seconds=1.0, device="cpu", versions={"commit": f"c{seed}", "torch": "2"})
     write = lambda folder: write_json(folder / "metrics.json", {"mae": value})  # noqa: E731
     return StageCache(tmp_path).publish(key, write, about).folder
 
@@ -767,7 +768,7 @@ def test_results_of_older_code_or_other_data_are_told(tmp_path: Path, monkeypatc
     table = parse_table(parse(TABLE, "t.yaml"))
     config = table.config(table.profile("toy"), table.row("loc_2"), "toy", 0)
     for node, key in pipeline_keys.stage_keys(config, splits=("test",)).items():
-        about = {"seconds": 1.0, "device": "cpu", "versions": {}, "config": parameters(config), "stage": str(node)}
+        about = Manifest(str(node), 1.0, "cpu", config=parameters(config))
         StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 1.0}), about)
 
     def notes() -> list[str]:
@@ -807,7 +808,7 @@ def test_a_table_says_on_what_its_networks_were_trained(tmp_path: Path) -> None:
         config = table.config(table.profile("toy"), table.row("loc_2"), "toy", seed)
         for node, key in stage_keys(config, splits=("test",)).items():
             made_on = device if node.stage == "counting" else "cpu"
-            about = {"seconds": 1.0, "device": made_on, "versions": {"commit": "c0", "torch": "2"}}
+            about = Manifest(seconds=1.0, device=made_on, versions={"commit": "c0", "torch": "2"})
             StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 1.0}), about)
     text = terminal(table_report(toy_cell(tmp_path)))
     assert "Toy crowd: the rows were made by different kinds of device (NVIDIA A100: 1 rows; cpu: 1 rows)." in text

@@ -26,6 +26,7 @@ from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
 from raz.store.cache import StageCache, StageKey, file_digest
 from raz.store.lease import acquire
+from raz.store.manifest import Manifest
 from raz.study.journal import journal_path, lock_path
 from raz.study.ledger import open_ledger
 from raz.study.records import Outcome, read_records
@@ -64,7 +65,7 @@ def make(store: Path, config: TrialConfig, splits: tuple[str, ...] = ("val",)) -
             chain = cache.paths.chain(node.stage, chain_key(key))
             chain.mkdir(parents=True, exist_ok=True)
             (chain / "checkpoint.pt").write_bytes(bytes(500))
-        about = {"stage": str(node), "seconds": 1.5, "device": "cpu", "config": parameters(config), "read": read}
+        about = Manifest(str(node), 1.5, "cpu", config=parameters(config), read=tuple(read))
         cache.publish(key, lambda folder, text=str(node): (folder / "made.txt").write_text(text) and None, about)
     return keys
 

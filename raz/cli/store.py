@@ -63,7 +63,7 @@ def ls_(
         {
             "stage": artifact.name, "key": artifact.key, "bytes": artifact.bytes,
             "changed": datetime.fromtimestamp(artifact.changed).isoformat(timespec="seconds"),
-            "seconds": (artifact.manifest or {}).get("seconds"), "damaged": artifact.manifest is None,
+            "seconds": artifact.manifest.seconds if artifact.manifest else None, "damaged": artifact.manifest is None,
             "users": sorted(users.get((artifact.stage, artifact.key), ())),
         }
         for artifact in artifacts

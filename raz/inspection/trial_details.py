@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +13,11 @@ from raz.pipeline.events import StageUse
 from raz.pipeline.graph import stage_of
 from raz.store.cache import StageCache, stored_curve
 from raz.store.inventory import KEY
-from raz.store.paths import MANIFEST
+from raz.store.manifest import Manifest, read_manifest
 from raz.study.index import StudySnapshot, trial_index
 from raz.study.records import TrialRecord
 from raz.utils import formatting
-from raz.utils.json_types import Json, JsonLike, JsonObject
+from raz.utils.json_types import Json, JsonLike
 
 FITTED_METRICS = ("theta_f_", "threshold_")  # fitted parameters among the metrics, which text leaves out
 
@@ -179,26 +178,23 @@ def _folder(cache: StageCache, use: StageUse) -> Path | None:
     return cache.paths.stage(stage, use.key) if stage and KEY.fullmatch(use.key) else None
 
 
-def _manifest(folder: Path | None) -> JsonObject:
-    """The manifest of a stage; {} where the artifact is missing or damaged."""
+def _manifest(folder: Path | None) -> Manifest | None:
+    """The manifest of a stage; None where the artifact is missing or damaged."""
     try:
-        manifest: Json = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) if folder else {}
+        return read_manifest(folder) if folder else None
     except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        return None
 
 
-def _provenance(trial: TrialRecord, extra: Mapping[str, Json], manifests: Sequence[JsonObject]) -> Provenance:
+def _provenance(trial: TrialRecord, extra: Mapping[str, Json], manifests: Sequence[Manifest]) -> Provenance:
     """From the trial's own record; what that lacks from the manifests of its stages."""
     recorded = extra.get("provenance")
     own = recorded if isinstance(recorded, dict) else {}
     commit, plus, _ = trial.versions.get("commit", "").partition("+")
-    devices: list[Json] = [*sorted({str(manifest["device"]) for manifest in manifests if manifest.get("device")})]
+    devices: list[Json] = [*sorted({manifest.device for manifest in manifests if manifest.device})]
     data: dict[str, Json] = {}
     for manifest in manifests:
-        key = manifest.get("key")
-        read = key.get("data") if isinstance(key, dict) else None
-        data |= read if isinstance(read, dict) else {}
+        data |= manifest.data
     own_data = own.get("data")
     return Provenance(
         commit=commit or UNKNOWN,

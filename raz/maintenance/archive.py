@@ -27,6 +27,7 @@ from raz.pipeline.graph import stage_of
 from raz.spec.search_space import STUDY_NAME
 from raz.store.cache import StageCache, digest, file_digest, store_errors
 from raz.store.inventory import KEY
+from raz.store.manifest import read_manifest
 from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import bucket_for
 from raz.study.dataframe import frame
@@ -114,10 +115,10 @@ def _stages(store: Path, trials: Any) -> dict[str, Source]:
             continue
         folder = cache.paths.stage(stage, key)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            names = [MANIFEST, *manifest["files"]]
-            whole = all(file_digest(folder / n) == expected for n, expected in manifest["files"].items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            manifest = read_manifest(folder)
+            names = [MANIFEST, *manifest.files]
+            whole = all(file_digest(folder / n) == expected for n, expected in manifest.files.items())
+        except (OSError, ValueError):
             continue  # damaged, which is as good as not there
         members = {(_MEMBERS.stage(stage, key) / n).as_posix(): folder / n for n in names}
         if whole and all(_MEMBER.fullmatch(member) for member in members):
@@ -285,12 +286,11 @@ def _stages_in(store: Path, path: Path, aside: Path, places: dict[str, Path]) ->
         for file, place in files.items():
             place.rename(folder / file)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            content = manifest["key"]
-            right = digest(content) == key and content["stage"] == stage
-            right = right and set(manifest["files"]) == files.keys() - {MANIFEST}
-            right = right and all(file_digest(folder / n) == sha for n, sha in manifest["files"].items())
-        except (OSError, ValueError, KeyError, TypeError):
+            manifest = read_manifest(folder)
+            right = digest(manifest.key) == key and manifest.key.get("stage") == stage
+            right = right and set(manifest.files) == files.keys() - {MANIFEST}
+            right = right and all(file_digest(folder / n) == sha for n, sha in manifest.files.items())
+        except (OSError, ValueError):
             right = False
         if not right:
             raise RazError(str(path), f"{_MEMBERS.stage(stage, key).as_posix()} is no whole artifact")

@@ -114,7 +114,7 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -
 
     kept: list[StoredStage] = []
     for artifact in artifacts:
-        dataset = (artifact.manifest or {}).get("config", {}).get("dataset")
+        dataset = artifact.manifest.config.get("dataset") if artifact.manifest else None
         if artifact.manifest is None:
             drop(artifact.path, "damaged")
         elif (artifact.stage, artifact.key) in reached.users or dataset in reached.closed:
@@ -170,11 +170,11 @@ def _chains(store: Path, reached: Reachability, drop: Callable[[Path, str], None
 
 def _caches(store: Path, kept: Sequence[StoredStage], notes: list[str], drop: Callable[[Path, str], None]) -> None:
     """Packs and features. An artifact of an earlier version does not tell what it read: then all are kept."""
-    silent = [a for a in kept if a.manifest is not None and "read" not in a.manifest]
+    silent = [a for a in kept if a.manifest is not None and a.manifest.read is None]
     if silent:
         notes.append(f"all packs and features are kept: {len(silent)} artifacts of an earlier version use some of them")
         return
-    named = {str(name) for artifact in kept for name in (artifact.manifest or {}).get("read", ())}
+    named = {name for artifact in kept if artifact.manifest for name in artifact.manifest.read or ()}
     paths = StorePaths(store)
     for folder in (paths.packs, paths.features):
         for entry in entries(folder):

@@ -17,6 +17,7 @@ from raz.errors import RazError
 from raz.maintenance.reachability import compute_reachability
 from raz.store.cache import StageCache, store_errors
 from raz.store.inventory import KEY, StoredStage, check_store, integrity_errors, stages
+from raz.store.manifest import read_manifest
 from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import bucket_for
 from raz.study.journal import journal_path, registration_lock, study_names
@@ -141,11 +142,11 @@ def _artifact(artifact: StoredStage, store: Path, aside: Path, told: dict[str, A
         return
     copy = aside / artifact.key
     copy.mkdir()
-    for name in (MANIFEST, *artifact.manifest["files"]):
+    for name in (MANIFEST, *artifact.manifest.files):
         if os.path.basename(name) != name:
             break
         shutil.copyfile(artifact.path / name, copy / name, follow_symlinks=False)
-    manifest = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(copy)
     if integrity_errors(StoredStage(artifact.stage, artifact.key, copy, 0, 0.0, manifest)):
         told["damaged"].append(f"{artifact.stage}/{artifact.key}")
         shutil.rmtree(copy)

@@ -58,7 +58,7 @@ def compute_reachability(
     be read: what it asks for cannot be known then.
     """
     found = Reachability()
-    present = {str((a.manifest or {}).get("config", {}).get("dataset")) for a in artifacts}
+    present = {str(a.manifest.config.get("dataset")) for a in artifacts if a.manifest}
     for name in study_names(store):
         _study(found, read_study(store, name), data_root)
     for path in sorted(StorePaths(store).tables.glob("*.json")):
@@ -165,6 +165,6 @@ def _mark_transitively(found: Reachability, artifacts: Sequence[StoredStage]) ->
         known = STAGES.get(artifact.stage)
         if known is not None and known.kind == "trained":
             try:
-                found.chains.add((artifact.stage, chain_key(StageKey(**artifact.manifest["key"]))))
-            except TypeError:  # a key of another layout
+                found.chains.add((artifact.stage, chain_key(StageKey.of_manifest(artifact.manifest))))
+            except ValueError:  # a key of another layout
                 continue

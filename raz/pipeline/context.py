@@ -32,6 +32,7 @@ from raz.pipeline.regions import candidates
 from raz.pipeline.samples import Images
 from raz.store.cache import Artifact, StageCache, StageKey, digest
 from raz.store.paths import CANDIDATES, WEIGHTS, StorePaths
+from raz.utils.json_types import JsonLike
 
 MEMO = FeatureLru()
 PROGRESS_INTERVAL = 2.0  # seconds between two words on how many images are predicted
@@ -182,7 +183,7 @@ class ExecutionContext:
                 out.append(candidates(maps["attention"], config, given.seed, image, 2))
             return out
 
-        drawn = [given.seed, config.anchors, config.samples, config.sampling]
+        drawn: JsonLike = [given.seed, config.anchors, config.samples, config.sampling]
         folder = self.frozen_folder(digest([self.keys[Node("attention")].key, drawn]), data)
         return cached_candidates(folder / CANDIDATES, len(frames), compute)
 

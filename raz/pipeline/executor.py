@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from raz.pipeline.train_stages import TASKS
 from raz.pipeline.training_loop import Checkpoint, TrainedChain, TrialPruned, train
 from raz.store.cache import Artifact, StageKey, store_errors, write_json
 from raz.store.lease import Lease, LeaseLost
+from raz.store.manifest import Manifest
 from raz.store.paths import ARRAYS, CURVE, FITTED, METRICS, PER_IMAGE, WEIGHTS
 from raz.utils.provenance import environment_versions
 
@@ -198,15 +199,15 @@ class StageExecutor:
             if hear(int(point["epoch"]), float(point["value"])):
                 raise TrialPruned(self.step(node) + int(point["epoch"]), float(point["value"]))
 
-    def _manifest(self, node: Node, seconds: float, read: Iterable[str] = ()) -> dict[str, Any]:
-        return {
-            "stage": str(node),
-            "seconds": seconds,
-            "device": self.at.device_name,
-            "versions": environment_versions(),
-            "config": self._settings,
-            "read": sorted(read),
-        }
+    def _manifest(self, node: Node, seconds: float, read: Iterable[str] = ()) -> Manifest:
+        return Manifest(
+            stage=str(node),
+            seconds=seconds,
+            device=self.at.device_name,
+            versions=environment_versions(),
+            config=self._settings,
+            read=tuple(sorted(read)),
+        )
 
     def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
         path = self.at.cache.paths.checkpoint(node.stage, chain_key(key))
@@ -236,10 +237,9 @@ class StageExecutor:
             write_json(folder / CURVE, outcome.curve)
 
         seconds = sum(point["seconds"] for point in outcome.curve)
-        about = self._manifest(node, seconds, bench.read) | {
-            "best_epoch": outcome.best_epoch,
-            "best_value": outcome.best_value,
-        }
+        about = replace(
+            self._manifest(node, seconds, bench.read), best_epoch=outcome.best_epoch, best_value=outcome.best_value
+        )
         return self.at.cache.publish(key, write, about, lease)
 
     def _make(self, node: Node, key: StageKey, lease: Lease) -> Artifact:

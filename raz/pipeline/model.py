@@ -227,22 +227,22 @@ def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None
         return artifact
 
     manifest = found("score", score).manifest
-    config = from_parameters(manifest["config"])
+    config = from_parameters(manifest.config)
     keys: dict[str, str] = {}  # node ("counting", "zoom3@val") -> key
 
     def visit(needs: Mapping[str, str]) -> None:
         for node, key in needs.items():
             if node not in keys:
                 keys[node] = key
-                visit(found(stage_of(node), key).manifest["key"]["needs"])
+                visit(found(stage_of(node), key).manifest.needs)
 
-    visit(manifest["key"]["needs"])
+    visit(manifest.needs)
     trained = {}
     for stage in TRAINED:
         if stage in keys:
             artifact = found(stage, keys[stage])
             weights = builders.read_state(artifact.folder / WEIGHTS)
-            given = declared_inputs(from_parameters(artifact.manifest["config"]), stage)
+            given = declared_inputs(from_parameters(artifact.manifest.config), stage)
             trained[stage] = TrainedStage(keys[stage], given, weights)
     try:
         fitted = FittedThresholds.from_json(json.loads((found("score", score).folder / FITTED).read_text("utf-8")))
@@ -250,7 +250,7 @@ def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None
         hint = "run the study again: scores are made anew, in seconds, nothing is trained"
         raise RazError(f"store {store}", "this score keeps no thresholds: it is of an older version", hint) from None
     stages = {stage: key.key for stage, key in trained.items()} | {"score": score}
-    source = {"stages": stages, "made": {k: manifest[k] for k in ("versions", "device")}}
+    source = {"stages": stages, "made": {"versions": dict(manifest.versions), "device": manifest.device}}
     return Model(config, trained, fitted, {**(about or {}), **source})
 
 

@@ -103,8 +103,8 @@ def run_trial(
 
 def devices_of(artifacts: Mapping[Node, Artifact]) -> str:
     """Where the networks of a trial were trained and run, as its stages tell; a score runs wherever it is asked for."""
-    told = [a.manifest.get("device") for node, a in artifacts.items() if STAGES[node.stage].kind != "computed"]
-    return ", ".join(sorted({str(device) for device in told if device}))
+    devices = {a.manifest.device for node, a in artifacts.items() if STAGES[node.stage].kind != "computed"}
+    return ", ".join(sorted(devices - {""}))
 
 
 def build_stages(

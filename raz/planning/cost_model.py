@@ -7,7 +7,6 @@ of `PRIORS`. No torch: a plan must be there at once.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from raz.data.frames import input_size
 from raz.errors import RazError
 from raz.pipeline.graph import STAGES, Node
 from raz.pipeline.keys import open_cached
+from raz.store.manifest import read_manifest
 from raz.store.paths import MANIFEST, StorePaths
 
 VGG = ((64, 2), (128, 2), (256, 3), (512, 3))  # channels and convolutions at strides 1, 2, 4, 8
@@ -268,13 +268,13 @@ class CostModel:
             found = sorted((StorePaths(self.store).stages / stage).glob(f"[0-9a-f]*/{MANIFEST}"))
             for path in found[:: max(1, len(found) // MAX_MANIFESTS)]:
                 try:
-                    manifest = json.loads(path.read_text(encoding="utf-8"))
-                    config = from_parameters(manifest["config"])
-                    node = Node.parse(manifest["stage"])
-                    kind = "cpu" if manifest["device"] == "cpu" else "cuda"
+                    manifest = read_manifest(path.parent)
+                    config = from_parameters(manifest.config)
+                    node = Node.parse(manifest.stage)
+                    kind = "cpu" if manifest.device == "cpu" else "cuda"
                     amount = stage_gflop(config, node, self.sizes(config))
-                    size = sum((path.parent / name).stat().st_size for name in manifest["files"])
-                    seconds = float(manifest["seconds"])
+                    size = sum((path.parent / name).stat().st_size for name in manifest.files)
+                    seconds = manifest.seconds
                 except (OSError, ValueError, KeyError, TypeError, RazError):
                     continue
                 if amount > 0 and seconds > 0:

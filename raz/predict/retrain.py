@@ -57,7 +57,7 @@ def train_final(
         artifact = cache.get(stage, trained.key)
         if artifact is None:
             raise RazError(f"store {store}", f"stage {stage} {trained.key[:12]} is gone", "run the study again")
-        best[stage] = int(artifact.manifest["best_epoch"])
+        best[stage] = artifact.manifest.best_epoch or 0
     config = retrain_config(found.config, best)
     nodes = [Node(stage) for stage in found.trained]
     build_stages(config, store, nodes, data_root=data_root, log=log)

@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from raz.errors import RazError
 from raz.pipeline.graph import Node
 from raz.store.cache import StageCache
+from raz.store.manifest import Manifest, read_manifest
 from raz.store.paths import MANIFEST, METRICS, PER_IMAGE, StorePaths
 from raz.utils.atomic import atomic_write
+from raz.utils.json_types import JsonLike
 
 LAYOUT = 2  # raise it when the same scores would give another index
 
@@ -62,13 +64,12 @@ class StoredScore:
     config: Mapping[str, Any]  # dotted name -> value
 
 
-def manifest_of(store: Path, node: str, key: str) -> Mapping[str, Any]:
-    """The manifest of a stage's artifact (`zoom2@test`); empty where it cannot be read."""
+def manifest_of(store: Path, node: str, key: str) -> Manifest | None:
+    """The manifest of a stage's artifact (`zoom2@test`); None where it cannot be read."""
     try:
-        manifest = json.loads(StorePaths(store).manifest(Node.parse(node).stage, key).read_text(encoding="utf-8"))
+        return read_manifest(StorePaths(store).stage(Node.parse(node).stage, key))
     except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        return None
 
 
 class ProvenanceIndex:
@@ -78,19 +79,18 @@ class ProvenanceIndex:
         self.store = store
         self._known: dict[str, Mapping[str, frozenset[str]]] = {}
 
-    def of(self, manifest: Mapping[str, Any]) -> Mapping[str, frozenset[str]]:
+    def of(self, manifest: Manifest) -> Mapping[str, frozenset[str]]:
         """kind (code, device, torch) -> values; of needs that are no longer in the store nothing is known."""
-        versions = manifest.get("versions") or {}
+        versions = manifest.versions
         own = {
-            "code": versions.get("commit") or versions.get("raz-sweep"), "device": manifest.get("device"),
+            "code": versions.get("commit") or versions.get("raz-sweep"), "device": manifest.device,
             "torch": versions.get("torch"),
         }  # fmt: skip
         out = {kind: frozenset([str(value)]) if value else frozenset() for kind, value in own.items()}
-        needs = (manifest.get("key") or {}).get("needs") or {}
-        for node, key in needs.items():
+        for node, key in manifest.needs.items():
             if key not in self._known:
-                self._known[key] = {}  # while it is looked at: keys hang on what they need, so there is no circle
-                self._known[key] = self.of(manifest_of(self.store, str(node), str(key)))
+                needed = manifest_of(self.store, node, key)
+                self._known[key] = self.of(needed) if needed is not None else {}
             for kind, values in self._known[key].items():
                 out[kind] = out[kind] | values
         return out
@@ -133,9 +133,11 @@ class ScoreIndex:
             try:
                 metrics = (artifact.folder / METRICS).read_text(encoding="utf-8")
                 manifest = artifact.manifest
-                about = {name: manifest.get(name) for name in ("device", "versions", "seconds", "config")}
-                about["data"] = manifest["key"]["data"]
-                about["made"] = {kind: sorted(values) for kind, values in makers.of(manifest).items()}
+                about: dict[str, JsonLike] = {
+                    "device": manifest.device, "versions": manifest.versions, "seconds": manifest.seconds,
+                    "config": manifest.config, "data": manifest.data,
+                    "made": {kind: sorted(values) for kind, values in makers.of(manifest).items()},
+                }  # fmt: skip
                 rows[key] = (json.dumps(json.loads(metrics)), json.dumps(about))
             except (OSError, ValueError, KeyError, TypeError):
                 continue

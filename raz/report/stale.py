@@ -95,7 +95,7 @@ def _manifests(store: Path, name: str, key: str) -> Iterator[tuple[str, Mapping[
         if one in seen:
             continue
         seen.add(one)
-        content = manifest_of(store, node, one).get("key")
-        if isinstance(content, dict):
-            yield node, content
-            waiting += [(str(n), str(k)) for n, k in content.get("needs", {}).items()]
+        manifest = manifest_of(store, node, one)
+        if manifest is not None:
+            yield node, manifest.key
+            waiting += manifest.needs.items()

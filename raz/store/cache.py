@@ -23,26 +23,39 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from raz.errors import RazError, TrialFailure
 from raz.store.lease import ATTEMPT, Lease, acquire
+from raz.store.manifest import Manifest, read_manifest
 from raz.store.paths import CURVE, MANIFEST, StorePaths
 from raz.store.s3_tier import tier_for
 from raz.utils.atomic import atomic_write
+from raz.utils.json_types import (
+    Json,
+    JsonLike,
+    JsonObject,
+    as_float,
+    as_list,
+    as_object,
+    get_int,
+    get_object,
+    get_str,
+    parse_json,
+    parse_object,
+)
 
 DETERMINISTIC_FAILURES = ("nan", "invalid", "oom")  # a lost process or a bug says nothing about the stage
 
 
-def canonical(value: Any) -> str:
+def canonical(value: JsonLike) -> str:
     """A JSON value as one text, whatever the order of its keys."""
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
-def digest(value: Any) -> str:
+def digest(value: JsonLike) -> str:
     """sha256 (hex) of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
@@ -59,18 +72,19 @@ class StageKey:
 
     stage: str
     version: int
-    inputs: Mapping[str, Any]  # dotted parameter -> value
+    inputs: Mapping[str, Json]  # dotted parameter -> value
     needs: Mapping[str, str]  # stage (or stage@split) -> its key
     data: Mapping[str, str]  # what is read -> fingerprint
 
     @property
-    def content(self) -> dict[str, Any]:
+    def content(self) -> JsonObject:
+        """What the key is the digest of, as JSON."""
         return {
             "stage": self.stage,
             "version": self.version,
-            "inputs": dict(self.inputs),
-            "needs": dict(self.needs),
-            "data": dict(self.data),
+            "inputs": {**self.inputs},
+            "needs": {**self.needs},
+            "data": {**self.data},
         }
 
     @cached_property
@@ -82,24 +96,34 @@ class StageKey:
         kept = {name: value for name, value in self.inputs.items() if name not in names}
         return StageKey(self.stage, self.version, kept, self.needs, self.data)
 
+    @classmethod
+    def of_manifest(cls, manifest: Manifest) -> StageKey:
+        """The key whose content a manifest holds. Raises ValueError where it has another layout."""
+        content = manifest.key
+        if content.keys() != {"stage", "version", "inputs", "needs", "data"}:
+            raise ValueError(f"a stage's key has {', '.join(sorted(content))}")
+        stage, version = get_str(content, "stage"), get_int(content, "version")
+        return cls(stage, version, get_object(content, "inputs"), manifest.needs, manifest.data)
+
 
 @dataclass(frozen=True)
 class Artifact:
     """A finished stage: its folder and its manifest."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @property
     def seconds(self) -> float:
-        return float(self.manifest["seconds"])
+        """Seconds that it took to make."""
+        return self.manifest.seconds
 
 
 Stamp = tuple[tuple[int, int], ...]  # (changed, size) of the manifest and each file
 
 
-def _stamp(folder: Path, manifest: Mapping[str, Any]) -> Stamp:
-    stats = [os.stat(folder / name) for name in (MANIFEST, *manifest["files"])]
+def _stamp(folder: Path, manifest: Manifest) -> Stamp:
+    stats = [os.stat(folder / name) for name in (MANIFEST, *manifest.files)]
     return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
 
 
@@ -137,19 +161,19 @@ class StageCache:
         try:
             if known is not None and known[0] == _stamp(folder, known[1].manifest):
                 return known[1]
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_manifest(folder)
             stamp = _stamp(folder, manifest)
-            for name, expected in manifest["files"].items():
+            for name, expected in manifest.files.items():
                 if file_digest(folder / name) != expected:
                     return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError):
             return None
         artifact = Artifact(folder, manifest)
         self._verified[folder] = (stamp, artifact)
         return artifact
 
     def publish(
-        self, key: StageKey, write: Callable[[Path], None], about: Mapping[str, Any], lease: Lease | None = None,
+        self, key: StageKey, write: Callable[[Path], None], about: Manifest, lease: Lease | None = None,
         *, durable: bool = True,
     ) -> Artifact:  # fmt: skip
         """Write the files in a folder of this attempt alone, then rename it into place.
@@ -166,8 +190,8 @@ class StageCache:
                 attempt.mkdir(parents=True)
                 write(attempt)
                 files = {p.name: file_digest(p) for p in sorted(attempt.iterdir())}
-                manifest = {**about, "key": key.content, "files": files}
-                write_json(attempt / MANIFEST, manifest)
+                manifest = replace(about, key=key.content, files=files)
+                write_json(attempt / MANIFEST, manifest.to_json())
                 for path in attempt.iterdir() if durable else ():
                     _sync(path)
                 if self.tier is not None:
@@ -207,11 +231,12 @@ class StageCache:
     def failure(self, key: StageKey, device: str) -> TrialFailure | None:
         """Why the stage cannot be made, if that is known. Memory that ran out counts on the same device only."""
         try:
-            told = json.loads(self._failure(key))
-            if told["reason"] == "oom" and told["device"] != device:
+            note = parse_object(self._failure(key))
+            where, what, hint, reason = (get_str(note, name) for name in ("where", "what", "hint", "reason"))
+            if reason == "oom" and note.get("device") != device:
                 return None
-            return TrialFailure(told["where"], told["what"], told["hint"], reason=told["reason"])
-        except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged note: the stage is tried again
+            return TrialFailure(where, what, hint, reason=reason)
+        except (OSError, ValueError):  # none, or a damaged note: the stage is tried again
             return None
 
     def record_failure(self, key: StageKey, failure: TrialFailure, device: str) -> None:
@@ -281,7 +306,7 @@ def store_errors(store: Path) -> Iterator[None]:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: JsonLike) -> None:
     """JSON, written aside and renamed."""
     with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
@@ -291,9 +316,10 @@ def stored_curve(folder: Path) -> list[dict[str, float]]:
     """The learning curve of a trained stage's artifact, a point an epoch: epoch, loss, value, seconds. Empty where it
     cannot be read."""
     try:
-        points = json.loads((folder / CURVE).read_text(encoding="utf-8"))
-        return [{name: float(point[name]) for name in ("epoch", "loss", "value", "seconds")} for point in points]
-    except (OSError, ValueError, KeyError, TypeError):
+        points = as_list(parse_json((folder / CURVE).read_text(encoding="utf-8")), CURVE)
+        fields = ("epoch", "loss", "value", "seconds")
+        return [{name: as_float(as_object(point, CURVE).get(name), name) for name in fields} for point in points]
+    except (OSError, ValueError):
         return []
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raz.errors import RazError
 from raz.store.cache import digest, file_digest
+from raz.store.manifest import Manifest, read_manifest
 from raz.store.paths import MANIFEST, StorePaths
 
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -27,18 +26,17 @@ class StoredStage:
     path: Path
     bytes: int
     changed: float  # seconds since the epoch
-    manifest: Mapping[str, Any] | None  # None: damaged
+    manifest: Manifest | None  # None: damaged
 
     @property
     def name(self) -> str:
         """`zoom2@val`, as trials call it."""
-        return str((self.manifest or {}).get("stage", self.stage))
+        return self.manifest.stage if self.manifest and self.manifest.stage else self.stage
 
     @property
     def needs(self) -> dict[str, str]:
         """Node (`zoom2@val`) -> key of what it was made from."""
-        needs = (self.manifest or {}).get("key", {}).get("needs", {})
-        return {str(node): str(key) for node, key in needs.items()}
+        return self.manifest.needs if self.manifest else {}
 
 
 def check_store(store: Path) -> None:
@@ -81,15 +79,14 @@ def stages(store: Path) -> Iterator[StoredStage]:
                 yield StoredStage(stage.name, entry.name, path, bytes_of(path), changed, manifest)
 
 
-def _manifest(folder: Path) -> tuple[Mapping[str, Any] | None, float]:
+def _manifest(folder: Path) -> tuple[Manifest | None, float]:
+    """The manifest, None where it is damaged, and when it was written."""
+    changed = folder.stat().st_mtime
     try:
-        changed = folder.stat().st_mtime
         changed = (folder / MANIFEST).stat().st_mtime
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        whole = isinstance(found, dict) and isinstance(found["files"], dict) and isinstance(found["key"], dict)
-    except (OSError, ValueError, KeyError):
+        return read_manifest(folder), changed
+    except (OSError, ValueError):
         return None, changed
-    return (found if whole else None), changed
 
 
 def integrity_errors(artifact: StoredStage) -> list[str]:
@@ -97,12 +94,9 @@ def integrity_errors(artifact: StoredStage) -> list[str]:
     if artifact.manifest is None:
         return [f"{MANIFEST} is missing or damaged"]
     out = []
-    try:
-        if digest(artifact.manifest["key"]) != artifact.key:
-            out.append("the key is not that of its content")
-    except (TypeError, ValueError):
+    if digest(artifact.manifest.key) != artifact.key:
         out.append("the key is not that of its content")
-    named = artifact.manifest["files"]
+    named = artifact.manifest.files
     for name, expected in sorted(named.items()):
         path = artifact.path / name
         if Path(name).name != name:

@@ -14,18 +14,17 @@ cluster the broker sees to it that a stage is made once, among clusters nobody d
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from raz.store.lease import ATTEMPT
+from raz.store.manifest import Manifest
 from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import Bucket, bucket_for
+from raz.utils.json_types import parse_object
 
 CAP_GB = 50.0  # of artifacts kept on a node; environment RAZ_CACHE_GB
 RECENT = 3600.0  # seconds for which what was asked for stays, however full it is
@@ -44,10 +43,10 @@ class S3Tier:
 
     # ------------------------------------------------------------------ artifacts
 
-    def push(self, stage: str, key: str, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def push(self, stage: str, key: str, folder: Path, manifest: Manifest) -> None:
         """Copies a finished artifact into the bucket, its manifest last. Raises OSError as Bucket."""
         prefix = self.paths.relative(self.paths.stage(stage, key))
-        for name, sha in manifest["files"].items():
+        for name, sha in manifest.files.items():
             self.bucket.write(f"{prefix}/{sha}", (folder / name).read_bytes())
         self.bucket.write(f"{prefix}/{MANIFEST}", (folder / MANIFEST).read_bytes())
 
@@ -60,7 +59,7 @@ class S3Tier:
             return False
         aside = final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
         try:
-            files = dict(json.loads(found)["files"])
+            files = Manifest.from_json(parse_object(found)).files
             if any(os.path.basename(name) != name or name == MANIFEST for name in files):
                 return False
             aside.mkdir(parents=True)
@@ -73,7 +72,7 @@ class S3Tier:
             if final.exists():  # what was asked for is not whole, or another process was quicker
                 final.rename(aside.with_name(f"{aside.name}-old"))
             aside.rename(final)
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             return False
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -26,6 +26,7 @@ from raz.data.contract import SPLITS, Reader, Sample, ScannedSample, ScanResult,
 from raz.pipeline.context import TrialState
 from raz.pipeline.graph import Node
 from raz.store.cache import StageCache
+from raz.store.manifest import Manifest
 
 DATASET = "given"
 IMAGES: dict[Split, int] = {"train": 4, "val": 4, "test": 3}
@@ -173,7 +174,7 @@ def plant_arrays(at: TrialState, node: Node, arrays: Mapping[str, NDArray[Any]])
 
 
 def _plant(at: TrialState, node: Node, write: Any) -> None:
-    about = {"config": parameters(at.config), "seconds": 0.0}
+    about = Manifest(config=parameters(at.config), seconds=0.0)
     at.artifacts[node] = at.cache.publish(at.keys[node], write, about, durable=False)
 
 

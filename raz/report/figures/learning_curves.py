@@ -89,4 +89,4 @@ def _curves_by_network(found: Sequence[UsedStage]) -> Iterator[tuple[str, int, l
         points = stored_curve(first.artifact.folder)
         if points:
             name = f"{first.row}, seed {first.seed}" if own else f"seed {first.seed}"
-            yield name, int(first.artifact.manifest.get("best_epoch", 0)), points
+            yield name, first.artifact.manifest.best_epoch or 0, points
