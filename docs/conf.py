@@ -7,9 +7,13 @@ hyperparameters, the Python API. A name `raz.…` or a path of this repository i
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+import pydoc
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -171,13 +175,17 @@ def plain_reference(app: Sphinx, env: Any, node: nodes.Element, shown: nodes.Tex
 
 
 def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """What the Python API documents is a link wherever it is named."""
+    """What the Python API documents is a link wherever it is named, also by the name of a package that offers it."""
     objects = app.env.domains.python_domain.objects
     for node in list(doctree.findall(nodes.literal)):
-        found = objects.get(node.astext())
-        if found is not None and NAME.fullmatch(node.astext()) and not isinstance(node.parent, nodes.reference):
-            link = make_refnode(app.builder, page, found.docname, found.node_id, node.deepcopy())
-            node.replace_self(link)
+        name = node.astext()
+        if not NAME.fullmatch(name) or isinstance(node.parent, nodes.reference):
+            continue
+        of = pydoc.locate(name)
+        home = f"{getattr(of, '__module__', '')}.{getattr(of, '__qualname__', '')}"
+        entry = objects.get(name) or objects.get(home)
+        if entry is not None:
+            node.replace_self(make_refnode(app.builder, page, entry.docname, entry.node_id, node.deepcopy()))
 
 
 # ---------------------------------------------------------------------------------------- written by the code
@@ -215,33 +223,47 @@ class Commands(Directive):
 
 
 class Hyperparameters(Directive):
-    """Every hyperparameter with its legal values and what each preset sets."""
+    """Every hyperparameter with its comment in the code, its legal values and what each preset sets."""
 
     def run(self) -> list[nodes.Node]:
         presets = {name: parameters(config.resolved()) for name, config in PRESETS.items()}
-        rows = [["parameter", "values", *presets]]
+        comments = dict(field_comments(PRESETS["paper"]))
+        rows: list[tuple[str, ...]] = [("parameter", "values", *presets)]
         for name in presets["paper"]:
-            rows.append(
-                [name, parameter_types()[name].summary(), *(shown(values[name]) for values in presets.values())]
-            )
+            first = f"{name}\n{comments[name]}"
+            values = (shown(values[name]) for values in presets.values())
+            rows.append((first, parameter_types()[name].summary(), *values))
         return [table(rows)]
+
+
+def field_comments(part: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted name of each parameter of a dataclass, and the comment behind its field in the source, '' for none."""
+    source = inspect.getsource(type(part))
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if is_dataclass(value):
+            yield from field_comments(value, f"{prefix}{field.name}.")
+        else:
+            comment = re.search(rf"^    {field.name}: .*?  # (.+)$", source, re.MULTILINE)
+            yield f"{prefix}{field.name}", comment[1].replace("`", "") if comment else ""
 
 
 def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def table(rows: list[list[str]]) -> nodes.table:
-    """Rows of text, the first of them the heading; the first column is code."""
+def table(rows: list[tuple[str, ...]]) -> nodes.table:
+    """Rows of text, the first of them the heading. The first line of a first column is code."""
     group = nodes.tgroup(cols=len(rows[0]))
-    group += [nodes.colspec(colwidth=1) for _ in rows[0]]
+    group += [nodes.colspec(colwidth=3 if column == 0 else 1) for column in range(len(rows[0]))]
     head, body = nodes.thead(), nodes.tbody()
     for number, row in enumerate(rows):
+        name, _, comment = row[0].partition("\n")
         line = nodes.row()
-        for column, text in enumerate(row):
-            kind = nodes.literal if column == 0 and number else nodes.Text
-            inner = nodes.literal(text=text) if kind is nodes.literal else nodes.Text(text)
-            line += nodes.entry("", nodes.paragraph("", "", inner))
+        line += nodes.entry("", nodes.paragraph("", "", nodes.literal(text=name) if number else nodes.Text(name)))
+        if comment:
+            line[0] += nodes.paragraph(text=comment)
+        line += [nodes.entry("", nodes.paragraph(text=text)) for text in row[1:]]
         (body if number else head).append(line)
     group += [head, body]
     return nodes.table("", group)
