@@ -48,7 +48,7 @@ def faults_of(text: str) -> list[str]:
 def test_latex_of_every_shipped_table_is_well_formed(name: str, tmp_path: Path) -> None:
     table = load_table(shipped("ablations")[name])
     for profile in table.profiles:
-        report = table_report(fill_table(table, table.profile(profile), tmp_path, stored=zoomed), "run it")
+        report = table_report(fill_table(table, table.profile(profile), tmp_path, lookup=zoomed), "run it")
         text = latex(report)
         assert faults_of(text) == []
         assert text.count(r"\begin{tabular}") == len(report.sheets)

@@ -14,12 +14,12 @@ from raz.data import open_dataset
 from raz.errors import RazError
 from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
-from raz.report.figures.image_results import RADIUS, ImageResult, load_image_results, pick
+from raz.report.figures.image_results import RADIUS, ImageResult, load_image_results, select_images
 from raz.report.figures.photographs import SCALE, downsample, figure_1, figure_5
 from raz.store.cache import StageCache, write_json
 from raz.store.manifest import Manifest
 from tests.crowds import write_crowd
-from tests.test_report import record, told
+from tests.test_report import record, report_output
 
 CONFIG = replace(
     configure(PRESETS["tiny"], {"dataset": "shanghaitech_a", "depth": 2, "fusion.rule": "localization"}), seed=0
@@ -119,10 +119,10 @@ def test_images_are_asked_for_by_name_index_or_word() -> None:
     ids = ["test/IMG_1", "test/IMG_2", "test/IMG_3"]
     truth, fused = np.array([5.0, 900.0, 40.0]), np.array([5.0, 880.0, 140.0])
     words = ["densest", "median", "sparsest", "worst", "best"]
-    assert [pick([word], ids, truth, fused) for word in words] == [[1], [2], [0], [2], [0]]
-    assert pick(["2", "IMG_1", "test/IMG_3"], ids, truth, fused) == [2, 0]  # each once
+    assert [select_images([word], ids, truth, fused) for word in words] == [[1], [2], [0], [2], [0]]
+    assert select_images(["2", "IMG_1", "test/IMG_3"], ids, truth, fused) == [2, 0]  # each once
     with pytest.raises(RazError, match=r"'IMG_9' is no image of these 3: expected densest, .* 0 to 2") as caught:
-        pick(["IMG_9"], ids, truth, fused)
+        select_images(["IMG_9"], ids, truth, fused)
     assert "IMG_" in caught.value.hint
 
 
@@ -167,22 +167,23 @@ def test_a_page_holds_photographs_only_when_asked(store: Path, crowd: Path, tmp_
     file.write_text(TABLE, encoding="utf-8")
     asked = ["--table", str(file), "--store", str(store), "--data-root", str(crowd)]
     page = tmp_path / "t.html"
-    assert told(*asked, "--out", str(page)) == f"wrote {page}\n"
+    assert report_output(*asked, "--out", str(page)) == f"wrote {page}\n"
     plain = page.read_text(encoding="utf-8")
     assert "data:image/jpeg" not in plain
     assert "Learning curves: counting" in plain
-    told(*asked, "--out", str(page), "--photo", "densest", "--photo", "0")
+    report_output(*asked, "--out", str(page), "--photo", "densest", "--photo", "0")
     shown = page.read_text(encoding="utf-8")
     assert shown.count("(the paper's Figure 1), row two, seed 0, image ") == shown.count("(the paper's Figure 5)") >= 1
     assert "data:image/jpeg" in shown
     assert (
-        told(*asked, "--photo", "0") == "--photo: a terminal shows no photographs\n  try: --out page.html, or --png DIR"
+        report_output(*asked, "--photo", "0")
+        == "--photo: photographs need a page or image files\n  try: --out page.html, or --png DIR"
     )
-    assert "try: --photo densest --of two" in told(*asked, "--of", "two", "--out", str(page))
+    assert "try: --photo densest --of two" in report_output(*asked, "--of", "two", "--out", str(page))
     page_of = [*asked, "--out", str(page), "--photo", "0", "--of"]
-    assert told(*page_of, "tow").startswith("--of: table two runs no row 'tow'\n  try: did you mean two")
-    assert told(*page_of, "two@7").startswith("--of: '7' is no seed of the table\n  try: one of 0, 1")
-    assert told(*page_of, "two@1").startswith("--photo: two@1 has no results in")
+    assert report_output(*page_of, "tow").startswith("--of: table two runs no row 'tow'\n  try: did you mean two")
+    assert report_output(*page_of, "two@7").startswith("--of: '7' is no seed of the table\n  try: one of 0, 1")
+    assert report_output(*page_of, "two@1").startswith("--photo: two@1 has no results in")
 
 
 def test_a_studys_best_trial_is_shown_or_the_one_that_is_named(store: Path, crowd: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_studys_best_trial_is_shown_or_the_one_that_is_named(store: Path, crow
         "Density and locations (the paper's Figure 1), s#1", "Predicted and true heads (the paper's Figure 5), s#1",
     ]  # fmt: skip
     for whose, message in (
-        ("0", "is not in .*, so there is nothing to draw"), ("2", "s#2: is failed: it has predicted nothing"),
+        ("0", "is not in .*, so there is nothing to draw"), ("2", "s#2: is failed: it has no predictions"),
         ("7", "has no trial 7"), ("best", "'best' is no trial's number"),
     ):  # fmt: skip
         with pytest.raises(RazError, match=message):
@@ -210,7 +211,7 @@ def test_a_studys_best_trial_is_shown_or_the_one_that_is_named(store: Path, crow
 def test_learning_curves_have_a_line_a_network(store: Path, crowd: Path, tmp_path: Path) -> None:
     from raz.report.figures.learning_curves import learning_curves
     from raz.report.fill import fill_table
-    from raz.report.used_stages import stages_of
+    from raz.report.used_stages import used_stages
     from raz.spec.ablation_yaml import load_table
 
     file = tmp_path / "two.yaml"
@@ -219,7 +220,7 @@ def test_learning_curves_have_a_line_a_network(store: Path, crowd: Path, tmp_pat
     for seed in (0, 1):
         publish(place, crowd, replace(CONFIG, seed=seed))
     table = load_table(file)
-    uses = stages_of(fill_table(table, table.profile(), place, data_root=crowd), crowd)
+    uses = used_stages(fill_table(table, table.profile(), place, data_root=crowd), crowd)
     (drawn,) = learning_curves(uses)  # only the counting branch has a curve here
     assert drawn.title.startswith("Learning curves: counting")
     assert [(row["network"], row["epoch"], row["value"], row["best"]) for row in drawn.rows] == [

@@ -72,7 +72,7 @@ class Known:
         if config.depth > 1:
             return {}
         return {
-            seed: found(
+            seed: scores_of_metrics(
                 {
                     "test.mae": [68.0, 70.0, 72.0][seed], "test.rmse": [110.0, 110.0, math.nan][seed],
                     "test.images": 182.0, "test.heads": self.heads,
@@ -82,20 +82,20 @@ class Known:
         }  # fmt: skip
 
 
-def found(metrics: dict[str, float]) -> TrialScores:
+def scores_of_metrics(metrics: dict[str, float]) -> TrialScores:
     return TrialScores(metrics, {}, {}, {})
 
 
-def filled(profile: str = "small", stored: object = None) -> FilledTable:
+def filled(profile: str = "small", lookup: object = None) -> FilledTable:
     table = parse_table(parse(TABLE, "t.yaml"))
-    return fill_table(table, table.profile(profile), Path("nowhere"), stored=stored or Known())  # type: ignore[arg-type]
+    return fill_table(table, table.profile(profile), Path("nowhere"), lookup=lookup or Known())  # type: ignore[arg-type]
 
 
 def zoomed(
     config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
 ) -> dict[int, TrialScores]:
     return {
-        seed: found(
+        seed: scores_of_metrics(
             {
                 "test.mae": 1.0 + seed, "test.rmse": 2.0, "test.regions_per_image": 4.0 * (config.depth - 1),
                 "test.images_zoomed": 0.5,
@@ -137,7 +137,7 @@ def test_a_further_run_is_expected_in_the_prediction_interval() -> None:
 
 def test_every_trial_of_the_table_is_looked_up_as_a_run_would_make_it() -> None:
     known = Known()
-    result = filled(stored=known)
+    result = filled(lookup=known)
     assert sorted((c.depth, c.seed, c.dataset) for c in known.asked) == [
         (depth, seed, "shanghaitech_a") for depth in (1, 2) for seed in (0, 1, 2)
     ]
@@ -153,8 +153,8 @@ def test_a_data_set_that_cannot_be_opened_leaves_the_others_alone() -> None:
         raise RazError(config.dataset, "no folder given", "--data-root DIR")
 
     result = filled("paper", stored)
-    assert result.troubles["shanghaitech_a"] == "shanghaitech_a: no folder given\n  try: --data-root DIR"
-    assert "has no reader" in result.troubles["ucf_qnrf"]
+    assert result.problems["shanghaitech_a"] == "shanghaitech_a: no folder given\n  try: --data-root DIR"
+    assert "has no reader" in result.problems["ucf_qnrf"]
     assert (result.wanted, result.missing) == (6, 6)  # what no reader can give is not asked of a run
     text = terminal(table_report(result, "raz-sweep run x"))
     assert "no folder given" in text
@@ -164,7 +164,7 @@ def test_a_data_set_that_cannot_be_opened_leaves_the_others_alone() -> None:
 def test_an_empty_store_opens_no_data_set(tmp_path: Path) -> None:
     table = parse_table(parse(TABLE, "t.yaml"))
     result = fill_table(table, table.profile("small"), tmp_path)
-    assert (dict(result.troubles), result.missing) == ({}, 6)
+    assert (dict(result.problems), result.missing) == ({}, 6)
 
 
 def test_scores_are_found_where_the_pipeline_puts_them(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_scores_are_found_where_the_pipeline_puts_them(tmp_path: Path) -> None:
     StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 3.5}), Manifest(seconds=0.0))
     result = fill_table(table, profile, tmp_path)
     assert result.cells["loc_2", "toy"].values("test.mae") == {0: 3.5}
-    assert dict(result.cells["loc_1", "toy"].found) == {}
+    assert dict(result.cells["loc_1", "toy"].scores) == {}
 
 
 # ------------------------------------------------------------------------------------ what a table says
@@ -213,7 +213,7 @@ def test_a_verdict_needs_imagenet_weights_and_the_same_annotations() -> None:
     assert "| agrees |" in markdown(table_report(filled("paper", Known(78_700.0))))  # the other circulating version
     assert "| agrees |" not in markdown(table_report(filled("paper", Known(70_000.0))))
     table = parse_table(parse(TABLE, "t.yaml", strict=False), {"backbone.weights": "none"}, "paper")
-    other = fill_table(table, table.profile("paper"), Path("nowhere"), stored=Known())
+    other = fill_table(table, table.profile("paper"), Path("nowhere"), lookup=Known())
     assert "| agrees |" not in markdown(table_report(other))
 
 
@@ -286,7 +286,9 @@ def both(*seeds: int, gain: float = -2.0) -> object:
         worth = {0: 60.0, 1: 75.0, 2: 90.0}
         step = {0: 0.1, 1: 0.0, 2: -0.1}
         return {
-            seed: found({"test.mae": worth[seed] + (config.depth - 1) * (gain + step[seed]), "test.rmse": 9.0})
+            seed: scores_of_metrics(
+                {"test.mae": worth[seed] + (config.depth - 1) * (gain + step[seed]), "test.rmse": 9.0}
+            )
             for seed in seeds
         }
 
@@ -296,7 +298,7 @@ def both(*seeds: int, gain: float = -2.0) -> object:
 def claims(*seeds: int, gain: float = -2.0) -> Report:
     table = parse_table(parse(CLAIMS, "t.yaml"))
     look = both(*seeds, gain=gain)
-    return table_report(fill_table(table, table.profile("small"), Path("nowhere"), stored=look))  # type: ignore[arg-type]
+    return table_report(fill_table(table, table.profile("small"), Path("nowhere"), lookup=look))  # type: ignore[arg-type]
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -344,7 +346,7 @@ def test_figures_are_data_first() -> None:
         )
     )
     look = both(0, 1, 2)
-    filled = fill_table(table, table.profile("small"), Path("nowhere"), stored=look)  # type: ignore[arg-type]
+    filled = fill_table(table, table.profile("small"), Path("nowhere"), lookup=look)  # type: ignore[arg-type]
     figures = {f.title: f for f in table_figures(filled)}
     by_depth = figures["MAE by depth, ShanghaiTech_A"]
     assert [(row["depth"], row["mean"]) for row in by_depth.rows] == [
@@ -360,15 +362,15 @@ def test_figures_are_data_first() -> None:
 
 
 def test_pictures_need_kaleido_or_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raz.report.figures.export import write_pictures
+    from raz.report.figures.export import write_figures
     from raz.report.figures.style import figure
 
     monkeypatch.setitem(sys.modules, "kaleido", None)
     one = figure("A b/c", [{"x": 1}], [{"type": "scatter", "x": [1], "y": [1]}], "x", "y")
     with pytest.raises(RazError, match=r"--png: kaleido is not installed\n  try: pip install 'raz-sweep\[images\]'"):
-        write_pictures([one], tmp_path / "f", "png")
+        write_figures([one], tmp_path / "f", "png")
     with pytest.raises(RazError, match="nothing to draw"):
-        write_pictures([], tmp_path / "f", "svg")
+        write_figures([], tmp_path / "f", "svg")
     assert not (tmp_path / "f").exists()
 
 
@@ -403,7 +405,7 @@ def test_one_seed_is_paired_by_image(tmp_path: Path) -> None:
         return {0: TrialScores(metrics, {}, {}, {"test": folders[config.depth]})}
 
     table = parse_table(parse(CLAIMS, "t.yaml"))
-    report = table_report(fill_table(table, table.profile("small"), tmp_path, stored=stored))
+    report = table_report(fill_table(table, table.profile("small"), tmp_path, lookup=stored))
     (sheet,) = [sheet for sheet in report.sheets if "differences" in sheet.title]
     assert [(line[0], line[3], line[5]) for line in sheet.lines] == [
         ("MAE", "80 images", "differs"), ("RMSE", "80 images", "differs"),
@@ -412,8 +414,13 @@ def test_one_seed_is_paired_by_image(tmp_path: Path) -> None:
     record = next(r for r in report.records if r.get("row") == "loc_2")
     d = 0.3 * np.abs(noise)
     assert -record["to_base"]["high"] < d.mean() < -record["to_base"]["low"]
+    whole = (folders[2] / "per_image.npz").read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-100]):  # as an interrupted copy leaves it
+        (folders[2] / "per_image.npz").write_bytes(damaged)
+        with pytest.raises(RazError, match="cannot be read"):
+            TrialScores({}, {}, {}, {"test": folders[2]}).per_image("test")
     (folders[2] / "per_image.npz").write_bytes(b"damaged")
-    report = table_report(fill_table(table, table.profile("small"), tmp_path, stored=stored))
+    report = table_report(fill_table(table, table.profile("small"), tmp_path, lookup=stored))
     (sheet,) = [sheet for sheet in report.sheets if "differences" in sheet.title]
     assert {line[5] for line in sheet.lines} == {"one run"}
 
@@ -444,7 +451,7 @@ def test_the_index_follows_the_store_and_can_be_lost(tmp_path: Path) -> None:
     index = tmp_path / "reports" / "scores.parquet"
     cell = toy_cell(tmp_path).cells["loc_2", "toy"]
     assert cell.values("test.mae") == {0: 3.5, 1: 4.5}
-    assert cell.found[1].about["test"]["versions"]["commit"] == "c1"
+    assert cell.scores[1].provenance["test"].versions["commit"] == "c1"
     first = index.stat().st_mtime_ns
     toy_cell(tmp_path)
     assert index.stat().st_mtime_ns == first  # nothing new: not written again
@@ -453,7 +460,7 @@ def test_the_index_follows_the_store_and_can_be_lost(tmp_path: Path) -> None:
     assert toy_cell(tmp_path).cells["loc_2", "toy"].values("test.mae") == {0: 3.5, 1: 4.5, 2: 9.0}
     (folders[0] / "manifest.json").unlink()
     again = toy_cell(tmp_path)
-    assert set(again.cells["loc_2", "toy"].found) == {1, 2}
+    assert set(again.cells["loc_2", "toy"].scores) == {1, 2}
     assert again.damaged == (folders[0],)
     text = terminal(table_report(again, "raz-sweep run t.yaml"))
     assert f"{folders[0]} is damaged, so its cell stays empty" in text
@@ -573,7 +580,7 @@ def test_a_study_says_what_was_pruned_what_it_cost_and_what_sharing_saved() -> N
     shared = [record(n, "complete", 9.0 - n, stages=(stage,), steps={1: 5.0, 2: 4.0 + n}) for n in range(3)]
     stopped = [record(n, "pruned", steps={1: 8.0, 2: 20.0 + n}) for n in (3, 4)]
     sheets = {sheet.title: sheet for sheet in study_report("s", [*shared, *stopped], MAE).sheets}
-    assert sheets["Pruned, and how they stood"].lines == (("2", "2", "23.5", "5 of 3", "3, 4"),)
+    assert sheets["Pruned trials, by step"].lines == (("2", "2", "23.5", "5 of 3", "3, 4"),)
     assert sheets["Time spent, and saved by sharing stages"].lines == (
         ("counting", "1", "3", "10.0", "20.0"), ("all", "", "", "10.0", "20.0"),
     )  # fmt: skip
@@ -583,7 +590,7 @@ def test_what_matters_is_found_and_drawn_with_optunas_own_figures() -> None:
     """The objective is x; y is noise. Figures hold plain numbers, at most some hundred trials of ten thousand."""
     import random
 
-    from raz.report.figures.study_figures import MOST_TRIALS, importances, study_figures, to_optuna_study
+    from raz.report.figures.study_figures import MAX_TRIALS, importances, study_figures, to_optuna_study
 
     dice = random.Random(1)
     trials = []
@@ -591,14 +598,14 @@ def test_what_matters_is_found_and_drawn_with_optunas_own_figures() -> None:
         values = {"x": dice.random(), "y": dice.random(), "rule": dice.choice(["grid", "average"])}
         trials.append(record(n, "complete", values["x"], values=values, steps={1: values["x"] + 1, 2: values["x"]}))  # type: ignore[operator]
     study = to_optuna_study(trials, ["minimize"])
-    assert 0 < len(study.trials) <= MOST_TRIALS
+    assert 0 < len(study.trials) <= MAX_TRIALS
     shares = importances(study)
     assert max(shares, key=lambda name: shares[name]) == "x"
     assert shares["x"] > 0.8
     titles = [figure.title for figure in study_figures(trials[:200], MAE)]
     assert titles == [
         "History of val.mae", "Learning curves, as the pruner saw them", "Parallel coordinates", "Slices",
-        "Contours of the two that matter most", "What matters",
+        "Contours of the two most important parameters", "Parameter importance",
     ]  # fmt: skip
     assert study_figures([], MAE) == ()
 
@@ -621,10 +628,10 @@ def test_a_timeline_puts_what_overlaps_on_workers_of_its_own() -> None:
 
 
 def test_two_studies_stand_side_by_side() -> None:
-    from raz.report.study import compared
+    from raz.report.study import comparison_table
 
     others = [record(n, "complete", 3.0 + n, config={"seed": n}) for n in range(3)]
-    sheet = compared("s", RECORDS, "t", others, MAE)
+    sheet = comparison_table("s", RECORDS, "t", others, MAE)
     assert sheet.lines == (("s", "3", "1", "7.5", "7.5", "14"), ("t", "3", "3", "3", "4", "6"))
 
 
@@ -633,7 +640,7 @@ def test_several_objectives_have_a_front_and_no_best_trial() -> None:
     import random
 
     from raz.report.figures.study_figures import study_figures
-    from raz.report.study import compared
+    from raz.report.study import comparison_table
     from raz.study.index import pareto_front
 
     dice = random.Random(3)
@@ -661,7 +668,7 @@ def test_several_objectives_have_a_front_and_no_best_trial() -> None:
     assert report.sheets[-1].header[:5] == ("trial", "state", "val.mae", "val.map@5", "seconds")
     assert study_figures(trials, both)[0].title == "Pareto front"
     lowest, highest = min(t.metrics["val.mae"] for t in trials[:60]), max(t.metrics["val.map@5"] for t in trials[:60])
-    line = compared("s", trials, "t", trials, both).lines[0]
+    line = comparison_table("s", trials, "t", trials, both).lines[0]
     assert (line[3], line[5]) == (f"{lowest:.4g}", f"{highest:.4g}")
 
 
@@ -671,7 +678,7 @@ def test_a_trial_that_was_run_again_counts_once_as_what_became_of_it() -> None:
 
 
 def test_a_trials_record_names_the_command_that_makes_it_again() -> None:
-    first, second = study_report("s", RECORDS, MAE, where=" --store 'my store'").records[:3:2]
+    first, second = study_report("s", RECORDS, MAE, store_option=" --store 'my store'").records[:3:2]
     assert first["command"] == "raz-sweep rerun s#0 --store 'my store'"
     assert second["command"] == ""  # it failed: there is nothing to make again
 
@@ -686,7 +693,7 @@ app = typer.Typer()
 app.command("report")(report_command)
 
 
-def told(*words: str) -> str:
+def report_output(*words: str) -> str:
     result = CliRunner().invoke(app, list(words))
     if isinstance(result.exception, RazError):
         return str(result.exception)
@@ -695,7 +702,7 @@ def told(*words: str) -> str:
 
 
 def test_an_empty_table_ends_with_the_command_that_fills_it(tmp_path: Path) -> None:
-    text = told("--table", "recurrence", "--profile", "small", "--store", str(tmp_path / "a b"))
+    text = report_output("--table", "recurrence", "--profile", "small", "--store", str(tmp_path / "a b"))
     command = f"raz-sweep run ablations/recurrence.yaml --profile small --store '{tmp_path}/a b' --data-root DIR"
     assert text.splitlines()[-1].strip() == command
     row = next(line.split() for line in text.splitlines() if line.startswith(" loc_2"))
@@ -710,7 +717,7 @@ def test_the_command_carries_what_was_given() -> None:
 
 def test_the_format_follows_the_files_name(tmp_path: Path) -> None:
     out = tmp_path / "new" / "table.tex"
-    told("--table", "recurrence", "--store", str(tmp_path), "--out", str(out))
+    report_output("--table", "recurrence", "--store", str(tmp_path), "--out", str(out))
     assert out.read_text(encoding="utf-8").startswith("% needs \\usepackage{booktabs}")
     assert [path.name for path in out.parent.iterdir()] == ["table.tex"]
 
@@ -728,7 +735,7 @@ def test_the_format_follows_the_files_name(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_reported_is_told(words: list[str], message: str, tmp_path: Path) -> None:
-    assert told(*words, "--store", str(tmp_path)).startswith(message.format(store=tmp_path))
+    assert report_output(*words, "--store", str(tmp_path)).startswith(message.format(store=tmp_path))
 
 
 def test_the_list_names_tables_and_studies(tmp_path: Path) -> None:
@@ -738,11 +745,11 @@ def test_the_list_names_tables_and_studies(tmp_path: Path) -> None:
     space = parse_space(parse("study: mine\ndesign: {trials: 1}\nparameters: {depth: {choice: [1, 2]}}\n", "s.yaml"))
     with open_ledger(tmp_path, space):
         pass
-    text = told("--list", "--store", str(tmp_path))
+    text = report_output("--list", "--store", str(tmp_path))
     assert "recurrence" in text
     assert "Table 4 of Liu, Weng, Mu, CVPR 2019" in text
     assert next(line.split() for line in text.splitlines() if line.startswith(" mine")) == ["mine", "0", "0"]
-    assert "No trial is complete." in told("mine", "--store", str(tmp_path))
+    assert "No trial is complete." in report_output("mine", "--store", str(tmp_path))
 
 
 def test_help_imports_nothing_slow() -> None:

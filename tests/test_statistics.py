@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raz.paper.metrics import localization_scores, match
+from raz.report.per_image import PerImage
 from raz.report.resample import make_resamples, per_image_error, resampled, standard_errors
 from raz.report.statistics import Effect, average_by_prefix, holm, image_effect, seed_effect, summarize, verdict
 
@@ -100,14 +101,19 @@ def test_the_verdict_needs_runs() -> None:
 # ------------------------------------------------------------------------------------ over images
 
 
+def per_image(arrays: dict[str, NDArray[np.float64]]) -> PerImage:
+    return PerImage.from_arrays({"ids": np.arange(len(arrays["truth"])).astype(str), **arrays})
+
+
 def crowd(rng: np.random.Generator, images: int, noise: float) -> dict[str, NDArray[np.float64]]:
     truth = np.round(rng.lognormal(5.5, 0.5, images))
     return {"truth": truth, "fused": truth * rng.lognormal(0, noise, images), "regions": np.zeros((images, 0))}
 
 
-def effect_of(name: str, a: dict[str, NDArray[np.float64]], b: dict[str, NDArray[np.float64]]) -> Effect:
-    d = make_resamples(tuple(map(str, range(len(a["truth"])))))
-    one = np.ones((1, len(a["truth"])))
+def effect_of(name: str, a_arrays: dict[str, NDArray[np.float64]], b_arrays: dict[str, NDArray[np.float64]]) -> Effect:
+    a, b = per_image(a_arrays), per_image(b_arrays)
+    d = make_resamples(tuple(map(str, range(len(a.truth)))))
+    one = np.ones((1, len(a.truth)))
 
     def diff(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         left, right = resampled(name, a, weights), resampled(name, b, weights)
@@ -196,23 +202,24 @@ def test_the_standard_error_is_what_leaving_images_out_gives() -> None:
     truth = np.round(rng.lognormal(5, 0.3, n))
     base = {"truth": truth, "regions": np.zeros((n, 0)), "parts": np.full(n, "")}
     for parts in (np.full(n, ""), np.array(["scene1", "scene2"])[rng.integers(0, 2, n)]):
-        kept = [base | {"fused": truth + rng.normal(k, 20, n), "parts": parts} for k in range(3)]
-        terms = [("rmse", of, weight) for of, weight in zip(kept, (1.0, 1.0, -2.0), strict=True)]
+        models = [base | {"fused": truth + rng.normal(k, 20, n), "parts": parts} for k in range(3)]
+        terms = [("rmse", per_image(arrays), weight) for arrays, weight in zip(models, (1.0, 1.0, -2.0), strict=True)]
         got = standard_errors(terms, np.ones((1, n)))
         assert got is not None
         left_out = np.zeros(n)
-        for name, of, weight in terms:
-            values = resampled(name, of, 1.0 - np.eye(n))
+        for name, images, weight in terms:
+            values = resampled(name, images, 1.0 - np.eye(n))
             assert values is not None
             left_out += weight * values
         jackknife = np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
         assert got[0] == pytest.approx(jackknife, rel=0.01)
-    assert standard_errors([("map@5", base, 1.0)], np.ones((1, n))) is None
-    assert standard_errors([("mae@scene1", kept[0], 1.0), ("mae@scene2", kept[1], 1.0)], np.ones((1, n))) is None
+    once, model = np.ones((1, n)), per_image(models[0])
+    assert standard_errors([("map@5", model, 1.0)], once) is None
+    assert standard_errors([("mae@scene1", model, 1.0), ("mae@scene2", per_image(models[1]), 1.0)], once) is None
 
 
 def test_drawing_each_image_once_gives_the_metric_itself() -> None:
-    """AP and AR from what is kept of each image equal those of the paper's metric, sigma by sigma."""
+    """AP and AR from the per-image part of a score equal those of the paper's metric, sigma by sigma."""
     rng = np.random.default_rng(3)
     matches, truth = [], []
     for _ in range(12):
@@ -221,37 +228,37 @@ def test_drawing_each_image_once_gives_the_metric_itself() -> None:
         points = np.concatenate([points, rng.uniform(0, 200, (5, 2))])
         matches.append(match(points, rng.uniform(size=len(points)), heads))
         truth.append(float(len(heads)))
-    kept = {
+    images = per_image({
         "truth": np.array(truth), "regions": np.zeros((12, 1)),
         "match_ends": np.cumsum([len(m.score) for m in matches]),
         "match_score": np.concatenate([m.score for m in matches]),
         "match_distance": np.concatenate([m.distance for m in matches]),
         "match_before": np.concatenate([m.best_before for m in matches]),
-    }  # fmt: skip
+    })  # fmt: skip
     for name, value in localization_scores(matches).items():
-        got = resampled(name, kept, np.ones((1, 12)))
+        got = resampled(name, images, np.ones((1, 12)))
         assert got is not None
         assert got[0] == pytest.approx(value, abs=1e-9), name
     # and an image drawn twice is that image there twice
-    twice = resampled("map@20", kept, np.array([[2.0] + [1.0] * 11]))
+    twice = resampled("map@20", images, np.array([[2.0] + [1.0] * 11]))
     assert twice is not None
     assert twice[0] == pytest.approx(localization_scores([matches[0], *matches])["map@20"], abs=2e-3)
-    assert resampled("heads", kept, np.ones((1, 12))) is None
+    assert resampled("heads", images, np.ones((1, 12))) is None
 
 
 def test_parts_are_scored_by_themselves() -> None:
-    kept = {
+    images = per_image({
         "truth": np.array([10.0, 10.0, 10.0]), "fused": np.array([11.0, 13.0, 16.0]), "regions": np.zeros((3, 0)),
         "parts": np.array(["scene1", "scene1", "scene2"]),
-    }  # fmt: skip
+    })  # fmt: skip
     one = np.ones((1, 3))
-    values = {name: resampled(name, kept, one) for name in ("mae", "mae@scene1", "rmse@scene1", "mae@scene2")}
+    values = {name: resampled(name, images, one) for name in ("mae", "mae@scene1", "rmse@scene1", "mae@scene2")}
     assert {name: float(v[0]) for name, v in values.items() if v is not None} == {
         "mae": 4.0, "mae@scene1": 2.0, "rmse@scene1": pytest.approx(np.sqrt(5)), "mae@scene2": 6.0,
     }  # fmt: skip
 
 
-def test_draws_are_the_images_and_nothing_else() -> None:
+def test_resamples_depend_on_the_ids_alone() -> None:
     ids = tuple("abc")
     assert make_resamples(ids) is make_resamples(ids)
     assert (make_resamples(ids).boot.sum(axis=1) == 3).all()

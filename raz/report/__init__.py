@@ -1,1 +1,1 @@
-"""What was found: tables beside the paper's numbers, and studies with their best trials. Reads, never trains."""
+"""Reports of tables and studies: content, statistics and formats. They read the store and train nothing."""

@@ -1,4 +1,4 @@
-"""From the store to the cells of a table. Whatever is not in the store stays empty: nothing is trained here."""
+"""Fill the cells of a table with the scores that the store has. Nothing is trained: missing scores stay missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raz.study.remaining import finished_seeds
 
 
 class ScoreLookup(Protocol):
-    """Looks up one trial under many seeds: {seed: what is there}."""
+    """Look up one trial under many seeds: seed -> its scores, without the seeds that have none."""
 
     def __call__(
         self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
@@ -24,51 +24,56 @@ class ScoreLookup(Protocol):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One row on one data set: the scores of every seed that is there."""
+class TableCell:
+    """One row on one data set: the scores of each seed that has been run."""
 
     row: str
     dataset: str
-    zooms: bool  # more than one pass, so that regions were zoomed
-    found: Mapping[int, TrialScores]
-    config: TrialConfig | None = None  # of the first seed; None for a row that is quoted
+    zooms: bool  # more than one pass
+    scores: Mapping[int, TrialScores]  # by seed
+    config: TrialConfig | None = None  # of the first seed; None for a quoted row
 
     def values(self, metric: str) -> dict[int, float]:
-        """The metric by seed, finite values only."""
+        """Seed -> the metric; finite values only."""
         return {
-            seed: found.metrics[metric]
-            for seed, found in self.found.items()
-            if metric in found.metrics and math.isfinite(found.metrics[metric])
+            seed: trial.metrics[metric]
+            for seed, trial in self.scores.items()
+            if metric in trial.metrics and math.isfinite(trial.metrics[metric])
         }
 
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A table at one scale, with what the store has of it."""
+    """A table of one profile, with the scores that the store has of it."""
 
     table: AblationTable
     profile: Profile
-    cells: Mapping[tuple[str, str], Cell]  # (row, data set)
-    troubles: Mapping[str, str]  # data set -> why it could not be looked up
-    damaged: tuple[Path, ...] = ()  # scores that are there and not whole
+    cells: Mapping[tuple[str, str], TableCell]  # by (row, data set)
+    problems: Mapping[str, str]  # data set -> why its trials could not be looked up
+    damaged: tuple[Path, ...] = ()  # artifacts of scores that are in the store and not whole
     store: Path = field(default_factory=Path)
-    kept: tuple[StoredScore, ...] = ()  # all scores of the store, looked at only where cells are empty
+    stored: tuple[StoredScore, ...] = ()  # all scores of the store; only where cells are empty
     data_root: Path | None = None
 
     def title(self, dataset: str) -> str:
-        """A data set as it stands in a header."""
+        """The data set's name in a header."""
         return dataset_title(dataset, self.data_root)
+
+    def printed_dataset(self, dataset: str) -> str:
+        """The data set whose printed numbers are shown for `dataset`: itself, else the table's first; '' for none."""
+        printed = self.table.printed_datasets
+        return dataset if dataset in printed else (printed[0] if printed else "")
 
     @property
     def wanted(self) -> int:
-        """Trials (row x data set x seed) that a run can give: those of data sets that have a reader."""
-        there = readable_datasets(self.data_root)
-        return len(self.table.seeds) * sum(c.dataset in there and c.config is not None for c in self.cells.values())
+        """Number of trials (row x data set x seed) that a run can make: those of data sets that have a reader."""
+        readable = readable_datasets(self.data_root)
+        return len(self.table.seeds) * sum(c.dataset in readable and c.config is not None for c in self.cells.values())
 
     @property
     def missing(self) -> int:
-        """Those of the wanted trials that the store does not have."""
-        return self.wanted - sum(len(cell.found) for cell in self.cells.values())
+        """Number of wanted trials that the store lacks."""
+        return self.wanted - sum(len(cell.scores) for cell in self.cells.values())
 
 
 def fill_table(
@@ -77,39 +82,39 @@ def fill_table(
     store: Path,
     *,
     data_root: Path | None = None,
-    stored: ScoreLookup | None = None,
+    lookup: ScoreLookup | None = None,
 ) -> FilledTable:
-    """Look every trial of the table up in the store.
+    """Look up every trial of the table, in the store unless `lookup` is given.
 
-    A data set that cannot be opened (its keys cannot be known then) leaves its cells empty and its reason in
-    `troubles`; the rest of the table is filled.
+    A data set that cannot be opened has unknown keys: its cells stay empty, its reason is in `problems`, and the rest
+    of the table is filled.
     """
     index = ScoreIndex(store)
-    look = stored or StoreLookup(index)
-    cells: dict[tuple[str, str], Cell] = {}
-    troubles: dict[str, str] = {}
+    find = lookup or StoreLookup(index)
+    cells: dict[tuple[str, str], TableCell] = {}
+    problems: dict[str, str] = {}
     for dataset in profile.datasets:
         if dataset not in readable_datasets(data_root):
-            troubles[dataset] = f"{dataset_title(dataset, data_root)} has no reader, so its cells stay empty"
+            problems[dataset] = f"{dataset_title(dataset, data_root)} has no reader, so its cells stay empty"
         for row in table.rows:
             if row.quoted:
-                cells[row.name, dataset] = Cell(row.name, dataset, False, {})
+                cells[row.name, dataset] = TableCell(row.name, dataset, False, {})
                 continue
             config = table.config(profile, row, dataset, table.seeds[0])
-            found: Mapping[int, TrialScores] = {}
-            if dataset not in troubles:
+            scores: Mapping[int, TrialScores] = {}
+            if dataset not in problems:
                 try:
-                    found = look(config, table.seeds, data_root=data_root, splits=table.splits)
+                    scores = find(config, table.seeds, data_root=data_root, splits=table.splits)
                 except RazError as error:
-                    troubles[dataset] = str(error)
-            cells[row.name, dataset] = Cell(row.name, dataset, config.depth > 1, found, config)
-    filled = FilledTable(table, profile, cells, troubles, tuple(index.damaged), store, data_root=data_root)
-    return replace(filled, kept=index.all_scores()) if filled.missing and stored is None else filled
+                    problems[dataset] = str(error)
+            cells[row.name, dataset] = TableCell(row.name, dataset, config.depth > 1, scores, config)
+    filled = FilledTable(table, profile, cells, problems, tuple(index.damaged), store, data_root=data_root)
+    return replace(filled, stored=index.all_scores()) if filled.missing and lookup is None else filled
 
 
 @dataclass(frozen=True)
 class StoreLookup:
-    """The scores of a store; one without any score is answered without opening a data set."""
+    """Look up scores in a store. A store without any score is answered without opening a data set."""
 
     index: ScoreIndex
 

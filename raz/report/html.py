@@ -1,7 +1,7 @@
-"""One HTML file that needs nothing else: tables that sort, numbers that say where they come from, figures.
+"""A report as one HTML file without any other resource: sortable tables, the origin of each number, figures.
 
 The page holds its content as JSON and draws it by `textContent`, so no text of a store can become markup or script; a
-content security policy forbids every request. Plotly lies in it once, compressed, and only when there is a figure.
+content security policy forbids every request. Plotly is included once, compressed, and only where there is a figure.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import base64
 import gzip
 import html
 import json
-from collections.abc import Mapping
 from functools import lru_cache, partial
 from importlib.resources import files
-from typing import Any
 
-from raz.report.layout import Report, nan_to_none
+from raz.report.layout import Record, Report, nan_to_none
+from raz.utils.json_types import JsonLike
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
 
 def page(report: Report) -> str:
     """The report as one HTML document."""
-    content = {
+    content: Record = {
         "title": report.title,
         "sheets": [
             {
@@ -32,7 +31,7 @@ def page(report: Report) -> str:
             for sheet in report.sheets
         ],
         "notes": report.notes,
-        "records": {str(record["name"]): _shown(record) for record in report.records if "name" in record},
+        "records": {str(record["name"]): _shown_fields(record) for record in report.records if "name" in record},
         "command": report.facts.get("command") or report.command,
         "missing": bool(report.command),
         "cost": report.cost,
@@ -50,7 +49,7 @@ def page(report: Report) -> str:
 <style>{_file("style.css")}</style>
 </head>
 <body>
-<main><noscript>The tables of this page are drawn by a script that it holds; the same report is there as Markdown:
+<main><noscript>This page needs JavaScript to show its tables. The same report as Markdown:
 raz-sweep report --format md</noscript></main>
 <script type="application/json" id="page">{_json(content)}</script>
 {library}
@@ -60,18 +59,18 @@ raz-sweep report --format md</noscript></main>
 """
 
 
-def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page says of a number; what stands in its name already is left out."""
+def _shown_fields(record: Record) -> Record:
+    """The fields that the page shows of a number, without those that its name repeats."""
     return {key: value for key, value in record.items() if key not in ("name", "digits", "values", "table")}
 
 
-def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    written = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+def _json(value: JsonLike) -> str:
+    """JSON that cannot end the script element around it."""
+    dump = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
-        text = written(value)
-    except ValueError:  # NaN or infinity somewhere: rare, and looking for it costs more than writing
-        text = written(nan_to_none(value))
+        text = dump(value)
+    except ValueError:  # a NaN or an infinity: rare, and replacing them first takes longer than dumping
+        text = dump(nan_to_none(value))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 

@@ -1,58 +1,72 @@
-"""What a report says, before how it looks: sheets of texts for readers, records of numbers for programs."""
+"""The content of a report, independent of its format: tables of texts, notes, figures, and records for programs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 from raz.report.statistics import summarize
+from raz.utils.json_types import Json, JsonLike
 
 EMPTY = "-"
-WIDEST = 6  # metrics that stand side by side; more go one to a line
+MAX_METRIC_COLUMNS = 6  # metrics that stand side by side; with more, each metric and row is a line
 _STEMS = {
     "mae": "MAE", "rmse": "RMSE", "bias": "bias", "ap": "AP", "ar": "AR", "map": "mAP", "mar": "mAR",
     "regions_per_image": "regions per image", "images_zoomed": "images zoomed",
 }  # fmt: skip
 
+Record: TypeAlias = Mapping[str, JsonLike]
+"""Named values of one thing (a cell, a claim, a trial, a figure's data point) for JSON and CSV."""
+
 
 @dataclass(frozen=True)
 class TextTable:
-    """A rectangle of texts; the columns of `left` are read from the left, the others are numbers."""
+    """A rectangle of texts.
+
+    left: indices of the left-aligned columns; the others hold numbers. cells: (line, column) -> the name of the record
+    that it shows.
+    """
 
     title: str
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     left: frozenset[int] = frozenset({0})
-    cells: Mapping[tuple[int, int], str] = field(default_factory=dict)  # (line, column) -> the record it shows
+    cells: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: its rows of data, and the plotly specification (`data`, `layout`) that draws them."""
+    """A figure: its data as rows, and plotly's traces and layout that draw them."""
 
     title: str
-    rows: tuple[Mapping[str, Any], ...]
-    spec: Mapping[str, Any]
+    rows: tuple[Record, ...]
+    traces: Sequence[Record]
+    layout: Record
     note: str = ""
+
+    @property
+    def spec(self) -> dict[str, JsonLike]:
+        """The plotly specification."""
+        return {"data": self.traces, "layout": self.layout}
 
 
 @dataclass(frozen=True)
 class Report:
-    """Sheets and notes to read, the same as records, and the one command that fills what is empty."""
+    """Tables and notes for readers, the same numbers as records, and the command that fills empty cells."""
 
     title: str
     sheets: tuple[TextTable, ...]
     notes: tuple[str, ...]
-    records: tuple[Mapping[str, Any], ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)  # of the whole report, for JSON
-    command: str = ""
-    cost: str = ""  # what the command will take, beside it
+    records: tuple[Record, ...]
+    facts: Record = field(default_factory=dict)  # of the whole report, for JSON
+    command: str = ""  # empty where no cell is
+    cost: str = ""  # a sentence: what the command takes
     figures: tuple[Figure, ...] = ()
 
 
-# ------------------------------------------------------------------------------------ words and digits
+# ------------------------------------------------------------------------------------ titles and numbers
 
 
 def metric_title(metric: str) -> str:
@@ -66,19 +80,19 @@ def metric_title(metric: str) -> str:
         title = _STEMS.get(base, base)
     if branch:
         title += f" {branch}"
-    after = f"sigma {sigma}" if sigma[:1].isdigit() else sigma
-    asides = ([after] if sigma else []) + (["validation"] if split == "val" else [])
-    return f"{title} ({', '.join(asides)})" if asides else title
+    suffix = f"sigma {sigma}" if sigma[:1].isdigit() else sigma
+    qualifiers = ([suffix] if sigma else []) + (["validation"] if split == "val" else [])
+    return f"{title} ({', '.join(qualifiers)})" if qualifiers else title
 
 
 def digits(metric: str) -> int:
-    """Decimals a metric is shown with: those of the paper's tables."""
+    """Decimals of a metric, as in the paper's tables."""
     name = metric.partition(".")[2]
     return 3 if name.partition("@")[2][:1].isdigit() else 1
 
 
 def number(metric: str, value: float | None, *, sign: bool = False) -> str:
-    """A value as it stands in a cell; a share is in per cent."""
+    """A value as shown in a cell; a share in per cent; `-` for None."""
     if value is None:
         return EMPTY
     if metric.endswith("images_zoomed"):
@@ -88,26 +102,26 @@ def number(metric: str, value: float | None, *, sign: bool = False) -> str:
 
 
 def printed_number(metric: str, value: float | None) -> str:
-    """As printed: 126 stays 126, 133.0 keeps its decimal."""
+    """As the paper prints it: 126 stays 126, 133.0 keeps its decimal."""
     if value is None:
         return EMPTY
     return str(value) if isinstance(value, int) else f"{value:.{digits(metric)}f}"
 
 
 def mean_sd(metric: str, values: Mapping[int, float]) -> str:
-    """`65.1 ± 0.4`, or the mean alone for one seed, or `-`."""
+    """`65.1 ± 0.4`, the mean alone for one seed, or `-`."""
     summary = summarize(values.values())
     if metric.endswith("images_zoomed") or summary.sd is None:
         return number(metric, summary.mean)
     return f"{number(metric, summary.mean)} ± {summary.sd:.{digits(metric)}f}"
 
 
-def nan_to_none(value: Any) -> Any:
-    """The same with null for every number that JSON has no word for."""
+def nan_to_none(value: JsonLike) -> Json:
+    """The value with null in place of NaN and infinities, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: nan_to_none(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [nan_to_none(item) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""How a report looks: terminal, Markdown, CSV, JSON, LaTeX. Every text is escaped for where it goes."""
+"""Render a report as terminal text, Markdown, CSV, JSON, LaTeX or HTML. Each format escapes the texts it holds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import io
 import json
 import re
 from collections.abc import Callable
-from typing import Any
 
 from raz.report.layout import Report, TextTable, nan_to_none
+from raz.utils.json_types import JsonLike
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -19,37 +19,38 @@ _LATEX = {
 
 
 def terminal(report: Report, width: int | None = None) -> str:
-    """For a terminal `width` columns wide; None: as wide as the sheets need, nothing folded."""
+    """Text for a terminal of `width` columns; None: as wide as the tables need, without line breaks in cells."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    def text(value: str) -> Text:  # a Text, so that [brackets] are no markup
+    def text(value: str) -> Text:  # Rich reads [brackets] in a str as markup
         return Text(_one_line(value))
 
-    drawn = []
+    tables = []
     for sheet in report.sheets:
         table = Table(box=box.SIMPLE_HEAD, title=text(sheet.title), title_justify="left", pad_edge=False)
         for i, name in enumerate(sheet.header):
             table.add_column(text(name), justify="left" if i in sheet.left else "right", no_wrap=width is None)
         for line in sheet.lines:
             table.add_row(*map(text, line))
-        drawn.append(table)
+        tables.append(table)
     out = io.StringIO()
     console = Console(file=out, width=width or 10_000, color_system=None, legacy_windows=False)
     console.print(text(report.title))
-    for table in drawn:
+    for table in tables:
         console.print()
         console.print(table)
-    notes = [*report.notes, *([_cost(report), f"fill them with:\n  {report.command}"] if report.command else [])]
-    notes = [note for note in notes if note]
+    notes = [*report.notes]
+    if report.command:
+        notes += [*([report.cost] if report.cost else []), f"Fill the empty cells with:\n  {report.command}"]
     body = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
     return body.rstrip() + "\n\n" + "\n".join(map(_printable, notes)) + "\n"
 
 
 def markdown(report: Report) -> str:
-    """GitHub's Markdown."""
+    """GitHub-flavoured Markdown."""
     out = [f"## {_md(report.title)}", ""]
     for sheet in report.sheets:
         out += [f"### {_md(sheet.title)}", "", _md_line(sheet.header)]
@@ -57,23 +58,19 @@ def markdown(report: Report) -> str:
         out += [*map(_md_line, sheet.lines), ""]
     out += [f"- {_md(note)}" for note in report.notes]
     if report.command:
-        out += ["", f"Fill them with{_cost(report, ' (')}", "", "```", _one_line(report.command), "```"]
+        cost = f" {report.cost}" if report.cost else ""
+        out += ["", f"Fill the empty cells with the command below.{cost}", "", "```", _one_line(report.command), "```"]
     return "\n".join(out).rstrip() + "\n"
 
 
-def _cost(report: Report, before: str = "") -> str:
-    """What filling the empty cells will take, where it is known."""
-    return f"{before}{report.cost}{')' if before else ''}" if report.cost else ""
-
-
 def latex(report: Report) -> str:
-    r"""One table a sheet; needs `\usepackage{booktabs}`."""
+    r"""One `table` environment for each table of the report; needs `\usepackage{booktabs}`."""
     out = [r"% needs \usepackage{booktabs}"]
     for i, sheet in enumerate(report.sheets):
         last = i == len(report.sheets) - 1
         out += _latex_sheet(sheet, report, last)
     if report.command:
-        out += ["", "% fill them with: " + _one_line(report.command)]
+        out += ["", "% fill the empty cells with: " + _one_line(report.command)]
     return "\n".join(out) + "\n"
 
 
@@ -90,20 +87,25 @@ def _latex_sheet(sheet: TextTable, report: Report, last: bool) -> list[str]:
 
 
 def csv_text(report: Report) -> str:
-    """The records, one a line; a mapping (values by seed) as JSON, nothing for what is not there."""
+    """The records, one a line; mappings and lists as JSON, missing values as empty fields."""
     names = list(dict.fromkeys(name for record in report.records for name in record))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for record in report.records:
-        writer.writerow([_plain(record.get(name)) for name in names])
+        writer.writerow([_csv_value(record.get(name)) for name in names])
     return out.getvalue()
 
 
 def json_text(report: Report) -> str:
-    """One document: facts, records, notes, the command that fills what is empty."""
-    whole = {**report.facts, "records": report.records, "notes": report.notes, "fill": report.command or None}
-    return json.dumps(nan_to_none(whole), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """One document: facts, records, notes, and the command that fills empty cells (`fill`)."""
+    document: dict[str, JsonLike] = {
+        **report.facts,
+        "records": report.records,
+        "notes": report.notes,
+        "fill": report.command or None,
+    }
+    return json.dumps(nan_to_none(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _html(report: Report) -> str:
@@ -124,7 +126,7 @@ SUFFIXES = {".html": "html", ".md": "md", ".csv": "csv", ".json": "json", ".tex"
 
 
 def _printable(value: str) -> str:
-    """Without control characters: a failure's message must not steer the terminal."""
+    """The text without control characters: a failure's message may hold escape sequences."""
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", value)
 
 
@@ -148,11 +150,11 @@ def _tex(value: str) -> str:
 
 
 def _tex_line(cells: tuple[str, ...]) -> str:
-    # an opening bracket at the start of a line would be read as the argument of the \\ before it
+    # TeX reads an opening bracket at the start of a line as the argument of the \\ before it
     return " & ".join(f"{{{text}}}" if text.startswith("[") else text for text in map(_tex, cells)) + r" \\"
 
 
-def _plain(value: Any) -> Any:
+def _csv_value(value: JsonLike) -> JsonLike:
     if value is None:
         return ""
     return json.dumps(value) if isinstance(value, (dict, list, bool)) else value

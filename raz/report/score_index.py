@@ -1,10 +1,10 @@
-"""Scores as the store holds them: metrics with where they come from, read through one index.
+"""Metrics and provenance of the store's scores, read through an index.
 
-    STORE/reports/scores.parquet      a row a score
+    STORE/reports/scores.parquet      one row a score
 
-Opening ten thousand artifacts takes a minute, reading the index a fraction of a second. It is derived: an artifact
-that is newer than its row, or has none, is read (and verified) and its row written. A store that may only be read is
-read without.
+Opening ten thousand artifacts takes a minute; reading the index takes a fraction of a second. The index is derived
+data: an artifact that has no row, or is newer than its row, is read, verified and indexed. In a read-only store the
+index is not written.
 """
 
 from __future__ import annotations
@@ -16,56 +16,84 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from raz.errors import RazError
 from raz.pipeline.graph import Node
+from raz.report.per_image import PerImage
 from raz.store.cache import StageCache
 from raz.store.manifest import Manifest, read_manifest
 from raz.store.paths import MANIFEST, METRICS, PER_IMAGE, StorePaths
 from raz.utils.atomic import atomic_write
-from raz.utils.json_types import JsonLike
+from raz.utils.json_types import Json, JsonLike, JsonObject, object_or_empty, parse_json, parse_object
 
-LAYOUT = 2  # raise it when the same scores would give another index
+SCHEMA_VERSION = 2  # raise it when the same scores would give another index
+
+
+@dataclass(frozen=True)
+class ScoreProvenance:
+    """What made a score.
+
+    versions: package -> version. data: split -> fingerprint of its images. config: dotted name -> value. made: kind
+    (code, device, torch) -> its values over the score and everything it was computed from.
+    """
+
+    device: str
+    versions: Mapping[str, str]
+    data: Mapping[str, str]
+    config: Mapping[str, Json]
+    made: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def from_json(cls, document: JsonObject) -> ScoreProvenance:
+        """The inverse of the index's column `about`; what it lacks is empty."""
+        made = {
+            kind: tuple(map(str, values))
+            for kind, values in object_or_empty(document.get("made")).items()
+            if isinstance(values, list)
+        }
+        return cls(
+            str(document.get("device") or ""), _texts(document.get("versions")), _texts(document.get("data")),
+            object_or_empty(document.get("config")), made,
+        )  # fmt: skip
+
+
+def _texts(value: Json) -> dict[str, str]:
+    return {name: str(text) for name, text in object_or_empty(value).items() if text is not None}
 
 
 @dataclass(frozen=True)
 class TrialScores:
-    """A trial's scores: metrics by dotted name, and of each split the key, the folder and what made it."""
+    """The scores of one trial.
+
+    metrics: dotted name -> value. keys, provenance, folders: split -> the score's key, what made it, its artifact.
+    """
 
     metrics: Mapping[str, float]
-    keys: Mapping[str, str]  # split -> key of the score
-    about: Mapping[str, Mapping[str, Any]]  # split -> device, versions, seconds, data, config, made (`Makers`)
+    keys: Mapping[str, str]
+    provenance: Mapping[str, ScoreProvenance]
     folders: Mapping[str, Path]
 
-    def per_image(self, split: str) -> dict[str, NDArray[Any]]:
-        """What the score keeps of each image. Raises RazError when the artifact cannot be read."""
+    def per_image(self, split: str) -> PerImage:
+        """The per-image part of a split's score. Raises RazError where its artifact is unknown or cannot be read."""
         if split not in self.folders:
             raise RazError(f"score of {split}", "no artifact is known", "run the table again")
-        path = self.folders[split] / PER_IMAGE
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, KeyError) as error:
-            raise RazError(str(path), f"cannot be read: {error}", "delete its folder and run the table again") from None
+        return PerImage.load(self.folders[split] / PER_IMAGE)
 
 
 @dataclass(frozen=True)
 class StoredScore:
-    """A score that the store has, whoever asks for it: the trial it was made for."""
+    """A score in the store, and the trial that it was made for (dotted name -> value)."""
 
     key: str
     split: str
-    config: Mapping[str, Any]  # dotted name -> value
+    config: Mapping[str, Json]
 
 
 def manifest_of(store: Path, node: str, key: str) -> Manifest | None:
-    """The manifest of a stage's artifact (`zoom2@test`); None where it cannot be read."""
+    """The manifest of a stage's artifact, node as `zoom2@test`; None where it cannot be read."""
     try:
         return read_manifest(StorePaths(store).stage(Node.parse(node).stage, key))
     except (OSError, ValueError):
@@ -73,25 +101,27 @@ def manifest_of(store: Path, node: str, key: str) -> Manifest | None:
 
 
 class ProvenanceIndex:
-    """What made an artifact and everything that went into it: sets of commits, kinds of device and torch versions."""
+    """Commits, device kinds and torch versions behind an artifact and everything it was computed from."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
-        self._known: dict[str, Mapping[str, frozenset[str]]] = {}
+        self._by_key: dict[str, Mapping[str, frozenset[str]]] = {}
 
     def of(self, manifest: Manifest) -> Mapping[str, frozenset[str]]:
-        """kind (code, device, torch) -> values; of needs that are no longer in the store nothing is known."""
+        """Kind (code, device, torch) -> values. Artifacts that are no longer in the store add nothing."""
         versions = manifest.versions
         own = {
             "code": versions.get("commit") or versions.get("raz-sweep"), "device": manifest.device,
             "torch": versions.get("torch"),
         }  # fmt: skip
-        out = {kind: frozenset([str(value)]) if value else frozenset() for kind, value in own.items()}
+        out = {kind: frozenset([value]) if value else frozenset() for kind, value in own.items()}
         for node, key in manifest.needs.items():
-            if key not in self._known:
+            if key not in self._by_key:
+                self._by_key[key] = {}  # ends the recursion where damaged manifests need each other
                 needed = manifest_of(self.store, node, key)
-                self._known[key] = self.of(needed) if needed is not None else {}
-            for kind, values in self._known[key].items():
+                if needed is not None:
+                    self._by_key[key] = self.of(needed)
+            for kind, values in self._by_key[key].items():
                 out[kind] = out[kind] | values
         return out
 
@@ -101,11 +131,11 @@ class ScoreIndex:
 
     def __init__(self, store: Path) -> None:
         self.store = Path(store)
-        self.damaged: list[Path] = []  # folders of scores that were asked for and are not whole
+        self.damaged: list[Path] = []  # folders of scores that `find` was asked for and that are not whole
 
     @cached_property
     def _stamps(self) -> dict[str, int]:
-        """Key -> time of its manifest, of every score there is."""
+        """Key of each score -> modification time of its manifest in ns; -1 without a manifest."""
         out = {}
         try:
             with os.scandir(StorePaths(self.store).stages / "score") as entries:
@@ -113,7 +143,7 @@ class ScoreIndex:
                     if not entry.name.startswith("."):
                         try:
                             out[entry.name] = os.stat(os.path.join(entry.path, MANIFEST)).st_mtime_ns
-                        except OSError:  # no manifest: not whole
+                        except OSError:
                             out[entry.name] = -1
         except OSError:
             return {}
@@ -121,12 +151,14 @@ class ScoreIndex:
 
     @cached_property
     def _rows(self) -> dict[str, tuple[str, str]]:
-        """Key -> (metrics, about) as JSON, of every whole score; what is new is read, and the index written again."""
-        known = self._read()
-        rows = {key: known[key][1:] for key, stamp in self._stamps.items() if key in known and known[key][0] == stamp}
-        fresh = [key for key in self._stamps if key not in rows]
-        cache, makers = StageCache(self.store), ProvenanceIndex(self.store)
-        for key in fresh:
+        """Key -> (metrics, provenance) as JSON, of each whole score. Reads new scores and rewrites the index."""
+        indexed = self._read()
+        rows = {
+            key: indexed[key][1:] for key, stamp in self._stamps.items() if key in indexed and indexed[key][0] == stamp
+        }
+        new = [key for key in self._stamps if key not in rows]
+        cache, provenance = StageCache(self.store), ProvenanceIndex(self.store)
+        for key in new:
             artifact = cache.get("score", key)
             if artifact is None:
                 continue
@@ -136,19 +168,19 @@ class ScoreIndex:
                 about: dict[str, JsonLike] = {
                     "device": manifest.device, "versions": manifest.versions, "seconds": manifest.seconds,
                     "config": manifest.config, "data": manifest.data,
-                    "made": {kind: sorted(values) for kind, values in makers.of(manifest).items()},
+                    "made": {kind: sorted(values) for kind, values in provenance.of(manifest).items()},
                 }  # fmt: skip
-                rows[key] = (json.dumps(json.loads(metrics)), json.dumps(about))
+                rows[key] = (json.dumps(parse_json(metrics)), json.dumps(about))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-        if len(fresh) > len(self._stamps) - len(rows) or len(known) != len(rows):
+        if len(new) > len(self._stamps) - len(rows) or len(indexed) != len(rows):
             self._write(rows)
         return rows
 
     def find(self, keys: Mapping[str, str]) -> TrialScores | None:
-        """The scores under these keys, split -> key; None when one is missing, or damaged (see `damaged`)."""
+        """The scores of a trial (split -> key). None where one is missing or damaged; `damaged` lists the latter."""
         metrics: dict[str, float] = {}
-        about = {}
+        provenance = {}
         folders = {split: StorePaths(self.store).stage("score", key) for split, key in keys.items()}
         for split, key in keys.items():
             row = self._rows.get(key)
@@ -157,15 +189,15 @@ class ScoreIndex:
                     self.damaged.append(folders[split])
                 return None
             metrics |= {f"{split}.{name}": float(value) for name, value in json.loads(row[0]).items()}
-            about[split] = json.loads(row[1])
-        return TrialScores(metrics, keys, about, folders)
+            provenance[split] = ScoreProvenance.from_json(parse_object(row[1]))
+        return TrialScores(metrics, keys, provenance, folders)
 
     def all_scores(self) -> tuple[StoredScore, ...]:
-        """Every whole score there is."""
+        """Every whole score of the store."""
         out = []
         for key, (_, about) in self._rows.items():
-            told = json.loads(about)
-            out.append(StoredScore(key, next(iter(told.get("data") or {}), ""), told.get("config") or {}))
+            provenance = ScoreProvenance.from_json(parse_object(about))
+            out.append(StoredScore(key, next(iter(provenance.data), ""), provenance.config))
         return tuple(out)
 
     @property
@@ -173,9 +205,10 @@ class ScoreIndex:
         return StorePaths(self.store).score_index
 
     def _read(self) -> dict[str, tuple[int, str, str]]:
+        """Key -> (stamp, metrics, about); empty where the index is missing, damaged or of another schema."""
         try:
             table = pq.read_table(self._path, use_threads=False, partitioning=None)
-            if (table.schema.metadata or {}).get(b"layout") != str(LAYOUT).encode():
+            if (table.schema.metadata or {}).get(b"layout") != str(SCHEMA_VERSION).encode():
                 return {}
             columns = [table.column(name).to_pylist() for name in ("key", "stamp", "metrics", "about")]
         except (OSError, KeyError, pa.ArrowException):
@@ -183,7 +216,7 @@ class ScoreIndex:
         return {key: (stamp, metrics, about) for key, stamp, metrics, about in zip(*columns, strict=True)}
 
     def _write(self, rows: Mapping[str, tuple[str, str]]) -> None:
-        """Aside and renamed. A store that cannot be written is read all the same, only slower."""
+        """Replace the index atomically. A store that cannot be written keeps none: reports are then slower."""
         table = pa.table(
             {
                 "key": pa.array(rows, pa.string()),
@@ -191,6 +224,6 @@ class ScoreIndex:
                 "metrics": pa.array([row[0] for row in rows.values()], pa.string()),
                 "about": pa.array([row[1] for row in rows.values()], pa.string()),
             }
-        ).replace_schema_metadata({"layout": str(LAYOUT)})
-        with suppress(OSError), atomic_write(self._path) as aside:
-            pq.write_table(table, aside)
+        ).replace_schema_metadata({"layout": str(SCHEMA_VERSION)})
+        with suppress(OSError), atomic_write(self._path) as temporary:
+            pq.write_table(table, temporary)

@@ -1,4 +1,4 @@
-"""Time spent on the stages of many trials, and what sharing them saved."""
+"""Seconds spent on the stages of many trials, and seconds saved by sharing stages."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageCost:
-    """The stages of one kind: how many were made in how many seconds, and how often trials had them."""
+    """All stages of one kind."""
 
     stage: str
-    made: int
-    uses: int
-    seconds: float
-    unshared: float  # seconds, had every trial made its own
+    made: int  # distinct artifacts
+    uses: int  # trials x stages that use one of them
+    seconds: float  # to make each artifact once
+    unshared: float  # seconds, had every use made its own
 
     @property
     def saved(self) -> float:
+        """Seconds saved by sharing."""
         return self.unshared - self.seconds
 
 
 def cost_by_stage(uses: Iterable[tuple[str, str, float]]) -> tuple[StageCost, ...]:
-    """(stage, key, seconds to make it) of every stage of every trial, in the order in which stages first appear."""
+    """The cost of each kind of stage, in the order in which the kinds first appear.
+
+    uses: (stage, key, seconds to make it) for every stage of every trial. Of one key, the largest time counts.
+    """
     by_stage: dict[str, dict[str, list[float]]] = {}
     for stage, key, seconds in uses:
         kind = stage_of(stage)
@@ -44,21 +48,19 @@ def cost_by_stage(uses: Iterable[tuple[str, str, float]]) -> tuple[StageCost, ..
     )  # fmt: skip
 
 
-def of_records(records: Sequence[TrialRecord]) -> tuple[StageCost, ...]:
-    """Of a study's trials; a trial that was pruned counts with the stages it has."""
-    return cost_by_stage(
-        (stage.stage, stage.key, stage.seconds) for record in records for stage in record.stages
-    )  # fmt: skip
+def costs_of_records(records: Sequence[TrialRecord]) -> tuple[StageCost, ...]:
+    """Costs of a study's trials, including the finished stages of pruned ones."""
+    return cost_by_stage((use.stage, use.key, use.seconds) for record in records for use in record.stages)
 
 
-def of_uses(uses: Sequence[UsedStage]) -> tuple[StageCost, ...]:
-    """Of the trials of a table that are in the store, as the manifests of their stages say."""
-    return cost_by_stage((str(use.node), use.key, use.artifact.seconds if use.artifact else 0.0) for use in uses)
+def costs_of_stages(stages: Sequence[UsedStage]) -> tuple[StageCost, ...]:
+    """Costs of a table's trials that are in the store, from the manifests of their stages."""
+    return cost_by_stage((str(use.node), use.key, use.artifact.seconds if use.artifact else 0.0) for use in stages)
 
 
-def sheet(rows: Sequence[StageCost]) -> TextTable:
-    """A line a kind of stage."""
-    lines = [(s.stage, str(s.made), str(s.uses), f"{s.seconds:.1f}", f"{s.saved:.1f}") for s in rows]
-    total = ("all", "", "", f"{sum(s.seconds for s in rows):.1f}", f"{sum(s.saved for s in rows):.1f}")
+def cost_table(costs: Sequence[StageCost]) -> TextTable:
+    """One line for each kind of stage, and one for all."""
+    lines = [(c.stage, str(c.made), str(c.uses), f"{c.seconds:.1f}", f"{c.saved:.1f}") for c in costs]
+    total = ("all", "", "", f"{sum(c.seconds for c in costs):.1f}", f"{sum(c.saved for c in costs):.1f}")
     header = ("stage", "made", "uses", "seconds spent", "seconds saved")
     return TextTable("Time spent, and saved by sharing stages", header, (*lines, total))

@@ -1,9 +1,9 @@
-"""How sure a number is: means over seeds, paired differences with intervals, tests, and the printed number beside.
+"""Statistics of a table: means over seeds, paired differences with intervals, tests, comparison with printed numbers.
 
-Two populations, never mixed. *Over seeds*: what training again would give, Student t on differences paired by seed.
-*Over images*: what these trained models would give on other images of the same kind, a bootstrap on differences
-paired by image. An interval says which; each holds 95 % by itself, and whether something "differs" is said only after
-Holm's correction over everything that is compared in one sheet.
+Two populations, never mixed. *Over seeds*: what training again would give; Student t on differences paired by seed.
+*Over images*: what these trained models would give on other images of the same kind; a bootstrap on differences paired
+by image. Every interval names its population. Each interval has 95 % coverage by itself; `differs` is decided after
+Holm's correction over everything that is compared together.
 """
 
 from __future__ import annotations
@@ -11,22 +11,42 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from enum import StrEnum
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
-P_FROM = 6  # seeds from which a p-value is shown
-AGREES_FROM = 3  # runs: the prediction interval of two is so wide that nearly every number lies in it
+MIN_SEEDS_FOR_P = 6  # seeds from which on a p-value is shown
+MIN_RUNS_TO_AGREE = 3  # the prediction interval of two runs is so wide that nearly every number lies in it
 
 Floats = NDArray[np.float64]
 Over = Literal["seeds", "images"]
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Verdict(StrEnum):
+    """How the printed number compares with our runs."""
+
+    AGREES = "agrees"
+    DIFFERS = "differs"
+    TOO_FEW_RUNS = "too few runs"
+    MISSING = ""  # no runs, or no printed number
+
+
+class EffectVerdict(StrEnum):
+    """What a paired difference shows after Holm's correction."""
+
+    ONE_RUN = "one run"
+    SAME = "the same"  # every pair has the difference 0
+    DIFFERS = "differs"
+    CANNOT_TELL = "cannot tell"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Over n independent runs; `mean` is None for none, `sd` (of the sample, n - 1) for fewer than two."""
+    """Of n independent runs: `mean` is None for n = 0, `sd` (sample standard deviation, n - 1) for n < 2."""
 
     n: int
     mean: float | None
@@ -35,10 +55,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference with its 95 % interval. `p` is of the test that it is 0, not yet corrected for others."""
+    """A paired difference with its 95 % interval; `p` tests that it is 0, before correction."""
 
     over: Over
-    n: int  # seeds, or images
+    n: int  # seeds or images
     value: float
     low: float | None = None
     high: float | None = None
@@ -47,18 +67,26 @@ class Effect:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference is told from 0 after the correction, at 5 %."""
+        """Whether the difference is not 0 at 5 %, after the correction."""
         return self.adjusted is not None and self.adjusted < 1 - LEVEL
 
     @property
     def same(self) -> bool:
-        """Whether every run, or every image, gave the same number: as where two rows share what a metric is of."""
+        """Whether all seeds, or all images, have the difference 0: two rows that share what the metric measures."""
         return self.value == self.low == self.high == 0
 
     @property
+    def verdict(self) -> EffectVerdict:
+        if self.p is None:
+            return EffectVerdict.ONE_RUN
+        if self.same:
+            return EffectVerdict.SAME
+        return EffectVerdict.DIFFERS if self.differs else EffectVerdict.CANNOT_TELL
+
+    @property
     def shown_p(self) -> float | None:
-        """The corrected p where it may be shown: over images, or over six seeds and more."""
-        return self.adjusted if self.over == "images" or self.n >= P_FROM else None
+        """The corrected p over images, or over at least MIN_SEEDS_FOR_P seeds; None otherwise."""
+        return self.adjusted if self.over == "images" or self.n >= MIN_SEEDS_FOR_P else None
 
 
 # ------------------------------------------------------------------------------------ one cell
@@ -79,9 +107,9 @@ def summarize(values: Iterable[float]) -> Summary:
 
 
 def average_by_prefix(values: Iterable[tuple[Hashable, float]]) -> list[float]:
-    """One value a trained prefix: trials that share their first trained stage are one run, and are averaged.
+    """The mean of each trained prefix: trials that share their first trained stage count as one independent run.
 
-    `values` are (the prefix, value); the order is that of the first of each prefix.
+    values: (prefix, value). Returns one mean a prefix, in the order in which the prefixes first appear.
     """
     groups: dict[Hashable, list[float]] = {}
     for prefix, value in values:
@@ -93,14 +121,14 @@ def average_by_prefix(values: Iterable[tuple[Hashable, float]]) -> list[float]:
 
 
 def difference(summary: Summary, printed: float | None) -> float | None:
-    """mean - printed, where both are there."""
+    """mean - printed; None where one of them is missing."""
     return None if summary.mean is None or printed is None else summary.mean - printed
 
 
 def prediction_interval(summary: Summary, level: float = LEVEL) -> tuple[float, float] | None:
-    """Where one more run would fall: mean ± t(n - 1) * sd * sqrt(1 + 1/n); None for fewer than two runs.
+    """The interval of one more run: mean ± t(n - 1) * sd * sqrt(1 + 1/n); None for fewer than two runs.
 
-    The printed number is one run, so this, not the interval of the mean, is what it is held to.
+    The printed number is a single run, so it is compared with this interval and not with that of the mean.
     """
     if summary.mean is None or summary.sd is None:
         return None
@@ -110,25 +138,25 @@ def prediction_interval(summary: Summary, level: float = LEVEL) -> tuple[float, 
     return summary.mean - half, summary.mean + half
 
 
-def verdict(summary: Summary, printed: float | None) -> str:
-    """`differs` when the printed number lies outside the prediction interval, `agrees` when three runs and more
-    hold it, `too few runs` when they cannot tell; nothing when one of both is missing."""
+def verdict(summary: Summary, printed: float | None) -> Verdict:
+    """DIFFERS where the printed number lies outside the prediction interval, AGREES where it lies inside that of at
+    least MIN_RUNS_TO_AGREE runs, else TOO_FEW_RUNS; MISSING without runs or without a printed number."""
     if summary.mean is None or printed is None:
-        return ""
+        return Verdict.MISSING
     interval = prediction_interval(summary)
     if interval is not None and not interval[0] <= printed <= interval[1]:
-        return "differs"
-    return "agrees" if summary.n >= AGREES_FROM else "too few runs"
+        return Verdict.DIFFERS
+    return Verdict.AGREES if summary.n >= MIN_RUNS_TO_AGREE else Verdict.TOO_FEW_RUNS
 
 
 # ------------------------------------------------------------------------------------ paired differences
 
 
 def seed_effect(differences: Sequence[float]) -> Effect:
-    """Student t on differences paired by seed; the interval and p from two on.
+    """Student t on differences paired by seed; interval and p from two seeds on.
 
-    Population: trainings with other seeds of the same settings on the same data, differences normal among them.
-    Raises ValueError without differences.
+    Population: trainings with other seeds, same settings and same data; their differences are assumed normal.
+    Raises ValueError for an empty sequence.
     """
     if not differences:
         raise ValueError("no differences, expected one or more")
@@ -136,7 +164,7 @@ def seed_effect(differences: Sequence[float]) -> Effect:
     n, mean = len(values), float(values.mean())
     if n < 2:
         return Effect("seeds", n, mean)
-    if float(np.ptp(values)) == 0.0:  # no spread: t is 0/0 or without bound
+    if float(np.ptp(values)) == 0.0:  # no variance: t is 0/0 or infinite
         return Effect("seeds", n, mean, mean, mean, 1.0 if mean == 0 else 0.0)
     from scipy.stats import ttest_1samp
 
@@ -146,43 +174,46 @@ def seed_effect(differences: Sequence[float]) -> Effect:
 
 
 def image_effect(
-    value: float, resampled: Floats, images: int, spread: tuple[float, Floats] | None = None,
-    flips: Floats | None = None,
+    value: float, resampled: Floats, images: int, errors: tuple[float, Floats] | None = None,
+    permuted: Floats | None = None,
 ) -> Effect:  # fmt: skip
-    """A bootstrap over images: `resampled` (B,) is the difference on B resamples of the images.
+    """A bootstrap over images of a difference `value`.
 
-    With `spread`, the standard error of the difference and those of the resampled ones, (B,), the interval is the
-    symmetric bootstrap-t: value ± q · error, q the 95 % quantile of |resampled - value| / its own error (Hall 1988).
-    Without, the percentiles. With `flips` (F,), the difference with the two sides swapped in random images, p is that
-    of the permutation test, else the bootstrap's. Population: images like these, the models given. On skewed errors
-    as crowds give them it was seen to hold 94 to 97 % of MAE's differences from 20 images on, and 90 to 98 % of RMSE's,
-    which few large errors decide, from 60 on (BCa: 88 to 94 %, and 87 to 92 %).
+    resampled: (B,) the difference on B resamples of the images. errors: the standard error of `value`, and (B,) those
+    of the resampled differences. permuted: (F,) the difference with both sides swapped in random images.
+
+    With `errors` the interval is the symmetric bootstrap-t: value ± q · error, q the 95 % quantile of
+    |resampled - value| / its own error (Hall 1988); without, the percentile interval. p is that of the permutation
+    test with `permuted`, else the bootstrap's. Population: images of the same kind, with the given models.
+    In simulations with skewed errors, as crowds give them, the interval covered 94 to 97 % of MAE's differences from
+    20 images on, and 90 to 98 % of RMSE's, which few large errors dominate, from 60 on (BCa: 88 to 94 %, and 87 to
+    92 %).
     """
     if images < 2:
         return Effect("images", images, value)
-    ratios = _ratios(value, resampled, spread) if spread is not None else np.zeros(0)
+    ratios = _ratios(value, resampled, errors) if errors is not None else np.zeros(0)
     low, high = _percentiles(resampled, (1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    if spread is not None and len(ratios):
-        half = float(np.quantile(ratios, LEVEL)) * spread[0]
+    if errors is not None and len(ratios):
+        half = float(np.quantile(ratios, LEVEL)) * errors[0]
         low, high = value - half, value + half
-    if flips is not None:
-        extreme = int((np.abs(flips) >= abs(value) * (1 - 1e-12)).sum())
-        p = (extreme + 1) / (len(flips) + 1)
-    elif spread is not None and len(ratios):
-        p = (int((ratios * spread[0] >= abs(value)).sum()) + 1) / (len(ratios) + 1)
+    if permuted is not None:
+        extreme = int((np.abs(permuted) >= abs(value) * (1 - 1e-12)).sum())
+        p = (extreme + 1) / (len(permuted) + 1)
+    elif errors is not None and len(ratios):
+        p = (int((ratios * errors[0] >= abs(value)).sum()) + 1) / (len(ratios) + 1)
     else:
         beyond = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
         p = min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
     return Effect("images", images, value, low, high, p)
 
 
-def _ratios(value: float, resampled: Floats, spread: tuple[float, Floats]) -> Floats:
-    """|resampled - value| / its own standard error, where both are there."""
-    error, errors = spread
-    kept = np.isfinite(resampled) & np.isfinite(errors) & (errors > 0)
-    if not np.isfinite(error) or error <= 0 or not kept.any():
+def _ratios(value: float, resampled: Floats, errors: tuple[float, Floats]) -> Floats:
+    """|resampled - value| / its own standard error, of the resamples where both are finite; (<= B,)."""
+    error, resampled_errors = errors
+    usable = np.isfinite(resampled) & np.isfinite(resampled_errors) & (resampled_errors > 0)
+    if not np.isfinite(error) or error <= 0 or not usable.any():
         return np.zeros(0)
-    return np.asarray(np.abs(resampled[kept] - value) / errors[kept])
+    return np.asarray(np.abs(resampled[usable] - value) / resampled_errors[usable])
 
 
 def _percentiles(values: Floats, low: float, high: float) -> tuple[float, float]:
@@ -190,9 +221,12 @@ def _percentiles(values: Floats, low: float, high: float) -> tuple[float, float]
     return float(a), float(b)
 
 
-def holm(effects: Mapping[Hashable, Effect]) -> dict[Hashable, Effect]:
+def holm(effects: Mapping[Key, Effect]) -> dict[Key, Effect]:
     """The same effects with `adjusted` set: Holm's step-down correction over those that have a p."""
-    tested = sorted((e.p, i, key) for i, (key, e) in enumerate(effects.items()) if e.p is not None)
+    tested = sorted(
+        ((effect.p, i, key) for i, (key, effect) in enumerate(effects.items()) if effect.p is not None),
+        key=lambda each: each[:2],
+    )
     out, running = dict(effects), 0.0
     for rank, (p, _, key) in enumerate(tested):
         running = max(running, min(1.0, (len(tested) - rank) * p))

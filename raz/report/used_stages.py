@@ -1,4 +1,4 @@
-"""The stages that the trials of a report used, as their artifacts tell."""
+"""The stages that the trials of a table used, with their artifacts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raz.pipeline.keys import stage_keys
 from raz.report.fill import FilledTable
 from raz.store.cache import Artifact, StageCache
 
-MOST_TRIALS = 200  # of a table whose stages are looked up; each takes some milliseconds
+MAX_TRIALS = 200  # trials of a table whose stages are looked up; each takes some milliseconds
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class UsedStage:
     artifact: Artifact | None
 
 
-def stages_of(filled: FilledTable, data_root: Path | None) -> tuple[UsedStage, ...]:
-    """Every stage of the first MOST_TRIALS trials of a table that are in the store."""
-    cache, known = StageCache(filled.store), dict[str, Artifact | None]()
-    trials = [(cell, seed) for cell in filled.cells.values() if cell.config is not None for seed in cell.found]
+def used_stages(filled: FilledTable, data_root: Path | None) -> tuple[UsedStage, ...]:
+    """Every stage of the first MAX_TRIALS trials of a table that are in the store."""
+    cache, artifacts = StageCache(filled.store), dict[str, Artifact | None]()
+    trials = [(cell, seed) for cell in filled.cells.values() if cell.config is not None for seed in cell.scores]
     out = []
-    for cell, seed in trials[:MOST_TRIALS]:
+    for cell, seed in trials[:MAX_TRIALS]:
         assert cell.config is not None
         keys = stage_keys(replace(cell.config, seed=seed), data_root=data_root, splits=filled.table.splits)
         for node, key in keys.items():
-            if key.key not in known:
-                known[key.key] = cache.find(key)
-            out.append(UsedStage(cell.dataset, cell.row, seed, node, key.key, known[key.key]))
+            if key.key not in artifacts:
+                artifacts[key.key] = cache.find(key)
+            out.append(UsedStage(cell.dataset, cell.row, seed, node, key.key, artifacts[key.key]))
     return tuple(out)

@@ -72,6 +72,11 @@ def as_float(value: Json, name: str = "the value") -> float:
     raise ValueError(f"{name} is {_kind(value)}, expected a number")
 
 
+def object_or_empty(value: Json) -> JsonObject:
+    """The value where it is an object, else an empty one: for documents of which single fields may be missing."""
+    return value if isinstance(value, dict) else {}
+
+
 def get_object(document: Mapping[str, Json], key: str) -> JsonObject:
     """The object in a field; empty where the document lacks it. Raises ValueError for another kind of value."""
     return as_object(document.get(key, {}), key)

@@ -1,31 +1,27 @@
-"""The stage tree as a figure, with seconds spent and saved."""
+"""A figure of the seconds spent on each kind of stage, and saved by sharing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 from raz.report.figures.style import figure
-from raz.report.layout import Figure
+from raz.report.layout import Figure, Record
 from raz.report.stage_costs import StageCost
 
-if TYPE_CHECKING:
-    pass
 
-
-def stage_cost_figures(rows: Sequence[StageCost]) -> tuple[Figure, ...]:
-    """The stage tree, root at the bottom: bars of seconds spent and saved."""
-    data: list[Mapping[str, Any]] = [
-        {"stage": s.stage, "made": s.made, "uses": s.uses, "spent": s.seconds, "saved": s.saved} for s in rows
-    ]
-    if not any(s.unshared for s in rows):
+def stage_cost_figures(costs: Sequence[StageCost]) -> tuple[Figure, ...]:
+    """One bar for each kind of stage, the first stage at the bottom; no figure where no time was spent."""
+    if not any(cost.unshared for cost in costs):
         return ()
-    names = [f"{s.stage} ({s.made} made, {s.uses} uses)" for s in rows]
-    traces: list[dict[str, Any]] = [
-        {"type": "bar", "orientation": "h", "name": "spent", "x": [s.seconds for s in rows], "y": names},
-        {"type": "bar", "orientation": "h", "name": "saved", "x": [s.saved for s in rows], "y": names},
+    rows: list[Record] = [
+        {"stage": c.stage, "made": c.made, "uses": c.uses, "spent": c.seconds, "saved": c.saved} for c in costs
+    ]
+    names = [f"{c.stage} ({c.made} made, {c.uses} uses)" for c in costs]
+    traces: list[Record] = [
+        {"type": "bar", "orientation": "h", "name": "spent", "x": [c.seconds for c in costs], "y": names},
+        {"type": "bar", "orientation": "h", "name": "saved", "x": [c.saved for c in costs], "y": names},
     ]
     return (
-        figure("The stage tree: time spent and saved", data, traces, "seconds", "", barmode="stack",
-               height=140 + 30 * len(rows)),
+        figure("The stage tree: time spent and saved", rows, traces, "seconds", "", barmode="stack",
+               height=140 + 30 * len(costs)),
     )  # fmt: skip

@@ -1,80 +1,94 @@
-"""Figures of a study: Optuna's own where it has them, of trials rebuilt from the index, and a timeline of workers."""
+"""Figures of a study: Optuna's own where it has them, drawn from the study's index, and a timeline of workers."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from raz.report.figures.style import figure
-from raz.report.layout import Figure
+from raz.report.layout import Figure, Record
+from raz.utils.json_types import Json
 
 if TYPE_CHECKING:
     import optuna
+    import plotly.graph_objects as go
+    from optuna.distributions import BaseDistribution
 
     from raz.study.records import TrialRecord
 
-MOST_TRIALS = 500  # in a figure of Optuna's: more make a page slow and no picture clearer
-MOST_PARAMETERS = 6  # in a grid of panels
+MAX_TRIALS = 500  # in a figure of Optuna's; more make a page slow and a picture no clearer
+MAX_PARAMETERS = 6  # in a grid of panels
 
 
 def to_optuna_study(records: Sequence[TrialRecord], directions: Sequence[str]) -> optuna.Study:
-    """An Optuna study in memory of the finished trials, at most MOST_TRIALS spread over all."""
+    """An in-memory Optuna study of the complete and pruned trials, evenly thinned out to at most MAX_TRIALS."""
     import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.distributions import CategoricalDistribution
 
-    done = [
+    finished = [
         r
         for r in records
         if (r.state == "pruned" and len(directions) == 1)
-        or (r.state == "complete" and len(_values(r, directions)) == len(directions))
+        or (r.state == "complete" and len(_objective_values(r, directions)) == len(directions))
     ]
-    step = max(1, -(-len(done) // MOST_TRIALS))
-    done = done[::step]
-    seen: dict[str, list[Any]] = {}
-    for record in done:
+    step = max(1, -(-len(finished) // MAX_TRIALS))
+    finished = finished[::step]
+    by_name: dict[str, list[Json]] = {}
+    for record in finished:
         for name, value in record.values.items():
-            seen.setdefault(name, []).append(value)
-    spaces: dict[str, Any] = {}
-    for name, values in seen.items():
-        kinds = {type(value) for value in values}
-        if kinds == {int}:
-            spaces[name] = IntDistribution(min(values), max(values))
-        elif kinds <= {int, float}:
-            spaces[name] = FloatDistribution(float(min(values)), float(max(values)))
-        else:
-            spaces[name] = CategoricalDistribution(sorted({_label(value) for value in values}))
+            by_name.setdefault(name, []).append(value)
+    distributions = {name: _distribution(values) for name, values in by_name.items()}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=[optuna.study.StudyDirection[name.upper()] for name in directions])
-    for record in done:
+    for record in finished:
         params = {
-            name: _label(value) if isinstance(spaces[name], CategoricalDistribution) else value
+            name: _label(value) if isinstance(distributions[name], CategoricalDistribution) else value
             for name, value in record.values.items()
         }
         complete = record.state == "complete"
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED,
-                params=params, distributions={name: spaces[name] for name in params},
-                values=_values(record, directions) if complete else None, intermediate_values=dict(record.steps),
+                params=params, distributions={name: distributions[name] for name in params},
+                values=_objective_values(record, directions) if complete else None,
+                intermediate_values=dict(record.steps),
             )
         )  # fmt: skip
     return study
 
 
-def _values(record: TrialRecord, directions: Sequence[str]) -> list[float]:
+def _distribution(values: Sequence[Json]) -> BaseDistribution:
+    """A distribution that holds all these values of a parameter."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    whole = [value for value in values if type(value) is int]
+    numbers = [value for value in values if type(value) is int or type(value) is float]
+    if len(whole) == len(values):
+        return IntDistribution(min(whole), max(whole))
+    if len(numbers) == len(values):
+        return FloatDistribution(float(min(numbers)), float(max(numbers)))
+    return CategoricalDistribution(sorted({_label(value) for value in values}))
+
+
+def _objective_values(record: TrialRecord, directions: Sequence[str]) -> list[float]:
     if len(directions) > 1:
         return list(record.objectives.values())
     return [] if record.value is None else [record.value]
 
 
-def _label(value: Any) -> str:
+def _label(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Share of the objective's variation that each parameter explains (PED-ANOVA); empty where it cannot be told."""
+    """Parameter -> share of the objective's variation that it explains (PED-ANOVA), the largest first.
+
+    Empty for fewer than four complete trials, for a constant objective, and where no parameter varies in all trials.
+    """
     import optuna
 
     complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
@@ -90,78 +104,97 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def study_figures(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> tuple[Figure, ...]:
-    """History, learning curves, importance, parallel coordinates, slices, contours, Pareto front, timeline."""
-    import optuna.visualization as drawn
+    """History, learning curves, importance, parallel coordinates, slices, contours, Pareto front, timeline.
+
+    objectives: metric -> minimize | maximize. A figure for which the trials hold no data is left out.
+    """
+    from optuna import visualization
 
     metric, directions = next(iter(objectives)), list(objectives.values())
     study = to_optuna_study(records, directions)
     if not study.get_trials(deepcopy=False):
         return ()
     out = []
-    names = list(importances(study))[:MOST_PARAMETERS] if len(directions) == 1 else []
-    several = len(names) > 1
-    makers: list[tuple[str, Any]] = []
+    names = list(importances(study))[:MAX_PARAMETERS] if len(directions) == 1 else []
+    plots: list[tuple[str, Callable[[], go.Figure]]] = []
     if len(directions) > 1:
-        makers.append(("Pareto front", lambda: drawn.plot_pareto_front(study, target_names=list(objectives))))
+        plots.append(("Pareto front", lambda: visualization.plot_pareto_front(study, target_names=list(objectives))))
     else:
-        makers += [
-            (f"History of {metric}", lambda: drawn.plot_optimization_history(study, target_name=metric)),
-            ("Learning curves, as the pruner saw them", lambda: drawn.plot_intermediate_values(study)),
+        plots += [
+            (f"History of {metric}", lambda: visualization.plot_optimization_history(study, target_name=metric)),
+            ("Learning curves, as the pruner saw them", lambda: visualization.plot_intermediate_values(study)),
         ]
-        if several:
-            makers += [
+        if len(names) > 1:
+            plots += [
                 ("Parallel coordinates",
-                 lambda: drawn.plot_parallel_coordinate(study, params=names, target_name=metric)),
-                ("Slices", lambda: drawn.plot_slice(study, params=names, target_name=metric)),
-                ("Contours of the two that matter most",
-                 lambda: drawn.plot_contour(study, params=names[:2], target_name=metric)),
+                 lambda: visualization.plot_parallel_coordinate(study, params=names, target_name=metric)),
+                ("Slices", lambda: visualization.plot_slice(study, params=names, target_name=metric)),
+                ("Contours of the two most important parameters",
+                 lambda: visualization.plot_contour(study, params=names[:2], target_name=metric)),
             ]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for title, make in makers:
+        for title, plot in plots:
             try:
-                drawing = make()
-            except (ValueError, RuntimeError):  # Optuna says so where the trials hold nothing to draw
+                drawn = plot()
+            except (ValueError, RuntimeError):  # Optuna raises these where the trials hold nothing to draw
                 continue
-            drawing.update_layout(template=None, title=None, showlegend=False)
-            spec = json.loads(drawing.to_json())
+            drawn.update_layout(template=None, title=None, showlegend=False)
+            spec = json.loads(drawn.to_json())
             if spec["data"]:
-                out.append(Figure(title, tuple({"trace": t.get("name", "")} for t in spec["data"]), spec))
+                rows = tuple({"trace": trace.get("name", "")} for trace in spec["data"])
+                out.append(Figure(title, rows, spec["data"], spec["layout"]))
     if len(directions) == 1:
-        out += _importance(study)
+        out += _importance_figures(study)
     out += timeline(records)
     return tuple(out)
 
 
-def _importance(study: optuna.Study) -> list[Figure]:
-    found = importances(study)
-    rows = [{"parameter": name, "share": share} for name, share in reversed(found.items())]
-    if not rows:
+def _importance_figures(study: optuna.Study) -> list[Figure]:
+    shares = list(reversed(importances(study).items()))
+    if not shares:
         return []
-    bar = {"type": "bar", "orientation": "h", "x": [r["share"] for r in rows], "y": [r["parameter"] for r in rows]}
-    note = "PED-ANOVA: which parameters tell the best tenth of trials from the rest."
-    return [figure("What matters", rows, [bar], "share", "", note, height=120 + 28 * len(rows))]
+    rows: list[Record] = [{"parameter": name, "share": share} for name, share in shares]
+    bar: Record = {
+        "type": "bar", "orientation": "h", "x": [share for _, share in shares], "y": [name for name, _ in shares],
+    }  # fmt: skip
+    note = "PED-ANOVA: which parameters distinguish the best tenth of trials from the rest."
+    return [figure("Parameter importance", rows, [bar], "share", "", note, height=120 + 28 * len(rows))]
+
+
+@dataclass(frozen=True)
+class WorkerSpan:
+    """The time of one trial on a worker of the timeline."""
+
+    trial: int
+    worker: int
+    state: str
+    start: datetime
+    seconds: float
 
 
 def timeline(records: Sequence[TrialRecord]) -> list[Figure]:
-    """Each trial as a bar on the first worker that was free when it started."""
+    """Each trial as a bar on the first worker that was free when it started; no figure where no trial ran."""
     ran = sorted(((r.started, r.finished, r) for r in records if r.started and r.finished), key=lambda each: each[:2])
-    free: list[Any] = []
-    rows: list[dict[str, Any]] = []
-    for start, end, record in ran[:MOST_TRIALS]:
-        lane = next((i for i, busy in enumerate(free) if busy <= start), len(free))
-        free[lane : lane + 1] = [end]
-        rows.append({"trial": record.number, "worker": lane, "state": record.state, "start": start.isoformat(),
-                     "seconds": (end - start).total_seconds()})  # fmt: skip
-    if not rows:
+    free: list[datetime] = []  # when each worker becomes free
+    spans: list[WorkerSpan] = []
+    for start, end, record in ran[:MAX_TRIALS]:
+        worker = next((i for i, busy_until in enumerate(free) if busy_until <= start), len(free))
+        free[worker : worker + 1] = [end]
+        spans.append(WorkerSpan(record.number, worker, str(record.state), start, (end - start).total_seconds()))
+    if not spans:
         return []
-    traces = []
-    for state in dict.fromkeys(row["state"] for row in rows):
-        of = [row for row in rows if row["state"] == state]
+    rows: list[Record] = [
+        {"trial": s.trial, "worker": s.worker, "state": s.state, "start": s.start.isoformat(), "seconds": s.seconds}
+        for s in spans
+    ]
+    traces: list[Record] = []
+    for state in dict.fromkeys(span.state for span in spans):
+        group = [span for span in spans if span.state == state]
         traces.append({
-            "type": "bar", "orientation": "h", "name": state, "base": [row["start"] for row in of],
-            "x": [1000 * row["seconds"] for row in of], "y": [f"worker {row['worker']}" for row in of],
-            "text": [f"trial {row['trial']}" for row in of], "textposition": "none",
+            "type": "bar", "orientation": "h", "name": state, "base": [span.start.isoformat() for span in group],
+            "x": [1000 * span.seconds for span in group], "y": [f"worker {span.worker}" for span in group],
+            "text": [f"trial {span.trial}" for span in group], "textposition": "none",
         })  # fmt: skip
     return [figure("Timeline of workers", rows, traces, "", "", barmode="overlay", xaxis={"type": "date"},
                    height=160 + 30 * len(free))]  # fmt: skip

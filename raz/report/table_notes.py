@@ -1,0 +1,127 @@
+"""The notes under a table: what its numbers mean, how they were compared, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from raz.report.fill import FilledTable
+from raz.report.statistics import MIN_RUNS_TO_AGREE, Effect
+
+BEST = " *"  # marks the best row of a column
+CLAIM_NOTE = (
+    "Each claim is stated before the runs and judged by its own 95 % interval, without correction for the other claims."
+)
+
+
+def opening_notes(filled: FilledTable) -> list[str]:
+    """What the cells and the printed numbers are."""
+    table, profile = filled.table, filled.profile
+    notes = [
+        f"Profile {profile.name} (preset {profile.preset}). A cell is the mean ± standard deviation over n independent"
+        f" runs; requested seeds: {', '.join(map(str, table.seeds))}."
+    ]
+    foreign = [d for d in profile.datasets if d not in table.printed_datasets]
+    if not table.printed_datasets:
+        return notes
+    source = f": {table.paper}" if table.paper else " holds the printed numbers"
+    meaning = " Column diff: our mean − the printed number." if len(foreign) < len(profile.datasets) else ""
+    notes.append(f"Column paper{source}.{meaning}")
+    if any(metric.partition(".")[2].startswith("rmse") for metric in table.metrics):
+        notes.append('RMSE is the error that the paper calls "MSE"; it takes the square root.')
+    if foreign:
+        printed = filled.title(table.printed_datasets[0])
+        titles = _join_titles([filled.title(name) for name in foreign])
+        notes.append(
+            f"The paper's numbers shown for {titles} are those on {printed}, another data set:"
+            " compare the order of the rows, not the values."
+        )
+    if profile.name == "paper":
+        notes.append(
+            "agrees: the printed number lies inside the 95 % prediction interval of one more run; differs: it lies"
+            f" outside. agrees needs at least {MIN_RUNS_TO_AGREE} runs. Verdicts are given only with ImageNet weights"
+            " and with the annotations of the paper's test split."
+        )
+    elif len(foreign) < len(profile.datasets):
+        notes.append(f"The paper did not train preset {profile.preset}, so differences are expected.")
+    quoted = [row for row in table.rows if row.quoted]
+    if quoted:
+        notes.append(f"Quoted, not run: {'; '.join(f'{row.name} ({row.source})' for row in quoted)}.")
+    return notes
+
+
+def method_note(effects: Collection[Effect], base_row: str) -> str:
+    """How the differences were estimated, and to which population their intervals apply."""
+    methods = {
+        "seeds": "Over seeds: Student t on differences paired by seed; this is about training again.",
+        "images": "Over images: a bootstrap on differences paired by image (studentized and symmetric for counts,"
+        " percentiles for AP and AR); this is about these trained models on other images. In simulations with skewed"
+        " errors the intervals covered 94 to 97 % of MAE's differences and 90 to 98 % of RMSE's, which a few images"
+        " dominate.",
+    }
+    kinds = sorted({effect.over for effect in effects}, reverse=True)
+    return (
+        f"Differences are to row {base_row}. Each 95 % interval holds by itself; `differs` and p are Holm-corrected"
+        f" over all differences of a data set (p is shown from six seeds on)."
+        f" {' '.join(methods[kind] for kind in kinds)}"
+    )
+
+
+def best_note(filled: FilledTable, dataset: str) -> str:
+    return (
+        f"{filled.title(dataset)}:{BEST} marks a row that differs from every other row of its column (Holm-corrected)."
+    )
+
+
+def ceiling_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
+    """The errors of the true label maps, next to counts of localized points (reading 14)."""
+    counts = any("localization" in m or m.partition("@")[2][:1].isdigit() for m in filled.table.metrics_of(dataset))
+    for split in filled.table.splits:
+        for row in filled.table.run_rows:
+            cell = filled.cells[row.name, dataset]
+            counted = counts or (cell.config is not None and cell.config.fusion.rule != "density")
+            values = [cell.values(f"{split}.{name}_ceiling") for name in ("mae", "rmse")]
+            if counted and all(values):
+                mae, rmse = (next(iter(value.values())) for value in values)
+                split_title = {"test": "test", "val": "validation"}[split]
+                yield (
+                    f"{filled.title(dataset)}, {split_title} images: heads closer than 4 px share a label, so counting"
+                    f" the peaks of the true label maps gives MAE {mae:.1f}, RMSE {rmse:.1f}. Zooming reduces this"
+                    " limit."
+                )
+                break
+
+
+def provenance_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
+    """One note for each of code, data, device kind and torch in which the rows of a data set differ, networks
+    included."""
+    rows_by_value: dict[str, dict[str, set[str]]] = {"code": {}, "data": {}, "kinds of device": {}, "torch": {}}
+    for row in filled.table.run_rows:
+        for trial in filled.cells[row.name, dataset].scores.values():
+            for split, provenance in trial.provenance.items():
+                made = provenance.made
+                values_by_kind: dict[str, Sequence[str]] = {
+                    "code": [value[:12] for value in made.get("code", ())],
+                    "data": [provenance.data.get(split, "unknown")[:12] + f" ({split})"],
+                    "kinds of device": made.get("device", ()),
+                    "torch": made.get("torch", ()),
+                }
+                for kind, values in values_by_kind.items():
+                    for value in values:
+                        rows_by_value[kind].setdefault(value, set()).add(row.name)
+    for kind, by_value in rows_by_value.items():
+        expected = len({value.rpartition("(")[2] for value in by_value}) if kind == "data" else 1  # data: one a split
+        if len(by_value) > expected:
+            rows = "; ".join(f"{value}: {len(names)} rows" for value, names in sorted(by_value.items()))
+            yield f"{filled.title(dataset)}: the rows were made by different {kind} ({rows})."
+
+
+def problem_notes(filled: FilledTable) -> Iterator[str]:
+    """Why cells are empty: data sets that could not be opened, and damaged scores."""
+    for dataset, problem in filled.problems.items():
+        yield problem if problem.startswith(dataset) else f"{dataset}: {problem}"
+    for folder in filled.damaged:
+        yield f"{folder} is damaged, so its cell stays empty; the command below makes it again."
+
+
+def _join_titles(titles: Sequence[str]) -> str:
+    return titles[0] if len(titles) == 1 else ", ".join(titles[:-1]) + " and " + titles[-1]
