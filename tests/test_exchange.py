@@ -52,7 +52,7 @@ def test_a_study_comes_back_as_it_went(whole: Path, packed: Path, tmp_path: Path
     code, out, _ = call("import", str(packed), "--store", str(store))
     assert (code, out) == (0, "study mixed, 12 trials; 0 new stages\n")
     assert read_records(store, "mixed") == read_records(whole, "mixed")
-    assert import_study(store, packed)["new"] is False
+    assert not import_study(store, packed).new
     journal = journal_path(store, "mixed")
     journal.write_bytes(journal.read_bytes() + journal.read_bytes().splitlines(keepends=True)[1])
     before = journal.read_bytes()

@@ -115,8 +115,9 @@ def export_command(
     import json
     import shlex
 
+    from raz.cli.study import print_result
     from raz.errors import RazError
-    from raz.maintenance.archive import SUFFIXES, export_lines, export_study
+    from raz.maintenance.archive import SUFFIXES, export_study
 
     store = resolve_store(store)
     if out.suffix not in (*SUFFIXES, ".safetensors"):
@@ -128,8 +129,7 @@ def export_command(
     if out.suffix in SUFFIXES or with_stages:
         if place is None or best is not None:
             raise RazError("export", f"{out} holds a study, expected its name", f"raz-sweep export fusion --out {out}")
-        told = export_study(store, place, out.expanduser(), with_stages=with_stages)
-        typer.echo(json.dumps(told, indent=1) if as_json else "\n".join(export_lines(told)))
+        print_result(export_study(store, place, out.expanduser(), with_stages=with_stages), as_json)
         return
     path = _writable(out)
     from raz.pipeline.model import save_model

@@ -101,10 +101,7 @@ def import_command(
     """
     from raz.maintenance.archive import import_study
 
-    store = resolve_store(store)
-    told = import_study(store, file.expanduser())
-    state = "" if told["new"] else ", which the store already had"
-    tell(told, [f"study {told['study']}, {told['trials']} trials{state}; {told['stages']} new stages"], as_json)
+    print_result(import_study(resolve_store(store), file.expanduser()), as_json)
 
 
 def rerun_command(

@@ -1,11 +1,11 @@
-"""A study in one file: `export` and `import`. No pickle, and nothing that the file says becomes a path unchecked.
+"""`export` and `import`: a study in one zip file, without pickles.
 
-    study.json                          what is in it: name, and bytes and sha256 of each other member
+    study.json                          the index: name of the study, size in bytes and sha256 of each other member
     studies/NAME.journal                the study as Optuna wrote it
     stages/<stage>/<key>/<file>         with stages: the artifacts that its trials recorded
 
-The same study gives the same bytes. A file is read whole or refused: names, sizes and digests are checked before
-anything of it appears in the store, and the study last of all.
+The same study gives the same bytes. An import checks names, sizes and digests before anything appears in the store, so
+a file is imported whole or refused; the journal is moved into place last.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from raz.errors import RazError
 from raz.pipeline.graph import stage_of
 from raz.spec.search_space import STUDY_NAME
-from raz.store.cache import StageCache, digest, file_digest, store_errors
+from raz.store.cache import digest, file_digest, store_errors
 from raz.store.inventory import KEY
 from raz.store.manifest import read_manifest
 from raz.store.paths import MANIFEST, StorePaths
@@ -33,23 +34,93 @@ from raz.store.s3 import bucket_for
 from raz.study.dataframe import frame
 from raz.study.index import read_study, split_study
 from raz.study.journal import journal_path
-from raz.study.records import exclusive, load_study
+from raz.study.records import TrialRecord, exclusive, load_study
 from raz.utils import formatting
 from raz.utils.atomic import atomic_write
+from raz.utils.json_types import Json, JsonLike, as_int, as_object, as_str, parse_object
+
+if TYPE_CHECKING:
+    import pandas
 
 FORMAT = 1
 INDEX = "study.json"
-_MEMBERS = StorePaths(Path())  # members of an archive have the names that they have in a store
+_MEMBERS = StorePaths(Path())  # a member has the name of its file in a store
 LARGEST_INDEX = 64 * 2**20  # bytes
-MOST_RATIO = 200  # unpacked to packed bytes; a journal of thousands of like trials packs about 60 times
+MOST_RATIO = 200  # of unpacked to packed bytes; a journal of thousands of similar trials reaches about 60
 BLOCK = 1 << 20
 _MEMBER = re.compile(r"stages/(?P<stage>[a-z_]{1,32})/(?P<key>[0-9a-f]{64})/(?P<file>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})")
-Source = bytes | Path  # of a member: itself, or the file that holds it
+Source = bytes | Path  # content of a member, or the file with it
 SUFFIXES = (".zip", ".csv", ".parquet")
 
 
-def export_study(store: Path, reference: str, out: Path, *, with_stages: bool = False) -> dict[str, Any]:
-    """Writes the study to `out`: all of it (.zip), or a row a trial (.csv, .parquet). Returns what was written.
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote."""
+
+    study: str
+    out: Path
+    bytes: int
+    trials: int
+    stages: int
+    running: bool  # a driver was writing the study
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        return {
+            "study": self.study, "out": str(self.out), "bytes": self.bytes, "trials": self.trials,
+            "stages": self.stages, "running": self.running,
+        }  # fmt: skip
+
+    def to_text(self) -> str:
+        """Lines for a terminal."""
+        stages = f", {self.stages} stages" if self.stages else ""
+        size = formatting.size(self.bytes)
+        line = f"{self.out}: study {self.study}, {self.trials} trials{stages} ({size})"
+        return f"{line}\nthe study is running: what comes later is not in the file" if self.running else line
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What an import put into the store."""
+
+    study: str
+    trials: int
+    stages: int  # that the store did not have
+    new: bool  # whether the store lacked the study
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        return {"study": self.study, "trials": self.trials, "stages": self.stages, "new": self.new}
+
+    def to_text(self) -> str:
+        """A line for a terminal."""
+        state = "" if self.new else ", which the store already had"
+        return f"study {self.study}, {self.trials} trials{state}; {self.stages} new stages"
+
+
+@dataclass(frozen=True)
+class MemberInfo:
+    """A member of an archive as its index describes it."""
+
+    bytes: int
+    sha256: str  # hexadecimal
+
+    @staticmethod
+    def parse(value: Json) -> MemberInfo:
+        """From the index. Raises ValueError or KeyError for anything that `export` does not write."""
+        if not isinstance(value, dict):
+            raise ValueError("a member is described by an object")
+        member = MemberInfo(as_int(value["bytes"], "bytes"), as_str(value["sha256"], "sha256"))
+        if member.bytes < 0 or len(bytes.fromhex(member.sha256)) != 32:
+            raise ValueError("a member has a negative size, or no sha256")
+        return member
+
+
+Members = Mapping[str, MemberInfo]  # name in the archive -> size and digest
+
+
+def export_study(store: Path, reference: str, out: Path, *, with_stages: bool = False) -> ExportResult:
+    """Writes a study to `out`: everything (.zip), or one row per trial (.csv, .parquet).
 
     Raises RazError for an unknown study or suffix; OSError when `out` cannot be written.
     """
@@ -59,93 +130,75 @@ def export_study(store: Path, reference: str, out: Path, *, with_stages: bool = 
         raise RazError("--with-stages", f"{out} is a table of trials, which holds no stages", "--out FILE.zip")
     name = split_study(reference)
     study = read_study(store, name)
-    write: Callable[[Path], None]
-    count = 0
-    if out.suffix == ".zip":
-        members: dict[str, Source] = {_MEMBERS.journal(name).as_posix(): _whole_lines(journal_path(store, name))}
-        if with_stages:
-            members |= _stages(store, study.trials)
-            count = len({key.rsplit("/", 1)[0] for key in members}) - 1
+    stages = 0
+    with atomic_write(out) as temporary:
+        if out.suffix == ".zip":
+            members: dict[str, Source] = {_MEMBERS.journal(name).as_posix(): _whole_lines(journal_path(store, name))}
+            if with_stages:
+                members |= _stage_members(store, study.trials)
+                stages = len({member.rsplit("/", 1)[0] for member in members}) - 1
+            _write_zip(temporary, name, members)
+        else:
+            _write_table(temporary, frame(study))
+    return ExportResult(name, out, out.stat().st_size, len(study.trials), stages, study.running)
 
-        def write(path: Path) -> None:
-            _write_zip(path, name, members)
+
+def _write_table(path: Path, table: pandas.DataFrame) -> None:
+    for column in table.columns:  # lists, such as the channels of a branch, as JSON
+        if table[column].map(lambda value: isinstance(value, (list, dict))).any():
+            table[column] = table[column].map(json.dumps)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
     else:
-        table = frame(study)
-        for column in table.columns:  # a list, such as the channels of a branch, as JSON
-            if table[column].map(lambda v: isinstance(v, (list, dict))).any():
-                table[column] = table[column].map(json.dumps)
-
-        def write(path: Path) -> None:
-            if out.suffix == ".csv":
-                table.to_csv(path, index=False)
-            else:
-                table.attrs = {}
-                table.to_parquet(path, index=False)
-
-    with atomic_write(out) as aside:
-        write(aside)
-    return {
-        "study": name, "out": str(out), "bytes": out.stat().st_size, "trials": len(study.trials), "stages": count,
-        "running": study.running,
-    }  # fmt: skip
-
-
-def export_lines(told: Mapping[str, Any]) -> list[str]:
-    """What `export_study` wrote, for people."""
-    stages = f", {told['stages']} stages" if told["stages"] else ""
-    lines = [
-        f"{told['out']}: study {told['study']}, {told['trials']} trials{stages} ({formatting.size(told['bytes'])})"
-    ]
-    return [*lines, *(["the study is running: what comes later is not in the file"] if told["running"] else [])]
+        table.attrs = {}
+        table.to_parquet(path, index=False)
 
 
 def _whole_lines(journal: Path) -> bytes:
-    """The journal up to its last whole line: a driver may be writing the next."""
+    """The journal up to its last complete line: a driver may be writing the next one."""
     data = journal.read_bytes()
     return data[: data.rfind(b"\n") + 1]
 
 
-def _stages(store: Path, trials: Any) -> dict[str, Source]:
-    """The files of the whole artifacts that the trials recorded."""
-    cache = StageCache(store)
+def _stage_members(store: Path, trials: Iterable[TrialRecord]) -> dict[str, Source]:
+    """The files of the undamaged artifacts that the trials recorded."""
+    paths = StorePaths(store)
     out: dict[str, Source] = {}
-    for place in sorted({(stage_of(str(s.get("stage"))), str(s.get("key"))) for t in trials for s in t.stages}):
-        stage, key = place
+    for stage, key in sorted({(stage_of(use.stage), use.key) for trial in trials for use in trial.stages}):
         if not stage or not KEY.fullmatch(key):
             continue
-        folder = cache.paths.stage(stage, key)
+        folder = paths.stage(stage, key)
         try:
-            manifest = read_manifest(folder)
-            names = [MANIFEST, *manifest.files]
-            whole = all(file_digest(folder / n) == expected for n, expected in manifest.files.items())
+            files = read_manifest(folder).files
+            undamaged = all(file_digest(folder / name) == digest for name, digest in files.items())
         except (OSError, ValueError):
-            continue  # damaged, which is as good as not there
-        members = {(_MEMBERS.stage(stage, key) / n).as_posix(): folder / n for n in names}
-        if whole and all(_MEMBER.fullmatch(member) for member in members):
+            continue
+        members = {(_MEMBERS.stage(stage, key) / name).as_posix(): folder / name for name in (MANIFEST, *files)}
+        if undamaged and all(_MEMBER.fullmatch(member) for member in members):
             out |= members
     return out
 
 
-def _write_zip(path: Path, name: str, members: dict[str, Source]) -> None:
-    told = {}
+def _write_zip(path: Path, name: str, members: Mapping[str, Source]) -> None:
+    written: dict[str, JsonLike] = {}
     with zipfile.ZipFile(path, "w", allowZip64=True) as file:
         for member, source in members.items():
-            # weights and arrays do not get smaller, and what is stored cannot be taken for a bomb
-            kind = zipfile.ZIP_STORED if isinstance(source, Path) else zipfile.ZIP_DEFLATED
+            # weights and arrays do not compress, and a stored member is never refused as a zip bomb
+            method = zipfile.ZIP_STORED if isinstance(source, Path) else zipfile.ZIP_DEFLATED
             total, sha = 0, hashlib.sha256()
-            with _opened(source) as stream, file.open(_info(member, kind), "w", force_zip64=True) as into:
+            with _opened(source) as stream, file.open(_info(member, method), "w", force_zip64=True) as target:
                 while block := stream.read(BLOCK):
-                    into.write(block)
+                    target.write(block)
                     sha.update(block)
                     total += len(block)
-            told[member] = {"bytes": total, "sha256": sha.hexdigest()}
-        index = {"format": FORMAT, "study": name, "members": told}
+            written[member] = {"bytes": total, "sha256": sha.hexdigest()}
+        index = {"format": FORMAT, "study": name, "members": written}
         file.writestr(_info(INDEX, zipfile.ZIP_DEFLATED), json.dumps(index, indent=1, sort_keys=True))
 
 
-def _info(name: str, kind: int) -> zipfile.ZipInfo:
+def _info(name: str, method: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    info.compress_type, info.external_attr = kind, 0o644 << 16
+    info.compress_type, info.external_attr = method, 0o644 << 16
     return info
 
 
@@ -158,30 +211,31 @@ def _opened(source: Source) -> Iterator[IO[bytes]]:
 # ------------------------------------------------------------------ import
 
 
-def import_study(store: Path, path: Path) -> dict[str, Any]:
-    """Puts the study of an exported file, and the stages in it, into the store. Returns what was put there.
+def import_study(store: Path, path: Path) -> ImportResult:
+    """Puts the study of an exported file, with its stages, into the store.
 
-    A study of the same name stays as it is: the same one is left, another one refused. Raises RazError for a file
-    that is not what `export` writes, whole.
+    A study of the same name is never overwritten: an identical one stays, another one is refused. Raises RazError for a
+    file that is damaged or was not written by `export`.
     """
     if not path.is_file():
         raise RazError(str(path), "no such file")
     if bucket_for(store) is not None:
         raise RazError("--store", f"{bucket_for(store)} is filled by runs, not by copying", "import into a folder")
     with store_errors(store):
-        aside = StorePaths(store).temporary_import()
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir()
+        folder = StorePaths(store).temporary_import()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
         try:
-            name, members = _unpack(path, aside)
-            return _install(store, path, aside, name, members)
+            name, members = _unpack(path, folder)
+            return _install(store, path, folder, name, members)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unpack(path: Path, aside: Path) -> tuple[str, list[str]]:
-    """Checks all that the file says of itself, and writes its members into `aside`."""
+def _unpack(path: Path, folder: Path) -> tuple[str, dict[str, Path]]:
+    """Checks an archive and writes its members into `folder`. Returns the study's name, and member -> file."""
     where = str(path)
+    files: dict[str, Path] = {}
     try:
         with zipfile.ZipFile(path) as file:
             infos = file.infolist()
@@ -190,59 +244,59 @@ def _unpack(path: Path, aside: Path) -> tuple[str, list[str]]:
                 raise RazError(where, "has two members of one name")
             if INDEX not in names:
                 raise RazError(where, f"has no {INDEX}, expected a file that raz-sweep export wrote")
-            name, told = _index(where, file)
-            if set(names) != {INDEX, *told}:
-                odd = sorted(set(names) ^ {INDEX, *told})[0]
+            name, members = _read_index(where, file)
+            if set(names) != {INDEX, *members}:
+                odd = sorted(set(names) ^ {INDEX, *members})[0]
                 raise RazError(where, f"{odd!r} is either not announced or missing")
-            _check_sizes(where, path, infos, told, aside)
-            for number, (member, expected) in enumerate(told.items()):
-                _copy(where, file, member, expected, aside / str(number))
+            _check_sizes(where, path, infos, members, folder)
+            for number, (member, expected) in enumerate(members.items()):
+                files[member] = folder / str(number)
+                _copy(where, file, member, expected, files[member])
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError) as error:
         raise RazError(where, f"not a whole zip file: {error}", "copy it again") from None
-    return name, list(told)
+    return name, files
 
 
-def _index(where: str, file: zipfile.ZipFile) -> tuple[str, dict[str, dict[str, Any]]]:
+def _read_index(where: str, file: zipfile.ZipFile) -> tuple[str, Members]:
+    """The study's name and the members in the index of an archive, checked. Raises RazError."""
     with file.open(INDEX) as stream:
         raw = stream.read(LARGEST_INDEX + 1)
     if len(raw) > LARGEST_INDEX:
         raise RazError(where, f"{INDEX} is larger than {LARGEST_INDEX // 2**20} MiB")
     try:
-        index = json.loads(raw)
-        number, name, told = index["format"], str(index["study"]), dict(index["members"])
-        sizes = [(int(m["bytes"]), bytes.fromhex(m["sha256"])) for m in told.values()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        index = parse_object(raw)
+        version, name = index["format"], str(index["study"])
+        members = {member: MemberInfo.parse(info) for member, info in as_object(index["members"], "members").items()}
+    except (ValueError, KeyError, RecursionError):
         raise RazError(where, f"{INDEX} is not as raz-sweep export writes it") from None
-    if number != FORMAT:
-        raise RazError(where, f"has format {number!r}, expected {FORMAT}", "a newer raz-sweep may read it")
+    if version != FORMAT:
+        raise RazError(where, f"has format {version!r}, expected {FORMAT}", "a newer raz-sweep may read it")
     if not STUDY_NAME.fullmatch(name):
         raise RazError(where, f"the study is called {name!r}, expected a name of a-z, 0-9, _ and -")
     journal = _MEMBERS.journal(name).as_posix()
-    if journal not in told:
+    if journal not in members:
         raise RazError(where, f"has no {journal}")
-    for member in told:
+    for member in members:
         if member != journal and not _MEMBER.fullmatch(member):
             raise RazError(where, f"{member!r} is no member of an exported study")
-    if any(size < 0 or len(sha) != 32 for size, sha in sizes):
-        raise RazError(where, f"{INDEX} is not as raz-sweep export writes it")
-    return name, told
+    return name, members
 
 
-def _check_sizes(where: str, path: Path, infos: list[zipfile.ZipInfo], told: dict[str, Any], aside: Path) -> None:
-    total = sum(int(m["bytes"]) for m in told.values())
+def _check_sizes(where: str, path: Path, infos: Iterable[zipfile.ZipInfo], members: Members, folder: Path) -> None:
+    total = sum(member.bytes for member in members.values())
     if total > MOST_RATIO * path.stat().st_size + BLOCK:
         raise RazError(where, f"{path.stat().st_size} bytes claim to hold {total}: refused as a zip bomb")
-    if total > shutil.disk_usage(aside).free:
+    if total > shutil.disk_usage(folder).free:
         raise RazError(where, f"holds {total} bytes, more than the store's disk has free", "make room")
     for info in infos:
-        if info.filename != INDEX and info.file_size != told[info.filename]["bytes"]:
+        if info.filename != INDEX and info.file_size != members[info.filename].bytes:
             raise RazError(where, f"{info.filename} has {info.file_size} bytes, {INDEX} says otherwise")
 
 
-def _copy(where: str, file: zipfile.ZipFile, member: str, expected: dict[str, Any], to: Path) -> None:
-    """One member, never more bytes than were announced."""
-    left, sha = int(expected["bytes"]), hashlib.sha256()
-    with file.open(member) as stream, to.open("xb") as out:
+def _copy(where: str, file: zipfile.ZipFile, member: str, expected: MemberInfo, target: Path) -> None:
+    """Writes one member to a new file, at most as many bytes as the index says. Raises RazError where it is damaged."""
+    left, sha = expected.bytes, hashlib.sha256()
+    with file.open(member) as stream, target.open("xb") as out:
         while block := stream.read(BLOCK):
             left -= len(block)
             if left < 0:
@@ -251,54 +305,61 @@ def _copy(where: str, file: zipfile.ZipFile, member: str, expected: dict[str, An
             out.write(block)
         out.flush()
         os.fsync(out.fileno())
-    if left != 0 or sha.hexdigest() != expected["sha256"]:
+    if left != 0 or sha.hexdigest() != expected.sha256:
         raise RazError(where, f"{member} is damaged", "copy the file again")
 
 
-def _install(store: Path, path: Path, aside: Path, name: str, members: list[str]) -> dict[str, Any]:
-    places = {member: aside / str(number) for number, member in enumerate(members)}
-    fresh = places[_MEMBERS.journal(name).as_posix()]
-    trial_store = aside / "check"
-    journal_path(trial_store, name).parent.mkdir(parents=True)
-    shutil.copyfile(fresh, journal_path(trial_store, name))
-    trials = len(load_study(trial_store, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
+def _install(store: Path, path: Path, folder: Path, name: str, files: Mapping[str, Path]) -> ImportResult:
+    """Moves the checked members (name -> file) into the store, the journal last."""
+    journal = files[_MEMBERS.journal(name).as_posix()]
+    check_store = folder / "check"
+    journal_path(check_store, name).parent.mkdir(parents=True)
+    shutil.copyfile(journal, journal_path(check_store, name))
+    trials = len(load_study(check_store, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
     final = journal_path(store, name)
     with exclusive(store, name, "wait for it, or import into another --store"):
         known = final.exists()
-        if known and file_digest(final) != file_digest(fresh):
+        if known and file_digest(final) != file_digest(journal):
             raise RazError(f"study {name}", f"{store} has another study of this name", "import into another --store")
-        stages = _stages_in(store, path, aside, places)
+        stages = _install_stages(store, path, folder, files)
         if not known:
-            os.replace(fresh, final)
-    return {"study": name, "trials": trials, "stages": stages, "new": not known}
+            os.replace(journal, final)
+    return ImportResult(name, trials, stages, new=not known)
 
 
-def _stages_in(store: Path, path: Path, aside: Path, places: dict[str, Path]) -> int:
-    """Puts the artifacts into place; those that the store has stay. Returns how many came new."""
-    grouped: dict[tuple[str, str], dict[str, Path]] = {}
-    for member, place in places.items():
-        if found := _MEMBER.fullmatch(member):
-            grouped.setdefault((found["stage"], found["key"]), {})[found["file"]] = place
-    new = []
-    for number, ((stage, key), files) in enumerate(grouped.items()):
-        folder = aside / f"stage-{number}"
-        folder.mkdir()
-        for file, place in files.items():
-            place.rename(folder / file)
-        try:
-            manifest = read_manifest(folder)
-            right = digest(manifest.key) == key and manifest.key.get("stage") == stage
-            right = right and set(manifest.files) == files.keys() - {MANIFEST}
-            right = right and all(file_digest(folder / n) == sha for n, sha in manifest.files.items())
-        except (OSError, ValueError):
-            right = False
-        if not right:
+def _install_stages(store: Path, path: Path, folder: Path, files: Mapping[str, Path]) -> int:
+    """Moves the artifacts that the store lacks into it, once all of them are checked. Returns their number."""
+    artifacts: dict[tuple[str, str], dict[str, Path]] = {}
+    for member, source in files.items():
+        if match := _MEMBER.fullmatch(member):
+            artifacts.setdefault((match["stage"], match["key"]), {})[match["file"]] = source
+    checked = []
+    for number, ((stage, key), sources) in enumerate(artifacts.items()):
+        artifact = folder / f"stage-{number}"
+        artifact.mkdir()
+        for name, source in sources.items():
+            source.rename(artifact / name)
+        if not _is_whole(artifact, stage, key, sources.keys()):
             raise RazError(str(path), f"{_MEMBERS.stage(stage, key).as_posix()} is no whole artifact")
-        new.append((folder, StageCache(store).paths.stage(stage, key)))
+        checked.append((artifact, StorePaths(store).stage(stage, key)))
     count = 0
-    for folder, final in new:
+    for artifact, final in checked:
         if not final.exists():
             final.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(final)
+            artifact.rename(final)
             count += 1
     return count
+
+
+def _is_whole(artifact: Path, stage: str, key: str, names: Iterable[str]) -> bool:
+    """Whether the manifest in the folder is of this stage and key, and names exactly these files by their digests."""
+    try:
+        manifest = read_manifest(artifact)
+        return (
+            digest(manifest.key) == key
+            and manifest.key.get("stage") == stage
+            and manifest.files.keys() == set(names) - {MANIFEST}
+            and all(file_digest(artifact / name) == sha for name, sha in manifest.files.items())
+        )
+    except (OSError, ValueError):
+        return False
