@@ -53,10 +53,10 @@ def test_studies_and_scores_come_and_a_second_pull_changes_nothing(whole: Path, 
     assert read_records(store, "mixed") == read_records(whole, "mixed")
     assert [p.name for p in (store / "stages").iterdir()] == ["score"]
     before = everything(store)
-    told = pull(whole, store)
-    assert told["studies"] == [{"study": "mixed", "trials": 12, "state": "as it was"}]
-    assert (told["stages"], everything(store)) == (0, before)
-    assert pull(whole, store, artifacts=True)["stages"] == 2
+    result = pull(whole, store)
+    assert result.to_dict()["studies"] == [{"study": "mixed", "trials": 12, "state": "as it was"}]
+    assert (result.stages, everything(store)) == (0, before)
+    assert pull(whole, store, artifacts=True).stages == 2
     assert everything(store) == everything(whole)
     assert not [name for name in everything(store) if "import" in name]
 
@@ -69,10 +69,10 @@ def test_a_study_that_went_on_there_is_brought_up_to_date_and_one_that_went_on_h
     lines = journal_path(whole, "mixed").read_bytes().splitlines(keepends=True)
     early = b"".join(lines[: len(lines) // 2])
     journal_path(there, "mixed").write_bytes(early + b'{"half a li')
-    assert pull(there, here)["studies"][0]["state"] == "new"
+    assert pull(there, here).studies[0].state == "new"
     assert journal_path(here, "mixed").read_bytes() == early
-    assert pull(whole, here)["studies"][0]["state"] == "gone on"
-    assert pull(there, here)["studies"][0]["state"] == "this store's is newer"
+    assert pull(whole, here).studies[0].state == "gone on"
+    assert pull(there, here).studies[0].state == "this store's is newer"
     assert read_records(here, "mixed") == read_records(whole, "mixed")
     journal_path(there, "mixed").write_bytes(early + lines[1])  # gone on in another way
     before = everything(here)
@@ -86,10 +86,10 @@ def test_what_arrives_damaged_is_left_out_and_told(whole: Path, tmp_path: Path) 
     shutil.copytree(whole, there)
     spoilt = next((there / "stages" / "counting").iterdir())
     (spoilt / "file.bin").write_bytes(b"weight5")
-    told = pull(there, tmp_path / "here", artifacts=True)
-    assert told["damaged"] == [f"counting/{spoilt.name}"]
+    result = pull(there, tmp_path / "here", artifacts=True)
+    assert result.damaged == (f"counting/{spoilt.name}",)
     assert not list((tmp_path / "here" / "stages").glob("counting/*"))
-    assert told["stages"] == 2
+    assert result.stages == 2
     journal = journal_path(there, "mixed")
     journal.write_bytes(b"nonsense\n" + journal.read_bytes())
     with pytest.raises(RazError, match="damaged"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,16 +40,16 @@ def pull_command(
     raz-sweep pull fusion --cluster cluster/gpu.yaml --artifacts
     raz-sweep pull --from /mnt/shared/raz-store
     """
-    from raz.cli.study import tell
-    from raz.maintenance.pull import pull, pull_lines
+    from raz.cli.study import print_result
+    from raz.maintenance.pull import pull
 
     store = resolve_store(store)
     names = tuple(studies or ())
     if source is not None:
-        document = pull(resolve_store(source), store, names, artifacts=artifacts, data_root=data_root)
+        result = pull(resolve_store(source), store, names, artifacts=artifacts, data_root=data_root)
     else:
         file = cluster_file(cluster)
         with tempfile.TemporaryDirectory(prefix="raz-pull-") as place:
             fetch_from_head(file, Path(place), names, there, artifacts, run_ray_cli)
-            document = {**pull(Path(place), store, artifacts=True), "from": str(file)}
-    tell(document, pull_lines(document), as_json)
+            result = replace(pull(Path(place), store, artifacts=True), source=str(file))
+    print_result(result, as_json)

@@ -1,7 +1,7 @@
-"""What others have run, brought into this store: studies, notes of tables, scores and, if asked for, trained stages.
+"""`pull`: copies studies, notes of tables, scores and, on request, trained stages from another store into this one.
 
-A second pull brings only what is new. Everything is written aside and checked before it appears, and a study that
-went on in both places is refused, not merged.
+A second pull copies only what is new. Everything is written to a temporary folder and checked before it is moved into
+place. A study that has diverged in the two stores is refused, not merged.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from raz.errors import RazError
 from raz.maintenance.reachability import compute_reachability
@@ -23,19 +24,69 @@ from raz.store.s3 import bucket_for
 from raz.study.journal import journal_path, registration_lock, study_names
 from raz.study.records import exclusive, load_study
 from raz.utils import formatting
+from raz.utils.json_types import JsonLike
 from raz.utils.suggestions import did_you_mean
 
-ALWAYS_PULLED = "score"  # the stage whose artifacts always come: reports of tables are made of them
+ALWAYS_PULLED = "score"  # the stage whose artifacts are always copied, because reports of tables need them
+StudyState = Literal["new", "gone on", "as it was", "this store's is newer"]
+
+
+@dataclass(frozen=True)
+class PulledStudy:
+    """A study, its number of trials in the source, and what the pull did with it."""
+
+    name: str
+    trials: int
+    state: StudyState
+
+
+@dataclass
+class PulledStages:
+    """The artifacts that a pull has copied so far."""
+
+    count: int = 0
+    bytes: int = 0
+    damaged: list[str] = field(default_factory=list)  # STAGE/KEY of artifacts that were left out
+
+
+@dataclass(frozen=True)
+class PullResult:
+    """What a pull brought into the store."""
+
+    source: str
+    studies: tuple[PulledStudy, ...]
+    tables: int  # new notes of tables
+    stages: int  # new artifacts
+    bytes: int  # of the new artifacts
+    damaged: tuple[str, ...]  # STAGE/KEY of artifacts that were left out
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        return {
+            "from": self.source,
+            "studies": [{"study": s.name, "trials": s.trials, "state": s.state} for s in self.studies],
+            "tables": self.tables,
+            "stages": self.stages,
+            "bytes": self.bytes,
+            "damaged": self.damaged,
+        }
+
+    def to_text(self) -> str:
+        """Lines for a terminal."""
+        out = [f"study {study.name}: {study.trials} trials, {study.state}" for study in self.studies]
+        size = f" ({formatting.size(self.bytes)})" if self.stages else ""
+        out.append(f"{self.tables} new tables, {self.stages} new stages{size}")
+        return "\n".join(out + [f"left there, since it is damaged: {name}" for name in self.damaged])
 
 
 def pull(
     source: Path, store: Path, names: Sequence[str] = (), *, artifacts: bool = False, data_root: Path | None = None
-) -> dict[str, Any]:
-    """Brings the studies `names` (all, where none is named) of the store `source` into `store`; returns what came.
+) -> PullResult:
+    """Copies the studies `names` (default: all) of the store `source` into `store`, with their scores.
 
-    With them come the notes of tables that were run, and the scores; with `artifacts` also the networks and
-    predictions behind them. Raises RazError when there is no such store or study, when a study is running in `store`
-    or has gone on in both places, and when something arrives damaged.
+    Without names the notes of tables are copied, too; with `artifacts` also networks and predictions. Raises RazError
+    when there is no such store or study, when a study runs in `store` or has diverged in the two stores, and when a
+    journal or a note arrives damaged.
     """
     check_store(source)
     if bucket_for(store) is not None:
@@ -44,35 +95,25 @@ def pull(
     for name in names:
         if name not in known:
             raise RazError(f"study {name}", f"{source} has no such study", did_you_mean(name, known) if known else "")
-    told: dict[str, Any] = {"from": str(source), "studies": [], "tables": 0, "stages": 0, "bytes": 0, "damaged": []}
     _download_wanted(source, artifacts)
+    copied = PulledStages()
     with store_errors(store):
         StorePaths(store).studies.mkdir(parents=True, exist_ok=True)
-        with registration_lock(store):  # a collection that has begun would not know what these studies ask for
-            aside = StorePaths(store).temporary_import()
-            aside.mkdir()
+        with registration_lock(store):  # no garbage collection, which would not know the stages of these studies
+            folder = StorePaths(store).temporary_import()
+            folder.mkdir()
             try:
-                for name in names or known:
-                    told["studies"].append({"study": name, **_study(source, store, name, aside)})
-                if not names:
-                    told["tables"] = _tables(source, store, aside)
+                studies = tuple(_pull_study(source, store, name, folder) for name in names or known)
+                tables = 0 if names else _pull_tables(source, store, folder)
                 for artifact in _wanted(source, names, artifacts, data_root):
-                    _artifact(artifact, store, aside, told)
+                    _pull_artifact(artifact, store, folder, copied)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
-    return told
-
-
-def pull_lines(told: dict[str, Any]) -> list[str]:
-    """What `pull` brought, for people."""
-    out = [f"study {s['study']}: {s['trials']} trials, {s['state']}" for s in told["studies"]]
-    size = f" ({formatting.size(told['bytes'])})" if told["stages"] else ""
-    out.append(f"{told['tables']} new tables, {told['stages']} new stages{size}")
-    return out + [f"left there, since it is damaged: {place}" for place in told["damaged"]]
+                shutil.rmtree(folder, ignore_errors=True)
+    return PullResult(str(source), studies, tables, copied.count, copied.bytes, tuple(copied.damaged))
 
 
 def _download_wanted(source: Path, every: bool) -> None:
-    """Of a store in a bucket: what is wanted of it comes to the folder that stands for it."""
+    """Where `source` mirrors a bucket: downloads the wanted artifacts into the mirror."""
     cache = StageCache(source)
     if cache.tier is not None:
         for name in cache.tier.bucket.names(cache.paths.relative(cache.paths.stages)):
@@ -81,19 +122,19 @@ def _download_wanted(source: Path, every: bool) -> None:
                 cache.get(parts[1], parts[2])
 
 
-def _study(source: Path, store: Path, name: str, aside: Path) -> dict[str, Any]:
-    """A journal only grows, so the longer of two that begin alike is the newer."""
+def _pull_study(source: Path, store: Path, name: str, folder: Path) -> PulledStudy:
+    """Copies a journal. Journals only grow: of two, one of which begins with the other, the longer one is newer."""
     data = journal_path(source, name).read_bytes()
-    data = data[: data.rfind(b"\n") + 1]  # its driver may be writing the next line
+    data = data[: data.rfind(b"\n") + 1]  # a driver may be writing the next line
     final = journal_path(store, name)
-    checked = journal_path(aside, name)
+    checked = journal_path(folder, name)
     checked.parent.mkdir(exist_ok=True)
     checked.write_bytes(data)
-    trials = len(load_study(aside, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
+    trials = len(load_study(folder, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
     with exclusive(store, name, "pull into another --store"):
         mine = final.read_bytes() if final.exists() else b""
         if mine.startswith(data):
-            return {"trials": trials, "state": "as it was" if mine == data else "this store's is newer"}
+            return PulledStudy(name, trials, "as it was" if mine == data else "this store's is newer")
         if not data.startswith(mine):
             raise RazError(
                 f"study {name}", f"it has gone on in {store} and in {source}, each in its own way",
@@ -102,11 +143,11 @@ def _study(source: Path, store: Path, name: str, aside: Path) -> dict[str, Any]:
         with checked.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(checked, final)
-        return {"trials": trials, "state": "gone on" if mine else "new"}
+        return PulledStudy(name, trials, "gone on" if mine else "new")
 
 
-def _tables(source: Path, store: Path, aside: Path) -> int:
-    """The notes of tables that were run; their names tell their content, so one that is there stays."""
+def _pull_tables(source: Path, store: Path, folder: Path) -> int:
+    """Copies the notes of tables that the store lacks; equal names have equal contents. Returns their number."""
     count = 0
     for path in sorted(StorePaths(source).tables.glob("*.json")):
         final = StorePaths(store).tables / path.name
@@ -118,40 +159,42 @@ def _tables(source: Path, store: Path, aside: Path) -> int:
         except ValueError:
             raise RazError(str(path), "the note of a table arrived damaged", "pull again") from None
         final.parent.mkdir(exist_ok=True)
-        (aside / path.name).write_bytes(data)
-        os.replace(aside / path.name, final)
+        (folder / path.name).write_bytes(data)
+        os.replace(folder / path.name, final)
         count += 1
     return count
 
 
 def _wanted(source: Path, names: Sequence[str], every: bool, data_root: Path | None) -> Iterator[StoredStage]:
-    """The finished stages that are to come. Without names all scores, or all that there is."""
-    found = list(stages(source))
+    """The artifacts to copy: scores, or with `every` all stages; with names, those that these studies reach."""
+    artifacts = list(stages(source))
     if names:
-        users = compute_reachability(source, found, data_root=data_root).users
-        found = [a for a in found if users.get((a.stage, a.key), set()) & set(names)]
-    yield from (artifact for artifact in found if every or artifact.stage == ALWAYS_PULLED)
+        users = compute_reachability(source, artifacts, data_root=data_root).users
+        artifacts = [a for a in artifacts if users.get((a.stage, a.key), set()) & set(names)]
+    yield from (artifact for artifact in artifacts if every or artifact.stage == ALWAYS_PULLED)
 
 
-def _artifact(artifact: StoredStage, store: Path, aside: Path, told: dict[str, Any]) -> None:
-    """Copies one, checks the copy, and puts it into place where there is none."""
+def _pull_artifact(artifact: StoredStage, store: Path, folder: Path, copied: PulledStages) -> None:
+    """Copies an artifact that the store lacks, and checks the copy before it is moved into place."""
     final = StorePaths(store).stage(artifact.stage, artifact.key)
-    if (final / MANIFEST).exists() or artifact.manifest is None:
-        if artifact.manifest is None:
-            told["damaged"].append(f"{artifact.stage}/{artifact.key}")
+    name = f"{artifact.stage}/{artifact.key}"
+    if artifact.manifest is None:
+        copied.damaged.append(name)
         return
-    copy = aside / artifact.key
+    if (final / MANIFEST).exists():
+        return
+    copy = folder / artifact.key
     copy.mkdir()
-    for name in (MANIFEST, *artifact.manifest.files):
-        if os.path.basename(name) != name:
+    for file in (MANIFEST, *artifact.manifest.files):
+        if os.path.basename(file) != file:
             break
-        shutil.copyfile(artifact.path / name, copy / name, follow_symlinks=False)
+        shutil.copyfile(artifact.path / file, copy / file, follow_symlinks=False)
     manifest = read_manifest(copy)
     if integrity_errors(StoredStage(artifact.stage, artifact.key, copy, 0, 0.0, manifest)):
-        told["damaged"].append(f"{artifact.stage}/{artifact.key}")
+        copied.damaged.append(name)
         shutil.rmtree(copy)
         return
     final.parent.mkdir(parents=True, exist_ok=True)
     copy.rename(final)
-    told["stages"] += 1
-    told["bytes"] += artifact.bytes
+    copied.count += 1
+    copied.bytes += artifact.bytes
