@@ -1,4 +1,4 @@
-"""`raz-sweep store ls | du | verify | gc`: options in, text out."""
+"""`raz-sweep store ls | du | verify | gc`: list, measure, check and clean a store."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from raz.spec.ablation import AblationTable
 
 store_app = typer.Typer(
-    help="What lies in a store: list it, weigh it, check it, clear it up.", no_args_is_help=True, rich_markup_mode=None
+    help="The contents of a store: list, measure, check and clean them.", no_args_is_help=True, rich_markup_mode=None
 )
 _Keep = Annotated[
-    list[str] | None, typer.Option("--keep-table", metavar="FILE", help="A table of your own to keep for; repeatable.")
+    list[str] | None,
+    typer.Option("--keep-table", metavar="FILE", help="Keep what this table of your own needs; repeatable."),
 ]
 
 
@@ -38,7 +39,7 @@ def ls_(
     stage: Annotated[str | None, typer.Option(help="Only this stage: counting, zoom …")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the finished stages: key, size, age, and who can ask for them.
+    """List the finished stages: key, size, age, and the studies and tables that use them.
 
     \b
     raz-sweep store ls
@@ -87,7 +88,7 @@ def ls_(
 
 @store_app.command("du")
 def du_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Say what takes the room: bytes by stage and by cache.
+    """Show the disk usage by stage and by cache.
 
     \b
     raz-sweep store du
@@ -108,9 +109,9 @@ def du_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
 
 @store_app.command("verify")
 def verify_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Read every finished stage and compare its digests. Exits 1 when one is damaged.
+    """Verify the digests of every finished stage. Exits 1 when one is damaged.
 
-    A damaged stage is never used: it is made again when it is wanted.
+    A damaged stage is never used: it is made again when a trial needs it.
 
     \b
     raz-sweep store verify
@@ -135,13 +136,13 @@ def gc_(
     store: Store = DEFAULT_STORE,
     data_root: DataRoot = None,
     keep_table: _Keep = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted; delete nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete what no study and no table can ask for.
+    """Delete what no study and no table uses: stages, chains, dead attempts, packs, cached features.
 
-    Stages, chains, dead attempts, packs, cached features. Kept is what the store's studies, the tables run in it, the
-    shipped tables and --keep-table reach. Refused while somebody works in the store.
+    Everything that the store's studies, the tables run in it, the shipped tables and --keep-table reach is kept.
+    Refused while a run works in the store.
 
     \b
     raz-sweep store gc --dry-run
@@ -173,5 +174,5 @@ def gc_(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands to `app`."""
     app.add_typer(store_app, name="store")

@@ -1,4 +1,4 @@
-"""`raz-sweep studies`, `show`, `diff`, `import`, `rerun`, `dashboard`, `status`: options in, text out."""
+"""`raz-sweep studies`, `show`, `diff`, `import`, `rerun`, `dashboard` and `status`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def print_result(result: Printable, as_json: bool) -> None:
 
 
 def studies_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """List the studies of a store: trials by state, the best, when.
+    """List the studies of a store: trials by state, the best value, the time of the last change.
 
     \b
     raz-sweep studies
@@ -50,7 +50,7 @@ def show_command(
 ) -> None:
     """Show a study, or a trial.
 
-    Of a study: question, states, best, trials. Of a trial: configuration, stages, curves, failure, provenance.
+    A study: question, trials by state, best trial. A trial: configuration, stages, curves, failure, provenance.
 
     \b
     raz-sweep show fusion
@@ -75,7 +75,7 @@ def diff_command(
 ) -> None:
     """Compare two studies, or two trials.
 
-    Studies: what they ask, and their best trials. Trials: configurations and metrics.
+    Of studies the search spaces and best trials, of trials the configurations and metrics.
 
     \b
     raz-sweep diff fusion#3 fusion#7
@@ -87,11 +87,11 @@ def diff_command(
 
 
 def import_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `raz-sweep export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.zip", help="A file that `raz-sweep export` wrote.")],
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Take a study from an exported file into the store.
+    """Import an exported study into the store.
 
     A study of the same name is never overwritten.
 
@@ -107,15 +107,15 @@ def import_command(
 def rerun_command(
     reference: Annotated[str, typer.Argument(metavar="STUDY#TRIAL", help="A trial, such as fusion#7.")],
     from_store: Annotated[
-        bool, typer.Option("--from-store", help="Take its trained networks from the store; predict and score anew.")
+        bool, typer.Option("--from-store", help="Reuse its trained networks; predict and score again.")
     ] = False,
     store: Store = DEFAULT_STORE,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Compute a trial again, and compare every number bit for bit.
+    """Run a trial again and compare every number bit for bit.
 
-    It runs without Ray and in a store of its own. Exits 0 when all agree, 1 when they do not. The store is not changed.
+    It runs without Ray in a temporary store. Exits 0 when all numbers agree, else 1. The store is not changed.
 
     \b
     raz-sweep rerun fusion#7
@@ -133,7 +133,7 @@ def rerun_command(
     if number is None:
         raise RazError(reference, "expected a trial of a study", f"{name}#0")
     study = read_study(store, name)
-    with redirect_stdout(sys.stderr):  # whatever a library prints, stdout is the result's
+    with redirect_stdout(sys.stderr):  # stdout is for the result; libraries may print too
         result = rerun(
             study, number, data_root=data_root and data_root.expanduser(), from_store=from_store,
             log=lambda event: typer.echo(str(event), err=True),
@@ -148,9 +148,10 @@ def dashboard_command(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
 ) -> None:
-    """Show studies in Optuna's own dashboard, live and read-only.
+    """Serve Optuna's dashboard for the studies of a store, live and read-only.
 
-    On this machine only, unless --host says otherwise. Needs optuna-dashboard: pip install 'raz-sweep[dashboard]'
+    It listens on this machine only, unless --host says otherwise.
+    Needs optuna-dashboard: pip install 'raz-sweep[dashboard]'
 
     \b
     raz-sweep dashboard
@@ -162,9 +163,9 @@ def dashboard_command(
     store = resolve_store(store)
     with server(store, study and split_study(study), host, port) as serving:
         shown = f"[{host}]" if ":" in host else host
-        typer.echo(f"http://{shown}:{serving.server_port}/dashboard  (read-only; Ctrl-C ends it)")
+        typer.echo(f"http://{shown}:{serving.server_port}/dashboard  (read-only; Ctrl-C stops it)")
         if host not in LOOPBACK:
-            typer.echo("everybody who can reach this machine can read the studies", err=True)
+            typer.echo("anyone who can reach this machine can read the studies", err=True)
         try:
             serving.serve_forever()
         except KeyboardInterrupt:
@@ -172,9 +173,7 @@ def dashboard_command(
 
 
 def status_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Say what is running in a store now, and how far it is.
-
-    Studies with a driver, and the stages in the making.
+    """Show what is running in a store now: studies with a driver, and the stages being made with their progress.
 
     \b
     raz-sweep status
@@ -186,7 +185,7 @@ def status_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands to `app`."""
     app.command("studies")(studies_command)
     app.command("show")(show_command)
     app.command("diff")(diff_command)
