@@ -13,7 +13,7 @@ from raz.config import TrialConfig
 from raz.pipeline import trial
 from raz.pipeline.events import StageEvent
 
-MAKER = "tests.journaling:make_stages"
+BUILDER = "tests.journaling:build_stages"
 PIPELINE = "tests.journaling:run_trial"
 
 
@@ -33,11 +33,11 @@ def _writing(store: Path, log: Callable[[StageEvent], None] | None) -> Callable[
 
 def run_trial(config: TrialConfig, store: Path, *, log: Any = None, make: Any = None, **options: Any) -> Any:
     if make is not None:
-        make.maker = MAKER
+        make.builder = BUILDER
     return trial.run_trial(config, store, log=_writing(store, log), make=make, **options)
 
 
-def make_stages(config: TrialConfig, store: Path, nodes: Any, *, log: Any = None, **options: Any) -> None:
+def build_stages(config: TrialConfig, store: Path, nodes: Any, *, log: Any = None, **options: Any) -> None:
     trial.build_stages(config, store, nodes, log=_writing(store, log), **options)
 
 

@@ -9,16 +9,32 @@ from typing import Any
 
 import pytest
 
+from raz.config import TrialConfig
+from raz.engine.broker_protocol import (
+    BuildFailed,
+    BuildOutcome,
+    BuildRequest,
+    BuildSpec,
+    Built,
+    EpochReport,
+    JobStatus,
+    Loss,
+    StageMade,
+    StageReply,
+    StageStatus,
+    WorkerLost,
+)
 from raz.engine.stage_queue import (
     GRACE,
     MAX_NODE_LOSSES,
     MAX_WORKER_LOSSES,
     WAITER_TIMEOUT,
-    Request,
     StageJob,
     StageQueue,
 )
 from raz.engine.study_runner import run_study
+from raz.errors import TrialFailure
+from raz.pipeline.graph import Node
 from raz.spec.space_yaml import parse_space
 from raz.study.records import read_records
 from raz.utils.yamlfile import parse
@@ -26,55 +42,61 @@ from tests.crowds import write_crowd
 from tests.journaling import PIPELINE, times
 from tests.test_pipeline import MICRO, artifacts
 
+BUILD = BuildSpec(TrialConfig(), Path("store"), None, "module:function")
+BUILT = Built()
+LOST = WorkerLost(Loss.PROCESS, "its process died")
+
 
 class Machines:
-    """Where the desk's stages run, and its clock."""
+    """Where the queue's jobs run, and its clock."""
 
     def __init__(self, cpus: float = 2.0, gpus: float = 0.0) -> None:
         self.now = 0.0
-        self.room = {"CPU": cpus, "GPU": gpus}
+        self.capacity = {"CPU": cpus, "GPU": gpus}
         self.started: list[StageJob] = []
         self.cancelled: list[tuple[int, bool]] = []
-        self.desk = StageQueue(
-            self.started.append, lambda f, force: self.cancelled.append((f.number, force)), lambda: self.room,
+        self.queue = StageQueue(
+            self.started.append, lambda job, kill: self.cancelled.append((job.number, kill)), lambda: self.capacity,
             lambda: self.now,
         )  # fmt: skip
 
-    def ask(self, who: str, *keys: str, path: float = 1.0, stored: bool = False, **options: Any) -> dict[str, Any]:
-        nodes = tuple(("density", key, 0) for key in keys)
-        given = {"lane": keys[0], "cpus": 1.0, "gpus": None, **options}
-        return self.desk.ask(Request(who, nodes, keys, path=path, job={}, **given), 0, 0, stored)
+    def poll(
+        self, trial: str, *keys: str, remaining: float = 1.0, stored: bool = False, lane: str = "", cpus: float = 1.0,
+        gpus: float | None = None,
+    ) -> StageReply:  # fmt: skip
+        nodes = tuple(Node("density", key) for key in keys)
+        request = BuildRequest(trial, nodes, keys, lane or keys[0], remaining, cpus, gpus, BUILD)
+        return self.queue.poll(request, 0, 0, stored)
 
     @property
     def names(self) -> list[str]:
-        return ["+".join(flight.keys) for flight in self.started]
+        return ["+".join(job.keys) for job in self.started]
 
-    def end(self, key: str, **outcome: Any) -> None:
-        flight = next(f for f in self.started if key in f.keys and f.running)
-        self.desk.ended(flight.number, {"state": "made", **outcome})
+    def end(self, key: str, outcome: BuildOutcome = BUILT) -> None:
+        job = next(job for job in self.started if key in job.keys and job.running)
+        self.queue.finish(job.number, outcome)
 
 
 def test_two_who_want_a_stage_have_it_made_once() -> None:
     m = Machines()
-    assert m.ask("a", "x") | {"flight": 0} == {
-        "state": "running", "flight": 0, "log": [], "shared": False, "paid": True,
-    }  # fmt: skip
-    answer = m.ask("b", "x")
-    assert (answer["state"], answer["shared"], answer["paid"]) == ("running", True, False)
-    assert m.ask("a", "x")["shared"]
+    reply = m.poll("a", "x")
+    assert reply == StageReply(StageStatus.RUNNING, reply.job, log=(), shared=False, charged=True)
+    reply = m.poll("b", "x")
+    assert (reply.status, reply.shared, reply.charged) == ("running", True, False)
+    assert m.poll("a", "x").shared
     assert m.names == ["x"]
     m.end("x")
-    assert m.ask("a", "x", stored=True)["paid"]
-    assert not m.ask("b", "x", stored=True)["paid"]
+    assert m.poll("a", "x", stored=True).charged
+    assert not m.poll("b", "x", stored=True).charged
     assert m.names == ["x"]
 
 
 def test_what_has_the_longest_way_to_go_is_started_first() -> None:
     m = Machines(cpus=1)
-    m.ask("first", "x")
-    for who, path in (("short", 2.0), ("long", 9.0), ("middle", 5.0)):
-        assert m.ask(who, who, path=path)["state"] == "queued"
-    m.ask("longer yet", "short", path=7.0)  # a stage is as urgent as its neediest waiter
+    m.poll("first", "x")
+    for trial, remaining in (("short", 2.0), ("long", 9.0), ("middle", 5.0)):
+        assert m.poll(trial, trial, remaining=remaining).status == "queued"
+    m.poll("longer yet", "short", remaining=7.0)  # a stage is as urgent as its neediest waiter
     for key in ("x", "long", "short"):
         m.end(key)
     assert m.names == ["x", "long", "short", "middle"]
@@ -82,141 +104,152 @@ def test_what_has_the_longest_way_to_go_is_started_first() -> None:
 
 def test_no_more_runs_than_there_is_room() -> None:
     m = Machines(cpus=4, gpus=1)
-    for who in "abc":
-        m.ask(who, who, gpus=0.5)
+    for trial in "abc":
+        m.poll(trial, trial, gpus=0.5)
     assert m.names == ["a", "b"]
-    m.ask("d", "d", cpus=2.0, gpus=0.0, path=0.5)  # small, and last in line: it does not overtake
+    m.poll("d", "d", cpus=2.0, gpus=0.0, remaining=0.5)  # small, and last in line: it does not overtake
     assert m.names == ["a", "b"]
     m.end("a")
     assert m.names == ["a", "b", "c", "d"]
     wide = Machines(cpus=1)
-    assert wide.ask("a", "x", cpus=8.0)["state"] == "running"  # a cluster may grow for it
-    assert wide.ask("b", "y", cpus=8.0)["state"] == "queued"
+    assert wide.poll("a", "x", cpus=8.0).status == "running"  # a cluster may grow for it
+    assert wide.poll("b", "y", cpus=8.0).status == "queued"
 
 
 def test_a_stage_holds_a_device_where_there_is_one() -> None:
     m = Machines(cpus=8, gpus=2)
-    for who in "abc":
-        m.ask(who, who)
+    for trial in "abc":
+        m.poll(trial, trial)
     assert m.names == ["a", "b"]
 
 
 def test_chains_of_one_lane_follow_each_other() -> None:
     m = Machines(cpus=8)
-    m.ask("a", "ten epochs", lane="chain")
-    assert m.ask("b", "twenty epochs", lane="chain")["state"] == "queued"
+    m.poll("a", "ten epochs", lane="chain")
+    assert m.poll("b", "twenty epochs", lane="chain").status == "queued"
     m.end("ten epochs")
     assert m.names == ["ten epochs", "twenty epochs"]
 
 
 def test_a_row_of_stages_is_made_together_but_for_what_others_make() -> None:
     m = Machines(cpus=8)
-    m.ask("a", "points", "zoom")
-    assert m.ask("b", "density", "points", "other zoom")["state"] == "running"
+    m.poll("a", "points", "zoom")
+    assert m.poll("b", "density", "points", "other zoom").status == "running"
     assert m.names == ["points+zoom", "density"]
     m.end("density")
-    m.desk.record(1, "made", {"key": "points"})
-    assert m.ask("b", "points")["state"] == "made"
-    m.ask("b", "other zoom")
+    m.queue.record(1, StageMade("points"))
+    assert m.poll("b", "points").status == "made"
+    m.poll("b", "other zoom")
     assert m.names == ["points+zoom", "density", "other zoom"]
-    m.desk.leave("a")
+    m.queue.leave("a")
     assert m.cancelled == [(1, False)]  # b has what it wanted of it
 
 
 def test_who_is_pruned_cancels_what_only_he_wanted() -> None:
     m = Machines()
-    m.ask("a", "x")
-    m.ask("b", "x")
-    m.ask("a", "y")  # goes on to another stage: x is b's now
-    m.desk.leave("a")
+    m.poll("a", "x")
+    m.poll("b", "x")
+    m.poll("a", "y")  # goes on to another stage: x is b's now
+    m.queue.leave("a")
     assert m.cancelled == [(2, False)]
-    m.desk.ended(2, {"state": "lost"})
-    m.desk.leave("b")
+    m.queue.finish(2, LOST)
+    m.queue.leave("b")
     assert m.cancelled == [(2, False), (1, False)]
     m.now += GRACE + 1
-    m.desk.tick()
+    m.queue.tick()
     assert m.cancelled[2:] == [(1, True)]
-    assert m.ask("c", "x")["state"] == "queued"  # until its old process has ended
-    m.desk.ended(1, {"state": "lost"})
+    assert m.poll("c", "x").status == "queued"  # until its old process has ended
+    m.queue.finish(1, LOST)
     assert m.names == ["x", "y", "x"]
 
 
 def test_who_says_nothing_any_more_waits_no_more() -> None:
     m = Machines()
-    m.ask("a", "x")
+    m.poll("a", "x")
     for _ in range(3):
         m.now += WAITER_TIMEOUT - 1
-        m.ask("b", "x")
+        m.poll("b", "x")
     assert m.cancelled == []
     m.now += WAITER_TIMEOUT + 1
-    m.desk.tick()
+    m.queue.tick()
     assert m.cancelled == [(1, False)]
 
 
 def test_a_lost_process_is_replaced_until_it_gains_nothing() -> None:
     m = Machines()
-    lost = {"state": "lost", "reason": "lost", "what": "its process died"}
-    m.ask("a", "x")
+    m.poll("a", "x")
     for _ in range(2 * MAX_WORKER_LOSSES):  # each gained an epoch: a spot node may go as often as it likes
-        m.desk.record(1, "point", {"key": "x", "epoch": 1, "value": 1.0})
-        m.desk.ended(1, lost)
+        m.queue.record(1, EpochReport("x", 1, 1.0))
+        m.queue.finish(1, LOST)
     assert len(m.started) == 2 * MAX_WORKER_LOSSES + 1
     for _ in range(MAX_WORKER_LOSSES - 1):
-        assert m.ask("a", "x")["state"] == "running"
-        m.desk.ended(1, lost)
-    answer = m.ask("a", "x")
-    assert (answer["state"], answer["outcome"]) == ("failed", lost)
-    assert m.ask("a", "x")["state"] == "running"  # told once; asked again, it is tried again
+        assert m.poll("a", "x").status == "running"
+        m.queue.finish(1, LOST)
+    reply = m.poll("a", "x")
+    assert (reply.status, reply.outcome) == ("failed", LOST)
+    assert m.poll("a", "x").status == "running"  # told once; asked again, it is tried again
 
 
 def test_a_lost_machine_is_not_held_against_a_stage() -> None:
     m = Machines()
-    m.ask("a", "x")
-    process = {"state": "lost", "reason": "lost", "what": "its process died"}
-    machine = {"state": "lost", "reason": "node", "what": "its machine went away"}
-    for outcome in [process] * (MAX_WORKER_LOSSES - 1) + [machine] * (MAX_NODE_LOSSES - 1):
-        m.desk.ended(1, outcome)
-        assert m.ask("a", "x")["state"] == "running"
-    m.desk.ended(1, machine)  # it may be what breaks them
-    assert (m.ask("a", "x")["state"], len(m.started)) == ("failed", MAX_WORKER_LOSSES + MAX_NODE_LOSSES - 1)
+    m.poll("a", "x")
+    machine = WorkerLost(Loss.NODE, "its machine went away")
+    for outcome in [LOST] * (MAX_WORKER_LOSSES - 1) + [machine] * (MAX_NODE_LOSSES - 1):
+        m.queue.finish(1, outcome)
+        assert m.poll("a", "x").status == "running"
+    m.queue.finish(1, machine)  # it may be what breaks them
+    assert (m.poll("a", "x").status, len(m.started)) == ("failed", MAX_WORKER_LOSSES + MAX_NODE_LOSSES - 1)
 
 
 def test_a_cluster_that_grows_is_asked_for_all_it_may_have() -> None:
     m = Machines(cpus=0, gpus=0)
-    m.room |= {"CPU": 8.0, "GPU": 2.0}  # as `capacity` says it of a head that offers most_gpus
-    for who in "abc":
-        m.ask(who, who)
+    m.capacity |= {"CPU": 8.0, "GPU": 2.0}  # as `capacity` says it of a head that offers most_gpus
+    for trial in "abc":
+        m.poll(trial, trial)
     assert m.names == ["a", "b"]
 
 
 def test_a_failure_reaches_all_that_waited_with_what_came_before() -> None:
     m = Machines()
-    m.ask("a", "x")
-    m.ask("b", "x")
-    point = {"key": "x", "epoch": 1, "value": 3.0}
-    m.desk.record(1, "point", point)
-    m.end("x", state="failed", args=["stage x", "diverged", "", "nan"])
-    for who in "ab":
-        answer = m.ask(who, "x")
-        assert (answer["state"], answer["log"]) == ("failed", [["point", point]])
+    m.poll("a", "x")
+    m.poll("b", "x")
+    epoch = EpochReport("x", 1, 3.0)
+    m.queue.record(1, epoch)
+    failure = BuildFailed(TrialFailure("stage x", "diverged", reason="nan"))
+    m.end("x", failure)
+    for trial in "ab":
+        reply = m.poll(trial, "x")
+        assert (reply.status, reply.log, reply.outcome) == ("failed", (epoch,), failure)
 
 
 def test_a_stage_is_shared_with_every_living_trial_that_has_it_on_its_path() -> None:
     m = Machines()
-    assert m.desk.join("a", ["x", "y"]) == []
-    assert m.desk.join("b", ["x", "z"]) == ["x"]
-    assert m.ask("a", "x")["shared"]
-    assert not m.ask("a", "y")["shared"]
-    m.desk.leave("b")
-    assert not m.ask("a", "x")["shared"]
+    assert m.queue.join("a", ["x", "y"]) == []
+    assert m.queue.join("b", ["x", "z"]) == ["x"]
+    assert m.poll("a", "x").shared
+    assert not m.poll("a", "y").shared
+    m.queue.leave("b")
+    assert not m.poll("a", "x").shared
 
 
 def test_a_restarted_broker_learns_from_the_next_asking() -> None:
     m = Machines()
-    m.ask("a", "x")
+    m.poll("a", "x")
     again = Machines()
-    answer = again.ask("a", "x")
-    assert (answer["state"], answer["paid"]) == ("running", True)
+    reply = again.poll("a", "x")
+    assert (reply.status, reply.charged) == ("running", True)
+
+
+def test_the_status_of_each_job() -> None:
+    m = Machines(cpus=1)
+    m.poll("a", "x")
+    m.poll("b", "y")
+    m.queue.record(1, EpochReport("x", 1, 3.0))
+    x, y = Node("density", "x"), Node("density", "y")
+    queued = JobStatus((y,), "y", StageStatus.QUEUED, ("b",), None)
+    assert m.queue.status() == [JobStatus((x,), "x", StageStatus.RUNNING, ("a",), EpochReport("x", 1, 3.0)), queued]
+    m.queue.leave("a")
+    assert [job.status for job in m.queue.status()] == ["cancelled", "queued"]
 
 
 # ------------------------------------------------------------------ under Ray
@@ -249,8 +282,8 @@ def check_once(store: Path, reference: Path, trials: int) -> None:
         tuple(name.split("/")) for name in artifacts(store)
     }
     assert set(times(store, "epoch").values()) == {1}
-    paid = [stage.key for record in records for stage in record.stages if not stage.hit]
-    assert len(paid) == len(set(paid)) == sum("@test" not in stage for stage, _, _ in finished)
+    charged = [stage.key for record in records for stage in record.stages if not stage.hit]
+    assert len(charged) == len(set(charged)) == sum("@test" not in stage for stage, _, _ in finished)
 
 
 @pytest.mark.timeout(1200)  # beside other work it takes ten times its time

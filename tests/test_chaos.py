@@ -76,9 +76,9 @@ def until(met: Callable[[], bool], seconds: float = 300.0) -> None:
 def victim(kind: str, driver: int) -> int | None:
     if kind == "driver":
         return driver
-    called = {"broker": "ray::_Broker", "trial": "ray::ImplicitFunc", "stage": "ray::counting"}[kind]
+    called = {"broker": "ray::StageBroker", "trial": "ray::ImplicitFunc", "stage": "ray::counting"}[kind]
     if kind == "stage":
-        names = ("ray::counting", "ray::localization", "ray::density", "ray::points", "ray::_stage")
+        names = ("ray::counting", "ray::localization", "ray::density", "ray::points", "ray::_build_stage_task")
         return next((pid for pid, name in family(driver).items() if name.startswith(names)), None)
     return next((pid for pid, name in family(driver).items() if name.startswith(called)), None)
 

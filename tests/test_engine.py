@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 import pytest
 
+from raz.engine.broker_protocol import RemoteStageError
 from raz.engine.events import NullEvents
 from raz.engine.interrupt import RunInterrupted
 from raz.engine.ray_session import session, set_ray_environment
@@ -268,6 +269,8 @@ def test_an_outcome_for_each_kind_of_error(tmp_path: Path) -> None:
         outcome = run_attempt(raising(error), {"dataset": "toy"}, tmp_path)
         assert (outcome.state, outcome.reason) == ("failed", reason)
         assert outcome.message
+    remote = run_attempt(raising(RemoteStageError("KeyError: 'x'", "its traceback")), {"dataset": "toy"}, tmp_path)
+    assert (remote.reason, remote.message, remote.trace) == ("error", "KeyError: 'x'", "its traceback")
     with pytest.raises(PermissionError):
         run_attempt(raising(PermissionError(13, "Permission denied")), {}, tmp_path)
     assert run_attempt(raising(KeyError("x")), {"dpeth": 2}, tmp_path).reason == "invalid"
@@ -298,19 +301,23 @@ def test_a_replayed_curve_is_written_at_once_and_prunes_only_where_nobody_shares
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_ray_environment()
-    from raz.engine.tune_bridge import POINTS, StudySearch
+    from raz.engine.trial_messages import REPORT, RunSpec, StepReport, TrialReport
+    from raz.engine.tune_bridge import StudySearch
+
+    def result(*steps: StepReport) -> dict[str, Any]:
+        return {REPORT: TrialReport(steps)}
 
     written: list[Any] = []
     write = Journal.write
     monkeypatch.setattr(Journal, "write", lambda *a, **k: (written.append(k.get("steps")), write(*a, **k))[1])
     with open_ledger(tmp_path, space_of(CURVES)) as ledger:
         ledger.recover(1)
-        search = StudySearch(ledger, NullEvents(), {}, CostModel(tmp_path))
+        search = StudySearch(ledger, NullEvents(), RunSpec(FAKE, tmp_path), CostModel(tmp_path))
         search.suggest("a")
         written.clear()
-        assert not search.report("a", {POINTS: json.dumps([[1, 9.0, True], [2, 9.0, True], [3, 2.0, False]])})
+        assert not search.report("a", result(StepReport(1, 9.0, True), StepReport(2, 9.0, True), StepReport(3, 2.0)))
         assert written == [{1: 9.0, 2: 9.0}, {3: 2.0}]
-        assert search.report("a", {POINTS: json.dumps([[4, 9.0, False], [5, 9.0, False]])})
+        assert search.report("a", result(StepReport(4, 9.0), StepReport(5, 9.0)))
         search.on_trial_complete("a", {})
         record = ledger.record(0)
     assert (record.state, record.pruned_at, sorted(record.steps)) == ("pruned", (4, 9.0), [1, 2, 3, 4])
@@ -508,11 +515,12 @@ def test_ray_prunes_what_the_study_says(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_process_that_was_killed_for_memory_says_so(tmp_path: Path, error: str, reason: str) -> None:
     set_ray_environment()
+    from raz.engine.trial_messages import RunSpec
     from raz.engine.tune_bridge import OptunaPruner, StudySearch
 
     with open_ledger(tmp_path, space_of(GRID)) as ledger:
         ledger.recover(1)
-        search = StudySearch(ledger, NullEvents(), {}, CostModel(tmp_path))
+        search = StudySearch(ledger, NullEvents(), RunSpec(FAKE, tmp_path), CostModel(tmp_path))
         assert search.suggest("a") != "FINISHED"
         assert search.suggest("b") == "FINISHED"
         trial = SimpleNamespace(trial_id="a", get_error=lambda: error)

@@ -476,6 +476,8 @@ def foreign(tree: ast.AST, ours: set[str]) -> list[str]:
     """Private names of other libraries that the source uses, each with its line."""
     found = []
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "_typeshed":
+            continue  # names of the type checker: nothing of it is there at run time
         if isinstance(node, ast.ImportFrom) and not node.level and node.module and not node.module.startswith("raz"):
             names = [*node.module.split("."), *(alias.name for alias in node.names)]
             found += [f"{node.lineno}: {node.module}" for name in names if private(name)]

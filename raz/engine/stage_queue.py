@@ -1,56 +1,55 @@
-"""What a broker knows and decides, without Ray: who waits for which stage, what is started next, what nobody wants.
+"""The broker's bookkeeping, without Ray: which trials wait for which stage, what starts next, what is cancelled.
 
-Pure bookkeeping over a clock: `ask` is the whole protocol of a trial, said again and again until the stage is
-there, so a broker that was restarted learns from the next asking all that it has to know.
+`poll` is the whole protocol of a waiting trial. It is repeated until the stage is there, so a restarted broker learns
+its state from the next polls.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
+from raz.engine.broker_protocol import (
+    BuilderMessage,
+    BuildFailed,
+    BuildOutcome,
+    BuildRequest,
+    Built,
+    EpochReport,
+    JobStatus,
+    Loss,
+    StageMade,
+    StageReply,
+    StageStatus,
+    WorkerLost,
+)
 from raz.planning.schedule import ReadyStage, by_priority
 
-WAITER_TIMEOUT = 30.0  # seconds without a word after which a waiter is gone
-GRACE = 15.0  # seconds that a cancelled stage has to end by itself
-MAX_WORKER_LOSSES = 3  # of a stage's process, one after the other, without an epoch gained
-MAX_NODE_LOSSES = 20  # of the machines below it, likewise: no fault of the stage, unless it is what breaks them
-REMEMBERED = 10_000  # made stages whose first asker is known
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a trial waits for (the first key), and what may be made with it in one process."""
-
-    who: str  # the trial
-    nodes: tuple[tuple[str, str, int], ...]  # stage, split, pass
-    keys: tuple[str, ...]
-    lane: str  # stages of one lane never run side by side: a chain of epochs has one
-    path: float  # seconds that the trial has before it, these stages first
-    cpus: float
-    gpus: float | None  # None: a device if there is one
-    job: Mapping[str, Any]  # what the process that makes it has to know
+WAITER_TIMEOUT = 30.0  # seconds after its last poll at which a trial counts as gone
+GRACE = 15.0  # seconds that a cancelled stage has before its process is killed
+MAX_WORKER_LOSSES = 3  # consecutive losses of a stage's process without an epoch gained
+MAX_NODE_LOSSES = 20  # likewise of its machine, which is rarely the stage's fault
+REMEMBERED = 10_000  # made stages of which the charged trial is known
 
 
 @dataclass
 class StageJob:
-    """Stages in the making, or waiting for room."""
+    """Stages that one process builds, or will build."""
 
     number: int
-    request: Request
-    paid: str  # who asked first
-    waiters: dict[str, float]  # who -> when last heard
-    paths: dict[str, float]
-    log: list[Any] = field(default_factory=list)
+    request: BuildRequest
+    charged_to: str  # the trial that asked first
+    waiters: dict[str, float]  # trial -> time of its last poll
+    remaining: dict[str, float]  # trial -> seconds that it still lacks
+    log: list[BuilderMessage] = field(default_factory=list)
     made: set[str] = field(default_factory=set)
     running: bool = False
-    cancelled: float | None = None  # when
-    forced: bool = False
-    losses: int = 0
-    nodes: int = 0  # machines lost below it
-    gained: bool = False  # an epoch since its process was last lost
+    cancelled_at: float | None = None
+    killed: bool = False
+    worker_losses: int = 0
+    node_losses: int = 0
+    progressed: bool = False  # an epoch or a stage was finished since the last loss
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -58,7 +57,7 @@ class StageJob:
 
 
 class StageQueue:
-    """`start(flight)`, `cancel(flight, force)` and `capacity() -> {CPU, GPU}` reach the machines."""
+    """`start(job)`, `cancel(job, kill)` and `capacity() -> {CPU, GPU}` reach the machines; `clock()` gives seconds."""
 
     def __init__(
         self,
@@ -68,215 +67,211 @@ class StageQueue:
         clock: Callable[[], float],
     ) -> None:
         self._start, self._cancel, self._capacity, self._clock = start, cancel, capacity, clock
-        self.flights: dict[int, StageJob] = {}  # also cancelled ones, until their process has ended
-        self.trials: dict[str, tuple[float, frozenset[str]]] = {}  # who -> (last heard, keys on its path)
-        self._failed: dict[tuple[str, str], tuple[StageJob, Mapping[str, Any]]] = {}  # (who, key), told once
-        self._payers: OrderedDict[str, str] = OrderedDict()
+        self.jobs: dict[int, StageJob] = {}  # cancelled ones too, until their process has ended
+        self.trials: dict[str, tuple[float, frozenset[str]]] = {}  # trial -> (last call, keys on its path)
+        # (trial, key) -> a failure that the trial has not seen yet
+        self._failed: dict[tuple[str, str], tuple[StageJob, BuildFailed | WorkerLost]] = {}
+        self._charged: OrderedDict[str, str] = OrderedDict()  # key of a made stage -> trial
         self._count = 0
-        self.quiet_since = clock()
+        self.idle_since = clock()
 
-    # ------------------------------------------------------------------ what trials say
+    # ------------------------------------------------------------------ calls of trials
 
-    def join(self, who: str, keys: Iterable[str]) -> list[str]:
-        """A trial says what is on its path. Returns which of these keys other living trials have on theirs."""
-        mine = frozenset(keys)
-        self.trials[who] = (self._clock(), mine)
-        self.quiet_since = self._clock()
-        return [key for key in mine if self._shared(key, who)]
+    def join(self, trial: str, keys: Iterable[str]) -> list[str]:
+        """Records the keys on a trial's path. Returns those that other living trials have on theirs."""
+        own = frozenset(keys)
+        self.trials[trial] = (self._clock(), own)
+        self.idle_since = self._clock()
+        return [key for key in own if self._shared(key, trial)]
 
-    def leave(self, who: str) -> None:
-        """A trial is over: it waits for nothing more."""
-        self.trials.pop(who, None)
-        for flight in self.flights.values():
-            flight.waiters.pop(who, None)
-        self._failed = {at: told for at, told in self._failed.items() if at[0] != who}
+    def leave(self, trial: str) -> None:
+        """The trial has ended: it waits for nothing."""
+        self.trials.pop(trial, None)
+        for job in self.jobs.values():
+            job.waiters.pop(trial, None)
+        self._failed = {at: failure for at, failure in self._failed.items() if at[0] != trial}
         self.tick()
 
-    def ask(self, request: Request, flight_seen: int, since: int, stored: bool) -> dict[str, Any]:
-        """Where the first key of the request stands; starts it where nobody has. `stored`: it is in the store.
+    def poll(self, request: BuildRequest, job_seen: int, since: int, stored: bool) -> StageReply:
+        """Where the first stage of the request stands; queues a job for it where there is none.
 
-        state: queued, running, made or failed. `log`: what its maker said from entry `since` on, if the flight is
-        still `flight_seen`, else from the first.
+        `stored`: the stage is in the store. The reply's log starts at entry `since` where the job is still `job_seen`,
+        else at the first.
         """
         now, key = self._clock(), request.keys[0]
-        self.quiet_since = now
-        if request.who in self.trials:
-            self.trials[request.who] = (now, self.trials[request.who][1])
-        for other in self.flights.values():
-            if key not in other.keys:
-                other.waiters.pop(request.who, None)  # it has what it wanted of that one
-        told = self._failed.pop((request.who, key), None)
-        if told is not None:
-            flight, outcome = told
-            return self._answer("failed", flight, request, flight_seen, since) | {"outcome": dict(outcome)}
-        flight_ = self._flight_of(key)
-        if flight_ is None and stored:
-            paid = self._payers.get(key) == request.who
-            return {"state": "made", "flight": 0, "log": [], "shared": False, "paid": paid}
-        if flight_ is None:
-            flight_ = self._new(request, now)
-        flight_.waiters[request.who] = now
-        flight_.paths[request.who] = request.path
-        if key in flight_.made:
-            return self._answer("made", flight_, request, flight_seen, since)
+        self.idle_since = now
+        if request.trial in self.trials:
+            self.trials[request.trial] = (now, self.trials[request.trial][1])
+        for other in self.jobs.values():
+            if key not in other.keys:  # the trial has moved on
+                other.waiters.pop(request.trial, None)
+        failure = self._failed.pop((request.trial, key), None)
+        if failure is not None:
+            failed_job, outcome = failure
+            reply = self._reply(StageStatus.FAILED, failed_job, request, job_seen, since)
+            return replace(reply, outcome=outcome)
+        job = self._job_of(key)
+        if job is None and stored:
+            return StageReply(StageStatus.MADE, 0, charged=self._charged.get(key) == request.trial)
+        if job is None:
+            job = self._new_job(request, now)
+        job.waiters[request.trial] = now
+        job.remaining[request.trial] = request.remaining
+        if key in job.made:
+            return self._reply(StageStatus.MADE, job, request, job_seen, since)
         self.tick()
-        return self._answer("running" if flight_.running else "queued", flight_, request, flight_seen, since)
+        status = StageStatus.RUNNING if job.running else StageStatus.QUEUED
+        return self._reply(status, job, request, job_seen, since)
 
-    def _answer(self, state: str, flight: StageJob, request: Request, seen: int, since: int) -> dict[str, Any]:
-        key = request.keys[0]
-        return {
-            "state": state,
-            "flight": flight.number,
-            "log": flight.log[since if flight.number == seen else 0 :],
-            "shared": self._shared(key, request.who) or any(who != request.who for who in flight.waiters),
-            "paid": flight.paid == request.who,
-        }
+    def _reply(
+        self, status: StageStatus, job: StageJob, request: BuildRequest, job_seen: int, since: int
+    ) -> StageReply:
+        log = tuple(job.log[since if job.number == job_seen else 0 :])
+        shared = self._shared(request.keys[0], request.trial) or any(other != request.trial for other in job.waiters)
+        return StageReply(status, job.number, log, shared, job.charged_to == request.trial)
 
-    def _shared(self, key: str, who: str) -> bool:
+    def _shared(self, key: str, trial: str) -> bool:
         now = self._clock()
         return any(
-            key in keys and now - heard < WAITER_TIMEOUT for other, (heard, keys) in self.trials.items() if other != who
+            key in keys and now - last < WAITER_TIMEOUT for other, (last, keys) in self.trials.items() if other != trial
         )
 
-    def _flight_of(self, key: str) -> StageJob | None:
-        for flight in self.flights.values():
-            if key in flight.keys and flight.cancelled is None:
-                return flight
+    def _job_of(self, key: str) -> StageJob | None:
+        for job in self.jobs.values():
+            if key in job.keys and job.cancelled_at is None:
+                return job
         return None
 
-    def _new(self, request: Request, now: float) -> StageJob:
-        """Makes of the request what nobody else is making."""
+    def _new_job(self, request: BuildRequest, now: float) -> StageJob:
+        """A job for the leading stages of the request that no other job builds."""
         count = 1
-        while count < len(request.keys) and self._flight_of(request.keys[count]) is None:
+        while count < len(request.keys) and self._job_of(request.keys[count]) is None:
             count += 1
         self._count += 1
-        own = Request(
-            request.who, request.nodes[:count], request.keys[:count], request.lane, request.path, request.cpus,
-            request.gpus, request.job,
-        )  # fmt: skip
-        flight = StageJob(self._count, own, request.who, {request.who: now}, {request.who: request.path})
-        self.flights[flight.number] = flight
-        return flight
+        own = replace(request, nodes=request.nodes[:count], keys=request.keys[:count])
+        job = StageJob(self._count, own, request.trial, {request.trial: now}, {request.trial: request.remaining})
+        self.jobs[job.number] = job
+        return job
 
-    # ------------------------------------------------------------------ what makers say
+    # ------------------------------------------------------------------ calls of building processes
 
-    def record(self, number: int, kind: str, entry: Mapping[str, Any]) -> None:
-        """A maker's word: `point` (key, epoch, value), `made` (key), `event`."""
-        flight = self.flights.get(number)
-        if flight is None:
+    def record(self, number: int, message: BuilderMessage) -> None:
+        """Adds a message of a job's process to its log."""
+        job = self.jobs.get(number)
+        if job is None:
             return
-        flight.log.append([kind, dict(entry)])
-        if kind == "made":
-            self._credit_maker(str(entry["key"]), flight.paid)
-            flight.made.add(str(entry["key"]))
-        flight.gained = flight.gained or kind in ("point", "made")
+        job.log.append(message)
+        if isinstance(message, StageMade):
+            self._charge(message.key, job.charged_to)
+            job.made.add(message.key)
+        job.progressed = job.progressed or isinstance(message, EpochReport | StageMade)
 
-    def ended(self, number: int, outcome: Mapping[str, Any]) -> None:
-        """A maker's process is over: state made, failed, cancelled, or lost (its reason: lost, oom or node)."""
-        flight = self.flights.get(number)
-        if flight is None:
+    def finish(self, number: int, outcome: BuildOutcome) -> None:
+        """A job's process has ended. A lost one is queued again until too many were lost in a row without progress."""
+        job = self.jobs.get(number)
+        if job is None:
             return
-        flight.running = False
-        if outcome["state"] == "lost" and flight.cancelled is None:
-            if flight.gained:
-                flight.losses = flight.nodes = 0
-            flight.gained = False
-            flight.nodes += outcome["reason"] == "node"
-            flight.losses += outcome["reason"] != "node"
-            if flight.losses < MAX_WORKER_LOSSES and flight.nodes < MAX_NODE_LOSSES:
+        job.running = False
+        if isinstance(outcome, WorkerLost) and job.cancelled_at is None:
+            if job.progressed:
+                job.worker_losses = job.node_losses = 0
+            job.progressed = False
+            if outcome.loss is Loss.NODE:
+                job.node_losses += 1
+            else:
+                job.worker_losses += 1
+            if job.worker_losses < MAX_WORKER_LOSSES and job.node_losses < MAX_NODE_LOSSES:
                 self.tick()
-                return  # queued again; it goes on from its last epoch
-        del self.flights[number]
-        if outcome["state"] == "made":
-            for key in flight.keys:
-                self._credit_maker(key, flight.paid)
-        elif flight.cancelled is None:
-            for who in flight.waiters:
-                for key in flight.keys:
-                    if key not in flight.made:
-                        self._failed[who, key] = (flight, outcome)
+                return  # a checkpoint of its last epoch is in the store
+        del self.jobs[number]
+        if isinstance(outcome, Built):
+            for key in job.keys:
+                self._charge(key, job.charged_to)
+        elif job.cancelled_at is None:
+            for trial in job.waiters:
+                for key in job.keys:
+                    if key not in job.made:
+                        self._failed[trial, key] = (job, outcome)
         self.tick()
 
-    def _credit_maker(self, key: str, who: str) -> None:
-        self._payers[key] = who
-        while len(self._payers) > REMEMBERED:
-            self._payers.popitem(last=False)
+    def _charge(self, key: str, trial: str) -> None:
+        self._charged[key] = trial
+        while len(self._charged) > REMEMBERED:
+            self._charged.popitem(last=False)
 
-    # ------------------------------------------------------------------ what is started, what is given up
+    # ------------------------------------------------------------------ what starts, what is cancelled
 
     def tick(self) -> None:
-        """Forgets who is gone, cancels what nobody wants, starts what there is room for."""
+        """Expires silent waiters, cancels jobs without waiters, and starts queued jobs that fit."""
         now = self._clock()
-        self.trials = {who: told for who, told in self.trials.items() if now - told[0] < 10 * WAITER_TIMEOUT}
-        for flight in list(self.flights.values()):
-            flight.waiters = {who: at for who, at in flight.waiters.items() if now - at < WAITER_TIMEOUT}
-            if flight.cancelled is not None:
-                if not flight.forced and now - flight.cancelled > GRACE:
-                    flight.forced = True
-                    self._cancel(flight, True)
-            elif not flight.waiters:
-                if flight.running:
-                    flight.cancelled = now
-                    self._cancel(flight, False)
+        self.trials = {trial: call for trial, call in self.trials.items() if now - call[0] < 10 * WAITER_TIMEOUT}
+        for job in list(self.jobs.values()):
+            job.waiters = {trial: last for trial, last in job.waiters.items() if now - last < WAITER_TIMEOUT}
+            if job.cancelled_at is not None:
+                if not job.killed and now - job.cancelled_at > GRACE:
+                    job.killed = True
+                    self._cancel(job, True)
+            elif not job.waiters:
+                if job.running:
+                    job.cancelled_at = now
+                    self._cancel(job, False)
                 else:
-                    del self.flights[flight.number]
+                    del self.jobs[job.number]
         self._dispatch()
-        if self.flights:
-            self.quiet_since = now
+        if self.jobs:
+            self.idle_since = now
 
     def _dispatch(self) -> None:
-        waiting = {f.number: f for f in self.flights.values() if not f.running and f.cancelled is None}
-        if not waiting:
+        queued = {job.number: job for job in self.jobs.values() if not job.running and job.cancelled_at is None}
+        if not queued:
             return
-        running = [f for f in self.flights.values() if f.running]
-        lanes = {f.request.lane for f in running}
+        running = [job for job in self.jobs.values() if job.running]
+        lanes = {job.request.lane for job in running}
         capacity = dict(self._capacity())
         devices = capacity.get("GPU", 0.0)
         free = {"CPU": capacity.get("CPU", 0.0), "GPU": devices}
-        for flight in running:
-            free["CPU"] -= flight.request.cpus
-            free["GPU"] -= gpus_of(flight.request, devices)
+        for job in running:
+            free["CPU"] -= job.request.cpus
+            free["GPU"] -= gpus_of(job.request, devices)
         ready = [
-            ReadyStage(str(f.number), max(f.paths.get(who, 0.0) for who in f.waiters), len(f.waiters), f.number)
-            for f in waiting.values()
-            if f.waiters
+            ReadyStage(
+                str(job.number), max(job.remaining.get(w, 0.0) for w in job.waiters), len(job.waiters), job.number
+            )
+            for job in queued.values()
+            if job.waiters
         ]
         started = len(running)
         for entry in by_priority(ready):
-            flight = waiting[int(entry.key)]
-            if flight.request.lane in lanes:
+            job = queued[int(entry.key)]
+            if job.request.lane in lanes:
                 continue
-            cpus, gpus = flight.request.cpus, gpus_of(flight.request, devices)
+            cpus, gpus = job.request.cpus, gpus_of(job.request, devices)
             fits = cpus <= free["CPU"] + 1e-9 and gpus <= free["GPU"] + 1e-9
             if not fits and started:
-                break  # what is first in line is not overtaken by what is small
-            # Where nothing fits and nothing runs, one is asked for all the same: a cluster may grow for it.
+                break  # no smaller job overtakes the first of the queue
+            # Where nothing runs, one that does not fit is started all the same: a cluster may grow for it.
             started += 1
-            lanes.add(flight.request.lane)
+            lanes.add(job.request.lane)
             free["CPU"] -= cpus
             free["GPU"] -= gpus
-            flight.running = True
-            self._start(flight)
+            job.running = True
+            self._start(job)
 
-    # ------------------------------------------------------------------ what one may look at
+    # ------------------------------------------------------------------ for observers
 
-    def status(self) -> list[dict[str, Any]]:
-        """The stages in the making or in line: stage, key, state, waiters, the last point of its curve."""
+    def status(self) -> list[JobStatus]:
+        """The jobs in the queue, running and being cancelled."""
         out = []
-        for flight in self.flights.values():
-            points = [entry for kind, entry in flight.log if kind == "point"]
-            out.append(
-                {
-                    "stages": [list(node) for node in flight.request.nodes],
-                    "key": flight.keys[0],
-                    "state": "cancelled" if flight.cancelled else "running" if flight.running else "queued",
-                    "waiters": sorted(flight.waiters),
-                    "last": points[-1] if points else None,
-                }
-            )
+        for job in self.jobs.values():
+            epochs = [message for message in job.log if isinstance(message, EpochReport)]
+            status = StageStatus.RUNNING if job.running else StageStatus.QUEUED
+            if job.cancelled_at is not None:
+                status = StageStatus.CANCELLED
+            last = epochs[-1] if epochs else None
+            out.append(JobStatus(job.request.nodes, job.keys[0], status, tuple(sorted(job.waiters)), last))
         return out
 
 
-def gpus_of(request: Request, devices: float) -> float:
-    """Devices a stage holds: what its file says, else one where there is one."""
+def gpus_of(request: BuildRequest, devices: float) -> float:
+    """Devices that a job holds: as requested, else one where there are any (`devices`)."""
     return request.gpus if request.gpus is not None else min(1.0, devices)

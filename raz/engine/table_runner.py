@@ -223,7 +223,7 @@ def _trial_task(
     run_trial: str, config: dict[str, Any], store: str, data_root: str | None, seconds: dict[str, float], ear: Any,
     i: int,
 ) -> dict[str, Any]:  # fmt: skip
-    from raz.engine.broker import BrokerClient
+    from raz.engine.broker_client import BrokerClient
 
     told: list[Any] = []
 
@@ -231,7 +231,7 @@ def _trial_task(
         told[:] = [ear.tell.remote(i, asdict(event))]
 
     asking = BrokerClient(
-        Path(store), uuid.uuid4().hex, {}, seconds=seconds, before=lambda: None, beat=lambda: None, log=log,
+        Path(store), uuid.uuid4().hex, {}, seconds=seconds, log=log,
     )  # fmt: skip
     root = Path(data_root) if data_root else None
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import time
 import traceback
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from raz.config import TrialConfig, from_parameters
-from raz.errors import RazError, TrialFailure
+from raz.engine.broker_protocol import RemoteStageError
+from raz.errors import FailureReason, RazError
 from raz.pipeline.events import EventCallback, StageEvent, StageUse
+from raz.pipeline.failures import classify, fatal_os_error
 from raz.study.records import Outcome, TrialStatus
 from raz.study.seed_average import run_over_seeds
 
@@ -20,16 +21,6 @@ RunTrial = Callable[..., Any]  # as raz.pipeline.trial.run_trial
 Progress = Callable[[int, float], bool]  # (step, value) -> stop?
 
 DEFAULT_RUN_TRIAL = "raz.pipeline.trial:run_trial"  # by dotted name, so that it crosses a process border
-# What no other trial would survive either: the disk is full, the store may not be written or does not answer.
-FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EHOSTUNREACH)
-
-
-class RemoteStageError(Exception):
-    """A stage that another process made raised what nobody thought of: its text and its traceback."""
-
-    def __init__(self, text: str, trace: str) -> None:
-        super().__init__(text, trace)
-        self.text, self.trace = text, trace
 
 
 def import_function(name: str) -> RunTrial:
@@ -85,8 +76,7 @@ def run_attempt(
         stopped = stopped or (progress is not None and progress(step, float(value)))
         return stopped
 
-    def failed(reason: str, error: Exception, trace: str = "") -> Outcome:
-        message = str(error) or type(error).__name__
+    def failed(reason: FailureReason, message: str, trace: str = "") -> Outcome:
         seconds = time.monotonic() - began
         return Outcome(TrialStatus.FAILED, seconds, stages=tuple(walked), reason=reason, message=message, trace=trace)
 
@@ -96,23 +86,14 @@ def run_attempt(
     except Exception as error:
         if stopped:  # however the trial took the word to stop, stopping is what it did
             return Outcome(TrialStatus.PRUNED, time.monotonic() - began, stages=tuple(walked))
-        if isinstance(error, TrialFailure):
-            return failed(error.reason, error)
-        cause = error.__cause__
-        if (
-            isinstance(cause, OSError) and cause.errno in FATAL_ERRNOS
-        ):  # a store that cannot be written meets every trial
-            raise cause from None
-        if isinstance(error, RazError):
-            return failed("invalid", error)
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            return failed("oom", error)
-        if isinstance(error, OSError) and error.errno in FATAL_ERRNOS:
-            raise
+        if (fatal := fatal_os_error(error)) is not None:
+            raise fatal from None
+        reason = classify(error).reason
         if isinstance(error, RemoteStageError):
-            return failed("error", RuntimeError(error.text), error.trace)
-        text = f"{type(error).__name__}: {error}"
-        return failed("error", RuntimeError(text), "".join(traceback.format_exception(error)))
+            return failed(reason, error.text, error.trace)
+        if isinstance(error, RazError) or reason != FailureReason.ERROR:
+            return failed(reason, str(error) or type(error).__name__)
+        return failed(reason, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
     if stopped:
         return Outcome(TrialStatus.PRUNED, time.monotonic() - began, stages=tuple(walked))
     return Outcome(

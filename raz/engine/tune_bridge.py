@@ -1,19 +1,17 @@
-"""Ray Tune <-> the ledger: Tune places the trials, the Optuna study says which, and when one is pruned.
+"""Ray Tune <-> the ledger: Tune places the trials, the Optuna study draws them and decides which are pruned.
 
-Tune's own Optuna search never prunes and calls an early-stopped trial COMPLETE. Here both halves go
-through the one ledger: StudySearch asks and tells, OptunaPruner reports a step before it asks whether to
-stop. A Tune experiment is disposable, so neither is ever restored; a run is resumed by a new one over
-the same study.
+Tune's own Optuna search never prunes and records an early-stopped trial as COMPLETE. Here StudySearch draws trials from
+the ledger and records how they ended, and OptunaPruner records each step before it asks whether to stop. A Tune
+experiment is never restored: a run is resumed by a new experiment over the same study.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -22,93 +20,94 @@ from raz.config import from_parameters
 from raz.engine.events import TrialEvents
 from raz.engine.interrupt import StopRequest
 from raz.engine.ray_internals import out_of_memory, searcher_of
+from raz.engine.trial_messages import REPORT, SPEC, RunSpec, TrialReport, TrialSpec
 from raz.errors import FailureReason
-from raz.pipeline.events import StageEvent
 from raz.planning.cost_model import CostModel
 from raz.planning.work_order import expected_seconds
 from raz.spec.search_space import SPLITS
 from raz.study.ledger import Ledger
 from raz.study.records import Outcome, TrialStatus
 
-# Keys of what a trial reports: [step, value, shared] each, stage events, how it ended, an error of all trials.
-POINTS, EVENTS, OUTCOME, HOPELESS = "points", "events", "outcome", "hopeless"
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
 
 
 class StudySearch(Searcher):
-    """Gives Tune the ledger's next trial, and the ledger how each one ended."""
+    """Gives Tune the next trial of the ledger, and records in the ledger how each one ended."""
 
     def __init__(
         self,
         ledger: Ledger,
         events: TrialEvents,
-        constants: Mapping[str, Any],
-        prices: CostModel,
+        run: RunSpec,
+        costs: CostModel,
         stop: StopRequest | None = None,
     ) -> None:
-        super().__init__()  # without a metric: a trial's last word need not carry one
-        self.ledger, self.events, self.constants, self.prices = ledger, events, dict(constants), prices
-        self.numbers: dict[str, int] = {}  # Tune's trial -> the study's
+        super().__init__()  # without a metric, since a trial's last result need not carry one
+        self.ledger, self.events, self.run, self.costs = ledger, events, run, costs
+        self.numbers: dict[str, int] = {}  # Tune's id of a trial -> its number in the study
         self.pruned: set[str] = set()
-        self.starved: set[str] = set()  # killed for their machine's memory
+        self.out_of_memory: set[str] = set()  # killed by Ray's memory monitor
         self.stop = stop or StopRequest()
-        self.postponed: set[str] = set()  # met by a clean stop
-        self.busy: set[str] = set()  # a stage is being made for them
-        self.hopeless: OSError | None = None  # what would meet every trial
+        self.postponed: set[str] = set()  # stopped by `stop`
+        self.busy: set[str] = set()  # one of their stages is being built
+        self.fatal: OSError | None = None  # an error that every trial would meet
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        return True  # the study knows its metric and its space
+        return True  # the study has its metric and its space
 
     def suggest(  # type: ignore[override]  # Ray's own FINISHED, which it may return, is a text
         self, trial_id: str
-    ) -> dict[str, Any] | str:
+    ) -> dict[str, TrialSpec] | str:
         with self._remember_os_error():
-            asked = None if self.stop.asked else self.ledger.ask()
-        if asked is None:
+            drawn = None if self.stop.asked else self.ledger.ask()
+        if drawn is None:
             return str(Searcher.FINISHED)
-        number, values, config = asked
+        number, values, config = drawn
         self.numbers[trial_id] = number
         self.events.started(number, values)
-        seconds = expected_seconds(from_parameters(config), SPLITS, self.prices)
-        return {**self.constants, "number": number, "config": json.dumps(config), "seconds": json.dumps(seconds)}
+        seconds = expected_seconds(from_parameters(config), SPLITS, self.costs)
+        return {SPEC: TrialSpec(self.run, number, config, seconds)}
 
     def report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Writes steps down; whether to end the trial, because it is pruned or all are stopped."""
-        if HOPELESS in result:
-            code, text, filename = json.loads(result[HOPELESS])
-            self.hopeless = OSError(code, text, filename)
-            self.ledger.left = 0  # no trial after it would fare better
+        """Records a result of Tune; whether to end the trial, because it is pruned or the run is stopped."""
+        report = _report_of(result)
+        if report.fatal is not None:
+            self.fatal = report.fatal
+            self.ledger.left = 0  # every further trial would meet it
             return False
         number = self.numbers.get(trial_id)
         if number is None or trial_id in self.pruned or trial_id in self.postponed:
             return False
-        for event in (StageEvent(**told) for told in json.loads(result.get(EVENTS, "[]"))):
+        for event in report.events:
             self.events.stage(number, event)
             if event.kind in ("started", "epoch", "images"):
                 self.busy.add(trial_id)
             elif event.kind != "note":
                 self.busy.discard(trial_id)
-        points = json.loads(result.get(POINTS, "[]"))
-        for step, value, _ in points:
-            self.events.step(number, step, value)
-        for shared, told in itertools.groupby(points, key=lambda point: bool(point[2])):
+        for step in report.steps:
+            self.events.step(number, step.step, step.value)
+        for shared, steps in itertools.groupby(report.steps, key=lambda step: step.shared):
             with self._remember_os_error():
-                if self.ledger.report_many(number, [(int(s), float(v)) for s, v, _ in told], shared=shared):
+                if self.ledger.report_many(number, [(step.step, step.value) for step in steps], shared=shared):
                     self.pruned.add(trial_id)
                     return True
-        rests = trial_id not in self.busy or points  # a running epoch may end
-        if self.stop.asked and rests and OUTCOME not in result:
+        may_end = trial_id not in self.busy or report.steps  # a running epoch is finished first
+        if self.stop.asked and may_end and report.outcome is None:
             self.postponed.add(trial_id)
             return True
         return False
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: the scheduler, which Tune asks first, has reported the step."""
+        """Nothing: Tune calls the scheduler first, which has recorded the result."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers.pop(trial_id, None)
         if number is None:
             return
         result = result or {}
+        report = _report_of(result)
         seconds = float(result.get("time_total_s", 0.0))
         if trial_id in self.postponed:
             with self._remember_os_error():
@@ -117,42 +116,52 @@ class StudySearch(Searcher):
             return
         if trial_id in self.pruned:
             outcome = Outcome(TrialStatus.PRUNED, seconds)
-        elif HOPELESS in result:
-            return  # stays RUNNING, so the next command queues it again
-        elif OUTCOME in result:
-            outcome = Outcome.from_dict(json.loads(result[OUTCOME]))
+        elif report.fatal is not None:
+            return  # stays RUNNING, so the next run queues it again
+        elif report.outcome is not None:
+            outcome = report.outcome
         else:
-            reason = FailureReason.OOM if trial_id in self.starved else FailureReason.LOST
-            how = "its process died" if error else "its process ended without a word"
-            what = " because the machine ran out of memory" if reason is FailureReason.OOM else ""
-            outcome = Outcome(
-                TrialStatus.FAILED, seconds, reason=reason, message=f"{how}{what}, again after each restart"
-            )
+            outcome = _lost(seconds, error, trial_id in self.out_of_memory)
         with self._remember_os_error():
             self.events.finished(self.ledger.tell(number, outcome))
 
     @contextmanager
     def _remember_os_error(self) -> Iterator[None]:
-        """Tune turns what is raised here into a text; the caller wants the error of a full disk itself."""
+        """Tune turns exceptions raised here into text; `fatal` keeps the OSError itself for the caller."""
         try:
             yield
         except OSError as error:
-            self.hopeless = error
+            self.fatal = error
             raise
 
     def save(self, checkpoint_path: str) -> None:
-        """Tune takes snapshots; the study is the only state there is."""
+        """Called for Tune's snapshots; all state is in the study."""
         Path(checkpoint_path).write_text(self.ledger.space.study)
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a Tune experiment is not restored: run the study again")
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, str]:
         return {"study": self.ledger.space.study}
 
 
+def _report_of(result: Mapping[str, Any]) -> TrialReport:
+    """The report in a result of Tune; an empty one where the trial had not reported yet."""
+    report = result.get(REPORT, TrialReport())
+    assert isinstance(report, TrialReport)
+    return report
+
+
+def _lost(seconds: float, died: bool, out_of_memory: bool) -> Outcome:
+    """The outcome of a trial whose process ended without one, each time that Tune started it."""
+    reason = FailureReason.OOM if out_of_memory else FailureReason.LOST
+    how = "its process died" if died else "its process ended without a result"
+    because = " because the machine ran out of memory" if out_of_memory else ""
+    return Outcome(TrialStatus.FAILED, seconds, reason=reason, message=f"{how}{because}, again after each restart")
+
+
 class OptunaPruner(FIFOScheduler):
-    """Asks the study at every step whether the trial is worth going on."""
+    """Records each result in the study and stops the trials that it prunes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Ray gives it no types
@@ -161,21 +170,21 @@ class OptunaPruner(FIFOScheduler):
     def supports_buffered_results(self) -> bool:
         return False  # each step must reach the pruner before the next one is trained
 
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         search = _search_of(controller)
         if search.report(trial.trial_id, result):
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 
-    def on_trial_error(self, controller: Any, trial: Any) -> None:
+    def on_trial_error(self, controller: TuneController, trial: Trial) -> None:
         if out_of_memory(trial):
-            _search_of(controller).starved.add(trial.trial_id)
+            _search_of(controller).out_of_memory.add(trial.trial_id)
 
     def debug_string(self) -> str:
         return "OptunaPruner"
 
 
-def _search_of(controller: Any) -> StudySearch:
+def _search_of(controller: TuneController) -> StudySearch:
     search = searcher_of(controller)
     assert isinstance(search, StudySearch)
     return search

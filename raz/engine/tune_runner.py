@@ -1,120 +1,136 @@
-"""Trials under Ray Tune: light coordinators in reused processes, that hold no CPU while the broker has stages made."""
+"""Trials under Ray Tune: coordinators in reused processes, which hold no CPU while the broker has stages built."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 
-from raz.engine.broker import BrokerClient
+from raz.engine.broker_client import BrokerClient
 from raz.engine.events import TrialEvents
 from raz.engine.interrupt import StopRequest, handle_signals
 from raz.engine.ray_session import coordinator_resources, session
+from raz.engine.trial_messages import REPORT, SPEC, RunSpec, StepReport, TrialReport, TrialSpec
 from raz.engine.trial_runner import import_function, run_attempt
-from raz.engine.tune_bridge import EVENTS, HOPELESS, OUTCOME, POINTS, OptunaPruner, StudySearch
+from raz.engine.tune_bridge import OptunaPruner, StudySearch
 from raz.pipeline.events import StageEvent
 from raz.planning.cost_model import CostModel
 from raz.planning.schedule import max_live_trials
-from raz.spec.stage_resources import Resources
 from raz.study.ledger import Ledger
+from raz.study.records import Outcome
 
-MOST_RESTARTS = 2  # of a trial whose process died, within one run
-HEARTBEAT_SECONDS = 2.0  # seconds between two words of a trial that waits
+MAX_TRIAL_RESTARTS = 2  # of a trial whose process died, within one run
+HEARTBEAT_SECONDS = 2.0  # seconds between two reports of a waiting trial
+
+
+class TrialStopped(Exception):
+    """Tune has stopped the trial."""
+
+
+@dataclass(frozen=True)
+class _PendingStep:
+    """A step that was not reported yet."""
+
+    step: int
+    value: float
+    shared: bool  # of a stage that is being trained
+    stored_key: str = ""  # of a stage from the store: whether it is shared is asked when the step is reported
 
 
 class TrialReporter:
-    """What a trial's process tells Tune: steps, what happens to its stages, how it ended.
+    """Reports steps, stage events and the outcome of a trial to Tune, from the trial's process.
 
-    When Tune stops the trial, `tune.report` raises SystemExit. The trial hears it as the word to stop, so that what
-    it asked for is given up; then the exit goes on its way.
+    When Tune stops the trial, `tune.report` raises SystemExit. It is kept in `stopped` and the trial is told to stop,
+    so that the broker learns that it waits no more; `coordinate` raises it at the end.
     """
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        self.given = given
+    def __init__(self, spec: TrialSpec) -> None:
+        self.spec = spec
         self.stopped: SystemExit | None = None
-        self.asking = BrokerClient(
-            Path(given["store"]), tune.get_context().get_trial_id(),
-            {stage: Resources(*asked) for stage, asked in json.loads(given["resources"]).items()},
-            seconds=json.loads(given["seconds"]), seeds=json.loads(given["seeds"]),
-            before=self._before, beat=self._beat, log=self.add_event,
+        run = spec.run
+        self.client = BrokerClient(
+            run.store, tune.get_context().get_trial_id(), run.resources or {}, seconds=spec.seconds, seeds=run.seeds,
+            before_request=self._before_request, heartbeat=self._heartbeat, log=self.add_event,
         )  # fmt: skip
-        self._points: list[tuple[int, float, str | bool]] = []  # step, value, whether shared or the key of a stage
+        self._steps: list[_PendingStep] = []
         self._events: list[StageEvent] = []
-        self._replayed = ""  # key of the stage in the store whose curve is told now
-        self._last = time.monotonic()
+        self._stored_key = ""  # of the stage from the store whose curve is replayed now
+        self._last_report = time.monotonic()
 
     def progress(self, step: int, value: float) -> bool:
-        """A step of a trial. Those of a stage out of the store are told together."""
-        if self.asking.live or not self._replayed:
-            self._points.append((step, value, self.asking.live and self.asking.shared))
+        """Adds a step; whether the trial is stopped. The curve of a stage from the store is reported at once, other
+        steps one by one."""
+        if self.client.live or not self._stored_key:
+            self._steps.append(_PendingStep(step, value, self.client.live and self.client.shared))
             self.flush()
         else:
-            self._points.append((step, value, self._replayed))
+            self._steps.append(_PendingStep(step, value, False, self._stored_key))
         return self.stopped is not None
 
     def log(self, event: StageEvent) -> None:
-        self._replayed = event.key if event.kind == "hit" else ""
+        """Adds an event of the trial's own process."""
+        self._stored_key = event.key if event.kind == "hit" else ""
         self.add_event(event)
 
     def add_event(self, event: StageEvent) -> None:
+        """Adds an event, also of a building process, to the next report."""
         self._events.append(event)
 
-    def _before(self) -> None:
-        """Before anything is made for it: is it worth it?"""
-        if self.given["prunes"] and self._points:
+    def _before_request(self) -> None:
+        """Flush pending steps before requesting a stage; raise if the scheduler stopped the trial."""
+        if self.spec.run.prunes and self._steps:
             self.flush()
             if self.stopped is not None:
-                raise RuntimeError("stopped before its next stage")
+                raise TrialStopped("before its next stage")
 
-    def _beat(self) -> None:
-        if time.monotonic() - self._last > HEARTBEAT_SECONDS:
+    def _heartbeat(self) -> None:
+        if time.monotonic() - self._last_report > HEARTBEAT_SECONDS:
             self.flush()
             if self.stopped is not None:
-                raise RuntimeError("stopped while it waited")
+                raise TrialStopped("while it waited for a stage")
 
-    def flush(self, **last: str) -> None:
-        """All that was not told yet."""
+    def flush(self, outcome: Outcome | None = None, fatal: OSError | None = None) -> None:
+        """Reports everything that is pending, and how the trial ended; nothing once it is stopped."""
         if self.stopped is not None:
             return
-        if any(isinstance(mark, str) for _, _, mark in self._points):
-            shared = self.asking.shared_now() if self.given["prunes"] else frozenset()
-            self._points = [(s, v, mark in shared if isinstance(mark, str) else mark) for s, v, mark in self._points]
-        told = {POINTS: json.dumps(self._points), EVENTS: json.dumps([asdict(event) for event in self._events]), **last}
-        self._points, self._events, self._last = [], [], time.monotonic()
+        shared_keys: frozenset[str] = frozenset()
+        if self.spec.run.prunes and any(pending.stored_key for pending in self._steps):
+            shared_keys = self.client.shared_now()
+        steps = tuple(
+            StepReport(pending.step, pending.value, pending.shared or pending.stored_key in shared_keys)
+            for pending in self._steps
+        )
+        report = TrialReport(steps, tuple(self._events), outcome, fatal)
+        self._steps, self._events, self._last_report = [], [], time.monotonic()
         try:
-            tune.report(told)
+            tune.report({REPORT: report})
         except SystemExit as stop:
             self.stopped = stop
 
 
-def coordinate(given: dict[str, Any]) -> None:
-    """A trial's process."""
-    trial = TrialReporter(given)
+def coordinate(config: Mapping[str, TrialSpec]) -> None:
+    """The function of a trial's process; `config` is Tune's."""
+    spec = config[SPEC]
+    trial = TrialReporter(spec)
+    outcome: Outcome | None = None
+    fatal: OSError | None = None
     try:
         outcome = run_attempt(
-            import_function(given["run_trial"]), json.loads(given["config"]), Path(given["store"]),
-            data_root=Path(given["data_root"]) if given["data_root"] else None, progress=trial.progress, log=trial.log,
-            make=trial.asking,
-            seeds=json.loads(given["seeds"]),
+            import_function(spec.run.run_trial), spec.config, spec.run.store, data_root=spec.run.data_root,
+            progress=trial.progress, log=trial.log, make=trial.client, seeds=spec.run.seeds,
         )  # fmt: skip
     except OSError as error:
-        last = {HOPELESS: json.dumps([error.errno, error.strerror, _text(error.filename)])}
-    else:
-        last = {OUTCOME: json.dumps(asdict(outcome))}
+        name = None if error.filename is None else str(error.filename)
+        fatal = OSError(error.errno, error.strerror, name)
     finally:
-        trial.asking.leave()
-    trial.flush(**last)
+        trial.client.leave()
+    trial.flush(outcome, fatal)
     if trial.stopped is not None:
         raise trial.stopped
-
-
-def _text(name: Any) -> str | None:
-    return None if name is None else str(name)
 
 
 def run_tuned(
@@ -128,41 +144,38 @@ def run_tuned(
     threads: int,
     stop: StopRequest | None = None,
 ) -> None:
-    """Runs what the ledger still has to ask for. `jobs` stages of `threads` CPUs run at a time on this machine; a
-    running Ray cluster (RAY_ADDRESS) has its own. Raises OSError as `attempt`.
+    """Runs the trials that the ledger has left. `jobs` stages of `threads` CPUs run at a time on this machine; a
+    running Ray cluster (RAY_ADDRESS) decides by its own CPUs. Raises OSError as `run_attempt`.
     """
     space = ledger.space
-    constants = {
-        "run_trial": run_trial,
-        "store": str(store.resolve()),
-        "seeds": json.dumps(ledger.space.averaged_seeds),
-        "data_root": str(data_root.expanduser().resolve()) if data_root else "",
-        "prunes": space.pruning.name != "none",
-        "resources": json.dumps({stage: [asked.cpus, asked.gpus] for stage, asked in space.resources.items()}),
-    }
-    search = StudySearch(ledger, events, constants, CostModel(store, data_root), stop)
+    run = RunSpec(
+        run_trial=run_trial, store=store.resolve(),
+        data_root=data_root.expanduser().resolve() if data_root else None, seeds=tuple(space.averaged_seeds),
+        prunes=space.pruning.name != "none", resources=dict(space.resources),
+    )  # fmt: skip
+    search = StudySearch(ledger, events, run, CostModel(store, data_root), stop)
     trials = max_live_trials(jobs, eager=space.overcommits)
     with session(jobs * threads) as folder, handle_signals(stop):  # after Ray, which sets handlers of its own
         tuner = tune.Tuner(
             tune.with_resources(coordinate, coordinator_resources()),
             tune_config=tune.TuneConfig(
                 search_alg=search, scheduler=OptunaPruner(), num_samples=ledger.left,
-                max_concurrent_trials=min(trials, ledger.left), reuse_actors=True, trial_name_creator=_name,
-                trial_dirname_creator=_name,
+                max_concurrent_trials=min(trials, ledger.left), reuse_actors=True, trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
                 name=space.study, storage_path=str(folder / "tune"), verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MOST_RESTARTS),
+                failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_RESTARTS),
             ),
         )  # fmt: skip
         try:
             tuner.fit()
         except tune.TuneError:
-            if search.hopeless is None:
+            if search.fatal is None:
                 raise
-    if search.hopeless is not None:
-        raise search.hopeless
+    if search.fatal is not None:
+        raise search.fatal
 
 
-def _name(trial: Any) -> str:
-    return f"trial-{trial.config['number']}-{trial.trial_id}"
+def _trial_name(trial: Trial) -> str:
+    return f"trial-{trial.config[SPEC].number}-{trial.trial_id}"

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from raz.config import TrialConfig, parameters
 from raz.errors import TrialFailure
 from raz.pipeline.context import TrialState
 from raz.pipeline.events import Kind, StageEvent, StageUse
+from raz.pipeline.failures import DEVICE_OOM, classify
 from raz.pipeline.graph import STAGES, Node, chain_key, step_offset
 from raz.pipeline.predict_stages import PREDICTORS, score
 from raz.pipeline.train_stages import TASKS
@@ -266,9 +266,12 @@ class StageExecutor:
 
 @contextmanager
 def _oom_as_failure(where: str) -> Iterator[None]:
+    """Raises a TrialFailure, which the store notes, where the device's memory ran out."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if isinstance(error, TrialFailure) or classify(error) != DEVICE_OOM:
+            raise
         hint = "set a smaller batch, crop or input.scale"
         raise TrialFailure(where, "the device's memory is full", hint, reason="oom") from error
 

@@ -1,0 +1,184 @@
+"""A trial's side of the broker: it has each missing stage built by other processes and follows its epochs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import ray
+
+from raz.engine.broker import DEFAULT_BUILDER, BrokerHandle, connect
+from raz.engine.broker_protocol import BuildRequest, BuildSpec, EpochReport, StageReply, StageStatus, WorkerLost
+from raz.engine.stage_queue import MAX_WORKER_LOSSES
+from raz.errors import FailureReason, RazError, TrialFailure
+from raz.pipeline.events import StageEvent
+from raz.pipeline.graph import STAGES, Node, chain_key
+from raz.pipeline.keys import stage_keys
+from raz.planning.schedule import remaining_seconds
+from raz.spec.stage_resources import Resources, resources_for
+from raz.store.paths import StorePaths
+
+if TYPE_CHECKING:
+    from raz.pipeline.executor import StageRequest
+    from raz.store.cache import StageKey
+
+MAX_CALL_RETRIES = 10  # of a call to a broker that does not answer
+
+T = TypeVar("T")
+
+
+class WaitInterrupted(Exception):
+    """The trial was told to stop while it waited for a stage."""
+
+
+class BrokerClient:
+    """The StageProvider of a trial under Ray (`make` of `run_trial`).
+
+    `seconds`: stage name -> seconds that it is expected to take (raz.planning.work_order.expected_seconds), for the
+    broker's order. `seeds`: those that the trial runs one after the other, if several. `before_request` is called
+    before a stage is requested or made, `heartbeat` about once a second while the trial waits, `log` with the events of
+    the building processes.
+
+    While an epoch is passed on that another process has just trained, `live` is true, and `shared` says whether another
+    living trial needs the stage.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        trial: str,
+        resources: Mapping[str, Resources],
+        *,
+        seconds: Mapping[str, float],
+        seeds: Sequence[int] = (),
+        before_request: Callable[[], None] = lambda: None,
+        heartbeat: Callable[[], None] = lambda: None,
+        log: Callable[[StageEvent], None],
+        builder: str = DEFAULT_BUILDER,
+    ) -> None:
+        self.store, self.trial, self.resources, self.builder = store, trial, dict(resources), builder
+        self.live = self.shared = False
+        self._seconds, self._later_seeds = dict(seconds), list(seeds)
+        self._before_request, self._heartbeat, self._log = before_request, heartbeat, log
+        self._handle: BrokerHandle | None = None
+        self._path: dict[Node, StageKey] = {}
+        self._trained_keys: list[str] = []  # of the path
+        self._times_made: dict[str, int] = {}  # key -> how often the broker has replied MADE
+
+    # ------------------------------------------------------------------ as raz.pipeline.executor.StageProvider
+
+    def begin(self, path: Mapping[Node, StageKey]) -> None:
+        """Starts a trial, or its next seed: `path` are its stages in order."""
+        self._path = dict(path)
+        self._trained_keys = [key.key for node, key in path.items() if STAGES[node.stage].kind == "trained"]
+        self._later_seeds = self._later_seeds[1:]
+
+    def __call__(self, missing: StageRequest, hear: Callable[[int, float], bool]) -> bool | None:
+        """Returns once the first missing stage is in the store: whether this trial was the first to request it; None
+        for a computed stage, which the trial makes itself.
+
+        Calls `hear(epoch, value)` for its epochs. Raises the exception of the building process, TrialFailure where it
+        was lost too often, RazError where the artifact is damaged each time it is made.
+        """
+        self._before_request()
+        node, key = missing.nodes[0], missing.keys[0].key
+        if STAGES[node.stage].kind == "computed":
+            return None
+        times = self._times_made.get(key, 0)
+        if times >= MAX_WORKER_LOSSES:
+            raise RazError(str(self.store), f"{node} is damaged each time it is made", "check the disk")
+        self._join()
+        request, job, since = self._request(missing), 0, 0
+        status: StageStatus | None = None
+        while True:
+            reply = self._poll(request, job, since, ignore_stored=times > 0)
+            if reply.job != job:
+                job, since = reply.job, 0
+            if reply.status is StageStatus.QUEUED and status is not StageStatus.QUEUED:
+                self._log(StageEvent("waiting", str(node), key))
+            status, self.shared = reply.status, reply.shared
+            since += len(reply.log)
+            for message in reply.log:
+                if isinstance(message, StageEvent):
+                    self._log(message)
+                elif isinstance(message, EpochReport) and message.key == key:
+                    self._forward_epoch(hear, message)
+            if status is StageStatus.MADE:
+                self._times_made[key] = times + 1
+                return reply.charged
+            if reply.outcome is not None:
+                if isinstance(reply.outcome, WorkerLost):
+                    raise reply.outcome.as_failure(str(node))
+                raise reply.outcome.error
+            self._heartbeat()
+
+    def _forward_epoch(self, hear: Callable[[int, float], bool], report: EpochReport) -> None:
+        self.live = True
+        try:
+            if hear(report.epoch, report.value):
+                raise WaitInterrupted
+        finally:
+            self.live = False
+
+    def shared_now(self) -> frozenset[str]:
+        """Keys of the trained stages on the trial's path that other living trials need too."""
+        return frozenset(self._join()) if self._trained_keys else frozenset()
+
+    def leave(self) -> None:
+        """Tells the broker that the trial has ended."""
+        if self._handle is not None:
+            self._handle.leave.remote(self.trial)
+
+    # ------------------------------------------------------------------
+
+    def _join(self) -> list[str]:
+        return self._call(lambda broker: broker.join.remote(self.trial, self._trained_keys))
+
+    def _poll(self, request: BuildRequest, job: int, since: int, *, ignore_stored: bool) -> StageReply:
+        return self._call(lambda broker: broker.poll.remote(request, job, since, ignore_stored))
+
+    def _request(self, missing: StageRequest) -> BuildRequest:
+        node, key, config = missing.nodes[0], missing.keys[0], missing.config
+        resources = resources_for(self.resources, node.stage)
+        return BuildRequest(
+            trial=self.trial,
+            nodes=missing.nodes,
+            keys=tuple(k.key for k in missing.keys),
+            lane=chain_key(key) if STAGES[node.stage].kind == "trained" else key.key,
+            remaining=remaining_seconds(self._remaining_path(missing), self._is_stored),
+            cpus=float(resources.cpus or config.threads),
+            gpus=resources.gpus,
+            build=BuildSpec(config, self.store.resolve(), missing.data_root, self.builder),
+        )
+
+    def _remaining_path(self, missing: StageRequest) -> Iterator[tuple[str, float]]:
+        """Each stage from the missing one to the end of the trial, with those of its later seeds: its folder below
+        `stages/` and its expected seconds."""
+        path = [(node, self._path[node]) for node in missing.path]
+        splits = tuple(node.split for node in self._path if STAGES[node.stage].kind == "computed")
+        for seed in self._later_seeds:
+            later = replace(missing.config, seed=seed)
+            path += stage_keys(later, data_root=missing.data_root, splits=splits).items()
+        for node, key in path:
+            yield f"{node.stage}/{key.key}", self._seconds.get(str(node), 0.0)
+
+    def _is_stored(self, folder: str) -> bool:
+        stage, _, key = folder.partition("/")
+        return StorePaths(self.store).manifest(stage, key).exists()
+
+    def _call(self, method: Callable[[BrokerHandle], ray.ObjectRef[T]]) -> T:
+        """The result of a call of the broker; one that has exited or lost its machine is started again and called
+        again. Raises TrialFailure (lost) after MAX_CALL_RETRIES."""
+        for tries in range(MAX_CALL_RETRIES):
+            if self._handle is None:
+                self._handle = connect(self.store)
+            try:
+                return ray.get(method(self._handle))
+            except ray.exceptions.RayActorError:
+                self._handle = None
+                time.sleep(min(5.0, 0.1 * 2**tries))
+        what = f"it did not answer {MAX_CALL_RETRIES} calls in a row"
+        raise TrialFailure("broker", what, "run again", reason=FailureReason.LOST)

@@ -1,0 +1,60 @@
+"""What the driver and the processes of trials send each other through Ray Tune: frozen dataclasses, pickled by Ray.
+
+Tune's own dicts have one entry each: SPEC in a trial's config, REPORT in a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from raz.pipeline.events import StageEvent
+from raz.spec.stage_resources import Resources
+from raz.study.records import Outcome
+from raz.utils.json_types import Json
+
+SPEC = "trial"
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What all trials of a run have in common."""
+
+    run_trial: str  # dotted name of a function as raz.pipeline.trial.run_trial
+    store: Path
+    data_root: Path | None = None
+    seeds: tuple[int, ...] = ()  # that each trial runs one after the other; () runs its configuration's own
+    prunes: bool = False
+    resources: Mapping[str, Resources] | None = None  # by stage
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial to run."""
+
+    run: RunSpec
+    number: int  # in the study
+    config: Mapping[str, Json]  # flat parameters of a TrialConfig
+    seconds: Mapping[str, float]  # stage name -> seconds that it is expected to take
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A validation value of a trial. `shared`: another living trial needs the stage, so nothing is pruned at it."""
+
+    step: int
+    value: float
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """What happened to a trial since its last report. `outcome` ends it; `fatal` is an error that every trial would
+    meet, and ends the run."""
+
+    steps: tuple[StepReport, ...] = ()
+    events: tuple[StageEvent, ...] = ()
+    outcome: Outcome | None = None
+    fatal: OSError | None = None

@@ -1,0 +1,85 @@
+"""What an exception means for a trial: the reason that its study records, and whether the stage would fail again.
+
+An exception is classified by its class. PyTorch's and Ray's classes are known by their qualified names, so that neither
+is imported for it. Text decides only where the CUDA runtime or Ray has no class for running out of memory.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from raz.errors import FailureReason, RazError, TrialFailure
+from raz.store.cache import DETERMINISTIC_FAILURES
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an exception counts. `deterministic`: the same stage fails again on the same device, so the store notes it
+    and no other trial tries."""
+
+    reason: FailureReason
+    deterministic: bool
+
+
+DEVICE_OOM = Failure(FailureReason.OOM, True)  # a device's memory holds the stage or does not
+HOST_OOM = Failure(FailureReason.OOM, False)  # the machine's memory depends on what else runs there
+LOST = Failure(FailureReason.LOST, False)
+INVALID = Failure(FailureReason.INVALID, True)
+ERROR = Failure(FailureReason.ERROR, False)
+
+BY_CLASS = {
+    "builtins.MemoryError": HOST_OOM,
+    "torch.OutOfMemoryError": DEVICE_OOM,
+    "ray.exceptions.OutOfMemoryError": HOST_OOM,  # of Ray's memory monitor, which kills a process
+    "ray.exceptions.RayError": LOST,  # of a process, an actor or a node that went away
+}
+# In RuntimeErrors of PyTorch that have no class of their own.
+DEVICE_OOM_TEXTS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+HOST_OOM_TEXTS = ("DefaultCPUAllocator",)
+# In what Ray says of an actor that its memory monitor killed; the class may be that of any dead actor.
+RAY_OOM_TEXTS = ("OutOfMemory", "low on memory")
+
+# What every trial meets: the disk is full, or the store may not be written or does not answer.
+FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EHOSTUNREACH)
+
+
+def classify(error: BaseException) -> Failure:
+    """How an exception of a trial or of a stage counts. An exception that Ray carried from another process counts as
+    the one that was raised there."""
+    if isinstance(error, TrialFailure):
+        return Failure(error.reason, error.reason in DETERMINISTIC_FAILURES)
+    if isinstance(error, RazError):
+        return INVALID
+    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__]
+    if "ray.exceptions.RayTaskError" in names:
+        cause = getattr(error, "cause", None)
+        return classify(cause) if isinstance(cause, BaseException) else ERROR
+    if "ray.exceptions.RayActorError" in names and is_ray_oom_text(str(error)):
+        return HOST_OOM
+    for name in names:
+        if name in BY_CLASS:
+            return BY_CLASS[name]
+    if isinstance(error, RuntimeError):
+        text = str(error)
+        if any(part.lower() in text.lower() for part in DEVICE_OOM_TEXTS):
+            return DEVICE_OOM
+        if any(part in text for part in HOST_OOM_TEXTS):
+            return HOST_OOM
+    return ERROR
+
+
+def is_ray_oom_text(text: str) -> bool:
+    """Whether a text of Ray says that its memory monitor killed the process."""
+    return any(part in text for part in RAY_OOM_TEXTS)
+
+
+def fatal_os_error(error: BaseException) -> OSError | None:
+    """The operating system's refusal that every trial would meet, if it is what `error` is or was raised from; None
+    for any other error, and for a TrialFailure, which is the trial's own."""
+    if isinstance(error, TrialFailure):
+        return None
+    for candidate in (error, error.__cause__, getattr(error, "cause", None)):  # `cause`: of Ray's RayTaskError
+        if isinstance(candidate, OSError) and candidate.errno in FATAL_ERRNOS:
+            return candidate
+    return None
