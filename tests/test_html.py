@@ -20,46 +20,46 @@ BROWSER = next(
 browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>"
 
-# Runs in the page after it is drawn: clicks as a reader does, and writes what it saw where --dump-dom shows it.
+# Runs in the page after it is drawn: clicks as a reader does, and writes its result where --dump-dom shows it.
 PROBE = """
 <script>
-window.addEventListener("error", (e) => told.push("error: " + e.message));
-window.addEventListener("unhandledrejection", (e) => told.push("rejected: " + e.reason));
-document.addEventListener("securitypolicyviolation", (e) => told.push("asked for " + e.blockedURI));
-const told = [];
+window.addEventListener("error", (e) => problems.push("error: " + e.message));
+window.addEventListener("unhandledrejection", (e) => problems.push("rejected: " + e.reason));
+document.addEventListener("securitypolicyviolation", (e) => problems.push("asked for " + e.blockedURI));
+const problems = [];
 window.addEventListener("load", () => setTimeout(async () => {
   const column = (n) => [...document.querySelectorAll("#sheet-0 tbody tr")].map((row) => row.children[n].textContent);
-  const seen = { first: column(0), rows: column(0).length };
+  const result = { first: column(0), rows: column(0).length };
   document.querySelectorAll("#sheet-0 th button")[1].click();
-  seen.up = column(1);
+  result.up = column(1);
   document.querySelectorAll("#sheet-0 th button")[1].click();
-  seen.down = column(1);
+  result.down = column(1);
   document.querySelector("#sheet-0 td button")?.click();
-  seen.dialog = document.querySelector("dialog")?.textContent;
+  result.dialog = document.querySelector("dialog")?.textContent;
   document.querySelector("dialog")?.close();
   const more = document.querySelector(".more:not([hidden])");
-  if (more) { more.click(); seen.all = column(0).length; }
+  if (more) { more.click(); result.all = column(0).length; }
   for (let i = 0; i < 100 && !document.querySelector(".figure svg") && document.querySelector(".figure"); i++) {
     document.querySelector(".figure").scrollIntoView();
     await new Promise((go) => setTimeout(go, 100));
   }
-  seen.drawn = document.querySelectorAll(".figure svg.main-svg").length;
-  seen.ready = document.documentElement.dataset.ready;
-  seen.title = document.title;
-  seen.requests = performance.getEntriesByType("resource").map((e) => e.name).filter((n) => !/^(data|blob):/.test(n));
-  seen.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  seen.told = told;
+  result.drawn = document.querySelectorAll(".figure svg.main-svg").length;
+  result.ready = document.documentElement.dataset.ready;
+  result.title = document.title;
+  result.requests = performance.getEntriesByType("resource").map((e) => e.name).filter((n) => !/^(data|blob):/.test(n));
+  result.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  result.problems = problems;
   const out = document.createElement("pre");
-  out.id = "seen";
-  out.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(seen))));
+  out.id = "result";
+  out.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(result))));
   document.body.append(out);
 }, 50));
 </script>
 """
 
 
-def look(text: str, folder: Path, size: str = "1200,900") -> dict[str, object]:
-    """What the probe saw of the page in a browser of this size."""
+def probe(text: str, folder: Path, size: str = "1200,900") -> dict[str, object]:
+    """What PROBE reports of the page in a browser with a window of this size."""
     path = folder / "page.html"
     path.write_text(text.replace("<body>", "<body>" + PROBE), encoding="utf-8")
     assert BROWSER is not None
@@ -69,13 +69,13 @@ def look(text: str, folder: Path, size: str = "1200,900") -> dict[str, object]:
          path.as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    found = re.search(r'<pre id="seen">([^<]*)</pre>', done.stdout)
+    found = re.search(r'<pre id="result">([^<]*)</pre>', done.stdout)
     assert found, done.stderr[-2000:]
     import base64
 
-    seen: dict[str, object] = json.loads(base64.b64decode(found[1]))
-    seen["console"] = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return seen
+    result: dict[str, object] = json.loads(base64.b64decode(found[1]))
+    result["console"] = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return result
 
 
 def report(**more: object) -> Report:
@@ -89,20 +89,20 @@ def report(**more: object) -> Report:
     figures = (
         figure("A " + HOSTILE, rows, [{"type": "scatter", "x": [1, 2], "y": [2, 1], "name": HOSTILE}], "x", "y"),
     )
-    given: dict[str, object] = {"figures": figures, "facts": {"command": "raz-sweep run it"}, **more}
-    return Report(HOSTILE, (sheet,), (HOSTILE,), (record,), **given)  # type: ignore[arg-type]
+    fields: dict[str, object] = {"figures": figures, "facts": {"command": "raz-sweep run it"}, **more}
+    return Report(HOSTILE, (sheet,), (HOSTILE,), (record,), **fields)  # type: ignore[arg-type]
 
 
 @browser
 def test_the_page_works_as_a_reader_uses_it(tmp_path: Path) -> None:
-    seen = look(page(report()), tmp_path)
-    assert (seen["ready"], seen["told"], seen["console"], seen["requests"]) == ("yes", [], [], [])
-    assert seen["title"] == HOSTILE  # as text: it did not run
-    assert seen["up"] == ["−3.0", "9.5 ± 0.4", "10.1", "100.25", "-"]  # by number, what is empty below
-    assert seen["down"] == ["100.25", "10.1", "9.5 ± 0.4", "−3.0", "-"]
+    result = probe(page(report()), tmp_path)
+    assert (result["ready"], result["problems"], result["console"], result["requests"]) == ("yes", [], [], [])
+    assert result["title"] == HOSTILE  # as text: it did not run
+    assert result["up"] == ["−3.0", "9.5 ± 0.4", "10.1", "100.25", "-"]  # by number, what is empty below
+    assert result["down"] == ["100.25", "10.1", "9.5 ± 0.4", "−3.0", "-"]
     for word in ("abc123", "deadbeef", "7", '{"depth":2}', "raz-sweep run it"):
-        assert word in str(seen["dialog"])
-    assert int(str(seen["drawn"])) >= 1
+        assert word in str(result["dialog"])
+    assert int(str(result["drawn"])) >= 1
 
 
 @browser
@@ -114,14 +114,14 @@ def test_ten_thousand_trials_open_and_fit_a_phone(tmp_path: Path) -> None:
         trial(n, "complete" if n % 3 else "pruned", 10 + (n * 7919 % 1000) / 100 if n % 3 else None)
         for n in range(10_000)
     ]  # fmt: skip
-    whole = study_report("s", trials, {"val.mae": "minimize"}, everything=True)  # type: ignore[arg-type]
+    whole = study_report("s", trials, {"val.mae": "minimize"}, all_trials=True)  # type: ignore[arg-type]
     sheets = (whole.sheets[-1], *whole.sheets[:-1])
     text = page(Report(whole.title, sheets, whole.notes, whole.records, whole.facts, figures=report().figures))
     assert len(text.encode()) < 8e6
-    seen = look(text, tmp_path, "390,800")
-    assert (seen["told"], seen["console"], seen["rows"], seen["all"]) == ([], [], 200, 10_000)
-    assert seen["wide"] == 0  # the page itself does not scroll sideways; its tables do
-    assert str(seen["dialog"]).startswith("trial ")
+    result = probe(text, tmp_path, "390,800")
+    assert (result["problems"], result["console"], result["rows"], result["all"]) == ([], [], 200, 10_000)
+    assert result["wide"] == 0  # the page itself does not scroll sideways; its tables do
+    assert str(result["dialog"]).startswith("trial ")
 
 
 def test_nothing_of_a_store_becomes_markup_and_no_address_is_outside() -> None:

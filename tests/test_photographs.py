@@ -36,13 +36,13 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(crowd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Per image: a point on each head but the first, the last of them of pass 2; two too many, one of them unsure
     enough not to count; one region; a density of a hundredth a cell."""
-    place = tmp_path_factory.mktemp("store")
-    publish(place, crowd, CONFIG)
-    return place
+    store_path = tmp_path_factory.mktemp("store")
+    publish(store_path, crowd, CONFIG)
+    return store_path
 
 
-def publish(place: Path, crowd: Path, config: TrialConfig, split: str = "test") -> None:
-    cache, items = StageCache(place), open_dataset("shanghaitech_a", crowd).items[split]  # type: ignore[index]
+def publish(store_path: Path, crowd: Path, config: TrialConfig, split: str = "test") -> None:
+    cache, items = StageCache(store_path), open_dataset("shanghaitech_a", crowd).items[split]  # type: ignore[index]
     keys = stage_keys(config, data_root=crowd, splits=(split,))
     about = Manifest(seconds=1.0, config=parameters(config), device="cpu", best_epoch=2)
     xy, score, depth, ends = [], [], [], []
@@ -84,21 +84,21 @@ def publish(place: Path, crowd: Path, config: TrialConfig, split: str = "test") 
     cache.publish(keys[Node("score", split)], write, about)
 
 
-def seen(store: Path, crowd: Path, *which: str) -> tuple[ImageResult, ...]:
-    return load_image_results(CONFIG, store, which, data_root=crowd)
+def results_of(store: Path, crowd: Path, *names: str) -> tuple[ImageResult, ...]:
+    return load_image_results(CONFIG, store, names, data_root=crowd)
 
 
-def test_an_image_is_seen_as_its_artifacts_have_it(store: Path, crowd: Path) -> None:
-    (one,) = seen(store, crowd, "0")
+def test_an_image_result_holds_what_the_artifacts_say(store: Path, crowd: Path) -> None:
+    (one,) = results_of(store, crowd, "0")
     item = open_dataset("shanghaitech_a", crowd).items["test"][0]
     heads = item.load_heads()
     assert one.id == item.id
     assert np.array_equal(one.heads, heads)
     assert len(one.points) == len(heads)  # one missed, one wrong, and the unsure one does not count
-    assert one.found.sum() == one.right.sum()
+    assert one.head_found.sum() == one.correct.sum()
     assert {tuple(p) for p in one.points.tolist()} >= {tuple(h) for h in heads[1:].tolist()}
     # against the definition: each point and its distance to every head
-    for point, right in zip(one.points, one.right, strict=True):
+    for point, right in zip(one.points, one.correct, strict=True):
         near = np.hypot(*(heads - point).T).min() < RADIUS
         assert near or not right
     assert (one.passes == 2).sum() == 1
@@ -107,7 +107,7 @@ def test_an_image_is_seen_as_its_artifacts_have_it(store: Path, crowd: Path) -> 
     assert one.truth.shape == one.density.shape
 
 
-def test_points_far_from_every_head_are_wrong_and_twins_claim_a_head_each() -> None:
+def test_heads_at_one_place_are_matched_one_by_one() -> None:
     from raz.report.figures.image_results import _matched_heads
 
     heads = np.array([[10.0, 10.0], [10.0, 10.0], [90.0, 10.0]])
@@ -115,7 +115,7 @@ def test_points_far_from_every_head_are_wrong_and_twins_claim_a_head_each() -> N
     assert _matched_heads(np.zeros((0, 2)), heads).sum() == 0
 
 
-def test_images_are_asked_for_by_name_index_or_word() -> None:
+def test_images_are_selected_by_name_index_or_word() -> None:
     ids = ["test/IMG_1", "test/IMG_2", "test/IMG_3"]
     truth, fused = np.array([5.0, 900.0, 40.0]), np.array([5.0, 880.0, 140.0])
     words = ["densest", "median", "sparsest", "worst", "best"]
@@ -127,7 +127,7 @@ def test_images_are_asked_for_by_name_index_or_word() -> None:
 
 
 def test_figure_1_keeps_the_sums_and_figure_5_every_head_and_point(store: Path, crowd: Path) -> None:
-    (one,) = seen(store, crowd, "densest")
+    (one,) = results_of(store, crowd, "densest")
     first, fifth = figure_1(one, "a trial"), figure_5(one, "a trial")
     assert sum(row["true"] for row in first.rows) == pytest.approx(float(one.truth.sum()), rel=1e-5)
     assert sum(row["estimated"] for row in first.rows) == pytest.approx(float(one.density.sum()), rel=1e-5)
@@ -162,25 +162,25 @@ rows:
 """
 
 
-def test_a_page_holds_photographs_only_when_asked(store: Path, crowd: Path, tmp_path: Path) -> None:
+def test_a_page_holds_photographs_only_on_request(store: Path, crowd: Path, tmp_path: Path) -> None:
     file = tmp_path / "two.yaml"
     file.write_text(TABLE, encoding="utf-8")
-    asked = ["--table", str(file), "--store", str(store), "--data-root", str(crowd)]
+    options = ["--table", str(file), "--store", str(store), "--data-root", str(crowd)]
     page = tmp_path / "t.html"
-    assert report_output(*asked, "--out", str(page)) == f"wrote {page}\n"
+    assert report_output(*options, "--out", str(page)) == f"wrote {page}\n"
     plain = page.read_text(encoding="utf-8")
     assert "data:image/jpeg" not in plain
     assert "Learning curves: counting" in plain
-    report_output(*asked, "--out", str(page), "--photo", "densest", "--photo", "0")
+    report_output(*options, "--out", str(page), "--photo", "densest", "--photo", "0")
     shown = page.read_text(encoding="utf-8")
     assert shown.count("(the paper's Figure 1), row two, seed 0, image ") == shown.count("(the paper's Figure 5)") >= 1
     assert "data:image/jpeg" in shown
     assert (
-        report_output(*asked, "--photo", "0")
+        report_output(*options, "--photo", "0")
         == "--photo: photographs need a page or image files\n  try: --out page.html, or --png DIR"
     )
-    assert "try: --photo densest --of two" in report_output(*asked, "--of", "two", "--out", str(page))
-    page_of = [*asked, "--out", str(page), "--photo", "0", "--of"]
+    assert "try: --photo densest --of two" in report_output(*options, "--of", "two", "--out", str(page))
+    page_of = [*options, "--out", str(page), "--photo", "0", "--of"]
     assert report_output(*page_of, "tow").startswith("--of: table two runs no row 'tow'\n  try: did you mean two")
     assert report_output(*page_of, "two@7").startswith("--of: '7' is no seed of the table\n  try: one of 0, 1")
     assert report_output(*page_of, "two@1").startswith("--photo: two@1 has no results in")
@@ -216,11 +216,11 @@ def test_learning_curves_have_a_line_a_network(store: Path, crowd: Path, tmp_pat
 
     file = tmp_path / "two.yaml"
     file.write_text(TABLE, encoding="utf-8")
-    place = tmp_path / "store"
+    store_path = tmp_path / "store"
     for seed in (0, 1):
-        publish(place, crowd, replace(CONFIG, seed=seed))
+        publish(store_path, crowd, replace(CONFIG, seed=seed))
     table = load_table(file)
-    uses = used_stages(fill_table(table, table.profile(), place, data_root=crowd), crowd)
+    uses = used_stages(fill_table(table, table.profile(), store_path, data_root=crowd), crowd)
     (drawn,) = learning_curves(uses)  # only the counting branch has a curve here
     assert drawn.title.startswith("Learning curves: counting")
     assert [(row["network"], row["epoch"], row["value"], row["best"]) for row in drawn.rows] == [

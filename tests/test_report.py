@@ -53,22 +53,22 @@ misprints:
 
 @pytest.fixture(autouse=True)
 def readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever readers there come to be, UCF_QNRF has none here."""
+    """UCF_QNRF has no reader here, whichever readers raz.data has."""
     monkeypatch.setattr("raz.report.fill.readable_datasets", lambda data_root: ("toy", "shanghaitech_a"))
 
 
-class Known:
-    """A store that holds depth 1 for every seed and depth 2 for none; remembers what it was asked."""
+class FakeLookup:
+    """Scores of depth 1 for every seed and of depth 2 for none; records the configurations it is called with."""
 
     def __init__(self, heads: float = 78_862.0) -> None:
-        self.asked: list[TrialConfig] = []
+        self.requested: list[TrialConfig] = []
         self.heads = heads
 
     def __call__(
         self, config: TrialConfig, seeds: Sequence[int], *, data_root: Path | None, splits: tuple[str, ...]
     ) -> dict[int, TrialScores]:
         assert splits == ("test",)
-        self.asked += [replace(config, seed=seed) for seed in seeds]
+        self.requested += [replace(config, seed=seed) for seed in seeds]
         if config.depth > 1:
             return {}
         return {
@@ -88,7 +88,7 @@ def scores_of_metrics(metrics: dict[str, float]) -> TrialScores:
 
 def filled(profile: str = "small", lookup: object = None) -> FilledTable:
     table = parse_table(parse(TABLE, "t.yaml"))
-    return fill_table(table, table.profile(profile), Path("nowhere"), lookup=lookup or Known())  # type: ignore[arg-type]
+    return fill_table(table, table.profile(profile), Path("nowhere"), lookup=lookup or FakeLookup())  # type: ignore[arg-type]
 
 
 def zoomed(
@@ -136,9 +136,9 @@ def test_a_further_run_is_expected_in_the_prediction_interval() -> None:
 
 
 def test_every_trial_of_the_table_is_looked_up_as_a_run_would_make_it() -> None:
-    known = Known()
-    result = filled(lookup=known)
-    assert sorted((c.depth, c.seed, c.dataset) for c in known.asked) == [
+    fake = FakeLookup()
+    result = filled(lookup=fake)
+    assert sorted((c.depth, c.seed, c.dataset) for c in fake.requested) == [
         (depth, seed, "shanghaitech_a") for depth in (1, 2) for seed in (0, 1, 2)
     ]
     assert result.cells["loc_1", "shanghaitech_a"].values("test.mae") == {0: 68.0, 1: 70.0, 2: 72.0}
@@ -182,7 +182,7 @@ def test_scores_are_found_where_the_pipeline_puts_them(tmp_path: Path) -> None:
     assert dict(result.cells["loc_1", "toy"].scores) == {}
 
 
-# ------------------------------------------------------------------------------------ what a table says
+# ------------------------------------------------------------------------------------ the report of a table
 
 
 def test_markdown_of_a_hand_made_table() -> None:
@@ -210,10 +210,12 @@ def test_rmse_is_explained_once_and_verdicts_are_for_the_paper_profile_alone() -
 
 
 def test_a_verdict_needs_imagenet_weights_and_the_same_annotations() -> None:
-    assert "| agrees |" in markdown(table_report(filled("paper", Known(78_700.0))))  # the other circulating version
-    assert "| agrees |" not in markdown(table_report(filled("paper", Known(70_000.0))))
+    assert "| agrees |" in markdown(
+        table_report(filled("paper", FakeLookup(78_700.0)))
+    )  # the other circulating version
+    assert "| agrees |" not in markdown(table_report(filled("paper", FakeLookup(70_000.0))))
     table = parse_table(parse(TABLE, "t.yaml", strict=False), {"backbone.weights": "none"}, "paper")
-    other = fill_table(table, table.profile("paper"), Path("nowhere"), lookup=Known())
+    other = fill_table(table, table.profile("paper"), Path("nowhere"), lookup=FakeLookup())
     assert "| agrees |" not in markdown(table_report(other))
 
 
@@ -316,9 +318,9 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_rows_of_the_same_numbers_are_called_the_same() -> None:
     """RMSE is 9 in every run of both rows; one run says nothing of others."""
-    for seeds, said in (((0, 1, 2), "the same"), ((0,), "one run")):
+    for seeds, expected in (((0, 1, 2), "the same"), ((0,), "one run")):
         sheets = [sheet for sheet in claims(*seeds).sheets if "differences" in sheet.title]
-        assert [line[-1] for sheet in sheets for line in sheet.lines if line[0] == "RMSE"] == [said]
+        assert [line[-1] for sheet in sheets for line in sheet.lines if line[0] == "RMSE"] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -332,8 +334,8 @@ def test_rows_of_the_same_numbers_are_called_the_same() -> None:
 )
 def test_a_claim_holds_or_not_or_cannot_be_told(seeds: tuple[int, ...], gain: float, ours: str) -> None:
     (sheet,) = [sheet for sheet in claims(*seeds, gain=gain).sheets if "claims" in sheet.title]
-    ((_, metric, paper, _, _, said),) = sheet.lines
-    assert (metric, paper, said) == ("MAE", "+1.6 does not", ours)  # printed 71.6 against 70.0
+    ((_, metric, paper, _, _, verdict_text),) = sheet.lines
+    assert (metric, paper, verdict_text) == ("MAE", "+1.6 does not", ours)  # printed 71.6 against 70.0
 
 
 def test_figures_are_data_first() -> None:
@@ -425,7 +427,7 @@ def test_one_seed_is_paired_by_image(tmp_path: Path) -> None:
     assert {line[5] for line in sheet.lines} == {"one run"}
 
 
-# ------------------------------------------------------------------------------------ where numbers come from
+# ------------------------------------------------------------------------------------ provenance
 
 
 def score_of(tmp_path: Path, seed: int, value: float) -> Path:
@@ -539,12 +541,12 @@ def test_a_terminal_folds_cells_and_a_file_does_not() -> None:
 
 
 def record(number: int, state: str, value: float | None = None, **more: object) -> TrialRecord:
-    given: dict[str, object] = {
+    fields: dict[str, object] = {
         "study": "s", "number": number, "state": state, "values": {"depth": number}, "config": {}, "value": value,
         "metrics": {} if value is None else {"val.mae": value}, "stages": (), "steps": {}, "reason": "", "message": "",
         "seconds": 2.0, "versions": {}, "retry_of": None, "started": None, "finished": None,
     }  # fmt: skip
-    return TrialRecord(**{**given, **more})  # type: ignore[arg-type]
+    return TrialRecord(**{**fields, **more})  # type: ignore[arg-type]
 
 
 MAE = {"val.mae": "minimize"}
@@ -659,7 +661,7 @@ def test_several_objectives_have_a_front_and_no_best_trial() -> None:
     found_front = pareto_front(trials, both)
     assert {r.number for r in found_front} == front
     assert [r.objectives["val.mae"] for r in found_front] == sorted(r.objectives["val.mae"] for r in found_front)
-    report = study_report("s", trials, both, everything=True)
+    report = study_report("s", trials, both, all_trials=True)
     assert report.sheets[0].title.startswith("Pareto front")
     assert report.sheets[0].header == ("trial", "val.mae", "val.map@5", "seconds", "values")
     assert {int(line[0]) for line in report.sheets[0].lines} == front
@@ -734,7 +736,7 @@ def test_the_format_follows_the_files_name(tmp_path: Path) -> None:
         (["fusion"], "study fusion: {store} has no such study"),
     ],
 )
-def test_what_cannot_be_reported_is_told(words: list[str], message: str, tmp_path: Path) -> None:
+def test_wrong_options_are_errors(words: list[str], message: str, tmp_path: Path) -> None:
     assert report_output(*words, "--store", str(tmp_path)).startswith(message.format(store=tmp_path))
 
 
@@ -761,10 +763,10 @@ def test_help_imports_nothing_slow() -> None:
     assert done.stdout.strip() == "[]"
 
 
-# ------------------------------------------------------------------------------------ what no longer counts
+# ------------------------------------------------------------------------------------ stale results
 
 
-def test_results_of_older_code_or_other_data_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_older_code_or_other_data_get_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same trials are in the store, but a stage's meaning, a setting or the data changed since."""
     from raz.config import ZoomingConfig, added, parameters
     from raz.pipeline import graph

@@ -77,7 +77,7 @@ def report_command(
     from raz.report.render import FORMATS, terminal
 
     chosen = _format(form, out)
-    drawing = chosen == "html" or png is not None or svg is not None
+    with_figures = chosen == "html" or png is not None or svg is not None
     photos = PhotoRequest(tuple(photo or ()), of)
     if over not in (None, "seeds", "images"):
         raise RazError("--over", f"{over!r}, expected seeds or images", "--over seeds")
@@ -89,7 +89,7 @@ def report_command(
         raise RazError("--compare", f"{study} is the study itself", "raz-sweep report --list names the others")
     if photos.images and (listing or (study is None and table is None)):
         raise RazError("--photo", "belongs to a table or a study", "raz-sweep report --table NAME --photo densest")
-    if photos.images and not drawing:
+    if photos.images and not with_figures:
         raise RazError("--photo", "photographs need a page or image files", "--out page.html, or --png DIR")
     if of is not None and not photos.images:
         raise RazError("--of", "belongs to --photo", f"--photo densest --of {of}")
@@ -100,11 +100,13 @@ def report_command(
     elif table is not None:
         if study is not None:
             raise RazError("report", f"both a study ({study}) and a table ({table})", "leave one out")
-        report = _table(table, profile, store, data_root, settings or [], cast("Over | None", over), drawing, photos)
+        report = _table(
+            table, profile, store, data_root, settings or [], cast("Over | None", over), with_figures, photos
+        )
     else:
         if profile is not None or settings:
             raise RazError("report", "--profile and --set belong to a table", f"raz-sweep report {study}")
-        report = _study(str(study), store, compare, drawing, data_root, photos)
+        report = _study(str(study), store, compare, with_figures, data_root, photos)
     if chosen == "terminal" and out is None and sys.stdout.isatty():
         text = terminal(report, shutil.get_terminal_size().columns)
     else:
@@ -140,7 +142,7 @@ def _write(path: Path, text: str) -> None:
 
 def _table(
     name: str, profile: str | None, store: Path, data_root: Path | None, settings: list[str], over: Over | None,
-    drawing: bool, photos: PhotoRequest,
+    with_figures: bool, photos: PhotoRequest,
 ) -> Report:  # fmt: skip
     from raz.report.fill import fill_table
     from raz.report.stale import stale_notes
@@ -158,7 +160,7 @@ def _table(
     command = fill_command(file, selected.name, selected.datasets, store, data_root, settings)
     cost = _cost(file, selected.name, store, data_root, settings) if filled.missing else ""
     report = table_report(filled, command, cost, over, tuple(stale_notes(filled, data_root)))
-    if not drawing:
+    if not with_figures:
         return report
     from raz.report.figures.learning_curves import learning_curves
     from raz.report.figures.stage_tree import stage_cost_figures
@@ -207,7 +209,7 @@ def fill_command(
 
 
 def _study(
-    name: str, store: Path, compare: str | None, drawing: bool, data_root: Path | None, photos: PhotoRequest
+    name: str, store: Path, compare: str | None, with_figures: bool, data_root: Path | None, photos: PhotoRequest
 ) -> Report:
     from raz.report.figures.stage_tree import stage_cost_figures
     from raz.report.figures.study_figures import importances, study_figures, to_optuna_study
@@ -222,13 +224,13 @@ def _study(
     shares = importances(to_optuna_study(study.trials, study.directions)) if len(objectives) == 1 else {}
     store_option = "" if store == DEFAULT_STORE else " " + shlex.join(["--store", str(store)])
     command = f"{attributes.command}{store_option}" if attributes.command else ""  # '' for a study run from Python
-    report = study_report(name, study.trials, objectives, shares, command, store_option, everything=drawing)
+    report = study_report(name, study.trials, objectives, shares, command, store_option, all_trials=with_figures)
     report = replace(report, sheets=(*report.sheets[:1], *held_out_table(attributes), *report.sheets[1:]))
     if compare is not None:
         other = read_study(store, compare)
         comparison = comparison_table(name, study.trials, compare, other.trials, objectives)
         report = replace(report, sheets=(comparison, *report.sheets))
-    if not drawing:
+    if not with_figures:
         return report
     figures = (*study_figures(study.trials, objectives), *stage_cost_figures(costs_of_records(study.trials)))
     photographs = photos.of_study(study, data_root) if photos.images else ()

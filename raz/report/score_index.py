@@ -95,7 +95,9 @@ class StoredScore:
 def manifest_of(store: Path, node: str, key: str) -> Manifest | None:
     """The manifest of a stage's artifact, node as `zoom2@test`; None where it cannot be read."""
     try:
-        return read_manifest(StorePaths(store).stage(Node.parse(node).stage, key))
+        manifest = read_manifest(StorePaths(store).stage(Node.parse(node).stage, key))
+        _ = manifest.needs  # raises ValueError where the key's content is damaged
+        return manifest
     except (OSError, ValueError):
         return None
 

@@ -35,13 +35,13 @@ def study_report(
     importances: Mapping[str, float] | None = None,
     command: str = "",
     store_option: str = "",
-    everything: bool = False,
+    all_trials: bool = False,
 ) -> Report:
     """The report of a study's trials.
 
     objectives: metric -> minimize | maximize; with several, the Pareto front takes the place of the best trials.
     importances: parameter -> share. command: what ran the study, '' where unknown. store_option: ` --store DIR`, which
-    ends commands about a trial; '' for the default store. everything: add a table of all trials.
+    ends commands about a trial; '' for the default store. all_trials: add a table of all trials.
     """
     several = len(objectives) > 1
     best = pareto_front(records, objectives) if several else _ranked(records, objectives)[:MAX_BEST]
@@ -70,7 +70,7 @@ def study_report(
     costs = costs_of_records(records)
     if costs:
         sheets.append(cost_table(costs))
-    if everything:
+    if all_trials:
         sheets.append(_all_trials_table(records, objectives))
     notes = [_opening_note(objectives, len(best), len(complete))]
     if len(independent_runs(complete)) == 1 and len(complete) > 1:

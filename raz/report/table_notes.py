@@ -52,10 +52,11 @@ def opening_notes(filled: FilledTable) -> list[str]:
 def method_note(effects: Collection[Effect], base_row: str) -> str:
     """How the differences were estimated, and to which population their intervals apply."""
     methods = {
-        "seeds": "Over seeds: Student t on differences paired by seed; this is about training again.",
+        "seeds": "Over seeds: Student t on differences paired by seed. The intervals are for training again with other"
+        " seeds.",
         "images": "Over images: a bootstrap on differences paired by image (studentized and symmetric for counts,"
-        " percentiles for AP and AR); this is about these trained models on other images. In simulations with skewed"
-        " errors the intervals covered 94 to 97 % of MAE's differences and 90 to 98 % of RMSE's, which a few images"
+        " percentiles for AP and AR). The intervals are for these trained models on other images. In simulations with"
+        " skewed errors they covered 94 to 97 % of MAE's differences and 90 to 98 % of RMSE's, which a few images"
         " dominate.",
     }
     kinds = sorted({effect.over for effect in effects}, reverse=True)

@@ -39,10 +39,10 @@ class ImageResult:
     id: str
     pixels: NDArray[np.uint8]  # (H, W, 3) original
     heads: Floats  # (n, 2) true heads
-    found: NDArray[np.bool_]  # (n,) whether a correct point is matched to this head
+    head_found: NDArray[np.bool_]  # (n,) whether a correct point is matched to this head
     points: Floats  # (m, 2) counted points, the highest score first
     passes: NDArray[np.int8]  # (m,) the pass in which each was found
-    right: NDArray[np.bool_]  # (m,) whether it is correct: within RADIUS of a head that no better-ranked point claims
+    correct: NDArray[np.bool_]  # (m,) whether it is within RADIUS of a head that no better-ranked point claims
     regions: tuple[Floats, ...]  # of pass 2, 3, …: (r, 4) x0, y0, x1, y1
     truth: NDArray[np.float32]  # (h, w) true heads of each cell, with the kernel of the counting branch
     density: NDArray[np.float32]  # (h, w) the estimate
@@ -128,7 +128,7 @@ def _image_result(
     xy, score, passes = xy[order], score[order], passes[order]
     heads = predictions.heads[i]
     matches = match(xy, score.astype(np.float64), heads)
-    right = (matches.distance < RADIUS) & (matches.best_before >= RADIUS)
+    correct = (matches.distance < RADIUS) & (matches.best_before >= RADIUS)
     counting = config.resolved().counting
     inside = np.minimum(heads / to_original, np.nextafter([width, height], 0.0))
     truth = density_map(
@@ -137,7 +137,7 @@ def _image_result(
     )  # fmt: skip
     cell = predictions.output_stride * to_original
     return ImageResult(
-        predictions.ids[i], pixels, heads, _matched_heads(xy[right], heads), xy, passes, right,
+        predictions.ids[i], pixels, heads, _matched_heads(xy[correct], heads), xy, passes, correct,
         tuple(regions[i] * np.tile(to_original, 2) for regions in predictions.regions[: config.depth - 1]),
         truth, predictions.density[i], (float(cell[0]), float(cell[1])), fused,
     )  # fmt: skip

@@ -23,7 +23,6 @@ PASSES = ("#ffe628", "#40e0ff", "#ff78dc", "#8cff78")  # colours of pass 1, 2, â
 _HEAT = ("#000004", "#420a68", "#932667", "#dd513a", "#fca50a", "#fcffa4")
 SCALE: list[tuple[float, str]] = [((k / (len(_HEAT) - 1)) ** 2, colour) for k, colour in enumerate(_HEAT)]
 
-
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in px, y downwards
 
 
@@ -87,11 +86,11 @@ def figure_5(result: ImageResult, trial: str) -> Figure:
     pass that has any."""
     rows: list[Record] = [
         {"kind": "head", "x": float(x), "y": float(y), "found": bool(ok)}
-        for (x, y), ok in zip(result.heads, result.found, strict=True)
+        for (x, y), ok in zip(result.heads, result.head_found, strict=True)
     ]
     rows += [
         {"kind": "point", "x": float(x), "y": float(y), "pass": int(number), "right": bool(ok)}
-        for (x, y), number, ok in zip(result.points, result.passes, result.right, strict=True)
+        for (x, y), number, ok in zip(result.points, result.passes, result.correct, strict=True)
     ]
     rows += [
         {"kind": "region", "x": float(x0), "y": float(y0), "x1": float(x1), "y1": float(y1), "pass": number}
@@ -101,7 +100,7 @@ def figure_5(result: ImageResult, trial: str) -> Figure:
     height, width = result.pixels.shape[:2]
     zoomed = next((regions[0] for regions in reversed(result.regions) if len(regions)), None)
     views: list[Box] = [(0.0, 0.0, float(width), float(height))]
-    panels, titles = [(0.0, 1.0, 0.0, 1.0)], [f"{result.right.sum()} of {len(result.points)} points are correct"]
+    panels, titles = [(0.0, 1.0, 0.0, 1.0)], [f"{result.correct.sum()} of {len(result.points)} points are correct"]
     photos = [(jpeg(result.pixels), views[0])]
     if zoomed is not None:
         x0, y0, x1, y1 = zoomed.tolist()
@@ -116,7 +115,7 @@ def figure_5(result: ImageResult, trial: str) -> Figure:
     traces = [trace for k in range(1, len(views) + 1) for trace in _panel_traces(result, k)]
     note = (
         f"A point is correct when it lies within {RADIUS:.1f} px of a head that no better-ranked point claims (affinity"
-        f" {AFFINITY:.2f} at sigma {SIGMA:g}). {result.found.sum()} of {len(result.heads)} heads are found."
+        f" {AFFINITY:.2f} at sigma {SIGMA:g}). {result.head_found.sum()} of {len(result.heads)} heads are found."
     )
     return figure(
         f"Predicted and true heads (the paper's Figure 5), {trial}, image {result.id}", rows, traces, "", "", note,
@@ -129,15 +128,15 @@ def _panel_traces(result: ImageResult, k: int) -> list[Trace]:
     axes = _axes(k)
     ring: Record = {"symbol": "circle-open", "size": 10, "line": {"width": 1.5}}
     out: list[Trace] = [
-        _dots(result.heads[result.found], "heads found", FOUND, axes, ring),
-        _dots(result.heads[~result.found], "heads missed", MISSED, axes, ring),
+        _dots(result.heads[result.head_found], "heads found", FOUND, axes, ring),
+        _dots(result.heads[~result.head_found], "heads missed", MISSED, axes, ring),
     ]
     for number in sorted(set(result.passes.tolist())):
         colour = PASSES[min(number, len(PASSES)) - 1]
         out.append(
-            _dots(result.points[result.right & (result.passes == number)], f"correct, pass {number}", colour, axes)
+            _dots(result.points[result.correct & (result.passes == number)], f"correct, pass {number}", colour, axes)
         )
-    out.append(_dots(result.points[~result.right], "wrong", WRONG, axes, {"symbol": "x", "size": 6}))
+    out.append(_dots(result.points[~result.correct], "wrong", WRONG, axes, {"symbol": "x", "size": 6}))
     for number, regions in enumerate(result.regions, 2):
         if not len(regions) or k > 1:  # in the enlarged panel their edges would hide the heads
             continue

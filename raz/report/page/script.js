@@ -1,7 +1,7 @@
 "use strict";
-// Everything is drawn from the JSON in the page, by textContent alone: no text of a store becomes markup.
+// Draws the JSON in the page. Texts are set by textContent only, so no text of a store becomes markup.
 const page = JSON.parse(document.getElementById("page").textContent);
-const SHOWN = 200; // lines of a table that are drawn until more are asked for
+const SHOWN = 200; // lines of a table that are drawn at first; a button draws the others
 
 function element(name, text, parts = []) {
   const node = document.createElement(name);
@@ -12,14 +12,15 @@ function element(name, text, parts = []) {
 
 // ---------------------------------------------------------------- tables
 
-// "65.1 ± 0.4" sorts as 65.1, "−3.2 [..]" as -3.2, "15 %" as 15; what has no number comes last, by its text.
-function rank(text) {
-  const found = /^[<~ ]*([+\u2212-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)/i.exec(text);
-  return found ? Number(found[1].replace("\u2212", "-")) : null;
+// The number that a text sorts by: 65.1 of "65.1 ± 0.4", -3.2 of "−3.2 [..]", 15 of "15 %"; null for none.
+function sortNumber(text) {
+  const match = /^[<~ ]*([+\u2212-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)/i.exec(text);
+  return match ? Number(match[1].replace("\u2212", "-")) : null;
 }
 
+// Numbers first, ascending; then texts without a number, alphabetically.
 function compare(a, b) {
-  const x = rank(a), y = rank(b);
+  const x = sortNumber(a), y = sortNumber(b);
   if (x !== null && y !== null) return x - y;
   if (x !== null || y !== null) return x !== null ? -1 : 1;
   return a.localeCompare(b, undefined, { numeric: true });
@@ -38,7 +39,7 @@ function drawSheet(sheet, index) {
       if (sheet.left.includes(column)) cell.className = "left";
       if (record === undefined || text === "" || text === "-") { cell.textContent = text; return cell; }
       const button = element("button", text);
-      button.title = "where this comes from";
+      button.title = "show where this number comes from";
       button.addEventListener("click", () => openRecord(record));
       cell.append(button);
       return cell;
@@ -58,7 +59,7 @@ function drawSheet(sheet, index) {
       cell.setAttribute("aria-sort", down ? "descending" : "ascending");
       order.sort((a, b) => {
         const x = sheet.lines[a][column], y = sheet.lines[b][column];
-        const empty = (x === "" || x === "-") - (y === "" || y === "-"); // what is empty stays below
+        const empty = (x === "" || x === "-") - (y === "" || y === "-"); // empty cells stay at the bottom
         return empty || (down ? -1 : 1) * compare(x, y) || a - b;
       });
       fill();
@@ -75,7 +76,7 @@ function drawSheet(sheet, index) {
   return [element("h2", sheet.title), scroll, more];
 }
 
-// ---------------------------------------------------------------- where a number comes from
+// ---------------------------------------------------------------- provenance of a number
 
 const dialog = element("dialog");
 
@@ -107,7 +108,7 @@ function openRecord(name) {
     parts.push(scroll);
   }
   const command = record.command || page.command;
-  if (command) parts.push(element("h2", "the command that makes it"), element("pre", command));
+  if (command) parts.push(element("h2", "command that makes it"), element("pre", command));
   dialog.replaceChildren(...parts, close);
   dialog.showModal();
 }
@@ -115,7 +116,7 @@ dialog.addEventListener("click", (event) => { if (event.target === dialog) dialo
 
 // ---------------------------------------------------------------- figures
 
-// The drawing library lies in the page compressed, and is unpacked when the first figure comes into sight.
+// Plotly is compressed in the page and unpacked when the first figure scrolls into view.
 let library;
 function plotly() {
   library ??= (async () => {
@@ -142,30 +143,30 @@ function themed(layout) {
 }
 
 function drawFigure(figure, index) {
-  const place = element("div");
-  place.className = "figure";
-  place.id = `figure-${index}`;
-  place.style.height = `${figure.spec.layout.height || 420}px`;
+  const box = element("div");
+  box.className = "figure";
+  box.id = `figure-${index}`;
+  box.style.height = `${figure.spec.layout.height || 420}px`;
   const draw = async () => {
     try {
       const Plotly = await plotly();
       const layout = themed(figure.spec.layout);
-      if (layout.images) { // photographs keep their shape: on a narrow screen they are lower
-        layout.height = Math.min(layout.height, 90 + layout.height * place.clientWidth / 900);
-        place.style.height = `${layout.height}px`;
-        place.style.minHeight = "0";
+      if (layout.images) { // keep the shape of photographs on narrow screens
+        layout.height = Math.min(layout.height, 90 + layout.height * box.clientWidth / 900);
+        box.style.height = `${layout.height}px`;
+        box.style.minHeight = "0";
       }
-      await Plotly.react(place, figure.spec.data, layout, { responsive: true, displaylogo: false });
-      place.dataset.drawn = "yes";
+      await Plotly.react(box, figure.spec.data, layout, { responsive: true, displaylogo: false });
+      box.dataset.drawn = "yes";
     } catch (error) {
-      place.textContent = `this browser cannot draw the figure: ${error}`;
+      box.textContent = `this browser cannot draw the figure: ${error}`;
     }
   };
   new IntersectionObserver((entries, observer) => {
     if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); draw(); }
-  }, { rootMargin: "300px" }).observe(place);
-  dark.addEventListener("change", () => { if (place.dataset.drawn) draw(); });
-  return [element("h2", figure.title), place, ...(figure.note ? [element("p", figure.note)] : [])];
+  }, { rootMargin: "300px" }).observe(box);
+  dark.addEventListener("change", () => { if (box.dataset.drawn) draw(); });
+  return [element("h2", figure.title), box, ...(figure.note ? [element("p", figure.note)] : [])];
 }
 
 // ---------------------------------------------------------------- the page
@@ -176,10 +177,10 @@ document.querySelector("main").append(
   element("h1", page.title),
   ...page.sheets.flatMap(drawSheet),
   ...(page.notes.length ? [element("h2", "Notes"), notes] : []),
-  ...(page.command && page.missing ? [element("h2", "What fills the empty cells"), element("pre", page.command),
+  ...(page.command && page.missing ? [element("h2", "Command that fills the empty cells"), element("pre", page.command),
     ...(page.cost ? [element("p", page.cost)] : [])] : []),
   ...page.figures.flatMap(drawFigure),
-  ...(page.command && !page.missing ? [element("h2", "The command that made this"), element("pre", page.command)] : []),
+  ...(page.command && !page.missing ? [element("h2", "Command that made this report"), element("pre", page.command)] : []),
   dialog,
 );
 document.documentElement.dataset.ready = "yes";
