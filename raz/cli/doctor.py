@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from raz.cli.options import DEFAULT_STORE, DataRoot, Json, Store, resolve_store
+from raz.cli.study import print_result
 from raz.errors import RazError
-from raz.inspection.machine_checks import as_json, exit_code, render, run_checks
+from raz.inspection.machine_checks import run_checks
 from raz.remote.cluster_doctor import cluster_json, cluster_lines, examine_cluster
 
 
@@ -39,9 +40,9 @@ def doctor_command(
     if address is not None and not cluster:
         raise RazError("--address", "only this machine is checked", "--cluster, or leave it out")
     if not cluster:
-        checks = run_checks(store, data_root, weights)
-        typer.echo(json.dumps(as_json(checks), indent=1) if with_json else render(checks))
-        raise typer.Exit(exit_code(checks))
+        report = run_checks(store, data_root, weights)
+        print_result(report, with_json)
+        raise typer.Exit(0 if report.ok else 1)
     if weights is not None:
         raise RazError("--backbone-weights", "is checked on this machine only", "leave out --cluster")
     from raz.engine.ray_session import connected

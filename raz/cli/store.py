@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from datetime import datetime
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raz.cli.options import DEFAULT_STORE, DataRoot, Json, Store, resolve_store
-from raz.cli.study import tell
+from raz.cli.study import print_result
 
 if TYPE_CHECKING:
     from raz.spec.ablation import AblationTable
@@ -45,45 +45,16 @@ def ls_(
     raz-sweep store ls
     raz-sweep store ls --stage counting --json
     """
-    from raz.errors import RazError
-    from raz.maintenance.garbage_collection import list_artifacts
     from raz.maintenance.reachability import compute_reachability
-    from raz.utils import formatting
+    from raz.maintenance.store_reports import artifact_list, list_artifacts
 
     store = resolve_store(store)
     artifacts = list_artifacts(store)
-    users = (
-        compute_reachability(store, artifacts, data_root=data_root, tables=_tables(None, data_root)).users
-        if artifacts
-        else {}
-    )
-    names = sorted({artifact.stage for artifact in artifacts})
-    if stage is not None and stage not in names:
-        raise RazError("--stage", f"{store} has no {stage!r}, expected one of {', '.join(names) or 'none'}")
-    rows: list[dict[str, Any]] = [
-        {
-            "stage": artifact.name, "key": artifact.key, "bytes": artifact.bytes,
-            "changed": datetime.fromtimestamp(artifact.changed).isoformat(timespec="seconds"),
-            "seconds": artifact.manifest.seconds if artifact.manifest else None, "damaged": artifact.manifest is None,
-            "users": sorted(users.get((artifact.stage, artifact.key), ())),
-        }
-        for artifact in artifacts
-        if stage in (None, artifact.stage)
-    ]  # fmt: skip
-    ages = {artifact.key: formatting.duration(max(0.0, time.time() - artifact.changed)) for artifact in artifacts}
-    lines = [
-        (
-            row["stage"],
-            row["key"][:16],
-            formatting.size(row["bytes"]),
-            ages[row["key"]],
-            formatting.duration(row["seconds"] or 0.0),
-            "damaged" if row["damaged"] else ", ".join(row["users"]) or "nobody",
-        )
-        for row in rows
-    ]
-    shown = formatting.columns(("stage", "key", "size", "age", "made in", "used by"), lines, right=(2, 3, 4))
-    tell(rows, shown if rows else [f"{store} holds no finished stage yet"], as_json)
+    users: Mapping[tuple[str, str], set[str]] = {}
+    if artifacts:
+        users = compute_reachability(store, artifacts, data_root=data_root, tables=_tables(None, data_root)).users
+    listed = artifact_list(store, artifacts, users, stage)
+    typer.echo(json.dumps(listed.to_list(), indent=1) if as_json else listed.to_text())
 
 
 @store_app.command("du")
@@ -93,18 +64,9 @@ def du_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     \b
     raz-sweep store du
     """
-    from raz.store.inventory import check_store, usage
-    from raz.utils import formatting
+    from raz.maintenance.store_reports import disk_usage
 
-    store = resolve_store(store)
-    check_store(store)
-    found = usage(store)
-    total = sum(use.bytes for use in found)
-    lines = [(use.what, str(use.items), formatting.size(use.bytes)) for use in found] + [
-        ("total", "", formatting.size(total))
-    ]
-    document = {"bytes": total, "parts": [{"what": u.what, "items": u.items, "bytes": u.bytes} for u in found]}
-    tell(document, formatting.columns(("what", "items", "size"), lines, right=(1, 2)), as_json)
+    print_result(disk_usage(resolve_store(store)), as_json)
 
 
 @store_app.command("verify")
@@ -116,19 +78,11 @@ def verify_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     \b
     raz-sweep store verify
     """
-    from raz.maintenance.garbage_collection import list_artifacts
-    from raz.store.inventory import integrity_errors
+    from raz.maintenance.store_reports import verify
 
-    store = resolve_store(store)
-    artifacts = list_artifacts(store)
-    damaged = [(artifact, found) for artifact in artifacts if (found := integrity_errors(artifact))]
-    document = {
-        "artifacts": len(artifacts),
-        "damaged": [{"stage": a.name, "key": a.key, "path": str(a.path), "faults": found} for a, found in damaged],
-    }
-    lines = [f"{a.name} {a.key[:16]}: {'; '.join(found)}  ({a.path})" for a, found in damaged]
-    tell(document, [*lines, f"{len(artifacts)} stages read, {len(damaged)} damaged"], as_json)
-    raise typer.Exit(1 if damaged else 0)
+    result = verify(resolve_store(store))
+    print_result(result, as_json)
+    raise typer.Exit(1 if result.damaged else 0)
 
 
 @store_app.command("gc")
@@ -150,27 +104,18 @@ def gc_(
     """
     from contextlib import nullcontext
 
-    from raz.maintenance.garbage_collection import collect, exclusive, list_artifacts, plan
+    from raz.maintenance.garbage_collection import CollectionResult, collect, exclusive, plan
     from raz.maintenance.reachability import compute_reachability
-    from raz.utils import formatting
+    from raz.maintenance.store_reports import list_artifacts
 
     store = resolve_store(store)
     tables = _tables(keep_table, data_root)
     list_artifacts(store)
     with nullcontext() if dry_run else exclusive(store):
         artifacts = list_artifacts(store)
-        found = plan(store, artifacts, compute_reachability(store, artifacts, data_root=data_root, tables=tables))
-        freed = found.bytes if dry_run else collect(store, found.garbage)
-    document = {
-        "deleted": [{"path": str(g.path.relative_to(store)), "why": g.why, "bytes": g.bytes} for g in found.garbage],
-        "bytes": freed, "kept": found.kept, "notes": list(found.notes), "dry_run": dry_run,
-    }  # fmt: skip
-    lines = [(str(g.path.relative_to(store)), formatting.size(g.bytes), g.why) for g in found.garbage]
-    shown = [(what if len(what) < 60 else f"{what[:56]}…", size, why) for what, size, why in lines]
-    word = "would be freed" if dry_run else "freed"
-    last = f"{formatting.size(freed)} {word}, {len(found.garbage)} things; {found.kept} stages kept"
-    table = formatting.columns(("what", "size", "why"), shown, right=(1,)) if shown else []
-    tell(document, [*table, *found.notes, last], as_json)
+        planned = plan(store, artifacts, compute_reachability(store, artifacts, data_root=data_root, tables=tables))
+        freed = planned.bytes if dry_run else collect(store, planned.garbage)
+    print_result(CollectionResult(store, planned, freed, dry_run), as_json)
 
 
 def register(app: typer.Typer) -> None:

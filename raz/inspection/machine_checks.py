@@ -1,4 +1,4 @@
-"""`raz-sweep doctor`: what this machine has for a sweep, line by line, and what to do where something is missing."""
+"""`raz-sweep doctor`: checks whether this machine can run a sweep, with a hint for each problem."""
 
 from __future__ import annotations
 
@@ -16,42 +16,66 @@ from pathlib import Path
 from typing import Literal
 
 from raz.errors import RazError
+from raz.utils.json_types import JsonLike
 from raz.utils.machine import available_cpus
 
 Status = Literal["ok", "warn", "fail"]
 GB = 1 << 30
-LEAST_MEMORY, LEAST_DISK = 2 * GB, 5 * GB  # one trial of preset `tiny`; features of 300 photographs
-LEAST_SHARED = GB // 2  # /dev/shm, where Ray keeps what processes share
-IMAGENET = "vgg16-397923af.pth"  # as torchvision names the ImageNet weights of VGG-16
+LEAST_MEMORY = 2 * GB  # for one trial of preset `tiny`
+LEAST_DISK = 5 * GB  # for the features of 300 photographs
+LEAST_SHARED = GB // 2  # of /dev/shm, for Ray's object store
+IMAGENET = "vgg16-397923af.pth"  # torchvision's file of ImageNet weights for VGG-16
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, how it is, what was found, what to do."""
+    """The result of one check."""
 
-    name: str
+    name: str  # of what was checked
     status: Status
     found: str
-    hint: str = ""
+    hint: str = ""  # what to do about it
 
 
-def run_checks(store: Path, data_root: Path | None, weights: str | None = None) -> list[Check]:
-    """Every check. Nothing is kept: a file is written beside or in the store and taken away again."""
-    checks = [python(), *packages(), devices(), cores(), memory(), shared_memory(), *disk(store)]
-    return [*checks, backbone(weights), *data(data_root), ray_starts()]
+@dataclass(frozen=True)
+class CheckReport:
+    """The results of all checks."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed; warnings are allowed."""
+        return all(check.status != "fail" for check in self.checks)
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
+
+    def to_text(self) -> str:
+        """A line per check, with the hint below those that warn or fail."""
+        width = max(len(check.name) for check in self.checks)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{check.status:<4}  {check.name:<{width}}  {check.found}")
+            if check.hint and check.status != "ok":
+                lines.append(f"{'':<4}  {'':<{width}}  try: {check.hint}")
+        return "\n".join(lines)
 
 
-def exit_code(checks: Sequence[Check]) -> int:
-    """The exit code: 1 when something fails."""
-    return int(any(check.status == "fail" for check in checks))
+def run_checks(store: Path, data_root: Path | None, weights: str | None = None) -> CheckReport:
+    """Runs every check. Leaves nothing behind: a temporary file in or beside the store is deleted again."""
+    checks = [check_python(), *check_packages(), check_devices(), check_cores(), check_memory()]
+    checks += [check_shared_memory(), *check_disk(store), check_backbone(weights)]
+    return CheckReport((*checks, *check_datasets(data_root), check_ray()))
 
 
-def python() -> Check:
+def check_python() -> Check:
     return Check("python", "ok", f"{platform.python_version()}, {platform.platform(terse=True)}")
 
 
-def packages(requirements: Sequence[str] | None = None) -> list[Check]:
-    """Installed versions against what raz-sweep asks for."""
+def check_packages(requirements: Sequence[str] | None = None) -> list[Check]:
+    """Installed versions, compared with `requirements` (default: those of raz-sweep)."""
     if requirements is None:
         try:
             requirements = metadata.requires("raz-sweep") or []
@@ -80,7 +104,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
-def devices() -> Check:
+def check_devices() -> Check:
     import torch
 
     if not torch.cuda.is_available():
@@ -93,8 +117,8 @@ def devices() -> Check:
     return Check("devices", "ok", ", ".join(names))
 
 
-def cores(count: int | None = None, load: float | None = None) -> Check:
-    """Cores this process may use, and whether others use them now."""
+def check_cores(count: int | None = None, load: float | None = None) -> Check:
+    """CPU cores that this process may use; warns where other processes use them now."""
     count = available_cpus() if count is None else count
     load = os.getloadavg()[0] if load is None else load
     found = f"{count} cores, load {load:.1f}"
@@ -105,56 +129,56 @@ def cores(count: int | None = None, load: float | None = None) -> Check:
     return Check("cores", "ok", found)
 
 
-def memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> Check:
-    """Free memory, within what a container allows."""
+def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> Check:
+    """Free memory, within the limit of a container."""
     try:
         text = meminfo.read_text()
         free, total = (int(re.search(rf"{key}:\s+(\d+) kB", text)[1]) << 10 for key in ("MemAvailable", "MemTotal"))  # type: ignore[index]
     except (OSError, TypeError):
-        return Check("memory", "warn", "cannot be told on this system", f"a trial wants {LEAST_MEMORY / GB:.0f} GB")
+        return Check("memory", "warn", "cannot be read on this system", f"a trial wants {LEAST_MEMORY / GB:.0f} GB")
     found = f"{free / GB:.1f} of {total / GB:.1f} GB free"
     try:
         allowed = int(limit.read_text())
         free, found = min(free, allowed), f"{found}, {allowed / GB:.1f} GB allowed by the container"
-    except (OSError, ValueError):  # no container, or `max`: no limit
+    except (OSError, ValueError):  # no container, or `max`, which is no limit
         pass
     if free < LEAST_MEMORY:
         return Check("memory", "warn", found, "run one trial at a time (--jobs 1) and close what else is open")
     return Check("memory", "ok", found)
 
 
-def shared_memory(place: Path = Path("/dev/shm")) -> Check:
+def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
     try:
-        size = shutil.disk_usage(place).total
+        size = shutil.disk_usage(path).total
     except OSError:
-        return Check("shared memory", "ok", f"no {place}: Ray uses files instead")
+        return Check("shared memory", "ok", f"no {path}: Ray uses files instead")
     if size < LEAST_SHARED:
         hint = "Ray falls back to slower files; in a container give --shm-size=1g, or run with --inline"
-        return Check("shared memory", "warn", f"{size / GB:.2f} GB in {place}", hint)
-    return Check("shared memory", "ok", f"{size / GB:.1f} GB in {place}")
+        return Check("shared memory", "warn", f"{size / GB:.2f} GB in {path}", hint)
+    return Check("shared memory", "ok", f"{size / GB:.1f} GB in {path}")
 
 
-def disk(store: Path) -> list[Check]:
-    """Room where the store is, or would be, and whether it may be written."""
+def check_disk(store: Path) -> list[Check]:
+    """Free space at the store, or at its nearest existing parent, and whether it is writable."""
     store = store.expanduser().absolute()
-    place = next(p for p in (store, *store.parents) if p.exists())
-    name = f"store {store}" + ("" if place == store else " (not there yet)")
-    if not place.is_dir():
-        return [Check("store", "fail", f"{place} is a file", "choose another --store")]
+    existing = next(path for path in (store, *store.parents) if path.exists())
+    name = f"store {store}" + ("" if existing == store else " (not there yet)")
+    if not existing.is_dir():
+        return [Check("store", "fail", f"{existing} is a file", "choose another --store")]
     try:
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".raz-doctor-"):
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".raz-doctor-"):
             pass
     except OSError as error:
         return [Check("store", "fail", f"{name}: {error.strerror}", "choose a --store that may be written")]
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing).free
     found = f"{name}, writable, {free / GB:.0f} GB free"
     if free < LEAST_DISK:
         return [Check("store", "warn", found, "features of photographs take gigabytes: choose a --store with room")]
     return [Check("store", "ok", found)]
 
 
-def backbone(weights: str | None) -> Check:
-    """The pretrained backbone: a file that was named, or the copy that torchvision keeps."""
+def check_backbone(weights: str | None) -> Check:
+    """The pretrained backbone: the file `weights`, or torchvision's cached download."""
     if weights is not None:
         from raz.paper.networks import Backbone
         from raz.pipeline.builders import load_state_dict_strict, read_state
@@ -162,32 +186,32 @@ def backbone(weights: str | None) -> Check:
         path = Path(weights).expanduser()
         try:
             state = read_state(path)
-            kept = {k: v for k, v in state.items() if k.startswith("features.")}
-            load_state_dict_strict(Backbone(), kept, str(path), extra=True)
+            features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+            load_state_dict_strict(Backbone(), features, str(path), extra=True)
         except RazError as error:
             return Check("weights", "fail", f"{error.where}: {error.what}", error.hint)
         return Check("weights", "ok", f"{path}: VGG-16 through relu4_3")
     import torch
 
-    kept_at = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET
-    if kept_at.is_file():
-        return Check("weights", "ok", f"ImageNet weights of VGG-16 in {kept_at}")
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET
+    if cached.is_file():
+        return Check("weights", "ok", f"ImageNet weights of VGG-16 in {cached}")
     hint = "presets small and paper fetch them at first use; or --set backbone.weights=FILE; preset tiny needs none"
-    return Check("weights", "warn", "no ImageNet weights of VGG-16 kept yet", hint)
+    return Check("weights", "warn", "no ImageNet weights of VGG-16 in the cache yet", hint)
 
 
-def data(root: Path | None) -> list[Check]:
-    """The data sets that are found, a line each, and one line for the others."""
+def check_datasets(root: Path | None) -> list[Check]:
+    """A check per data set found below `root`, and one that lists the missing ones."""
     from raz.data import find_dataset_folder, readers
 
     found, missing = [], []
     for name in readers(root):
         try:
-            place = find_dataset_folder(name, root)
+            folder = find_dataset_folder(name, root)
         except RazError:
             missing.append(name)
             continue
-        found.append(Check(f"data {name}", "ok", str(place) if place else "generated"))
+        found.append(Check(f"data {name}", "ok", str(folder) if folder else "generated"))
     if root is not None and not root.expanduser().is_dir():
         return [Check("data", "fail", f"{root} is no folder", "check --data-root and RAZ_DATA_ROOT"), *found]
     if missing and root is not None:
@@ -200,30 +224,15 @@ def data(root: Path | None) -> list[Check]:
     return found
 
 
-def ray_starts(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> Check:
-    """Whether Ray can be imported, asked of a process of its own: it may crash, and it is slow to load."""
+def check_ray(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> Check:
+    """Whether Ray can be imported; in a separate process, because the import may crash."""
     try:
-        done = run(
+        process = run(
             [sys.executable, "-c", "import ray; print(ray.__version__)"], capture_output=True, text=True, timeout=120
         )
     except subprocess.TimeoutExpired:
         return Check("ray", "warn", "importing it took more than 120 s", "run with --inline, without Ray")
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if process.returncode != 0:
+        reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
         return Check("ray", "fail", f"cannot be imported: {reason}", "pip install 'ray[tune]'; --inline works without")
-    return Check("ray", "ok", f"{done.stdout.strip()} can be imported")
-
-
-def as_json(checks: Sequence[Check]) -> dict[str, object]:
-    return {"ok": exit_code(checks) == 0, "checks": [asdict(check) for check in checks]}
-
-
-def render(checks: Sequence[Check]) -> str:
-    """A line a check, what to do beneath those that are not well."""
-    wide = max(len(check.name) for check in checks)
-    lines = []
-    for check in checks:
-        lines.append(f"{check.status:<4}  {check.name:<{wide}}  {check.found}")
-        if check.hint and check.status != "ok":
-            lines.append(f"{'':<4}  {'':<{wide}}  try: {check.hint}")
-    return "\n".join(lines)
+    return Check("ray", "ok", f"{process.stdout.strip()} can be imported")

@@ -1,8 +1,8 @@
-"""`store gc`: deletes what nobody can ask for any more, and nothing while somebody works in the store.
+"""`store gc`: deletes what no study and no table reaches. It refuses to run while a process works in the store.
 
-Deleted are artifacts that no study and no table reaches, chains of training likewise, what dead attempts left, notes
-of failures of stages that nobody asks for, packs and features that no kept artifact was made from, and indexes without
-a journal. Only names of the store's own layout are touched, inside the store, and never through a link.
+It deletes unreachable artifacts, training chains and failure notes, the remains of attempts and imports whose process
+died, packs and features that no kept artifact was made from, and indexes without a journal. It touches only names of
+the store's layout, inside the store, and follows no link.
 """
 
 from __future__ import annotations
@@ -21,43 +21,83 @@ import filelock
 from raz.errors import RazError
 from raz.maintenance.reachability import Reachability
 from raz.store.cache import store_errors
-from raz.store.inventory import KEY, StoredStage, bytes_of, check_store, entries, folders, stages
+from raz.store.inventory import KEY, StoredStage, bytes_of, entries, folders
 from raz.store.lease import ATTEMPT, HEARTBEATS, heartbeat, holder_alive, lease_seconds
 from raz.store.paths import LEASE_SUFFIX, TEMPORARY_IMPORT, StorePaths
 from raz.study.journal import journal_path, lock_path, registration_lock, study_names
+from raz.utils import formatting
+from raz.utils.json_types import JsonLike
 
 TRASH = ".trash-"
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing to delete."""
+    """A file or folder to delete."""
 
     path: Path
-    why: str
+    why: str  # the reason, in words for people
     bytes: int
 
 
 @dataclass(frozen=True)
 class CollectionPlan:
-    """What a collection deletes, and what it keeps only because it cannot know better."""
+    """What a collection deletes."""
 
     garbage: tuple[Garbage, ...]
-    notes: tuple[str, ...]
-    kept: int  # artifacts
+    notes: tuple[str, ...]  # things that are kept because it is not known whether something reaches them
+    kept: int  # number of artifacts
 
     @property
     def bytes(self) -> int:
+        """Of all garbage."""
         return sum(item.bytes for item in self.garbage)
 
 
-# ------------------------------------------------------------------ who works here?
+@dataclass(frozen=True)
+class CollectionResult:
+    """A collection that has run, or its plan with `dry_run`."""
+
+    store: Path
+    plan: CollectionPlan
+    freed: int  # bytes
+    dry_run: bool
+
+    def to_dict(self) -> dict[str, JsonLike]:
+        """The JSON document."""
+        deleted: list[JsonLike] = [{"path": self._name(g), "why": g.why, "bytes": g.bytes} for g in self.plan.garbage]
+        return {
+            "deleted": deleted, "bytes": self.freed, "kept": self.plan.kept, "notes": self.plan.notes,
+            "dry_run": self.dry_run,
+        }  # fmt: skip
+
+    def to_text(self) -> str:
+        """A table of the garbage, the notes, then the totals."""
+        rows = [(_shortened(self._name(g)), formatting.size(g.bytes), g.why) for g in self.plan.garbage]
+        table = formatting.columns(("what", "size", "why"), rows, right=(1,)) if rows else []
+        verb = "would be freed" if self.dry_run else "freed"
+        totals = f"{formatting.size(self.freed)} {verb}, {len(rows)} things; {self.plan.kept} stages kept"
+        return "\n".join([*table, *self.plan.notes, totals])
+
+    def _name(self, garbage: Garbage) -> str:
+        return str(garbage.path.relative_to(self.store))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) < 60 else f"{name[:56]}…"
+
+
+# ------------------------------------------------------------------ processes in the store
 
 
 def held_leases(store: Path) -> list[str]:
-    """What is being made in the store now. Another machine's lease is watched as long as its holder may be silent."""
+    """A text for each stage that is being made in the store.
+
+    Whether a holder on another machine lives is not known, so its lease is watched for the longest time that a living
+    holder may take between two heartbeats.
+    """
     out: list[str] = []
-    doubtful: dict[Path, str] = {}
+    unknown: dict[Path, str] = {}  # lease -> its heartbeat
     for entry in entries(StorePaths(store).leases):
         path = Path(entry.path)
         if path.suffix == LEASE_SUFFIX and entry.is_file(follow_symlinks=False):
@@ -65,44 +105,46 @@ def held_leases(store: Path) -> list[str]:
             if alive:
                 out.append(f"{path.stem[:40]} is being made")
             elif alive is None:
-                doubtful[path] = heartbeat(path)
+                unknown[path] = heartbeat(path)
     deadline = time.monotonic() + lease_seconds()
-    while doubtful and not out and time.monotonic() < deadline:
+    while unknown and not out and time.monotonic() < deadline:
         time.sleep(min(lease_seconds() / HEARTBEATS, 1.0))
         out += [
-            f"{p.stem[:40]} is being made on another machine" for p, seen in doubtful.items() if heartbeat(p) != seen
+            f"{p.stem[:40]} is being made on another machine" for p, before in unknown.items() if heartbeat(p) != before
         ]
     return out
 
 
 @contextmanager
 def exclusive(store: Path) -> Iterator[None]:
-    """No driver of a study, also of a new one, can start while the context lasts. Raises RazError when somebody works
-    here."""
+    """Keeps drivers of studies, also of new ones, from starting while the context lasts.
+
+    Raises RazError when a process works in the store.
+    """
     with ExitStack() as stack:
         stack.enter_context(registration_lock(store))
-        begun = (path.stem for path in StorePaths(store).studies.glob("[!.]*.lock"))  # may have no journal yet
-        for name in sorted({*study_names(store), *begun}):
+        starting = (path.stem for path in StorePaths(store).studies.glob("[!.]*.lock"))  # may have no journal yet
+        for name in sorted({*study_names(store), *starting}):
             lock = filelock.FileLock(lock_path(journal_path(store, name)))
             try:
                 stack.enter_context(lock.acquire(timeout=0))
             except filelock.Timeout:
                 raise _refusal(store, [f"study {name} has a driver"]) from None
-        if at_work := held_leases(store):
-            raise _refusal(store, at_work)
+        if working := held_leases(store):
+            raise _refusal(store, working)
         yield
 
 
-def _refusal(store: Path, at_work: Sequence[str]) -> RazError:
-    shown = ", ".join(at_work[:3]) + (f" and {len(at_work) - 3} more" if len(at_work) > 3 else "")
+def _refusal(store: Path, working: Sequence[str]) -> RazError:
+    shown = ", ".join(working[:3]) + (f" and {len(working) - 3} more" if len(working) > 3 else "")
     return RazError(f"store {store}", f"somebody works in it: {shown}", "wait for it, or stop it; --dry-run shows")
 
 
-# ------------------------------------------------------------------ what goes?
+# ------------------------------------------------------------------ plan
 
 
 def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -> CollectionPlan:
-    """What a collection would delete."""
+    """What a collection deletes, given everything that is reached."""
     garbage: list[Garbage] = []
     notes = [f"everything of data set {name} is kept, since it cannot be opened: {why}" for name, why in
              sorted(reached.closed.items())]  # fmt: skip
@@ -169,10 +211,12 @@ def _chains(store: Path, reached: Reachability, drop: Callable[[Path, str], None
 
 
 def _caches(store: Path, kept: Sequence[StoredStage], notes: list[str], drop: Callable[[Path, str], None]) -> None:
-    """Packs and features. An artifact of an earlier version does not tell what it read: then all are kept."""
-    silent = [a for a in kept if a.manifest is not None and a.manifest.read is None]
-    if silent:
-        notes.append(f"all packs and features are kept: {len(silent)} artifacts of an earlier version use some of them")
+    """Packs and features. Artifacts of earlier versions do not name what they read; if there is one, all are kept."""
+    unnamed = [a for a in kept if a.manifest is not None and a.manifest.read is None]
+    if unnamed:
+        notes.append(
+            f"all packs and features are kept: {len(unnamed)} artifacts of an earlier version use some of them"
+        )
         return
     named = {name for artifact in kept if artifact.manifest for name in artifact.manifest.read or ()}
     paths = StorePaths(store)
@@ -182,11 +226,14 @@ def _caches(store: Path, kept: Sequence[StoredStage], notes: list[str], drop: Ca
                 drop(Path(entry.path), "no artifact that is kept was made from it")
 
 
-# ------------------------------------------------------------------ away with it
+# ------------------------------------------------------------------ deletion
 
 
 def collect(store: Path, garbage: Iterable[Garbage]) -> int:
-    """Deletes; returns the bytes. Each goes out of sight by one rename first, so that no reader sees a half."""
+    """Deletes the garbage and empty folders. Returns the bytes freed.
+
+    Each item is first moved away by one rename, so that no reader sees a part of it.
+    """
     trash = store / f"{TRASH}{uuid.uuid4().hex}"
     freed = 0
     with store_errors(store):
@@ -210,18 +257,12 @@ def collect(store: Path, garbage: Iterable[Garbage]) -> int:
 
 
 def _assert_inside_store(store: Path, path: Path) -> None:
-    """Raises RazError when the path leads out of the store or through a link: such a thing is never deleted."""
+    """Raises RazError where the path leads out of the store or through a link; such a path is never deleted."""
     parts = path.relative_to(store).parts
-    place = store
+    folder = store
     for part in parts[:-1]:
-        place = place / part
-        if place.is_symlink():
+        folder = folder / part
+        if folder.is_symlink():
             raise RazError(str(path), "lies behind a link, and is left alone", "delete it by hand")
     if not parts or any(part in ("..", ".") for part in parts):
         raise RazError(str(path), "lies outside the store")
-
-
-def list_artifacts(store: Path) -> list[StoredStage]:
-    """The artifacts of a store that is there."""
-    check_store(store)
-    return list(stages(store))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raz.inspection import machine_checks
-from raz.inspection.machine_checks import Check, Status, exit_code, render
+from raz.inspection.machine_checks import Check, CheckReport, Status
 from raz.remote.nodes import NodeAnswer, run_on_each_node
 from raz.store.s3 import bucket_for
 from raz.utils.provenance import environment_versions
@@ -73,11 +73,11 @@ def examine_here(store: str, data_root: str, mark: str) -> NodeFacts:
     is not checked."""
     began = time.time()
     checks = [
-        machine_checks.python(),
-        machine_checks.devices(),
-        machine_checks.memory(),
-        machine_checks.shared_memory(),
-        *machine_checks.disk(Path(store)),
+        machine_checks.check_python(),
+        machine_checks.check_devices(),
+        machine_checks.check_memory(),
+        machine_checks.check_shared_memory(),
+        *machine_checks.check_disk(Path(store)),
         shared(Path(store), mark),
     ]
     if data_root:
@@ -156,12 +156,13 @@ def cluster_lines(reports: Sequence[NodeReport]) -> list[str]:
     """The reports as text, a line a check."""
     lines = []
     for node in reports:
-        lines += [f"node {node.host} ({node.address})", *(f"  {line}" for line in render(node.checks).splitlines())]
-    bad = sum(exit_code(node.checks) for node in reports)
+        checks = CheckReport(node.checks).to_text().splitlines()
+        lines += [f"node {node.host} ({node.address})", *(f"  {line}" for line in checks)]
+    bad = sum(not CheckReport(node.checks).ok for node in reports)
     return [*lines, f"{len(reports)} nodes, {bad} with faults"]
 
 
 def cluster_json(reports: Sequence[NodeReport]) -> dict[str, object]:
     """The reports as a JSON document; `ok` says that no check failed."""
-    nodes = [{"ok": exit_code(node.checks) == 0, **asdict(node)} for node in reports]
+    nodes = [{"ok": CheckReport(node.checks).ok, **asdict(node)} for node in reports]
     return {"ok": all(node["ok"] for node in nodes), "nodes": nodes}
