@@ -148,7 +148,7 @@ objective: []
 parameters: {depth: {choice: [1, 2]}}
 """,
         """\
-f.yaml:3: objective has 0 metrics, expected 1 to 8
+f.yaml:3: objective is empty, expected 1 to 8 metrics
   try: [{metric: val.mae}]""",
     ),
     (
@@ -171,7 +171,7 @@ parameters: {depth: {choice: [1, 2]}}
 """,
         """\
 f.yaml:3: objective.0.metric is missing
-f.yaml:3: objective is 3, expected keys with values
+f.yaml:3: objective has 3, expected keys with values
   try: {metric: val.mae}""",
     ),
     (
@@ -217,7 +217,7 @@ objective: [{metric: val.mae}, {metric: test.mae}]
 parameters: {depth: {choice: [1, 2]}}
 """,
         """\
-f.yaml:3: objective.metric is 'test.mae', expected a metric of the validation split
+f.yaml:3: objective.1.metric is 'test.mae', expected a metric of the validation split
   try: val.mae: the test split is for the rows of a report only""",
     ),
     (
@@ -530,10 +530,10 @@ parameters: {depth: {choice: [1, 2]}}
 derive: {depth: zooming.k_z, zooming.kz: depth}
 """,
         """\
-f.yaml:4: depth is both searched and derived
-  try: leave one out
 f.yaml:4: unknown parameter 'zooming.kz'
-  try: did you mean zooming.k_z or zooming.iou or zooming.seam?""",
+  try: did you mean zooming.k_z or zooming.iou or zooming.seam?
+f.yaml:4: depth is both searched and derived
+  try: leave one out""",
     ),
     (
         """\

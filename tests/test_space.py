@@ -136,7 +136,7 @@ resources:
 parameters: {depth: {choice: [1, 2]}}
 """,
         """\
-f.yaml:5: unknown stage 'countin' of resources
+f.yaml:5: unknown stage 'countin'
   try: did you mean counting or attention?
 f.yaml:6: unknown key 'resources.counting.cpu'
   try: did you mean cpus or gpus?
@@ -144,10 +144,10 @@ f.yaml:6: resources.counting.gpus is 1.5, expected 0, a fraction up to 1 or a wh
   try: gpus: 0.5
 f.yaml:7: resources.raz is 2, expected cpus and gpus
   try: counting: {cpus: 2, gpus: 0.5}
-f.yaml:8: resources.zoom.cpus is 1, fewer than the 2 threads of a trial
-  try: cpus: 2, or fewer threads
 f.yaml:8: resources.zoom.gpus is true, expected 0, a fraction up to 1 or a whole number of devices
   try: gpus: 0.5
+f.yaml:8: resources.zoom.cpus is 1, fewer than the 2 threads of a trial
+  try: cpus: 2, or fewer threads
 f.yaml:9: resources.all.cpus is 0, expected a whole number from 1 to 1024""",
     ),
     (
@@ -270,7 +270,7 @@ parameters:
   depth: {choices: [1, 2]}
 """,
         """\
-f.yaml:4: unknown key 'choices' of depth
+f.yaml:4: unknown key 'depth.choices'
   try: did you mean choice?
 f.yaml:4: depth has no range, expected one of choice, int and float
   try: depth: {choice: [1, 2]}""",
@@ -521,7 +521,7 @@ parameters:
 """,
         """\
 f.yaml:4: counting.channels is (0,), expected one or more widths >= 1
-f.yaml:5: unknown key 'wehn' of seed
+f.yaml:5: unknown key 'seed.wehn'
   try: did you mean when?""",
     ),
 ]

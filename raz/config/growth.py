@@ -10,8 +10,7 @@ from functools import lru_cache
 
 from raz.config.parameters import Settings, configure, field_types
 from raz.config.trial import TrialConfig
-from raz.config.value_types import to_json
-from raz.utils.json_types import Json
+from raz.utils.json_types import Json, to_json
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance

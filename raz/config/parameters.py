@@ -10,9 +10,9 @@ from operator import attrgetter, itemgetter
 
 from raz.config.ranges import validate_ranges
 from raz.config.trial import TrialConfig
-from raz.config.value_types import Leaf, ParameterType, parameter_type, to_json
+from raz.config.value_types import Leaf, ParameterType, parameter_type
 from raz.errors import RazError, raise_all
-from raz.utils.json_types import Json, JsonLike
+from raz.utils.json_types import Json, JsonLike, to_json
 from raz.utils.suggestions import did_you_mean
 
 if typing.TYPE_CHECKING:

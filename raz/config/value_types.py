@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal, TypeAlias
 
-from raz.utils.json_types import Json, JsonLike
+from raz.utils.json_types import JsonLike
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -113,11 +113,6 @@ def parameter_type(annotation: Any) -> ParameterType:  # no static type covers `
     if origin is tuple:
         return ParameterType("tuple", inner=tuple(map(parameter_type, arguments)))
     raise TypeError(f"no parameter can be annotated {annotation}")
-
-
-def to_json(value: Leaf) -> Json:
-    """The value as JSON stores it: tuples as lists."""
-    return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _looks_numeric(value: JsonLike) -> bool:

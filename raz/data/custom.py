@@ -64,7 +64,8 @@ def read_spec(path: Path) -> Spec:
 
 def spec_of(document: Document, folder: Path) -> Spec:
     """What a document says of a folder. Raises RazError(s), all faults at once."""
-    data, faults = document.data, Problems(document)
+    data: dict[str, Any] = document.data
+    faults = Problems(document)
     faults.keys((), data, KEYS, ("name", "images", "points", "splits"))
     name = data.get("name")
     if "name" in data and not (isinstance(name, str) and NAME.fullmatch(name)):
@@ -110,7 +111,7 @@ def _below(value: Any, place: tuple[str, ...], faults: Problems) -> None:
 
 
 def _check_splits(document: Document, faults: Problems) -> None:
-    splits = document.data.get("splits", "folders")
+    splits: Any = document.data.get("splits", "folders")
     example = "{test: 0.2}, {column: split}, {train: train.txt, test: test.txt}, or folders"
     if splits == "folders":
         return

@@ -104,13 +104,14 @@ def placeholders(text: str, name: str) -> list[RazError]:
 
 
 def _commands(document: Document, key: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    for i, command in enumerate(document.data.get(key) or []):
+    data: Section = document.data
+    for i, command in enumerate(data.get(key) or []):
         yield (key, i), str(command)
 
 
 def _rules(document: Document, faults: Problems, kind: str) -> None:
     """Settings that Ray accepts and that would break a sweep or expose the cluster."""
-    data = document.data
+    data: Section = document.data
     faults.keys(("provider",), data["provider"], PROVIDER[kind], ("type",))
     for key in LISTS:
         if key not in data:
@@ -177,7 +178,8 @@ def _start(document: Document, faults: Problems) -> None:
 
 
 def _mounts(document: Document, faults: Problems) -> None:
-    mounts = document.data.get("file_mounts") or {}
+    data: Section = document.data
+    mounts = data.get("file_mounts") or {}
     if not any(str(remote).endswith(".ray/auth_token") for remote in mounts):
         faults.add(("file_mounts",), "the token does not reach the nodes", "~/.ray/auth_token: ~/.ray/auth_token")
     for remote, local in mounts.items():
@@ -306,7 +308,8 @@ def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
         faults = Problems(document)
         kinds.append(str(document.data.get("kind")))
         if document.data.get("kind") == "RayCluster":
-            spec = document.data.get("spec") or {}
+            raw = document.data.get("spec")
+            spec: Section = raw if isinstance(raw, dict) else {}
             version = spec.get("rayVersion")
             if str(version) != here:
                 faults.add(("spec", "rayVersion"), f"Ray {version} on the pods, {here} on this machine", here)

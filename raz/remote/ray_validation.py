@@ -68,7 +68,8 @@ def aws_errors(document: Document, *, boot: bool) -> tuple[list[RazError], list[
         return [], ["the node types were not checked against EC2: pip install 'raz-sweep[cluster]'"]
     shape = _run_instances()
     errors = []
-    for name, node in (document.data.get("available_node_types") or {}).items():
+    data: dict[str, Any] = document.data
+    for name, node in (data.get("available_node_types") or {}).items():
         place = ("available_node_types", name, "node_config")
         errors += [
             RazError(document.where(*where), what, hint)

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from raz.config import TrialConfig, configure
 from raz.errors import RazError
+from raz.utils.json_types import Json
 from raz.utils.suggestions import did_you_mean
 
 DEFAULT_PROFILE = "toy"
@@ -58,7 +59,7 @@ class Row:
     """One line of the table: what it sets on the base, and what the paper prints for it."""
 
     name: str
-    set: Mapping[str, Any]  # dotted name -> value
+    set: Mapping[str, Json]  # dotted name -> value
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # data set -> metric -> number
     source: str = ""  # where the numbers of another method are printed: such a row is quoted, not run
 

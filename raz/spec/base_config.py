@@ -1,24 +1,38 @@
-"""What a file starts from: `base: {preset, dataset, set}`, and the settings of `--set` on top."""
+"""The configuration that a file starts from: `base: {preset, dataset, set}`, with the settings of `--set` on top."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from raz.config import PRESETS, TrialConfig, configure, parameter_types
+from raz.config import PRESETS, Settings, TrialConfig, configure, parameter_types
 from raz.errors import RazError, flatten_errors, raise_all
+from raz.utils.json_types import Json, to_json
+from raz.utils.schema import Anything, MapOf, Record, choice, key, text
 from raz.utils.shipped import find_shipped
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Place, Problems, describe_value, read, scalar
 
 
+@dataclass(frozen=True)
+class BaseSection:
+    """`base:` as the file has it."""
+
+    preset: str = key(choice(PRESETS), default="tiny")
+    dataset: str | None = key(text("the name of a data set"), default=None)
+    set: Mapping[str, Json] = key(MapOf(Anything(), "dotted names with values", "seed: 1"), default={})
+
+
+BASE = Record(BaseSection, hint="{preset: tiny}")
+
+
 def open_spec(
     file: str, *, profile: str | None = None, trials: int | None = None, retry: bool = False
 ) -> tuple[Document, bool]:
-    """The search space or table that was typed, a path, else a shipped name; and whether it is a table.
+    """The document of a search space or a table, and whether it is a table. `file` is a path or a shipped name.
 
-    Raises RazError as `find` and `read`, and for options that a file of its kind does not take.
+    Raises RazError as `find_shipped` and `read`, and for an option that a file of its kind does not take.
     """
     path = find_shipped(file)
     source = read(path, file if Path(file).expanduser().is_file() else str(path), strict=False)
@@ -32,7 +46,7 @@ def open_spec(
 
 
 def enumerated_values(data_root: Path | None = None) -> dict[str, tuple[str, ...]]:
-    """Parameters whose legal words are the names in a table of the code, or of data sets in the data root."""
+    """Parameters whose legal values are the names of a table of the code, or of the data sets in the data root."""
     from raz.data import readers
     from raz.paper.fusion import RULES
     from raz.paper.zoom import ANCHOR_SETS
@@ -46,25 +60,21 @@ def enumerated_values(data_root: Path | None = None) -> dict[str, tuple[str, ...
     }
 
 
-def check_enumerated_values(
-    values: Mapping[str, Any], where: str = "settings", data_root: Path | None = None
-) -> list[RazError]:
-    """Faults of values that should be a name in one of the code's tables."""
+def check_enumerated_values(values: Settings, where: str = "settings", data_root: Path | None = None) -> list[RazError]:
+    """A fault for every value that should be one of `enumerated_values` and is not."""
     tables = enumerated_values(data_root)
     return [
         RazError(
-            where,
-            f"{name} is {value!r}, expected one of {', '.join(tables[name])}",
-            _hint(name, str(value), tables[name], data_root),
-            parameter=name,
+            where, f"{name} is {value!r}, expected one of {', '.join(tables[name])}",
+            _hint(name, str(value), tables[name], data_root), name,
         )
         for name, value in values.items()
         if name in tables and value not in tables[name]
-    ]
+    ]  # fmt: skip
 
 
 def _hint(name: str, value: str, legal: tuple[str, ...], data_root: Path | None) -> str:
-    if name == "dataset":  # why one's own is not taken, too
+    if name == "dataset":  # also why a data set in the data root cannot be read
         from raz.data import reader_of
 
         try:
@@ -74,97 +84,88 @@ def _hint(name: str, value: str, legal: tuple[str, ...], data_root: Path | None)
     return did_you_mean(value, legal)
 
 
-def read_base(
-    document: Document,
-    faults: Problems,
-    settings: Mapping[str, Any],
+def base_config(
+    section: BaseSection,
+    problems: Problems,
+    settings: Settings,
     place: Place = ("base",),
-    preset: str = "tiny",
     *,
     data_root: Path | None = None,
 ) -> TrialConfig:
-    """`base: {preset, dataset, set: {dotted name: value}}`, with the command line's settings on top."""
-    base = document.data
-    for part in place:
-        base = base.get(str(part), {}) if isinstance(base, dict) else {}
-    if not isinstance(base, dict):
-        faults.add(
-            place, f"{'.'.join(map(str, place))} is {describe_value(base)}, expected keys with values", "{preset: tiny}"
-        )
-        base = {}
-    prefix = "".join(f"{part}." for part in place)
-    faults.keys(place, base, ("preset", "dataset", "set"))
+    """The configuration that a base section means, with the command line's settings on top.
+
+    Notes what is wrong with the section, at its place in the file. Raises RazError(s) for wrong settings: the command
+    line has no line to name.
+    """
     settings = dict(settings)
-    name = settings.pop("preset", base.get("preset", preset))  # --set preset=small
-    if not isinstance(name, str) or name not in PRESETS:
-        faults.add(
-            (*place, "preset"), f"{prefix}preset is {describe_value(name)}, expected one of {', '.join(PRESETS)}",
-            did_you_mean(str(name), PRESETS),
+    preset = settings.pop("preset", section.preset)  # --set preset=small
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise RazError(
+            "--set preset", f"preset is {preset!r}, expected one of {', '.join(PRESETS)}",
+            did_you_mean(str(preset), PRESETS),
         )  # fmt: skip
-    config = PRESETS[name] if isinstance(name, str) and name in PRESETS else PRESETS["paper"]
-    chosen = base.get("set", {})
-    if not isinstance(chosen, dict):
-        faults.add(
-            (*place, "set"), f"{prefix}set is {describe_value(chosen)}, expected dotted names with values", "seed: 1"
-        )
-        chosen = {}
-    given = {**({"dataset": base["dataset"]} if "dataset" in base else {}), **chosen}
-    legal: dict[str, Any] = {}
-    for key, value in given.items():
-        where = (*place, "set", key) if key in chosen else (*place, "dataset")
-        wrong = validate_settings(PRESETS["paper"], {key: value}, ranges=False, data_root=data_root)
-        for fault in wrong:
-            faults.add(where, fault.what, fault.hint)
-        if not wrong:
-            legal[key] = value
+    chosen: dict[str, Json] = {} if section.dataset is None else {"dataset": section.dataset}
+    chosen |= section.set
+    legal: dict[str, Json] = {}
+    for name, value in chosen.items():
+        where = (*place, "set", name) if name in section.set else (*place, "dataset")
+        errors = check_types({name: value}, data_root)
+        for error in errors:
+            problems.add(where, error.what, error.hint)
+        if not errors:
+            legal[name] = value
+    config = PRESETS[preset]
     try:
         config = configure(config, legal)
-    except RazError as error:  # right one by one, and out of range together
+    except RazError as error:  # legal one by one, and out of range, alone or together
         for fault in flatten_errors(error):
-            faults.add((*place, "set", fault.parameter) if fault.parameter in legal else place, fault.what, fault.hint)
+            where = (*place, "set", fault.parameter) if fault.parameter in legal else place
+            problems.add(where, fault.what, fault.hint)
     if settings:
-        wrong = (
-            check_enumerated_values(settings, "--set", data_root)
-            if all(key in parameter_types() for key in settings)
-            else []
-        )
+        known = all(name in parameter_types() for name in settings)
+        errors = check_enumerated_values(settings, "--set", data_root) if known else []
         try:
             config = configure(config, settings, "--set")
         except RazError as error:
-            wrong += flatten_errors(error)
-        raise_all(wrong)  # the command line has no line to name, and is wrong whatever the file says
+            errors += flatten_errors(error)
+        raise_all(errors)
     return config
 
 
-def validate_settings(
-    base: TrialConfig, values: Mapping[str, Any], *, ranges: bool = True, data_root: Path | None = None
-) -> list[RazError]:
-    wrong = check_enumerated_values(values, data_root=data_root)
-    if wrong:
-        return wrong
-    try:
-        if ranges:
-            configure(base, values)
-        else:
-            hints = parameter_types()
-            for name, value in values.items():
-                if name not in hints:
-                    return [RazError("", f"unknown parameter {name!r}", did_you_mean(name, hints), name)]
-                try:
-                    hints[name].coerce(value)
-                except ValueError as error:
-                    return [RazError("", f"{name} is {describe_value(value)}, expected {error}", parameter=name)]
-    except RazError as error:
-        return list(flatten_errors(error))
+def check_types(values: Settings, data_root: Path | None = None) -> list[RazError]:
+    """The first fault of the names and types of values; ranges, which depend on other values, are not checked."""
+    errors = check_enumerated_values(values, data_root=data_root)
+    if errors:
+        return errors
+    types = parameter_types()
+    for name, value in values.items():
+        if name not in types:
+            return [RazError("", f"unknown parameter {name!r}", did_you_mean(name, types), name)]
+        try:
+            types[name].coerce(value)
+        except ValueError as error:
+            return [RazError("", f"{name} is {describe_value(to_json(value))}, expected {error}", parameter=name)]
     return []
 
 
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """`--set key=value …` as dotted names and values. Raises RazError for a word without `=`."""
-    out: dict[str, Any] = {}
+def validate_settings(base: TrialConfig, values: Settings, data_root: Path | None = None) -> tuple[RazError, ...]:
+    """The faults of values set together on a base; none where the configuration can be run."""
+    errors = check_enumerated_values(values, data_root=data_root)
+    if errors:
+        return tuple(errors)
+    try:
+        configure(base, values)
+    except RazError as error:
+        return flatten_errors(error)
+    return ()
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Json]:
+    """`--set key=value …` as dotted names with values. Raises RazError for a pair without `=`, or without a value."""
+    out: dict[str, Json] = {}
     for pair in pairs:
-        name, equals, text = pair.partition("=")
+        name, equals, value = pair.partition("=")
         if not equals or not name.strip():
             raise RazError("--set", f"{pair!r} has no value, expected key=value", "--set seed=1")
-        out[name.strip()] = scalar(text, f"--set {name.strip()}")
+        out[name.strip()] = scalar(value, f"--set {name.strip()}")
     return out

@@ -10,10 +10,10 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from raz.config import TrialConfig, configure, parameter_types, parameters
+from raz.config import Leaf, TrialConfig, configure, parameter_types, parameters
 from raz.errors import RazError
+from raz.utils.json_types import Json
 from raz.utils.suggestions import did_you_mean
 
 LONGEST = 500  # characters
@@ -54,7 +54,7 @@ class Derived:
     text: str
     reads: tuple[str, ...]
 
-    def evaluate(self, values: Mapping[str, Any]) -> Any:
+    def evaluate(self, values: Mapping[str, Json]) -> Leaf:
         """Its value beside these. Raises ValueError with what cannot be computed."""
         tree = ast.parse(self.text.strip(), mode="eval").body
         dotted = _dotted(tree)
@@ -123,7 +123,7 @@ def _dotted(node: ast.expr) -> str | None:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None
 
 
-def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
+def _evaluate(node: ast.expr, values: Mapping[str, Json]) -> float:
     dotted = _dotted(node)
     if dotted is not None:
         value = _read(dotted, values)
@@ -131,6 +131,7 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
             raise ValueError(f"{dotted} is {value!r}, which is no number")
         return value
     if isinstance(node, ast.Constant):
+        assert isinstance(node.value, (int, float))
         return node.value
     function: Callable[..., float]
     if isinstance(node, ast.BinOp):
@@ -151,7 +152,7 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
     return result
 
 
-def _read(name: str, values: Mapping[str, Any]) -> Any:
+def _read(name: str, values: Mapping[str, Json]) -> Json:
     if name not in values:  # a leaf of a part that the base gives by a word, such as raz.regions: same
         raise ValueError(f"{name} has no value of its own in this configuration")
     return values[name]

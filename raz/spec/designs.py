@@ -14,12 +14,11 @@ judged by its mean over the seeds, as those of a search are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from raz.errors import RazError
-from raz.spec.parameter import Parameter, contains_exactly
+from raz.spec.parameter import Parameter, Point, contains_exactly
+from raz.utils.json_types import Json
 
-Point = dict[str, Any]
 LARGEST_GRID = 100_000
 
 
@@ -39,7 +38,7 @@ def grid(parameters: Sequence[Parameter]) -> list[Point]:
     return points
 
 
-def one_at_a_time(parameters: Sequence[Parameter], centre: Mapping[str, Any]) -> list[Point]:
+def one_at_a_time(parameters: Sequence[Parameter], centre: Mapping[str, Json]) -> list[Point]:
     """The centre, then each other value of one parameter at a time; `centre` names a value of every parameter.
 
     A parameter that becomes active with the change takes its own value of the centre. Raises RazError for a
@@ -59,7 +58,7 @@ def one_at_a_time(parameters: Sequence[Parameter], centre: Mapping[str, Any]) ->
     return points
 
 
-def complete_point(parameters: Sequence[Parameter], chosen: Mapping[str, Any], default: Mapping[str, Any]) -> Point:
+def complete_point(parameters: Sequence[Parameter], chosen: Mapping[str, Json], default: Mapping[str, Json]) -> Point:
     """The point with the chosen values, the defaults elsewhere, and only what its conditions let be drawn."""
     point: Point = {}
     for parameter in parameters:
@@ -132,17 +131,17 @@ def _with_parents(parameters: Sequence[Parameter], fixed: Mapping[str, int]) -> 
     return {name: indices[0] for name, indices in needed.items()}
 
 
-def _index(parameter: Parameter, value: Any) -> int:
+def _index(parameter: Parameter, value: Json) -> int:
     return next(i for i, other in enumerate(parameter.values()) if contains_exactly(value, (other,)))
 
 
-def reference_point(parameters: Sequence[Parameter]) -> dict[str, Any]:
+def reference_point(parameters: Sequence[Parameter]) -> Point:
     """Every parameter's first value: the whole method of which one part at a time is left out."""
     return {parameter.name: parameter.values()[0] for parameter in parameters}
 
 
 # name -> points of the parameters; the second argument is where the base stands among their values
-DESIGNS: dict[str, Callable[[Sequence[Parameter], Mapping[str, Any]], list[Point]]] = {
+DESIGNS: dict[str, Callable[[Sequence[Parameter], Mapping[str, Json]], list[Point]]] = {
     "grid": lambda parameters, _: grid(parameters),
     "loo": lambda parameters, _: one_at_a_time(parameters, reference_point(parameters)),
     "ofat": one_at_a_time,
@@ -152,7 +151,7 @@ DESIGNS: dict[str, Callable[[Sequence[Parameter], Mapping[str, Any]], list[Point
 
 
 def points_of(
-    design: str, parameters: Sequence[Parameter], centre: Mapping[str, Any], seeds: Sequence[int]
+    design: str, parameters: Sequence[Parameter], centre: Mapping[str, Json], seeds: Sequence[int]
 ) -> tuple[Point, ...]:
     """The points of a design, all of one seed before those of the next, so that a part of them is comparable.
 

@@ -1,4 +1,4 @@
-"""`parameters:` of a search space: every name and every value that a trial could draw is tried on the base."""
+"""`parameters:` of a search space. Every name, and every value that a trial could draw, is tried on the base."""
 
 from __future__ import annotations
 
@@ -6,273 +6,315 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from raz.config import TrialConfig, parameter_types
 from raz.spec.base_config import validate_settings
 from raz.spec.designs import DESIGNS
-from raz.spec.parameter import Parameter, contains_exactly, optuna_label
+from raz.spec.parameter import Parameter, Point, contains_exactly, optuna_label
+from raz.utils.json_types import Json
+from raz.utils.schema import (
+    LARGEST,
+    Anything,
+    Invalid,
+    ListOf,
+    MapOf,
+    Record,
+    Scalar,
+    boolean,
+    integer,
+    key,
+    number,
+    read_or,
+)
 from raz.utils.suggestions import did_you_mean
-from raz.utils.yamlfile import Document, Place, Problems, describe_value
+from raz.utils.yamlfile import Place, Problems, describe_value
 
-KINDS = ("choice", "int", "float")
+KINDS: tuple[Literal["choice", "int", "float"], ...] = ("choice", "int", "float")
 KEYS = (*KINDS, "log", "step", "grid", "when")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")  # of a named choice
 MOST_PLACES = 1000  # of `grid:`
+SECTION = "parameters"
+
+When = tuple[tuple[str, tuple[Json, ...]], ...]
+Bounds = tuple[float, float]
+
+SCHEMA = MapOf(Anything(), "dotted names with ranges", "depth: {choice: [1, 2, 3]}", may_be_empty=False)
+
+
+def _bounds(value: Json, whole: bool) -> Bounds | None:
+    """[low, high] of a range."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    bound = integer(math.ceil(-LARGEST), math.floor(LARGEST)) if whole else number(-LARGEST, LARGEST)
+    low, high = map(bound.convert, value)
+    if low is None or high is None:
+        return None
+    return (low, high) if whole else (float(low), float(high))
+
+
+def _shown(value: Json) -> str:
+    return json.dumps(value) if isinstance(value, list) else describe_value(value)
+
+
+def _step(value: Json, whole: bool) -> float | None:
+    step = (integer() if whole else number(-LARGEST, LARGEST)).convert(value)
+    return step if step is not None and 0 < step <= LARGEST else None
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The keys of a range beside its bounds."""
+
+    log: bool = key(boolean(), default=False)
+    grid: int | None = key(integer(2, MOST_PLACES, hint="grid: 8"), default=None)
+
+
+_RANGE = Record(_Range)
+_ENDS = "the lowest and the highest"
+_BOUNDS = {
+    "int": Scalar(lambda value: _bounds(value, True), f"two whole numbers: {_ENDS}", "[1, 4]", _shown),
+    "float": Scalar(lambda value: _bounds(value, False), f"two numbers: {_ENDS}", "[1, 4]", _shown),
+}
+_STEP = {
+    "int": Scalar(lambda value: _step(value, True), "one of the whole numbers over 0"),
+    "float": Scalar(lambda value: _step(value, False), "one of the numbers over 0"),
+}
+
+
+def _legal(value: Json) -> tuple[Json, ...] | None:
+    """The values of a condition: one, or a list with at least one."""
+    if isinstance(value, list):
+        return tuple(value) or None
+    return (value,)
+
+
+_CONDITION = Scalar(_legal, "a value or a list of values", show=lambda _: "empty, so its parameter is never drawn")
+_WHEN = MapOf(_CONDITION, "parameters with values", "when: {fusion.rule: grid}")
 
 
 def read_parameters(
-    document: Document, faults: Problems, base: TrialConfig, sampler: str, data_root: Path | None = None
+    raw: Mapping[str, Json], problems: Problems, base: TrialConfig, sampler: str, data_root: Path | None = None
 ) -> tuple[Parameter, ...]:
-    """The parameters of the file, each after those its conditions name."""
-    raw = document.data.get("parameters", {})
-    if not isinstance(raw, dict) or ("parameters" in document.data and not raw):
-        faults.add(
-            ("parameters",),
-            f"parameters is {'empty' if raw == {} else describe_value(raw)}, expected dotted names with ranges",
-            "depth: {choice: [1, 2, 3]}",
-        )
-        return ()
-    hints = parameter_types()
-    found: dict[str, Parameter] = {}
+    """The parameters of the section, each after those that its conditions name. What is wrong is left out and noted."""
+    known = parameter_types()
+    by_name: dict[str, Parameter] = {}
     for name, body in raw.items():
         several = isinstance(body, dict) and isinstance(body.get("choice"), dict)
-        if name not in hints and not (several and NAME.fullmatch(name)):
-            faults.add(("parameters", name), f"unknown parameter {name!r}", did_you_mean(name, hints))
+        if name not in known and not (several and NAME.fullmatch(name)):
+            problems.add((SECTION, name), f"unknown parameter {name!r}", did_you_mean(name, known))
             continue
-        parameter = _parameter(name, body, faults)
-        if parameter is not None:
-            found[name] = parameter
-            if sampler in DESIGNS and parameter.kind == "float" and not (parameter.step or parameter.grid):
-                what = f"{name} is a range without steps, which a {sampler} design cannot go through"
-                faults.add(("parameters", name), what, "grid: 8, step: 0.1, or choice: [...]")
-    _check_overlapping(found, faults)
-    for parameter in found.values():
+        try:
+            parameter = by_name[name] = _parameter(name, body, problems)
+        except Invalid:
+            continue
+        if sampler in DESIGNS and parameter.kind == "float" and not (parameter.step or parameter.grid):
+            what = f"{name} is a range without steps, which a {sampler} design cannot go through"
+            problems.add((SECTION, name), what, "grid: 8, step: 0.1, or choice: [...]")
+    _check_overlapping(by_name, problems)
+    for parameter in by_name.values():
         for other, legal in parameter.when:
-            _condition(parameter.name, other, legal, raw, found, faults)
-    ordered = _ordered(found, faults)
+            _check_condition(parameter.name, other, legal, raw, by_name, problems)
+    ordered = _ordered(by_name, problems)
     for parameter in ordered:
-        _try_values(parameter, found, base, faults, data_root)
+        _try_values(parameter, by_name, base, problems, data_root)
     return ordered
 
 
-def _parameter(name: str, body: Any, faults: Problems) -> Parameter | None:
-    place: Place = ("parameters", name)
-    before = len(faults.found)
+def _parameter(name: str, body: Json, problems: Problems) -> Parameter:
+    """One parameter. Raises Invalid where anything in it is wrong."""
+    place: Place = (SECTION, name)
+    before = len(problems.found)
     if not isinstance(body, dict):
         hint = f"{name}: {{choice: {json.dumps(body)}}}" if isinstance(body, list) else f"{name}: {{int: [1, 4]}}"
-        faults.add(place, f"{name} is {describe_value(body)}, expected choice, int or float", hint)
-        return None
-    kinds = [key for key in KINDS if key in body]
-    for key in body:
-        if key not in KEYS:
-            faults.add((*place, key), f"unknown key {key!r} of {name}", did_you_mean(key, KEYS))
+        problems.wrong(place, describe_value(body), "choice, int or float", hint)
+        raise Invalid
+    problems.keys(place, body, KEYS)
+    kinds = [kind for kind in KINDS if kind in body]
     if len(kinds) != 1:
         got = " and ".join(kinds) if kinds else "no range"
-        faults.add(place, f"{name} has {got}, expected one of choice, int and float", f"{name}: {{choice: [1, 2]}}")
-        return None
-    when = _when(name, body.get("when", {}), faults)
-    found = _choice(name, body, when, faults) if kinds == ["choice"] else _range(name, kinds[0], body, when, faults)
-    return found if len(faults.found) == before else None
+        what = f"{name} has {got}, expected one of choice, int and float"
+        problems.add(place, what, f"{name}: {{choice: [1, 2]}}")
+        raise Invalid
+    conditions = read_or(_WHEN, body.get("when", {}), (*place, "when"), problems, {})
+    when: When = tuple(conditions.items())
+    read_kind = _choice if kinds == ["choice"] else _range
+    parameter = read_kind(name, kinds[0], body, when, problems)
+    if len(problems.found) > before:
+        raise Invalid
+    return parameter
 
 
-When = tuple[tuple[str, tuple[Any, ...]], ...]
-
-
-def _choice(name: str, body: Mapping[str, Any], when: When, faults: Problems) -> Parameter | None:
-    place: Place = ("parameters", name, "choice")
-    for key in ("log", "step", "grid"):
-        if key in body:
-            faults.add((*place[:2], key), f"{name} has {key} beside choice", f"leave {key} out, or give a range")
+def _choice(
+    name: str, kind: Literal["choice", "int", "float"], body: Mapping[str, Json], when: When, problems: Problems
+) -> Parameter:
+    place: Place = (SECTION, name, "choice")
+    for other in ("log", "step", "grid"):
+        if other in body:
+            problems.add(
+                (*place[:2], other), f"{name} has {other} beside choice", f"leave {other} out, or give a range"
+            )
     values = body["choice"]
     if isinstance(values, dict) and values:
-        return _named(name, values, when, faults)
-    if not isinstance(values, list) or not values:
-        got = describe_value(values) if values or not isinstance(values, (list, dict)) else "empty"
-        faults.add(place, f"{name}.choice is {got}, expected a list", "[1, 2]")
-        return None
-    seen: list[Any] = []
-    for i, value in enumerate(values):
-        if isinstance(value, dict) or value is None:
-            hint = f"{{this: {{{name}: …}}, that: …}}" if isinstance(value, dict) else ""
-            faults.add((*place, i), f"{name}.choice has {describe_value(value)}, expected values", hint)
-        elif any(contains_exactly(optuna_label(value), (other,)) for other in seen):
-            faults.add((*place, i), f"{name}.choice has {value!r} twice", "leave one out")
-        seen.append(optuna_label(value))
-    return Parameter(name, "choice", tuple(values), when=when)
+        sets = _named(name, values, problems)
+        return Parameter(name, kind, tuple(sets), when=when, sets=sets)
+    if not values and isinstance(values, (list, dict)):
+        problems.wrong(place, "empty", "a list", "[1, 2]")
+        raise Invalid
+    hint = f"{{this: {{{name}: …}}, that: …}}"
+    item: Scalar[Json] = Scalar(_value, "values", lambda value: hint if isinstance(value, dict) else "")
+    choices = ListOf(item, hint="[1, 2]", same=_same_label).read(values, place, problems)
+    return Parameter(name, kind, choices, when=when)
 
 
-def _named(name: str, values: Mapping[str, Any], when: When, faults: Problems) -> Parameter | None:
-    """`{narrow: {counting.channels: [32]}, wide: …}`, or names for the values of one parameter."""
-    place: Place = ("parameters", name, "choice")
+def _value(value: Json) -> Json:
+    return None if isinstance(value, dict) else value
+
+
+def _same_label(a: Json, b: Json) -> bool:
+    return contains_exactly(optuna_label(a), (optuna_label(b),))
+
+
+def _named(name: str, values: Mapping[str, Json], problems: Problems) -> dict[str, dict[str, Json]]:
+    """`{narrow: {counting.channels: [32]}, wide: …}`, or names for the values of one parameter: what each name sets."""
     own = name in parameter_types()
-    sets: dict[str, Mapping[str, Any]] = {}
-    for word, value in values.items():
+    sets: dict[str, dict[str, Json]] = {}
+    for choice, value in values.items():
         if isinstance(value, dict) and value:
-            sets[word] = value
+            sets[choice] = value
         elif own and value is not None and not isinstance(value, dict):
-            sets[word] = {name: value}
+            sets[choice] = {name: value}
         else:
-            got = "nothing" if value is None or value == {} else describe_value(value)
-            hint = f"{word}: {{counting.channels: [32, 32]}}"
-            faults.add((*place, word), f"{name}.choice.{word} is {got}, expected dotted names with values", hint)
-    return Parameter(name, "choice", tuple(sets), when=when, sets=sets)
+            shown = "nothing" if value == {} else describe_value(value)
+            hint = f"{choice}: {{counting.channels: [32, 32]}}"
+            problems.wrong((SECTION, name, "choice", choice), shown, "dotted names with values", hint)
+    return sets
 
 
-def _range(name: str, chosen: str, body: Mapping[str, Any], when: When, faults: Problems) -> Parameter | None:
-    place: Place = ("parameters", name)
-    bounds = body[chosen]
-    log: Any = body.get("log", False)
-    step: Any = body.get("step")
-    number = int if chosen == "int" else (int, float)
-    word = "whole numbers" if chosen == "int" else "numbers"
-
-    def is_number(value: Any) -> bool:
-        return isinstance(value, number) and not isinstance(value, bool) and abs(value) <= 1e300
-
-    if not (isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))):
-        shown = json.dumps(bounds) if isinstance(bounds, list) else describe_value(bounds)
-        faults.add(
-            (*place, chosen), f"{name}.{chosen} is {shown}, expected two {word}: the lowest and the highest", "[1, 4]"
-        )
-        return None
-    low, high = (float(b) if chosen == "float" else b for b in bounds)
-    if low > high:
-        faults.add(
-            (*place, chosen), f"{name}.{chosen} is [{low}, {high}], the lowest is above the highest", f"[{high}, {low}]"
-        )
-    if not isinstance(log, bool):
-        faults.add((*place, "log"), f"{name}.log is {describe_value(log)}, expected true or false")
-    elif log and low <= 0:
-        faults.add(
-            (*place, "log"), f"{name} has log: true and starts at {low}, expected more than 0", "a higher lowest value"
-        )
+def _range(
+    name: str, kind: Literal["choice", "int", "float"], body: Mapping[str, Json], when: When, problems: Problems
+) -> Parameter:
+    place: Place = (SECTION, name)
+    low, high = _BOUNDS[kind].read(body[kind], (*place, kind), problems)
+    options = _RANGE.read({k: v for k, v in body.items() if k in ("log", "grid")}, place, problems)
+    step: float | None = None
     if "step" in body:
-        if not is_number(step) or step <= 0:
-            faults.add((*place, "step"), f"{name}.step is {describe_value(step)}, expected one of the {word} over 0")
-        elif log is True:
-            faults.add((*place, "step"), f"{name} has both step and log: true", "leave one out")
+        step = read_or(_STEP[kind], body["step"], (*place, "step"), problems, None)
+    if low > high:
+        what = f"{name}.{kind} is [{low}, {high}], the lowest is above the highest"
+        problems.add((*place, kind), what, f"[{high}, {low}]")
+    if options.log and low <= 0:
+        what = f"{name} has log: true and starts at {low}, expected more than 0"
+        problems.add((*place, "log"), what, "a higher lowest value")
+    if step is not None:
+        if options.log:
+            problems.add((*place, "step"), f"{name} has both step and log: true", "leave one out")
         elif low <= high and abs((high - low) / step - round((high - low) / step)) > 1e-9:
             top = low + math.floor((high - low) / step) * step
-            faults.add((*place, "step"), f"{name}.step {step} does not lead from {low} to {high}", f"[{low}, {top:g}]")
-    grid = body.get("grid")
-    if "grid" in body:
-        if isinstance(grid, bool) or not isinstance(grid, int) or not 2 <= grid <= MOST_PLACES:
-            what = f"{name}.grid is {describe_value(grid)}, expected a whole number from 2 to {MOST_PLACES}"
-            faults.add((*place, "grid"), what, "grid: 8")
-        elif "step" in body:
-            faults.add((*place, "grid"), f"{name} has both step and grid", "leave one out")
+            what = f"{name}.step {step} does not lead from {low} to {high}"
+            problems.add((*place, "step"), what, f"[{low}, {top:g}]")
+    if options.grid is not None:
+        if "step" in body:
+            problems.add((*place, "grid"), f"{name} has both step and grid", "leave one out")
         elif low == high:
-            faults.add((*place, "grid"), f"{name} has a grid over the one value {low}", "leave grid out")
-    return Parameter(name, chosen, low=low, high=high, step=step, log=log, grid=grid, when=when)
+            problems.add((*place, "grid"), f"{name} has a grid over the one value {low}", "leave grid out")
+    return Parameter(name, kind, low=low, high=high, step=step, log=options.log, grid=options.grid, when=when)
 
 
-def _check_overlapping(found: Mapping[str, Parameter], faults: Problems) -> None:
+def _check_overlapping(by_name: Mapping[str, Parameter], problems: Problems) -> None:
+    """Note hyperparameters that two parameters set."""
     owner: dict[str, str] = {}
-    for parameter in found.values():
+    for parameter in by_name.values():
         for name in parameter.names():
             if name in owner:
                 what = f"{name} is set by {parameter.name} and by {owner[name]}"
-                faults.add(("parameters", parameter.name), what, "leave one out")
+                problems.add((SECTION, parameter.name), what, "leave one out")
             owner.setdefault(name, parameter.name)
 
 
-def _when(name: str, raw: Any, faults: Problems) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    place: Place = ("parameters", name, "when")
-    if not isinstance(raw, dict):
-        faults.add(
-            place, f"{name}.when is {describe_value(raw)}, expected parameters with values", "when: {fusion.rule: grid}"
-        )
-        return ()
-    out = []
-    for other, legal in raw.items():
-        values = legal if isinstance(legal, list) else [legal]
-        if not values:
-            faults.add((*place, other), f"{name}.when.{other} is empty, so {name} would never be drawn")
-            continue
-        out.append((other, tuple(values)))
-    return tuple(out)
-
-
-def _condition(
+def _check_condition(
     name: str,
     other: str,
-    legal: tuple[Any, ...],
-    raw: Mapping[str, Any],
-    found: Mapping[str, Parameter],
-    faults: Problems,
+    legal: tuple[Json, ...],
+    raw: Mapping[str, Json],
+    by_name: Mapping[str, Parameter],
+    problems: Problems,
 ) -> None:
-    place: Place = ("parameters", name, "when", other)
+    """Note a condition on a parameter that the file lacks, or on a value that the parameter never has."""
+    place: Place = (SECTION, name, "when", other)
     if other not in raw:
-        hint = f"add {other} to parameters" if other in parameter_types() else did_you_mean(other, parameter_types())
-        faults.add(place, f"{name} depends on {other!r}, which is no parameter of this file", hint)
+        known = parameter_types()
+        hint = f"add {other} to parameters" if other in known else did_you_mean(other, known)
+        problems.add(place, f"{name} depends on {other!r}, which is no parameter of this file", hint)
         return
-    if other not in found:
+    if other not in by_name:
         return  # it has a fault of its own
-    parent = found[other]
+    parent = by_name[other]
     if parent.kind == "float":
-        faults.add(place, f"{name} depends on {other}, a range of floats, expected a choice or whole numbers")
+        what = f"{name} depends on {other}, a range of floats, expected a choice or whole numbers"
+        problems.add(place, what)
         return
     for value in legal:
         if not contains_exactly(value, parent.values()):
             shown = parent.values() if len(parent.values()) <= 12 else (*parent.values()[:12], "…")
-            faults.add(place, f"{name}.when: {other} is never {value!r}", "one of " + ", ".join(map(str, shown)))
+            problems.add(place, f"{name}.when: {other} is never {value!r}", "one of " + ", ".join(map(str, shown)))
 
 
-def _ordered(found: dict[str, Parameter], faults: Problems) -> tuple[Parameter, ...]:
+def _ordered(by_name: Mapping[str, Parameter], problems: Problems) -> tuple[Parameter, ...]:
     """Parents first, else the order of the file. A circle of conditions is a fault."""
-    left, out = dict(found), []
+    left, out = dict(by_name), []
     while left:
-        ready = [p for p in left.values() if not any(other in left for other, _ in p.when)]
-        if not ready:
-            names = " -> ".join(left)
-            faults.add(
-                ("parameters", next(iter(left)), "when"), f"the conditions go in a circle: {names}", "drop one `when`"
-            )
+        ready = next((p for p in left.values() if not any(other in left for other, _ in p.when)), None)
+        if ready is None:
+            what = f"the conditions go in a circle: {' -> '.join(left)}"
+            problems.add((SECTION, next(iter(left)), "when"), what, "drop one `when`")
             return ()
-        out.append(ready[0])
-        del left[ready[0].name]
+        out.append(left.pop(ready.name))
     return tuple(out)
 
 
 def _try_values(
-    parameter: Parameter, found: Mapping[str, Parameter], base: TrialConfig, faults: Problems, data_root: Path | None
+    parameter: Parameter,
+    by_name: Mapping[str, Parameter],
+    base: TrialConfig,
+    problems: Problems,
+    data_root: Path | None,
 ) -> None:
-    """Sets every choice, or both ends of a range, on the base, beside values that make it active."""
-    beside = activating_values(parameter, found)
-    parents = [found[name].settings(value) for name, value in beside.items() if _is_valid_choice(found[name], value)]
-    if any(validate_settings(base, settings, data_root=data_root) for settings in parents):
-        return  # the parent is at fault, and says so
+    """Set every choice, or both ends of a range, on the base, beside values that make it active; note what is wrong."""
+    active = activating_values(parameter, by_name)
+    parents = [
+        by_name[name].settings(value) for name, value in active.items() if _is_valid_choice(by_name[name], value)
+    ]
+    if any(validate_settings(base, settings, data_root) for settings in parents):
+        return  # the fault is the parent's, and noted there
     context = {name: value for settings in parents for name, value in settings.items()}
-    told = set()
+    reported = set()
     for i, value in enumerate(extreme_values(parameter)):
-        for fault in validate_settings(base, {**context, **parameter.settings(value)}, data_root=data_root):
-            if fault.what not in told:
-                told.add(fault.what)
-                where: Place = (value, fault.parameter)
-                faults.add(
-                    ("parameters", parameter.name, parameter.kind, *(where if parameter.sets else (i,))),
-                    fault.what, fault.hint,
-                )  # fmt: skip
+        for error in validate_settings(base, {**context, **parameter.settings(value)}, data_root):
+            if error.what not in reported:
+                reported.add(error.what)
+                inner: Place = (str(value), error.parameter) if parameter.sets else (i,)
+                problems.add((SECTION, parameter.name, parameter.kind, *inner), error.what, error.hint)
 
 
-def extreme_values(parameter: Parameter) -> tuple[Any, ...]:
+def extreme_values(parameter: Parameter) -> tuple[Json, ...]:
     """Every choice, or both ends of a range."""
     return parameter.choices if parameter.kind == "choice" else (parameter.low, parameter.high)
 
 
-def activating_values(parameter: Parameter, found: Mapping[str, Parameter]) -> dict[str, Any]:
+def activating_values(parameter: Parameter, by_name: Mapping[str, Parameter]) -> Point:
     """Values of other parameters beside which it is active."""
-    out: dict[str, Any] = {}
+    out: Point = {}
     todo = [parameter]
     while todo:
         for other, legal in todo.pop().when:
-            if other in found and other not in out:
+            if other in by_name and other not in out:
                 out[other] = legal[0]
-                todo.append(found[other])
+                todo.append(by_name[other])
     return out
 
 
-def _is_valid_choice(parameter: Parameter, value: Any) -> bool:
+def _is_valid_choice(parameter: Parameter, value: Json) -> bool:
     return not parameter.sets or value in parameter.sets

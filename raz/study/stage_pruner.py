@@ -187,7 +187,7 @@ def pruner_factory(space: SearchSpace) -> Callable[[], optuna.pruners.BasePruner
 
 def make_pruner(pruning: Pruning, longest: int) -> optuna.pruners.BasePruner:
     """The pruner by its name in raz.spec.pruner_yaml.OPTIONS; `longest` is the epoch cap of its longest stage."""
-    given = {ARGUMENTS.get(name, name): value for name, value in pruning.options.items()}
+    given: dict[str, Any] = {ARGUMENTS.get(name, name): value for name, value in pruning.options.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if pruning.name == "patient":

@@ -107,6 +107,15 @@ def get_bool(document: Mapping[str, Json], key: str, default: bool | None = None
     return as_bool(document.get(key, default), key)
 
 
+def to_json(value: JsonLike) -> Json:
+    """The value as `json.loads` would return it: tuples and other sequences as lists."""
+    if isinstance(value, str) or not isinstance(value, (Sequence, Mapping)):
+        return value
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    return [to_json(item) for item in value]
+
+
 def _kind(value: Json) -> str:
     """A value in the words of the messages; a long one shortened."""
     if value is None:

@@ -1,8 +1,8 @@
-"""YAML with a line number for every complaint.
+"""YAML files with the line of every key and item. `raz.utils.schema` declares what a file may hold.
 
-Only plain data is built (the composer of PyYAML's safe loader, never a constructor of objects), and what
-YAML 1.1 reads otherwise than a person writes it is a complaint of its own: `1e-4` (text), `yes` (true),
-`1:30` (sexagesimal), `010` (octal), dates, a key written twice.
+Only plain data is built, with the composer of PyYAML's safe loader and no constructor of objects. What YAML 1.1 reads
+otherwise than a person means it is a fault: `1e-4` (text), `yes` (true), `1:30` (base 60), `010` (base 8), dates, a key
+that is written twice.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from raz.errors import RazError, raise_all
+from raz.errors import RazError, RazErrorGroup, raise_all
+from raz.utils.json_types import Json
 from raz.utils.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from yaml._yaml import Mark as CMark
 
 MAX_BYTES = 1 << 20  # bytes; these files are written by hand
 MAX_DEPTH = 32  # levels
@@ -31,7 +35,7 @@ class Document:
     """A file's data, and the line of every key and list item."""
 
     name: str  # as the user typed it
-    data: dict[str, Any]
+    data: dict[str, Json]
     lines: Mapping[Place, int]
     comment: str = ""  # the comment that opens the file, without the hashes
     faults: tuple[RazError, ...] = ()  # of a document that was not read strictly
@@ -45,22 +49,34 @@ class Document:
 
 @dataclass
 class Problems:
-    """Collects the faults of one file, so that they are told together, in the order of the lines."""
+    """The faults of one file, to be reported together in the order of the lines."""
 
     document: Document
     found: list[RazError] = field(default_factory=list)
+    unnamed: tuple[Key, ...] = ()  # sections that names of places leave out, since their keys are full names
 
     def __post_init__(self) -> None:
         self.found += self.document.faults
 
     def add(self, place: Place, what: str, hint: str = "") -> None:
-        """Note a fault at a key or item of the file."""
+        """Note a fault at a key or item."""
         self.found.append(RazError(self.document.where(*place), what, hint, ".".join(map(str, place))))
 
-    def keys(self, place: Place, value: Mapping[str, Any], legal: Iterable[str], required: Iterable[str] = ()) -> None:
-        """Complain of keys that are not legal, and of required ones that are missing."""
+    def wrong(self, place: Place, shown: str, expected: str, hint: str = "") -> None:
+        """Note that a value, described by `shown`, is not what was expected."""
+        if place and isinstance(place[-1], int):
+            self.add(place, f"{self.name(place[:-1])} has {shown}, expected {expected}", hint)
+        else:
+            self.add(place, f"{self.name(place)} is {shown}, expected {expected}", hint)
+
+    def name(self, place: Place) -> str:
+        """A place as messages name it: `design.trials`."""
+        return ".".join(map(str, place[1:] if len(place) > 1 and place[0] in self.unnamed else place))
+
+    def keys(self, place: Place, value: Mapping[str, Json], legal: Iterable[str], required: Iterable[str] = ()) -> None:
+        """Note keys that are not legal, and required ones that are missing."""
         legal = list(legal)
-        prefix = "".join(f"{part}." for part in place)
+        prefix = f"{self.name(place)}." if place else ""
         for key in value:
             if key not in legal:
                 self.add((*place, key), f"unknown key {prefix + str(key)!r}", did_you_mean(str(key), legal))
@@ -69,15 +85,21 @@ class Problems:
                 self.found.append(RazError(self.document.where(*place), f"{prefix}{key} is missing", "", prefix + key))
 
     def raise_if_any(self) -> None:
-        """Raise what was collected, if anything."""
-        raise_all(sorted(self.found, key=lambda fault: int(fault.where.rpartition(":")[2])))
+        """Raise the faults, if there are any."""
+        raise_all(sorted(self.found, key=line_of))
+
+
+def line_of(error: RazError) -> int:
+    """The line of an error whose place is `file:line`."""
+    return int(error.where.rpartition(":")[2])
 
 
 def read(path: Path, name: str = "", *, strict: bool = True, aliases: bool = False) -> Document:
-    """The document in the file. Raises RazError(s) with `file:line`; OSError goes through.
+    """The document in the file. Raises RazError(s) with `file:line`, and OSError where it cannot be read.
 
-    Without `strict`, values that YAML reads otherwise than they are meant are kept in `faults` instead,
-    to be told together with what else is wrong (`Faults` begins with them).
+    name: the file as messages name it, by default its path.
+    strict: False keeps values that YAML reads otherwise than they are meant in `Document.faults` in place of raising
+        them; `Problems` reports them together with the other faults.
     """
     shown = name or str(path)
     with path.open("rb") as file:
@@ -97,10 +119,10 @@ def read(path: Path, name: str = "", *, strict: bool = True, aliases: bool = Fal
 
 
 def parse(text: str, name: str, *, strict: bool = True, aliases: bool = False) -> Document:
-    """The document in the text; `name` stands in the complaints. See `read`.
+    """The document in the text. See `read`.
 
-    With `aliases`, `*name` stands for what `&name` marks (files that another program reads are written so), and the
-    line of an item that is an alias is its anchor's.
+    aliases: whether `*name` may stand for the value that `&name` marks, as in files that another program reads. The
+        line of such a value is its anchor's. Otherwise an alias is a fault.
     """
     faults: list[RazError] = []
     try:
@@ -117,17 +139,18 @@ def parse(text: str, name: str, *, strict: bool = True, aliases: bool = False) -
     lines: dict[Place, int] = {(): 1}
     if node is None:
         raise RazError(f"{name}:1", "the file is empty")
-    data = _build(node, (), name, lines, faults)
+    data = _Builder(name, lines, faults).build(node)
     if not isinstance(data, dict):
         faults.append(RazError(f"{name}:1", f"the file holds {describe_value(data)}, expected keys with values"))
-    if strict or not isinstance(data, dict):
+        raise faults[0] if len(faults) == 1 else RazErrorGroup(faults)
+    if strict:
         raise_all(faults)
     return Document(name, data, lines, _opening_comment(text), tuple(faults))
 
 
 def _check_depth_and_aliases(text: str, name: str, faults: list[RazError]) -> None:
-    """Notes aliases, which may make a document of any size. Raises RazError at a level too deep: to read on could
-    take for ever."""
+    """Note aliases, which could make a document of any size. Raises RazError at a level that is too deep, before the
+    composer recurses into it."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -137,28 +160,27 @@ def _check_depth_and_aliases(text: str, name: str, faults: list[RazError]) -> No
             faults.append(_fault(name, event.start_mark, f"alias *{event.anchor}", "write the value out"))
 
 
-def scalar(text: str, where: str) -> Any:
-    """One value of the command line (`--set key=value`), read as the files are."""
-    found: list[RazError] = []
+def scalar(text: str, where: str) -> Json:
+    """One value of the command line (`--set key=value`), read as files are. Raises RazError(s) with `where`."""
+    faults: list[RazError] = []
     try:
         try:
-            _check_depth_and_aliases(text, where, found)
+            _check_depth_and_aliases(text, where, faults)
         except RazError as error:
-            found = [error]
-        raise_all([RazError(where, fault.what, fault.hint) for fault in found])  # the command line has no lines
+            faults = [error]
+        raise_all([RazError(where, fault.what, fault.hint) for fault in faults])  # the command line has no lines
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise RazError(where, f"not a YAML value: {str(error).splitlines()[0]}") from None
     if node is None:
         raise RazError(where, "the value is empty")
-    faults: list[RazError] = []
-    value = _build(node, (), where, {}, faults)
+    value = _Builder(where, {}, faults).build(node)
     raise_all([RazError(where, fault.what, fault.hint) for fault in faults])
     return value
 
 
-def describe_value(value: Any) -> str:
-    """What a value is, in the words of the complaints."""
+def describe_value(value: Json) -> str:
+    """A value as messages show it."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -170,77 +192,94 @@ def describe_value(value: Any) -> str:
     return repr(value)
 
 
-def _fault(name: str, mark: Any, what: str, hint: str = "") -> RazError:
-    return RazError(f"{name}:{mark.line + 1}", what, hint)
+def _fault(name: str, mark: yaml.Mark | CMark | None, what: str, hint: str = "") -> RazError:
+    return RazError(f"{name}:{mark.line + 1 if mark else 1}", what, hint)
 
 
-def _build(node: Any, place: Place, name: str, lines: dict[Place, int], faults: list[RazError]) -> Any:
-    if len(lines) > MAX_NODES or len(place) > MAX_DEPTH + 1:  # aliases of aliases, or of themselves
-        if not any(fault.what.startswith("aliases make") for fault in faults):
-            faults.append(
-                _fault(name, node.start_mark, f"aliases make more than {MAX_NODES:,} items or {MAX_DEPTH} levels")
+@dataclass
+class _Builder:
+    """Builds the data of a document from PyYAML's nodes, and notes lines and faults."""
+
+    name: str
+    lines: dict[Place, int]
+    faults: list[RazError]
+    too_large: bool = False
+
+    def build(self, node: yaml.Node, place: Place = ()) -> Json:
+        """The data of a node; None for a node that is a fault."""
+        if len(self.lines) > MAX_NODES or len(place) > MAX_DEPTH + 1:  # aliases of aliases, or of themselves
+            if not self.too_large:
+                self.too_large = True
+                self.fault(node.start_mark, f"aliases make more than {MAX_NODES:,} items or {MAX_DEPTH} levels")
+            return None
+        standard = "tag:yaml.org,2002:"
+        known = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
+        if not node.tag.startswith(standard) or node.tag.removeprefix(standard) not in known:
+            self.fault(node.start_mark, f"tag {_short(node.tag)} is not read", "leave the tag out")
+            return None
+        if isinstance(node, yaml.MappingNode):
+            out: dict[str, Json] = {}
+            for key_node, value_node in node.value:
+                key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+                # YAML 1.1 reads the word `on` as true, which no key can mean.
+                word = key_node.tag == standard + "bool" and str(key).lower() not in ("true", "false")
+                if key is None or not (word or key_node.tag == standard + "str"):
+                    shown = "a list or mapping" if key is None else repr(key)
+                    self.fault(key_node.start_mark, f"key {shown} is not text", "quote it")
+                    continue
+                here = (*place, key)
+                if key in out:
+                    what = f"key {key!r} is written twice, first on line {self.lines[here]}"
+                    self.fault(key_node.start_mark, what)
+                    continue
+                self.lines[here] = key_node.start_mark.line + 1
+                out[key] = self.build(value_node, here)
+            return out
+        if isinstance(node, yaml.SequenceNode):
+            items: list[Json] = []
+            for i, item in enumerate(node.value):
+                self.lines[(*place, i)] = item.start_mark.line + 1
+                items.append(self.build(item, (*place, i)))
+            return items
+        return self.scalar(node)
+
+    def fault(self, mark: yaml.Mark, what: str, hint: str = "") -> None:
+        """Note a fault at a mark."""
+        self.faults.append(_fault(self.name, mark, what, hint))
+
+    def scalar(self, node: yaml.Node) -> Json:
+        """The value of a scalar. Where YAML reads it otherwise than it is meant, a fault and the value that is meant,
+        so that the value is reported once."""
+        text, tag, mark = str(node.value), node.tag.rpartition(":")[2], node.start_mark
+        if isinstance(node, yaml.ScalarNode) and node.style is None:  # a plain scalar, so its type was guessed
+            bare = text.lstrip("+-")
+            if tag == "bool" and text.lower() not in ("true", "false"):
+                value = "true" if text.lower() in ("yes", "on", "y") else "false"
+                self.fault(mark, f"YAML reads {text} as {value}", f'write {value}, or "{text}" for the text')
+                return value == "true"
+            if tag in ("int", "float") and ":" in text:
+                self.fault(mark, f"YAML reads {text} in base 60", f'write "{text}" for the text')
+                return text
+            if tag == "int" and len(bare) > 1 and bare[0] == "0" and bare[1] not in "bx":
+                plain = bare.lstrip("0") or "0"
+                self.fault(mark, f"YAML reads {text} in base 8", f"write {plain}")
+                return int(plain) if plain.isdigit() else text
+            if tag == "timestamp":
+                self.fault(mark, f"YAML reads {text} as a date", f'write "{text}" for the text')
+                return text
+            if tag == "str" and _is_number(text):
+                self.fault(mark, f"YAML reads {text} as text, not as a number", f"write {_plain_number(text)}")
+                return float(text)
+        if tag in ("merge", "value"):
+            return text
+        try:
+            built: Json = yaml.SafeLoader("").construct_object(
+                yaml.ScalarNode(node.tag, text, node.start_mark, node.end_mark)
             )
-        return None
-    standard = "tag:yaml.org,2002:"
-    known = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
-    if not node.tag.startswith(standard) or node.tag.removeprefix(standard) not in known:
-        faults.append(_fault(name, node.start_mark, f"tag {_short(node.tag)} is not read", "leave the tag out"))
-        return None
-    if isinstance(node, yaml.MappingNode):
-        out: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            # YAML 1.1 reads the word `on` as true, which no key can mean.
-            word = key_node.tag == standard + "bool" and str(key).lower() not in ("true", "false")
-            if key is None or not (word or key_node.tag == standard + "str"):
-                shown = "a list or mapping" if key is None else repr(key)
-                faults.append(_fault(name, key_node.start_mark, f"key {shown} is not text", "quote it"))
-                continue
-            here = (*place, key)
-            if key in out:
-                faults.append(
-                    _fault(name, key_node.start_mark, f"key {key!r} is written twice, first on line {lines[here]}")
-                )
-                continue
-            lines[here] = key_node.start_mark.line + 1
-            out[key] = _build(value_node, here, name, lines, faults)
-        return out
-    if isinstance(node, yaml.SequenceNode):
-        items = []
-        for i, item in enumerate(node.value):
-            lines[(*place, i)] = item.start_mark.line + 1
-            items.append(_build(item, (*place, i), name, lines, faults))
-        return items
-    return _scalar(node, name, faults)
-
-
-def _scalar(node: Any, name: str, faults: list[RazError]) -> Any:
-    text, tag = node.value, node.tag.rpartition(":")[2]
-
-    def trap(what: str, hint: str, meant: Any) -> Any:
-        faults.append(_fault(name, node.start_mark, what, hint))
-        return meant  # so that the same value is not complained of twice
-
-    if node.style is None:  # a plain scalar, so its kind was guessed
-        bare = text.lstrip("+-")
-        if tag == "bool" and text.lower() not in ("true", "false"):
-            value = "true" if text.lower() in ("yes", "on", "y") else "false"
-            return trap(f"YAML reads {text} as {value}", f'write {value}, or "{text}" for the text', value == "true")
-        if tag in ("int", "float") and ":" in text:
-            return trap(f"YAML reads {text} in base 60", f'write "{text}" for the text', text)
-        if tag == "int" and len(bare) > 1 and bare[0] == "0" and bare[1] not in "bx":
-            plain = bare.lstrip("0") or "0"
-            return trap(f"YAML reads {text} in base 8", f"write {plain}", int(plain) if plain.isdigit() else text)
-        if tag == "timestamp":
-            return trap(f"YAML reads {text} as a date", f'write "{text}" for the text', text)
-        if tag == "str" and _is_number(text):
-            return trap(f"YAML reads {text} as text, not as a number", f"write {_plain_number(text)}", float(text))
-    if tag in ("merge", "value"):
-        return text
-    try:
-        return yaml.SafeLoader("").construct_object(yaml.ScalarNode(node.tag, text, node.start_mark, node.end_mark))
-    except (yaml.YAMLError, ValueError, KeyError):  # an explicit tag the text does not fit: `!!int pear`
-        return trap(f"{text!r} is no {tag}", "leave the tag out", None)
+        except (yaml.YAMLError, ValueError, KeyError):  # an explicit tag that the text does not fit: `!!int pear`
+            self.fault(mark, f"{text!r} is no {tag}", "leave the tag out")
+            return None
+        return built
 
 
 def _is_number(text: str) -> bool:
