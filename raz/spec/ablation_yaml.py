@@ -93,7 +93,7 @@ class ClaimSection:
     rows: Mapping[str, float] = key(_WEIGHTS, default={}, required=True)
     expect: str = key(choice(("less", "more"), "less or more"), default="less", required=True)
     metrics: tuple[str, ...] | None = key(ListOf(text("a metric's name")), default=None)
-    of: Mapping[str, float] = key(_WEIGHTS, default={})
+    of: Mapping[str, float] = key(MapOf(number(), "weights", "{test.mae: 1}", may_be_empty=False), default={})
 
 
 @dataclass(frozen=True)
