@@ -114,8 +114,8 @@ def _config(study: StudySnapshot, config: Mapping[str, Json], extra: Mapping[str
             if isinstance(choices, dict):  # a named choice sets several parameters
                 settings |= as_object(choices.get(str(value), {}), name)
             else:
-                labels = {optuna_label(choice): choice for choice in as_list(choices, name)}
-                settings[name] = labels.get(value, value)
+                legal = as_list(choices, name)
+                settings[name] = next((choice for choice in legal if optuna_label(choice) == value), value)
         where = f"study {study.name}"
         derived = {
             name.removeprefix("derive."): parse_derived(name.removeprefix("derive."), str(text))
