@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import tempfile
@@ -221,6 +222,4 @@ def _line(state: JobState) -> str:
 
 
 def _tell(document: object, lines: list[str], as_json: bool) -> None:
-    from raz.cli.study import tell
-
-    tell(document, lines, as_json)
+    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import typer
 
@@ -18,11 +18,6 @@ class Printable(Protocol):
 
     def to_dict(self) -> Mapping[str, JsonLike]: ...
     def to_text(self) -> str: ...
-
-
-def tell(document: Any, lines: Sequence[str], as_json: bool) -> None:
-    """Prints the document or the lines."""
-    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
 
 
 def print_result(result: Printable, as_json: bool) -> None:

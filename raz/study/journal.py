@@ -1,4 +1,4 @@
-"""A study's journal: the file where Optuna keeps it, one line an operation, as only one process may write it."""
+"""The journal of a study: the file where Optuna stores it, one JSON line per operation, written by one process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import filelock
 import optuna
@@ -17,10 +16,11 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from raz.errors import RazError
 from raz.store.paths import StorePaths
 from raz.study.optuna_internals import CREATE_STUDY, SET_STATE, append
+from raz.utils.json_types import Json
 
-# What must survive a machine that stops; what lies before it in the file survives with it.
+# Operations that are synced to disk, with all lines before them, so that they survive a power failure.
 DURABLE = (CREATE_STUDY, SET_STATE)
-LOCK_WAIT = 2.0  # seconds; a reader that looks whether the driver lives holds the lock for an instant
+LOCK_WAIT = 2.0  # seconds; `is_running` holds the lock for an instant
 
 
 def journal_path(store: Path, study: str) -> Path:
@@ -29,19 +29,22 @@ def journal_path(store: Path, study: str) -> Path:
 
 
 def study_names(store: Path) -> tuple[str, ...]:
-    """The studies of a store."""
+    """The names of the studies of a store, sorted."""
     return tuple(sorted(path.stem for path in StorePaths(store).studies.glob("*.journal")))
 
 
 def lock_path(journal: Path) -> str:
-    """The lock that its one writer holds."""
+    """The lock file that the journal's only writer holds."""
     return str(journal.with_suffix(".lock"))
 
 
 @contextmanager
 def registration_lock(store: Path) -> Iterator[None]:
-    """Held by who begins to work in the store while it makes itself known, and by a collection until its end: so what
-    begins is either seen by the collection or waits for it. Raises RazError when it is held for long."""
+    """Store-wide registration lock. Drivers take it briefly on start, garbage collection for its whole run, so that no
+    driver starts unseen.
+
+    Raises RazError when it is not free within LOCK_WAIT.
+    """
     path = StorePaths(store).registration_lock
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=LOCK_WAIT)
@@ -58,7 +61,7 @@ def registration_lock(store: Path) -> Iterator[None]:
 
 
 class NoLock(JournalFileOpenLock):
-    """The journal's own lock, which the ledger's lock makes needless: it would outlive a killed driver."""
+    """Replaces Optuna's lock of a journal, which outlives a killed driver. The ledger's lock is used instead."""
 
     def __init__(self) -> None:
         return None
@@ -71,16 +74,16 @@ class NoLock(JournalFileOpenLock):
 
 
 class _DurableStateBackend(JournalFileBackend):
-    """Optuna's, but only a trial's state is forced to the disk: a step of training is not worth waiting for it.
+    """Optuna's file backend, which syncs only DURABLE operations to disk.
 
-    What is written is the file's at once, so a killed driver loses nothing; a machine without power loses steps.
+    Each append reaches the file at once, so that a killed driver loses nothing; a power failure loses steps at most.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), lock_obj=NoLock())
         self.path = path
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+    def append_logs(self, logs: list[dict[str, Json]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with self.path.open("ab") as file:
             file.write(text.encode())
@@ -90,18 +93,18 @@ class _DurableStateBackend(JournalFileBackend):
 
 
 class Journal(optuna.storages.JournalStorage):
-    """Optuna's storage, with several values of a trial written at once."""
+    """Optuna's storage, which can also write several values of a trial at once."""
 
     def write(
-        self, trial_id: int, attributes: Mapping[str, Any] | None = None, steps: Mapping[int, float] | None = None
+        self, trial_id: int, attributes: Mapping[str, Json] | None = None, steps: Mapping[int, float] | None = None
     ) -> None:
-        """User attributes and intermediate values of a running trial, as one append."""
+        """Writes user attributes and intermediate values (step -> value) of a running trial in one append."""
         append(self, trial_id, attributes or {}, steps or {})
 
 
 def open_journal(path: Path) -> Journal:
-    """The journal in the file. Raises RazError when it is damaged."""
-    logging.getLogger("optuna").setLevel(logging.ERROR)  # the console tells each event, and once
+    """Opens the journal in the file. Raises RazError when it is damaged."""
+    logging.getLogger("optuna").setLevel(logging.ERROR)  # the console shows the same events
     try:
         return Journal(_DurableStateBackend(path))
     except (ValueError, KeyError, TypeError) as error:
@@ -109,7 +112,7 @@ def open_journal(path: Path) -> Journal:
 
 
 def truncate_partial_line(path: Path) -> None:
-    """Cuts a line that a killed driver left half-written, so that the next one starts on its own line."""
+    """Removes an incomplete last line, which a killed driver left, so that the next one starts on its own line."""
     if not path.exists():
         return
     with path.open("rb+") as file:

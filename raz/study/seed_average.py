@@ -1,37 +1,37 @@
-"""One trial over several seeds: the same configuration run for each, judged by the mean."""
+"""A trial over several seeds: one run per seed, and the mean of their metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from raz.pipeline.graph import total_steps
 from raz.study.records import Outcome, TrialStatus
+from raz.utils.json_types import Json
 
-Progress = Callable[[int, float], bool]  # (step, value) -> stop?
+Progress = Callable[[int, float], bool]  # (step, value) -> whether to stop
 
 
 def run_over_seeds(
-    run: Callable[[Mapping[str, Any], Progress | None], Outcome],
-    config: Mapping[str, Any],
+    run: Callable[[Mapping[str, Json], Progress | None], Outcome],
+    config: Mapping[str, Json],
     seeds: Sequence[int],
     progress: Progress | None = None,
 ) -> Outcome:
-    """Runs a configuration once a seed, in order, and returns what became of it.
+    """Runs a configuration (dotted name -> value) once per seed, in order, and returns the outcome of the whole.
 
-    `config` are flat parameters. Steps of the i-th seed follow those of the one before (`seed_of_step` undoes it),
-    so a pruner sees each seed's curve apart. The metrics are means over the seeds, each seed's own beside; a seed
-    that is pruned or fails ends the trial, with that seed named.
+    Steps of the i-th seed follow those of the seed before (`seed_of_step` is the inverse), so that a pruner sees one
+    curve per seed. `metrics` are means over the seeds, `seeds` has those of each. The first seed that is pruned or
+    fails ends the trial; the message of a failure names it.
     """
     span = total_steps(config) + 1
     outcomes: list[Outcome] = []
     for i, seed in enumerate(seeds):
 
-        def told(step: int, value: float, offset: int = i * span) -> bool:
+        def report(step: int, value: float, offset: int = i * span) -> bool:
             return progress is not None and progress(offset + step, value)
 
-        outcome = run({**config, "seed": seed}, told)
+        outcome = run({**config, "seed": seed}, report)
         outcomes.append(outcome)
         if outcome.state != TrialStatus.COMPLETE:
             message = f"seed {seed}: {outcome.message}" if outcome.message else ""
@@ -55,6 +55,6 @@ def _mean_outcome(seeds: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
-def seed_of_step(config: Mapping[str, Any], step: int) -> tuple[int, int]:
-    """Which seed (0 for the first) a trial's step belongs to, and the step within that seed's run."""
+def seed_of_step(config: Mapping[str, Json], step: int) -> tuple[int, int]:
+    """Index of the seed that a trial's step belongs to, and the step within that seed's run."""
     return divmod(step, total_steps(config) + 1)

@@ -1,10 +1,10 @@
-"""When a trial is not worth going on: Optuna's pruners, each comparing like with like.
+"""Pruning per stage: Optuna's pruners, applied only to values that can be compared.
 
-A trial's curve runs through the stages it trains, and each stage's validation value is another quantity. Optuna's
-pruners look at a whole curve (the median pruner at its best value so far), which would set one stage's error against
-another's. So each lane (one stage, of one seed, measured in one way) is a study of its own in this process: its
-trials are named and numbered as the real ones, its steps are the stage's epochs from 0, less is better whatever the
-objective's direction, and a trial is COMPLETE there once it has left the stage. A real Optuna pruner judges in there.
+The curve of a trial runs through the stages it trains, and the validation value of each stage is another quantity.
+Optuna's pruners look at a whole curve (the median pruner at its best value so far) and would compare one stage's error
+with another's. So each lane (one stage, of one seed, measured in one way) is an Optuna study in this process, with its
+own Optuna pruner. Trials of a lane have the numbers of the real trials, steps are the stage's epochs from 0, the
+direction is always minimize, and a trial is COMPLETE there once it has left the stage.
 """
 
 from __future__ import annotations
@@ -25,53 +25,54 @@ from raz.pipeline.graph import STAGES, comparability_key, stage_of_step
 from raz.spec.search_space import Pruning, SearchSpace
 from raz.study.optuna_internals import frozen_trial, rungs, set_rungs, trial_id, trial_in
 from raz.study.seed_average import seed_of_step
-from raz.utils.json_types import as_int
+from raz.utils.json_types import Json, as_int
 
 
 @dataclass
 class StageStudy:
-    """The study of one stage, one seed, one way to measure."""
+    """The study of one lane."""
 
     study: optuna.Study
-    # Both by the number in the real study. A Trial of Optuna's carries a copy of all it is, so only living ones stay.
-    ids: dict[int, int] = field(default_factory=dict)
-    living: dict[int, optuna.Trial] = field(default_factory=dict)
+    ids: dict[int, int] = field(default_factory=dict)  # number in the real study -> storage id here
+    running: dict[int, optuna.Trial] = field(
+        default_factory=dict
+    )  # an optuna.Trial is large: only running ones are kept
 
 
-Place = tuple[str, int]  # lane, epoch from 0
+LaneEpoch = tuple[str, int]  # name of the lane, epoch from 0
 
 
 class StagePruner:
-    """Judges the trials of a study. Tell it every step and every end; it keeps nothing on disk."""
+    """Decides which trials of a study to prune. It must hear of every step and every end; it keeps nothing on disk."""
 
     def __init__(self, space: SearchSpace) -> None:
         self.space, self.pruning = space, space.pruning
         self._make = pruner_factory(space)
-        # TPE looks for Hyperband on the study itself, to learn from a trial's own bracket only.
+        # TPE reads Hyperband from the study itself, to learn only from trials of the same bracket.
         self.on_study = self._make() if self.pruning.name == "hyperband" else optuna.pruners.NopPruner()
         self._lanes: dict[str, StageStudy] = {}
-        self._live: dict[int, Mapping[str, Any]] = {}  # number -> flat parameters
-        self._measures: dict[int, dict[str, str]] = {}  # number -> stage -> how it is measured
-        self._at: dict[int, str] = {}  # number -> the lane it is in
+        self._live: dict[int, Mapping[str, Json]] = {}  # number -> parameters
+        self._measures: dict[int, dict[str, str]] = {}  # number -> stage -> digest of how its value is measured
+        self._at: dict[int, str] = {}  # number -> its current lane
 
     @property
     def enabled(self) -> bool:
         return self.pruning.name != "none"
 
-    def begin(self, number: int, config: Mapping[str, Any]) -> None:
-        """A trial starts; `config` are its flat parameters."""
+    def begin(self, number: int, config: Mapping[str, Json]) -> None:
+        """A trial starts. `config`: dotted name -> value."""
         if self.enabled:
             self._live[number], self._measures[number] = config, {}
 
     def report(self, number: int, step: int, value: float, *, ask: bool = True) -> bool:
-        """A step of a trial; whether to prune it. Without `ask` the step is only remembered.
+        """Records a step of a trial and returns whether to prune it; always False without `ask`.
 
-        A value that is no number is no reason to prune: the trial fails of it, and says so.
+        A non-finite value never prunes: the trial itself fails with reason `nan`.
         """
-        place = self._place(number, step) if number in self._live else None
-        if place is None or not math.isfinite(value):
+        lane_epoch = self._lane_epoch(number, step) if number in self._live else None
+        if lane_epoch is None or not math.isfinite(value):
             return False
-        name, epoch = place
+        name, epoch = lane_epoch
         lane = self._lane(name)
         before = self._at.get(number)
         if before is not None and before != name:
@@ -81,33 +82,33 @@ class StagePruner:
         if epoch in frozen_trial(lane.study, trial_id(trial)).intermediate_values:
             return False
         trial.report(value, epoch)
-        with warnings.catch_warnings():  # of a pruner that would rather have seen other values: it then keeps the trial
+        with warnings.catch_warnings():  # a pruner warns of values that it cannot use, and keeps the trial
             warnings.simplefilter("ignore")
             return ask and bool(trial.should_prune())
 
     def pause(self, number: int) -> None:
-        """A trial waits to be begun again; what it told is not forgotten."""
+        """A trial stops and waits to be started again. Its steps stay."""
         self._live.pop(number, None)
         self._measures.pop(number, None)
 
     def end(self, number: int, state: TrialState) -> dict[str, dict[str, float]]:
-        """A trial is over. Returns what halving pruners must remember of it: lane -> rung -> value."""
+        """A trial ends. Returns the rung values of halving pruners, for `remember`: lane -> rung -> value."""
         if self._live.pop(number, None) is None:
             return {}
         self._measures.pop(number)
         if number in self._at:
             self._leave(number, self._at.pop(number), state)
-        found = {
+        reached = {
             name: rungs(frozen_trial(lane.study, lane.ids[number]))
             for name, lane in self._lanes.items()
             if number in lane.ids
         }
-        return {name: reached for name, reached in found.items() if reached}
+        return {name: values for name, values in reached.items() if values}
 
     def remember(
-        self, trial: FrozenTrial, config: Mapping[str, Any], reached: Mapping[str, Mapping[str, float]]
+        self, trial: FrozenTrial, config: Mapping[str, Json], reached: Mapping[str, Mapping[str, float]]
     ) -> None:
-        """A finished trial of an earlier run, as `end` left it."""
+        """Adds a finished trial of an earlier run; `reached` as `end` returned it."""
         if not self.enabled or not trial.state.is_finished() or not trial.intermediate_values:
             return
         self.begin(trial.number, config)
@@ -120,7 +121,8 @@ class StagePruner:
 
     # ------------------------------------------------------------------ lanes
 
-    def _place(self, number: int, step: int) -> Place | None:
+    def _lane_epoch(self, number: int, step: int) -> LaneEpoch | None:
+        """The lane and epoch of a step; None for a stage that is not pruned in."""
         config = self._live[number]
         seed, step = seed_of_step(config, step)
         stage, epoch = stage_of_step(config, step)
@@ -142,21 +144,21 @@ class StagePruner:
         return self._lanes[name]
 
     def _trial(self, lane: StageStudy, number: int) -> optuna.Trial:
-        """The trial in the lane. Hyperband deals out its brackets by number, so there the numbers must agree."""
+        """The trial in the lane. Hyperband assigns brackets by number, so its lanes number trials as the study does."""
         if uses_hyperband(self.pruning):
             while len(lane.ids) <= number:
                 lane.ids[len(lane.ids)] = trial_id(lane.study.ask())
         if number not in lane.ids:
-            lane.living[number] = lane.study.ask()
-            lane.ids[number] = trial_id(lane.living[number])
-        if number not in lane.living:
-            lane.living[number] = trial_in(lane.study, lane.ids[number])
-        return lane.living[number]
+            lane.running[number] = lane.study.ask()
+            lane.ids[number] = trial_id(lane.running[number])
+        if number not in lane.running:
+            lane.running[number] = trial_in(lane.study, lane.ids[number])
+        return lane.running[number]
 
     def _leave(self, number: int, name: str, state: TrialState) -> None:
         lane = self._lanes[name]
         trial = self._trial(lane, number)
-        del lane.living[number]
+        del lane.running[number]
         values = frozen_trial(lane.study, trial_id(trial)).intermediate_values
         best = min(values.values(), default=None)
         if state == TrialState.COMPLETE and best is not None:
@@ -167,7 +169,7 @@ class StagePruner:
 
 # ------------------------------------------------------------------ Optuna's pruners
 
-ARGUMENTS = {  # as files name them -> as Optuna does
+ARGUMENTS = {  # name in YAML files -> name in Optuna
     "startup_trials": "n_startup_trials",
     "warmup_steps": "n_warmup_steps",
     "min_trials": "n_min_trials",
@@ -176,29 +178,32 @@ ARGUMENTS = {  # as files name them -> as Optuna does
 
 
 def pruner_factory(space: SearchSpace) -> Callable[[], optuna.pruners.BasePruner]:
-    """What makes a lane's pruner. Hyperband is one for all lanes, so that a trial is in one bracket everywhere."""
+    """A function that makes the pruner of a lane. All lanes share one Hyperband, so that a trial is in the same bracket
+    in each."""
     epochs = dict(flat(space.base))
     longest = max((as_int(epochs[STAGES[stage].epochs]) for stage in space.pruning.stages), default=1)
     if uses_hyperband(space.pruning):
-        one = make_pruner(space.pruning, longest)
-        return lambda: one
+        shared = make_pruner(space.pruning, longest)
+        return lambda: shared
     return lambda: make_pruner(space.pruning, longest)
 
 
 def make_pruner(pruning: Pruning, longest: int) -> optuna.pruners.BasePruner:
-    """The pruner by its name in raz.spec.pruner_yaml.OPTIONS; `longest` is the epoch cap of its longest stage."""
-    given: dict[str, Any] = {ARGUMENTS.get(name, name): value for name, value in pruning.options.items()}
+    """The pruner named in raz.spec.pruner_yaml.OPTIONS. `longest`: epoch cap of its longest stage."""
+    options: dict[str, Any] = {  # each of the type that its pruner takes
+        ARGUMENTS.get(name, name): value for name, value in pruning.options.items()
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if pruning.name == "patient":
             inner = None if pruning.inner is None else make_pruner(pruning.inner, longest)
-            return optuna.pruners.PatientPruner(inner, **given)
+            return optuna.pruners.PatientPruner(inner, **options)
         if pruning.name == "hyperband":
-            least = given.get("min_resource", 1)
-            return optuna.pruners.HyperbandPruner(**{"max_resource": max(least, longest), **given})
+            least = options.get("min_resource", 1)
+            return optuna.pruners.HyperbandPruner(**{"max_resource": max(least, longest), **options})
         if pruning.name == "percentile":
-            return optuna.pruners.PercentilePruner(**{"percentile": 25.0, **given})
-        return PRUNERS[pruning.name](**given)
+            return optuna.pruners.PercentilePruner(**{"percentile": 25.0, **options})
+        return PRUNERS[pruning.name](**options)
 
 
 PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
@@ -211,5 +216,5 @@ PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
 
 
 def uses_hyperband(pruning: Pruning) -> bool:
-    """Whether it is Hyperband, or has it inside."""
+    """Whether the pruner is Hyperband, or wraps it."""
     return pruning.name == "hyperband" or (pruning.inner is not None and uses_hyperband(pruning.inner))
