@@ -25,7 +25,7 @@ def added(*, default: Any, before: Any) -> Any:  # as `dataclasses.field`, it st
 
 @dataclass(frozen=True)
 class InputConfig:
-    """Size of the network's input (26). Results are always scored in original pixels."""
+    """Size of the network's input (26). Results are scored in original pixels."""
 
     scale: float = 1.0  # input pixels per original pixel
     max_side: int = 0  # longest side allowed after scaling, 0 = any
@@ -41,7 +41,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How one stage is trained (24, 25). `epochs` is no part of the chain's key."""
+    """How a stage is trained (24, 25). `epochs` is not in the key of the chain of epochs."""
 
     epochs: int = 400
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -71,7 +71,7 @@ class CountingConfig:
     loss: Literal["rmse", "mse", "pyramid"] = "rmse"
     init: Literal["normal", "kaiming"] = "normal"
     unfreeze: Literal["backbone", "none"] = "backbone"
-    sizes: tuple[float, ...] = (1.0,)  # at which training images are learned from, over their input size
+    sizes: tuple[float, ...] = (1.0,)  # scales of the training images, relative to their input size
     train: TrainConfig = TrainConfig()
 
 
@@ -101,7 +101,7 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class ZoomingConfig:
-    """Which regions are zoomed, and how (15, 16, 17, 28)."""
+    """Selection of the regions that are zoomed, and their crops (15, 16, 17, 28)."""
 
     theta_z: float = 0.01
     k_z: int = 10
@@ -110,13 +110,13 @@ class ZoomingConfig:
     samples: int = 200
     iou: float = 0.5
     factor: int = 2
-    border: int = 8  # inner border of a crop that belongs to the outside, pixels of the zoomed crop
-    seam: float = 3.0  # points nearer than this across a seam are one, pixels of the zoomed image
+    border: int = 8  # margin of a crop whose own points are dropped, pixels of the zoomed crop
+    seam: float = 3.0  # points closer than this across a crop's edge are merged, pixels of the zoomed image
 
 
 @dataclass(frozen=True)
 class RazConfig:
-    """RAZ-Net (5): which crops it learns from, and how."""
+    """RAZ-Net (5): the crops that it is trained on, and how."""
 
     regions: ZoomingConfig | Literal["same"] = ZoomingConfig()  # `same` ties them to `zooming`
     unfreeze: Literal["backbone", "none"] = "backbone"
@@ -154,7 +154,7 @@ class MetricsConfig:
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """One trial, whole. `threads` are in every key: they change the last bits."""
+    """All values of a trial. `threads` is in every key, since it changes the last bits of results."""
 
     dataset: str = "shanghaitech_a"
     seed: int = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from raz.config import Settings, TrialConfig, configure
@@ -21,7 +20,6 @@ from raz.spec.ablation import (
     REGIONS,
     ROW_NAME,
     SPLITS,
-    TABLE_NAME,
     AblationTable,
     Claim,
     Misprint,
@@ -32,25 +30,18 @@ from raz.spec.ablation import (
     default_profile,
     readable_datasets,
 )
-from raz.spec.base_config import BASE, BaseSection, base_config, check_types
+from raz.spec.ablation_schema import TABLE_FILE, ClaimSection, MisprintSection, TableFile
+from raz.spec.base_config import base_config, check_types
 from raz.utils.json_types import Json
 from raz.utils.schema import (
-    Anything,
     Either,
     ListOf,
     Located,
-    MapOf,
     Nothing,
-    Record,
     Schema,
-    WithPlace,
     choice,
-    integer,
-    key,
-    matching,
     number,
     read_or,
-    text,
 )
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Place, Problems, describe_value, read
@@ -61,85 +52,6 @@ __all__ = [
 ]  # fmt: skip
 
 MetricsOf = Callable[[str], tuple[str, ...]]  # the columns of a data set
-
-_METRICS = ListOf(text("a metric's name"), hint="[test.mae, test.rmse]", fewest=1)
-_WEIGHTS = MapOf(number(), "weights")
-
-
-@dataclass(frozen=True)
-class ProfileSection:
-    """A profile as the file has it."""
-
-    base: BaseSection = key(BASE, default=BaseSection())
-    datasets: tuple[str, ...] = key(
-        ListOf(text("a data set's name"), hint="[toy]", fewest=1), default=(), required=True
-    )
-
-
-@dataclass(frozen=True)
-class RowSection:
-    """A row as the file has it. What its numbers mean follows from the profiles and metrics."""
-
-    set: Mapping[str, Json] = key(MapOf(Anything(), "dotted names with values"), default={})
-    paper: Json = key(Anything(), default={})
-    source: str = key(text("where the numbers are printed"), default="")
-
-
-@dataclass(frozen=True)
-class ClaimSection:
-    """A claim as the file has it."""
-
-    say: str = key(text(), default="", required=True)
-    rows: Mapping[str, float] = key(_WEIGHTS, default={}, required=True)
-    expect: str = key(choice(("less", "more"), "less or more"), default="less", required=True)
-    metrics: tuple[str, ...] | None = key(ListOf(text("a metric's name")), default=None)
-    of: Mapping[str, float] = key(MapOf(number(), "weights", "{test.mae: 1}", may_be_empty=False), default={})
-
-
-@dataclass(frozen=True)
-class MisprintSection:
-    """A misprint as the file has it."""
-
-    row: str = key(text(), default="", required=True)
-    dataset: str = key(text(), default="", required=True)
-    metric: str = key(text(), default="", required=True)
-    note: str = key(text(), default="", required=True)
-
-
-@dataclass(frozen=True)
-class TableFile:
-    """A file of a table. What depends on other sections is checked after reading."""
-
-    table: str = key(matching(TABLE_NAME, "a name of a-z, 0-9, _ and -", "recurrence"), default="", required=True)
-    title: str = key(text(), default="")
-    paper: str = key(text(), default="")
-    metrics: tuple[str, ...] = key(_METRICS, default=(), required=True)
-    dataset_metrics: Mapping[str, tuple[str, ...]] = key(MapOf(_METRICS, "metrics by data set"), default={})
-    seeds: tuple[int, ...] = key(ListOf(integer(0), hint="[0, 1, 2]", fewest=1), default=(0,))
-    profiles: Mapping[str, ProfileSection] = key(
-        MapOf(Record(ProfileSection, "base and datasets"), "names with a base and data sets",
-              "toy: {base: {preset: tiny}, datasets: [toy]}", may_be_empty=False),
-        default={}, required=True,
-    )  # fmt: skip
-    base_row: Json = key(Anything(), default=None)
-    rows: Mapping[str, RowSection] = key(
-        MapOf(Record(RowSection, "set, paper or both", "{set: {depth: 2}}"), "names with what they set",
-              "loc_2: {set: {depth: 2}}", may_be_empty=False),
-        default={}, required=True,
-    )  # fmt: skip
-    misprints: tuple[Located[MisprintSection], ...] = key(
-        ListOf(WithPlace(Record(MisprintSection)), repeats=True), default=()
-    )
-    claims: tuple[Located[ClaimSection], ...] = key(
-        ListOf(
-            WithPlace(Record(ClaimSection, hint="{say: …, rows: {loc_2: 1, loc_1: -1}, expect: less}")), repeats=True
-        ),
-        default=(),
-    )
-    notes: tuple[str, ...] = key(ListOf(text()), default=())
-
-
-_FILE = Record(TableFile)
 
 
 def load_table(
@@ -170,7 +82,7 @@ def parse_table(
 ) -> AblationTable:
     """The table of a document. See `load_table`."""
     settings, problems = settings or {}, Problems(document)
-    file = _FILE.read(document.data, (), problems)
+    file = TABLE_FILE.read(document.data, (), problems)
     _check_metrics(file.metrics, ("metrics",), problems)
     _check_dataset_metrics(file.dataset_metrics, problems, data_root)
     profiles = _profiles(file, problems, settings, profile, data_root)

@@ -1,6 +1,6 @@
-"""`derive:` of a search space: a parameter as arithmetic on others, `counting.train.lr * 0.5`.
+"""`derive:` of a search space: a parameter computed from others, `counting.train.lr * 0.5`.
 
-The text is parsed, never run: numbers, dotted names, + - * / // % **, and the functions below are all there is.
+The text is parsed and never executed. It may hold numbers, dotted names, + - * / // % ** and `FUNCTIONS`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from raz.utils.json_types import Json
 from raz.utils.suggestions import did_you_mean
 
 LONGEST = 500  # characters
-DEEPEST = 50  # operations inside operations
+DEEPEST = 50  # levels of nested operations
 LARGEST = 1e300
 
 OPERATORS: dict[type, Callable[..., float]] = {
@@ -27,11 +27,12 @@ OPERATORS: dict[type, Callable[..., float]] = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-    ast.Pow: lambda a, b: float(a) ** float(b),  # of whole numbers, it could grow without end
+    ast.Pow: lambda a, b: float(a) ** float(b),  # whole numbers could grow without bound
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-FUNCTIONS: dict[str, tuple[Callable[..., float], int, int]] = {  # and how many arguments they take
+# Name -> function, fewest and most arguments.
+FUNCTIONS: dict[str, tuple[Callable[..., float], int, int]] = {
     "min": (min, 2, 16),
     "max": (max, 2, 16),
     "abs": (abs, 1, 1),
@@ -48,29 +49,30 @@ FUNCTIONS: dict[str, tuple[Callable[..., float], int, int]] = {  # and how many 
 
 @dataclass(frozen=True)
 class Derived:
-    """A parameter that follows from others."""
+    """A parameter that is computed from others."""
 
-    name: str
-    text: str
-    reads: tuple[str, ...]
+    name: str  # dotted
+    text: str  # the arithmetic
+    reads: tuple[str, ...]  # dotted names in it
 
     def evaluate(self, values: Mapping[str, Json]) -> Leaf:
-        """Its value beside these. Raises ValueError with what cannot be computed."""
+        """Its value, given the values of a configuration. Raises ValueError saying what cannot be computed, or why the
+        result is no legal value."""
         tree = ast.parse(self.text.strip(), mode="eval").body
         dotted = _dotted(tree)
-        value = _read(dotted, values) if dotted else _evaluate(tree, values)  # a name alone is any value, also a word
+        value = _read(dotted, values) if dotted else _evaluate(tree, values)  # a name alone may have any type
         of = parameter_types()[self.name]
         try:
             return of.coerce(value)
         except ValueError as error:
             if isinstance(value, float) and value.is_integer():
                 return of.coerce(int(value))
-            tail = f" (round({self.text}) is one)" if "whole number" in str(error) else ""
+            tail = f" (round({self.text}) is one)" if of.kind == "int" else ""
             raise ValueError(f"{self.text} is {value!r}, expected {error}{tail}") from None
 
 
 def parse_derived(name: str, text: str) -> Derived:
-    """The arithmetic of a text. Raises RazError (without a place) for what is none."""
+    """A derived parameter from its arithmetic. Raises RazError, without a place, for a text that is no arithmetic."""
     if len(text) > LONGEST:
         raise RazError("", f"the arithmetic of {name} is longer than {LONGEST} characters")
     try:
@@ -83,6 +85,7 @@ def parse_derived(name: str, text: str) -> Derived:
 
 
 def _check(name: str, node: ast.expr, reads: dict[str, None], depth: int) -> None:
+    """Collect the names that a node reads. Raises RazError for what is not allowed in arithmetic."""
     if depth > DEEPEST:
         raise RazError("", f"the arithmetic of {name} is more than {DEEPEST} levels deep")
     dotted = _dotted(node)
@@ -115,7 +118,7 @@ def _check(name: str, node: ast.expr, reads: dict[str, None], depth: int) -> Non
 
 
 def _dotted(node: ast.expr) -> str | None:
-    """`counting.train.lr`, where the node is nothing but that."""
+    """The dotted name that a node is; None for any other node."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -142,24 +145,24 @@ def _evaluate(node: ast.expr, values: Mapping[str, Json]) -> float:
         assert isinstance(node, ast.Call)
         assert isinstance(node.func, ast.Name)
         function, parts = FUNCTIONS[node.func.id][0], node.args
-    given = [_evaluate(part, values) for part in parts]
+    arguments = [_evaluate(part, values) for part in parts]
     try:
-        result = function(*given)
+        result = function(*arguments)
     except (ArithmeticError, TypeError, ValueError) as error:
-        raise ValueError(f"{ast.unparse(node)} cannot be computed of {', '.join(map(str, given))}") from error
+        raise ValueError(f"{ast.unparse(node)} cannot be computed of {', '.join(map(str, arguments))}") from error
     if isinstance(result, complex) or abs(result) > LARGEST:
-        raise ValueError(f"{ast.unparse(node)} of {', '.join(map(str, given))} is out of range")
+        raise ValueError(f"{ast.unparse(node)} of {', '.join(map(str, arguments))} is out of range")
     return result
 
 
 def _read(name: str, values: Mapping[str, Json]) -> Json:
-    if name not in values:  # a leaf of a part that the base gives by a word, such as raz.regions: same
+    if name not in values:  # a leaf of a part for which a word stands, as in raz.regions: same
         raise ValueError(f"{name} has no value of its own in this configuration")
     return values[name]
 
 
 def topological_order(derived: Mapping[str, Derived]) -> tuple[Derived, ...]:
-    """Each after those it reads. Raises ValueError with the names of a circle."""
+    """Each derived parameter after those it reads. Raises ValueError with the names of a cycle."""
     left, out = dict(derived), []
     while left:
         ready = next((d for d in left.values() if not any(name in left for name in d.reads)), None)
@@ -170,7 +173,8 @@ def topological_order(derived: Mapping[str, Derived]) -> tuple[Derived, ...]:
 
 
 def derive(config: TrialConfig, derived: tuple[Derived, ...], where: str) -> TrialConfig:
-    """The configuration with what follows from it set. Raises RazError where it cannot be computed."""
+    """The configuration with its derived parameters set, in the given order. Raises RazError for one that cannot be
+    computed, or whose value is illegal."""
     for one in derived:
         try:
             value = one.evaluate(parameters(config))

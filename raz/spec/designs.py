@@ -1,14 +1,14 @@
-"""Fixed designs: the points of a study that are known before it runs.
+"""Fixed designs: samplers whose points are known before the study runs.
 
 | design | points |
 |---|---|
-| grid, factorial | every combination; parameters that a combination leaves out do not multiply it |
-| loo | every first value (the whole method), then each other value of one parameter at a time |
+| grid, factorial | every combination; an inactive parameter does not multiply the points |
+| loo | every first value (the complete method), then each other value of one parameter at a time |
 | ofat | the base, then each other value of one parameter at a time |
 | pairs | few points in which every two values of any two parameters meet at least once |
 
-With `seeds`, every point of factorial, loo, ofat and pairs is a trial for each seed; a grid's point is one trial,
-judged by its mean over the seeds, as those of a search are.
+With `seeds`, every point of factorial, loo, ofat and pairs is one trial per seed. A point of a grid is one trial, and
+its objective is the mean over the seeds, as in a search.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGEST_GRID = 100_000
 
 
 def grid(parameters: Sequence[Parameter]) -> list[Point]:
-    """Every combination once, the last parameter changing fastest. RazError when there are too many."""
+    """Every combination once, the last parameter changing fastest. Raises RazError above LARGEST_GRID points."""
     points: list[Point] = [{}]
     for parameter in parameters:
         longer: list[Point] = []
@@ -39,10 +39,11 @@ def grid(parameters: Sequence[Parameter]) -> list[Point]:
 
 
 def one_at_a_time(parameters: Sequence[Parameter], centre: Mapping[str, Json]) -> list[Point]:
-    """The centre, then each other value of one parameter at a time; `centre` names a value of every parameter.
+    """The centre, then each other value of one parameter at a time.
 
-    A parameter that becomes active with the change takes its own value of the centre. Raises RazError for a
-    parameter that the centre leaves out: alone, it could never be varied.
+    centre: a value of every parameter. A parameter that becomes active with a change takes its value from it.
+
+    Raises RazError for a parameter that is inactive at the centre, since it could never be varied alone.
     """
     points = [complete_point(parameters, {}, centre)]
     for parameter in parameters:
@@ -59,7 +60,7 @@ def one_at_a_time(parameters: Sequence[Parameter], centre: Mapping[str, Json]) -
 
 
 def complete_point(parameters: Sequence[Parameter], chosen: Mapping[str, Json], default: Mapping[str, Json]) -> Point:
-    """The point with the chosen values, the defaults elsewhere, and only what its conditions let be drawn."""
+    """The point with the chosen values and defaults elsewhere, without inactive parameters."""
     point: Point = {}
     for parameter in parameters:
         if parameter.active(point):
@@ -68,10 +69,10 @@ def complete_point(parameters: Sequence[Parameter], chosen: Mapping[str, Json], 
 
 
 def pairwise_covering(parameters: Sequence[Parameter]) -> list[Point]:
-    """Points in which any two values that can meet do meet; greedy, so few but not always fewest.
+    """Points that cover every possible pair of values of two parameters. Greedy: few points, not always the fewest.
 
-    Each point starts from a pair that has not met yet and takes, parameter by parameter, the value that makes
-    the most new pairs. The same parameters give the same points.
+    Each point starts from an uncovered pair and takes, parameter by parameter, the value that covers the most new
+    pairs. Deterministic.
     """
     left = _all_pairs(parameters)
     points: list[Point] = []
@@ -102,7 +103,7 @@ Pair = tuple[tuple[str, int], tuple[str, int]]
 
 
 def _all_pairs(parameters: Sequence[Parameter]) -> dict[Pair, None]:
-    """Every two values of two parameters that can meet, in the order of the file."""
+    """Every pair of values of two parameters that can occur together, in the order of the file."""
     out: dict[Pair, None] = {}
     for i, one in enumerate(parameters):
         for other in parameters[i + 1 :]:
@@ -114,7 +115,7 @@ def _all_pairs(parameters: Sequence[Parameter]) -> dict[Pair, None]:
 
 
 def _with_parents(parameters: Sequence[Parameter], fixed: Mapping[str, int]) -> dict[str, int] | None:
-    """The same values with those of the parents that make them active; None when they can never meet."""
+    """The same value indices with those of the parents that make them active; None where they cannot occur together."""
     by_name = {p.name: p for p in parameters}
     needed: dict[str, list[int]] = {name: [index] for name, index in fixed.items()}
     todo = list(fixed)
@@ -136,11 +137,11 @@ def _index(parameter: Parameter, value: Json) -> int:
 
 
 def reference_point(parameters: Sequence[Parameter]) -> Point:
-    """Every parameter's first value: the whole method of which one part at a time is left out."""
+    """Every parameter's first value: the complete method, from which `loo` leaves out one part at a time."""
     return {parameter.name: parameter.values()[0] for parameter in parameters}
 
 
-# name -> points of the parameters; the second argument is where the base stands among their values
+# Name -> points of the parameters; the second argument is the base as a point.
 DESIGNS: dict[str, Callable[[Sequence[Parameter], Mapping[str, Json]], list[Point]]] = {
     "grid": lambda parameters, _: grid(parameters),
     "loo": lambda parameters, _: one_at_a_time(parameters, reference_point(parameters)),
@@ -153,9 +154,9 @@ DESIGNS: dict[str, Callable[[Sequence[Parameter], Mapping[str, Json]], list[Poin
 def points_of(
     design: str, parameters: Sequence[Parameter], centre: Mapping[str, Json], seeds: Sequence[int]
 ) -> tuple[Point, ...]:
-    """The points of a design, all of one seed before those of the next, so that a part of them is comparable.
+    """The points of a design, all of one seed before those of the next, so that a study that stops early is balanced.
 
-    On several slots a run begins those first that share least (`raz.planning.schedule.order_by_new_work`).
+    On several slots a run starts those first that share least (`raz.planning.schedule.order_by_new_work`).
     """
     points = DESIGNS[design](parameters, centre)
     if design == "grid" or not seeds:

@@ -1,4 +1,4 @@
-"""`raz-sweep init`: a commented search space for a data set of one's own, to be edited and run."""
+"""`raz-sweep init`: write a commented search space for a data set, to be edited and run."""
 
 from __future__ import annotations
 
@@ -64,11 +64,18 @@ parameters:
 def render_template(
     study: str, dataset: str, preset: str | None, weights: str | None, file: str, data_root: Path | None = None
 ) -> str:
-    """The YAML text; `preset` None chooses one. Raises RazError for an unknown data set or preset."""
+    """The YAML text of a search space.
+
+    preset: None chooses one: `small` with weights or for a published data set, else `tiny`.
+    weights: path of the backbone's weights; None for the preset's.
+    file: the file's name in the command that its comment shows.
+
+    Raises RazError for an unknown data set or preset.
+    """
     from raz.data import DATASETS, reader_of
 
     reader = reader_of(dataset, data_root)
-    if preset is None:  # one's own images are often small, and tiny needs no weights; photographs do
+    if preset is None:  # custom images are often small, and `tiny` needs no weights
         preset = "small" if weights is not None or (dataset in DATASETS and reader.find is not None) else "tiny"
     if preset not in PRESETS:
         raise RazError("--preset", f"unknown preset {preset!r}", did_you_mean(preset, PRESETS))
@@ -91,7 +98,7 @@ def render_template(
 
 
 def run_command(dataset: str, file: str, data_root: Path | None) -> str:
-    """The command that runs the file. Raises RazError for an unknown data set, and where the root does not hold it."""
+    """The command that runs the file. Raises RazError for an unknown data set, and for one that is not in the root."""
     from raz.data import find_dataset_folder, reader_of
 
     if reader_of(dataset, data_root).find is None:
@@ -103,22 +110,22 @@ def run_command(dataset: str, file: str, data_root: Path | None) -> str:
 
 
 def _name(text: str) -> str:
-    """A name as a YAML scalar: bare, unless YAML takes it for a number, yes or no."""
+    """A name as a YAML scalar: plain, unless YAML would read it as a number or a boolean."""
     return text if text[:1].isalpha() and isinstance(yaml.safe_load(text), str) else json.dumps(text)
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar that is this text whatever it holds."""
+    """Any text as a YAML scalar."""
     return text if re.fullmatch(r"[\w./~-]*[/~.][\w./~-]*", text) and text.isascii() else json.dumps(text)
 
 
 def write_space(
     out: Path, dataset: str, preset: str | None, weights: str | None, force: bool, data_root: Path | None = None
 ) -> str:
-    """Write the file and return its study's name. What is written was parsed before.
+    """Write a search space, after parsing it as a check, and return its study's name. See `render_template`.
 
-    Raises RazError for what is not known, for a file that is there already (unless `force`), and where it cannot be
-    written.
+    Raises RazError for an unknown data set or preset, for a file that exists (unless `force`), and where the file
+    cannot be written.
     """
     from raz.spec.space_yaml import parse_space
     from raz.utils.yamlfile import parse

@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of crowds."""
+"""Helpers that are independent of crowd counting."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file appears completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A place beside `path`, of the same suffix, to write to: it becomes `path` at the end, over what was there, and
-    is gone when something fails. Makes the folder. Raises OSError as the file system does, in the name of `path`."""
-    if not path.name:  # an empty name, which pathlib takes for the folder one is in
+    """Yield a temporary sibling of `path` with the same suffix.
+
+    On success it replaces `path` atomically; on error it is deleted. Missing folders are made. Raises OSError with
+    `path` as its file name.
+    """
+    if not path.name:  # pathlib takes an empty name for the current folder
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     try:

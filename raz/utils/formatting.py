@@ -1,4 +1,4 @@
-"""How studies and stores are told in a terminal: aligned columns, times, sizes, small curves."""
+"""Text for terminals: aligned columns, durations, sizes, sparklines."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from raz.utils.json_types import Json
 
 BARS = "▁▂▃▄▅▆▇█"
 
 
 def columns(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """The lines below their header, two spaces apart; the columns of `right` end together."""
+    """The header and the lines as text, columns two spaces apart; columns whose index is in `right` are aligned
+    right."""
     rows = [list(header), *map(list, lines)]
-    wide = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     out = []
     for row in rows:
-        cells = [cell.rjust(wide[i]) if i in right else cell.ljust(wide[i]) for i, cell in enumerate(row)]
+        cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
         out.append("  ".join(cells).rstrip())
     return out
 
@@ -35,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 def size(n: int) -> str:
-    """Bytes for people: `812 B`, `4.2 MB`, `1.3 GB` (powers of 1000, as disks are sold)."""
+    """A number of bytes: `812 B`, `4.2 MB`, `1.3 GB` (powers of 1000)."""
     value, units = float(n), ("B", "kB", "MB", "GB", "TB")
     for unit in units[:-1]:
         if value < 999.95:
@@ -44,8 +46,8 @@ def size(n: int) -> str:
     return f"{value:.1f} {units[-1]}"
 
 
-def number(value: Any) -> str:
-    """A number with four significant digits, `-` for none; other values as JSON."""
+def number(value: Json) -> str:
+    """A float with four significant digits, `-` for None, a text as it is, other values as JSON."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -53,20 +55,20 @@ def number(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def assignments(values: Mapping[str, Any]) -> str:
-    """`depth=2 fusion.rule=grid`"""
+def assignments(values: Mapping[str, Json]) -> str:
+    """Names with values: `depth=2 fusion.rule=grid`."""
     return " ".join(f"{name}={number(value)}" for name, value in values.items())
 
 
 def format_states(counts: Mapping[str, int]) -> str:
-    """`38 complete, 2 pruned`"""
+    """Counts of trials by status: `38 complete, 2 pruned`."""
     return ", ".join(f"{n} {state}" for state, n in counts.items()) or "no trial yet"
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The values as bars, lowest to highest over their own range; long curves by the mean of neighbours.
+    """The values as bars between their minimum and maximum, at most `width` of them.
 
-    A value that is no number is a gap.
+    More values than `width` are averaged over equal parts. A NaN or infinite value is a space.
     """
     values = [float(value) for value in values]
     if len(values) > width:

@@ -1,4 +1,4 @@
-"""This machine's CPUs."""
+"""The CPUs of this machine."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def available_cpus() -> int:
-    """CPU cores of this machine that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

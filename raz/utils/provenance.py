@@ -1,4 +1,4 @@
-"""What a result was made with, for the ledger of a study and the manifest beside an artifact; and how many cores."""
+"""Versions of the software that makes a result, for studies and for the manifests of artifacts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raz._version import __version__
 
 @lru_cache(maxsize=1)
 def environment_versions() -> dict[str, str]:
-    """Versions of the packages that matter, and the commit of a checkout (`+changes` when it was edited)."""
+    """Versions of Python and of the main packages; in a git checkout also the commit, `+changes` if it is dirty."""
     out = {"python": platform.python_version()}
     for package in ("raz-sweep", "torch", "ray", "optuna", "numpy"):
         try:
@@ -26,7 +26,7 @@ def environment_versions() -> dict[str, str]:
         try:
             commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
             dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):  # no git on this machine: the versions say what they can
+        except (OSError, subprocess.TimeoutExpired):  # no git: the versions alone
             return out
         if commit.returncode == 0:
             out["commit"] = commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -1,4 +1,4 @@
-"""A name the user typed -> a file: their own path, else the copy in the wheel, else the checkout's."""
+"""Files that come with the package, found by name: a path of the user, else the wheel's copy, else the checkout's."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ FOLDERS = ("search_spaces", "ablations", "cluster")
 
 
 def roots() -> tuple[Path, ...]:
-    """Where the folders of data may lie: inside the installed package, then beside it in a checkout.
+    """Folders that may hold FOLDERS: the installed package, then its parent, which is a checkout.
 
-    Through `files("raz")`, since the folders are no packages of their own: an editable install has no
-    `raz.search_spaces`.
+    They are found through `files("raz")`: FOLDERS are no packages, so an editable install has no `raz.search_spaces`.
     """
     package = Path(str(files("raz")))
     return (package, package.parent)
 
 
 def shipped(folder: str, suffix: str = ".yaml") -> dict[str, Path]:
-    """Names (without suffix) and paths of the files that come with the package in one of FOLDERS."""
+    """Name without suffix -> path of the package's files in a folder. Raises ValueError for none of FOLDERS."""
     if folder not in FOLDERS:
         raise ValueError(f"folder is {folder!r}, expected one of {FOLDERS}")
     for root in roots():
-        found = sorted((root / folder).glob(f"*{suffix}"))
-        if found:
-            return {path.stem: path for path in found}
+        paths = sorted((root / folder).glob(f"*{suffix}"))
+        if paths:
+            return {path.stem: path for path in paths}
     return {}
 
 
 def slugify(text: str, joint: str, otherwise: str) -> str:
-    """A name of a-z, 0-9, _ and - out of any text, at most 64 long: `Köln Süd` -> `koln_sud`."""
+    """A name of a-z, 0-9, _ and - made of any text: `Köln Süd` -> `koln_sud`, at most 64 characters.
+
+    joint: replaces each run of other characters.
+    otherwise: the name where nothing is left.
+    """
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9_-]+", joint, plain).strip("_-")[:64] or otherwise
 
 
 def find_shipped(name: str, folders: tuple[str, ...] = ("search_spaces", "ablations")) -> Path:
-    """The file meant by `name`: `my/file.yaml`, `search_spaces/fusion.yaml` or only `fusion`.
+    """The file that `name` means: a path, `search_spaces/fusion.yaml`, or only `fusion`.
 
-    Raises RazError when there is none, naming the nearest that comes with the package, and when a
-    bare name lies in two folders.
+    Raises RazError when there is no such file, with the nearest name in the package, and when two folders have it.
     """
-    if not name:  # an unset variable of a shell
+    if not name:  # an unset shell variable
         raise RazError("FILE", "an empty name", "raz-sweep run fusion")
     own = Path(name).expanduser()
     if own.is_file():

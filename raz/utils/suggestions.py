@@ -1,4 +1,4 @@
-"""Nearest legal names for messages about unknown ones."""
+"""Hints with the nearest legal names, for messages about unknown ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typing
 
 
 def did_you_mean(word: str, legal: typing.Iterable[str]) -> str:
-    """A hint that names the closest legal words."""
+    """`did you mean a or b?` with the closest legal names, at most 3; without a close one, the first 24 legal names."""
     names = [str(name) for name in legal]
     close = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)
     if close:

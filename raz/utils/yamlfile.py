@@ -290,7 +290,7 @@ def _is_number(text: str) -> bool:
 
 
 def _plain_number(text: str) -> str:
-    """`text` so that YAML 1.1 reads a number: a dot in the mantissa and a sign in the exponent."""
+    """`text` as YAML 1.1 reads a number: with a dot in the mantissa and a sign in the exponent."""
     mantissa, e, exponent = text.lower().partition("e")
     if "." not in mantissa:
         mantissa += ".0"
