@@ -7,7 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -76,11 +76,10 @@ def report_command(
     store = resolve_store(store)
     from raz.report.render import FORMATS, terminal
 
-    chosen = _format(form, out)
-    with_figures = chosen == "html" or png is not None or svg is not None
+    output_format = _format(form, out)
+    with_figures = output_format == "html" or png is not None or svg is not None
     photos = PhotoRequest(tuple(photo or ()), of)
-    if over not in (None, "seeds", "images"):
-        raise RazError("--over", f"{over!r}, expected seeds or images", "--over seeds")
+    differences_over = _parse_over(over)
     if over is not None and table is None:
         raise RazError("--over", "belongs to a table", "raz-sweep report --table NAME")
     if compare is not None and study is None:
@@ -100,17 +99,15 @@ def report_command(
     elif table is not None:
         if study is not None:
             raise RazError("report", f"both a study ({study}) and a table ({table})", "leave one out")
-        report = _table(
-            table, profile, store, data_root, settings or [], cast("Over | None", over), with_figures, photos
-        )
+        report = _table(table, profile, store, data_root, settings or [], differences_over, with_figures, photos)
     else:
         if profile is not None or settings:
             raise RazError("report", "--profile and --set belong to a table", f"raz-sweep report {study}")
         report = _study(str(study), store, compare, with_figures, data_root, photos)
-    if chosen == "terminal" and out is None and sys.stdout.isatty():
+    if output_format == "terminal" and out is None and sys.stdout.isatty():
         text = terminal(report, shutil.get_terminal_size().columns)
     else:
-        text = FORMATS[chosen](report)
+        text = FORMATS[output_format](report)
     for folder, suffix in ((png, "png"), (svg, "svg")):
         if folder is not None:
             from raz.report.figures.export import write_figures
@@ -124,7 +121,19 @@ def report_command(
         typer.echo(f"wrote {out}", err=True)
 
 
+def _parse_over(text: str | None) -> Over | None:
+    match text:
+        case None:
+            return None
+        case "seeds":
+            return "seeds"
+        case "images":
+            return "images"
+    raise RazError("--over", f"{text!r}, expected seeds or images", "--over seeds")
+
+
 def _format(form: str | None, out: Path | None) -> str:
+    """The name of a format in FORMATS. Raises RazError for an unknown one."""
     from raz.report.render import FORMATS, SUFFIXES
     from raz.utils.suggestions import did_you_mean
 

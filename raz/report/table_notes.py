@@ -61,8 +61,8 @@ def method_note(effects: Collection[Effect], base_row: str) -> str:
     }
     kinds = sorted({effect.over for effect in effects}, reverse=True)
     return (
-        f"Differences are to row {base_row}. Each 95 % interval holds by itself; `differs` and p are Holm-corrected"
-        f" over all differences of a data set (p is shown from six seeds on)."
+        f'Differences are to row {base_row}. Each 95 % interval holds by itself; "differs" and p are Holm-corrected'
+        " over all differences of a data set (p is shown from six seeds on)."
         f" {' '.join(methods[kind] for kind in kinds)}"
     )
 

@@ -40,9 +40,9 @@ def learning_curves(stages: Sequence[UsedStage], data_root: Path | None = None) 
     for dataset in dict.fromkeys(stage.dataset for stage in stages):
         for name in TRAINED:
             trained = [s for s in stages if (s.dataset, s.node.stage) == (dataset, name) and s.artifact]
-            drawn = _stage_figure(name, dataset_title(dataset, data_root), trained)
-            if drawn is not None:
-                out.append(drawn)
+            curves = _stage_figure(name, dataset_title(dataset, data_root), trained)
+            if curves is not None:
+                out.append(curves)
     return tuple(out)
 
 

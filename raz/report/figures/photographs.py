@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in px, y downwards
 
 def photograph_figures(results: Sequence[ImageResult], trial: str) -> tuple[Figure, ...]:
     """Both figures of each image; `trial` names the trial in their titles."""
-    return tuple(drawn for result in results for drawn in (figure_1(result, trial), figure_5(result, trial)))
+    return tuple(draw(result, trial) for result in results for draw in (figure_1, figure_5))
 
 
 # ------------------------------------------------------------------------------------ Figure 1

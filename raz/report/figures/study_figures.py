@@ -136,11 +136,11 @@ def study_figures(records: Sequence[TrialRecord], objectives: Mapping[str, str])
         warnings.simplefilter("ignore")
         for title, plot in plots:
             try:
-                drawn = plot()
+                plotly_figure = plot()
             except (ValueError, RuntimeError):  # Optuna raises these where the trials hold nothing to draw
                 continue
-            drawn.update_layout(template=None, title=None, showlegend=False)
-            spec = json.loads(drawn.to_json())
+            plotly_figure.update_layout(template=None, title=None, showlegend=False)
+            spec = json.loads(plotly_figure.to_json())
             if spec["data"]:
                 rows = tuple({"trace": trace.get("name", "")} for trace in spec["data"])
                 out.append(Figure(title, rows, spec["data"], spec["layout"]))
