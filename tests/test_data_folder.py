@@ -289,7 +289,7 @@ def test_an_image_named_twice_in_json_loses_no_points_unsaid(cells: Callable[...
     (folder / "points.json").write_text(f"{{{inside}}}")
     result = run(str(folder))
     assert result.exit_code == 2
-    assert f"{next(iter(points))!r} stands twice in one object" in result.output
+    assert f"{next(iter(points))!r} occurs twice in one object" in result.output
 
 
 def test_names_of_ones_own_are_legal_where_data_sets_are_named(cells: Callable[..., Any], tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from raz.cli.main import app
 from raz.errors import RazError
 from raz.score import points, protocols
-from raz.score.points import PointSet, box_sigmas, pair_images, read_points
+from raz.score.points import PointSet, box_sigmas, read_points
 from raz.score.protocols import ScoreRow
-from raz.score.table import render, score_points
+from raz.score.table import pair_images, render, score_points
 from tests.datasets import nwpu_boxes, nwpu_crowd, nwpu_json
 
 Floats = NDArray[np.float64]
@@ -296,7 +296,8 @@ def test_a_large_file_says_the_same_read_at_once_as_line_by_line(
     path = tmp_path / "p.csv"
     spoilt = {
         "": "", "im9,1,nan,1\n": ":506: y is nan", "im9,1,,1\n": ":506: y is ''", "im9,1,2\n": ":506: 3 values",
-        "im9,1,x,1\n": ":506: y is 'x'", "im9,nan,nan,nan\n": ":506: x is nan", ",1,2,3\n": ":506: no image named",
+        "im9,1,x,1\n": ":506: y is 'x'", "im9,nan,nan,nan\n": ":506: x is nan",
+        ",1,2,3\n": ":506: the image has no name",
         "im9,inf,2,3\n": ":506: x is inf", "im9,1,-1e300,3\n": ":506: y is -1e+300, expected pixels",
     }  # fmt: skip
     for more, words in spoilt.items():
@@ -337,19 +338,19 @@ def test_names_find_their_image(tmp_path: Path) -> None:
     assert "1 of 2 images have no prediction" in notes[0]
     with pytest.raises(RazError, match="'IMG_3' is not among the true images"):
         pair_images({"IMG_3": PointSet(np.ones((2, 2)))}, true, "pred")
-    with pytest.raises(RazError, match="are one true image"):
+    with pytest.raises(RazError, match="match the same true image"):
         pair_images({"IMG_1.jpg": PointSet(np.ones((1, 2))), "IMG_1.png": PointSet(np.ones((1, 2)))}, true, "pred")
 
 
 BROKEN = {
     "empty.csv": ("", [":1: the file is empty"]),
     "header.csv": ("file,x,y\n", [":1: the header is 'file,x,y', without a column 'image'", "unknown column 'file'"]),
-    "twice.csv": ("image,x,x,y\n", [":1: column 'x' stands there twice"]),
+    "twice.csv": ("image,x,x,y\n", [":1: column 'x' occurs twice"]),
     "rows.csv": (
         "image,x,y,score\na,1,2,x\na,1,2\n,1,2,3\na,nan,2,0.5\na,1,2,0.5\na,1,inf,0.5\n",
-        [":2: score is 'x'", ":3: 3 values, expected 4", ":4: no image named", ":5: x is nan", ":7: y is inf"],
+        [":2: score is 'x'", ":3: 3 values, expected 4", ":4: the image has no name", ":5: x is nan", ":7: y is inf"],
     ),
-    "quote.csv": ('image,x,y\n"a,1,2\n', ["is no CSV"]),
+    "quote.csv": ('image,x,y\n"a,1,2\n', ["is not valid CSV"]),
     "none.csv": ("image,x,y\n", ["none.csv: holds no image"]),
     "far.csv": (
         "image,x,y,w,h\na,1e10,2,3,4\na,1,2,3,1e200\n",
@@ -357,9 +358,9 @@ BROKEN = {
     ),
     "sigma.csv": ("image,x,y,w,h\na,1,2,-3,4\n", [":2: w is -3, expected 0 or more"]),
     "level.csv": ("image,x,y,sigma_s,sigma_l,level\na,1,2,3,4,6\n", [":2: level is 6, expected 0 to 5"]),
-    "cut.json": ('[{"image": "a", "points": [[1, 2', [":1: is no JSON"]),
+    "cut.json": ('[{"image": "a", "points": [[1, 2', [":1: is not valid JSON"]),
     "kind.json": ("3", ["holds a int, expected a list"]),
-    "twice.json": ('{"a": [[1, 1, 0.5]], "a": [[2, 2, 0.5]]}', ["twice.json:1: 'a' stands twice in one object"]),
+    "twice.json": ('{"a": [[1, 1, 0.5]], "a": [[2, 2, 0.5]]}', ["twice.json:1: 'a' occurs twice in one object"]),
     "records.json": (
         '[{"image": "a", "x": 1, "y": 2}, {"image": "a", "x": true, "y": 1}, 7, {"x": 1, "y": 1},'
         ' {"image": "b", "x": 1}]',
@@ -368,12 +369,12 @@ BROKEN = {
     "images.json": (
         '[{"image": "a", "points": [[1, 2], [1], "x"]}, {"image": "a", "points": []}, {"points": []},'
         ' {"image": "c", "points": 4}, {"image": "d", "points": [[1, 2, 3]]}]',
-        ["[0] point 1: is [1]", "[0] point 2: is x", "[1]: image 'a' stands there twice", "[2]: names no image",
+        ["[0] point 1: is [1]", "[0] point 2: is x", "[1]: image 'a' occurs twice", "[2]: names no image",
          "[3]: points is int", "[4] point 0: has 3 numbers, the first had 2"],
     ),
     "lines.txt": (
         "1 2 3 4\n2\n2 1 5 x\n3 1 5 6\n3 1 5 6\n",
-        [":1: 4 numbers for n = 2", ":2: ", ":3: y is 'x'", ":5: image '3' stands"],
+        [":1: 4 numbers for n = 2", ":2: ", ":3: y is 'x'", ":5: image '3' occurs twice"],
     ),
 }  # fmt: skip
 
@@ -393,7 +394,7 @@ def test_many_faults_are_counted_and_a_binary_file_is_told(tmp_path: Path) -> No
     with pytest.raises(RazError, match="and 30 more faults"):
         read_points(tmp_path / "many.csv")
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(RazError, match="no text in UTF-8"):
+    with pytest.raises(RazError, match="not UTF-8 text"):
         read_points(tmp_path / "b.csv")
     with pytest.raises(RazError, match="cannot be read"):
         read_points(tmp_path / "absent.csv")
@@ -515,9 +516,9 @@ def test_boxes_that_do_not_fit_are_told_and_left_out(boxes: Any, told: str, tmp_
         (["--gt", "GT", "--dataset", "toy"], "give one of them"),
         (["--gt", "GT", "--protocol", "nwpu"], "the true heads have no boxes"),
         (["--gt", "GT", "--protocol", "fidmt"], "did you mean fidtm"),
-        (["--gt", "GT", "--sigma", "40;20"], "expected different numbers over 0 separated by commas"),
-        (["--gt", "GT", "--protocol", "qnrf", "--sigma", "5"], "--sigma: is of protocol raz, not of qnrf"),
-        (["--gt", "GT", "--sigma", "20,20"], "expected different numbers over 0 separated by commas"),
+        (["--gt", "GT", "--sigma", "40;20"], "expected distinct numbers above 0, separated by commas"),
+        (["--gt", "GT", "--protocol", "qnrf", "--sigma", "5"], "--sigma: belongs to protocol raz, not to qnrf"),
+        (["--gt", "GT", "--sigma", "20,20"], "expected distinct numbers above 0, separated by commas"),
         (["--gt", "GT", "--split", "val"], "the heads of --gt have no splits"),
         (["--dataset", "toy", "--split", "tset"], "did you mean test"),
     ],

@@ -41,7 +41,7 @@ def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
-        raise DuplicateNameError(f"{next(name for name in out if names.count(name) > 1)!r} stands twice in one object")
+        raise DuplicateNameError(f"{next(name for name in out if names.count(name) > 1)!r} occurs twice in one object")
     return out
 
 

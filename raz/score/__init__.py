@@ -1,1 +1,1 @@
-"""Anybody's points against anybody's heads, under the paper's metric and under those that other benchmarks use."""
+"""Score any predicted points against any true heads, by the paper's metric and by those of other benchmarks."""

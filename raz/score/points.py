@@ -1,10 +1,10 @@
-"""Files of points: CSV, JSON, and the text files of the public localization benchmarks.
+"""Read files of points: CSV, JSON, and the text files of the public localization benchmarks.
 
-CSV      a header with `image`, `x`, `y`, and for predictions `score`; for true heads the box's `w` and `h`, or
-         `sigma_s` and `sigma_l`, and `level`. An image without points is a row that gives its name alone.
+CSV      a header with `image`, `x`, `y`, and for predictions `score`; for true heads `w` and `h` of the box, or
+         `sigma_s` and `sigma_l`, and `level`. A row with an image's name alone is an image without points.
 JSON     a list of such records, or a mapping from image to a list of [x, y] or [x, y, score], or a list of
          {"image": ..., "points": [[x, y, score], ...]}, also as the value of "images" (`raz-sweep predict --json`).
-text     as NWPU-Crowd's and FIDTM's scripts read it, a line an image: `id n x y x y …`, or for true heads
+text     the format of NWPU-Crowd's and FIDTM's scripts, one line per image: `id n x y x y …`, or for true heads
          `id n x y sigma_s sigma_l level …`.
 
 Coordinates are pixels of the original image (27): pixel i covers [i, i+1).
@@ -19,89 +19,86 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raz.data.pointfiles import DuplicateNameError, reject_duplicates
 from raz.errors import RazError, raise_all
+from raz.utils.json_types import Json, JsonObject
 from raz.utils.suggestions import did_you_mean
 
 Floats = NDArray[np.float64]
 COLUMNS = ("image", "x", "y", "score", "w", "h", "sigma_s", "sigma_l", "level")
 SIZES = ("w", "h", "sigma_s", "sigma_l")
 PIXELS = ("x", "y", *SIZES)
-MAX_COORDINATE = 1e9  # px; beyond it no picture reaches, and squares would leave the numbers' range
-LARGE = 1 << 20  # bytes from which on a CSV is first read all at once
-MAX_REPORTED = 20  # faults of one file that are told one by one
+MAX_COORDINATE = 1e9  # px; larger than any image, and squares of it stay precise
+LARGE = 1 << 20  # bytes; a CSV file of this size or more is first read in one pass by pyarrow
+MAX_REPORTED = 20  # faults of one file that are listed one by one
 
 
 @dataclass(frozen=True)
 class PointSet:
-    """One image's points or heads, in original px.
+    """One image's predicted points or true heads, in original px."""
 
-    xy: (n, 2). score: (n,), higher is surer, or None. sigma: (n, 2) sigma_s and sigma_l of each head, or None.
-    level: (n,) 0 to 5 by the head's area, or None.
-    """
-
-    xy: Floats
-    score: Floats | None = None
-    sigma: Floats | None = None
-    level: NDArray[np.int64] | None = None
+    xy: Floats  # (n, 2) x, y
+    score: Floats | None = None  # (n,) higher is more confident
+    sigma: Floats | None = None  # (n, 2) sigma_s and sigma_l of each head
+    level: NDArray[np.int64] | None = None  # (n,) 0 to 5 by the head's area
 
     def __len__(self) -> int:
         return len(self.xy)
 
 
 def box_sigmas(w: Floats, h: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """((n, 2) sigma_s and sigma_l, (n,) level) of head boxes, as NWPU-Crowd defines them.
+    """((n, 2) sigma_s and sigma_l in px, (n,) level) of head boxes, as NWPU-Crowd defines them.
 
-    sigma_s = min(w, h) / 2, sigma_l = sqrt(w² + h²) / 2. Level l holds the areas in (10^l, 10^(l+1)], 0 also those
-    below, 5 all above.
+    sigma_s = min(w, h) / 2, sigma_l = sqrt(w² + h²) / 2. Level l is the areas in (10^l, 10^(l+1)] px²; level 0 includes
+    smaller areas, level 5 larger ones.
     """
     sigma = np.stack([np.minimum(w, h) / 2, np.sqrt(w * w + h * h) / 2], axis=1)
-    # against the powers themselves: a logarithm would round 1000 to either side
+    # compared with the powers themselves: a logarithm could round 1000 to either side
     return sigma, np.searchsorted(10.0 ** np.arange(1, 6), w * h, side="left").astype(np.int64)
 
 
 @dataclass
 class _Parser:
-    """The rows of a file as they are read, and its faults."""
+    """The points of a file read so far, and its faults."""
 
     path: Path
     faults: list[RazError] = field(default_factory=list)
-    more: int = 0
-    names: dict[str, int] = field(default_factory=dict)
+    unreported: int = 0  # faults beyond MAX_REPORTED
+    names: dict[str, int] = field(default_factory=dict)  # image -> its number
     columns: tuple[str, ...] = ()
-    owner: Any = field(default_factory=lambda: array("q"))  # of each point, the number of its image
-    values: dict[str, Any] = field(default_factory=dict)  # column -> a number a point; arrays that can grow, or numpy's
+    owner: array[int] = field(default_factory=lambda: array("q"))  # per point, the number of its image
+    values: dict[str, array[float]] = field(default_factory=dict)  # column -> a number per point
 
     def fault(self, line: int | str, what: str, hint: str = "") -> None:
         if len(self.faults) < MAX_REPORTED:
             where = f"{self.path}:{line}" if isinstance(line, int) else f"{self.path}: {line}"
             self.faults.append(RazError(where, what, hint))
         else:
-            self.more += 1
+            self.unreported += 1
 
     def begin(self, columns: Sequence[str]) -> None:
+        """Set the columns of all following rows."""
         self.columns = tuple(columns)
         self.values = {name: array("d") for name in columns}
 
     def image(self, name: str) -> int:
         return self.names.setdefault(name, len(self.names))
 
-    def row(self, line: int | str, image: str, numbers: Sequence[Any]) -> None:
-        """Keep one point; `numbers` follow `columns`. What is wrong with it is a fault."""
-        taken: list[float] = []
-        for column, given in zip(self.columns, numbers, strict=True):
+    def row(self, line: int | str, image: str, values: Sequence[Json]) -> None:
+        """Add one point with values in the order of `columns`, or a fault if a value is invalid."""
+        numbers: list[float] = []
+        for column, value in zip(self.columns, values, strict=True):
             try:
-                number = float(given) if not isinstance(given, bool) else math.nan
-            except (TypeError, ValueError):
-                self.fault(line, f"{column} is {str(given)[:40]!r}, expected a number")
+                number = _to_float(value)
+            except (ValueError, OverflowError):
+                self.fault(line, f"{column} is {str(value)[:40]!r}, expected a number")
                 return
             if not math.isfinite(number):
-                self.fault(line, f"{column} is {given}, expected a finite number")
+                self.fault(line, f"{column} is {value}, expected a finite number")
                 return
             if column in PIXELS and abs(number) > MAX_COORDINATE:
                 self.fault(line, f"{column} is {number:g}, expected pixels")
@@ -112,64 +109,76 @@ class _Parser:
             if column == "level" and (number != int(number) or not 0 <= number <= 5):
                 self.fault(line, f"level is {number:g}, expected 0 to 5")
                 return
-            taken.append(number)
+            numbers.append(number)
         self.owner.append(self.image(image))
-        for column, number in zip(self.columns, taken, strict=True):
+        for column, number in zip(self.columns, numbers, strict=True):
             self.values[column].append(number)
 
-    def settle(self) -> dict[str, PointSet]:
-        """All faults at once, or the images."""
-        if self.more:
-            self.faults.append(RazError(str(self.path), f"and {self.more} more faults"))
+    def finish(self) -> dict[str, PointSet]:
+        """The points of each image. Raises RazError naming all faults."""
+        if self.unreported:
+            self.faults.append(RazError(str(self.path), f"and {self.unreported} more faults"))
         if not self.faults and not self.names:
-            self.faults.append(RazError(str(self.path), "holds no image", "one row a point: image,x,y,score"))
+            self.faults.append(RazError(str(self.path), "holds no image", "one row per point: image,x,y,score"))
         raise_all(self.faults)
-        owner = np.asarray(self.owner, dtype=np.int64)
         table = {name: np.asarray(column, dtype=np.float64) for name, column in self.values.items()}
-        order = np.argsort(owner, kind="stable")
-        cuts = np.searchsorted(owner[order], np.arange(1, len(self.names)))
-        split = {name: np.split(column[order], cuts) for name, column in table.items()}
-        out = {}
-        for name, i in self.names.items():
-            own = {column: parts[i] for column, parts in split.items()}
-            sigma, level = None, None
-            if "sigma_s" in own and "sigma_l" in own:
-                sigma = np.stack([own["sigma_s"], own["sigma_l"]], axis=1)
-            elif "w" in own and "h" in own:
-                sigma, level = box_sigmas(own["w"], own["h"])
-            if "level" in own:
-                level = own["level"].astype(np.int64)
-            xy = np.stack([own["x"], own["y"]], axis=1) if "x" in own else np.zeros((0, 2))
-            out[name] = PointSet(xy, own.get("score"), sigma, level)
-        return out
+        return _by_image(list(self.names), np.asarray(self.owner, dtype=np.int64), table)
+
+
+def _to_float(value: Json) -> float:
+    """A number or a text of one as a float; nan for a boolean. Raises ValueError for anything else."""
+    if isinstance(value, bool):
+        return math.nan
+    if isinstance(value, (int, float, str)):
+        return float(value)
+    raise ValueError(value)
+
+
+def _by_image(names: Sequence[str], owner: NDArray[np.int64], table: Mapping[str, Floats]) -> dict[str, PointSet]:
+    """The points of each image, from columns of all points and per point (p,) the index of its image in `names`."""
+    order = np.argsort(owner, kind="stable")
+    cuts = np.searchsorted(owner[order], np.arange(1, len(names)))
+    split = {name: np.split(column[order], cuts) for name, column in table.items()}
+    out = {}
+    for i, name in enumerate(names):
+        own = {column: parts[i] for column, parts in split.items()}
+        sigma, level = None, None
+        if "sigma_s" in own and "sigma_l" in own:
+            sigma = np.stack([own["sigma_s"], own["sigma_l"]], axis=1)
+        elif "w" in own and "h" in own:
+            sigma, level = box_sigmas(own["w"], own["h"])
+        if "level" in own:
+            level = own["level"].astype(np.int64)
+        xy = np.stack([own["x"], own["y"]], axis=1) if "x" in own else np.zeros((0, 2))
+        out[name] = PointSet(xy, own.get("score"), sigma, level)
+    return out
 
 
 def read_points(path: Path) -> dict[str, PointSet]:
-    """The images of a file of points, in its order: name -> Marks.
+    """The points of each image named in a file, in the order of the file.
 
-    Raises RazError naming every fault of the file with its line (the first 20 of them, and how many more).
+    Raises RazError naming every fault of the file with its line: the first 20, and the number of further ones.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise RazError(str(path), f"cannot be read ({error.strerror or error})", "check the path") from error
-    parser = _Parser(path)
-    if path.suffix.lower() == ".csv" and len(data) >= LARGE and _plain_csv(parser, data):
-        del data
-        return parser.settle()
+    suffix = path.suffix.lower()
+    if suffix == ".csv" and len(data) >= LARGE and (points := _read_valid_csv(data)) is not None:
+        return points
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RazError(str(path), f"is no text in UTF-8 (byte {error.start})", "a CSV, JSON or text file") from error
+        raise RazError(str(path), f"is not UTF-8 text (byte {error.start})", "a CSV, JSON or text file") from error
     del data
-    kind = path.suffix.lower()
-    if kind == ".json" or (kind not in (".csv", ".txt") and text.lstrip()[:1] in ("[", "{")):
+    parser = _Parser(path)
+    if suffix == ".json" or (suffix not in (".csv", ".txt") and text.lstrip()[:1] in ("[", "{")):
         _json(parser, text)
-    elif kind == ".txt" and "," not in text[:4096]:
+    elif suffix == ".txt" and "," not in text[:4096]:
         _benchmark_text(parser, text)
     else:
         _csv(parser, text)
-    return parser.settle()
+    return parser.finish()
 
 
 def _csv(parser: _Parser, text: str) -> None:
@@ -182,7 +191,7 @@ def _csv(parser: _Parser, text: str) -> None:
         columns = [name.strip().lower() for name in header]
         for name in columns:
             if columns.count(name) > 1:
-                parser.fault(1, f"column {name!r} stands there twice")
+                parser.fault(1, f"column {name!r} occurs twice")
                 return
         for needed in ("image", "x", "y"):
             if needed not in columns:
@@ -193,7 +202,7 @@ def _csv(parser: _Parser, text: str) -> None:
                 parser.fault(1, f"unknown column {name!r}", did_you_mean(name, COLUMNS))
         if parser.faults:
             return
-        at = columns.index("image")
+        image_column = columns.index("image")
         parser.begin([name for name in columns if name != "image"])
         for row in rows:
             if not row:
@@ -201,19 +210,19 @@ def _csv(parser: _Parser, text: str) -> None:
             if len(row) != len(columns):
                 parser.fault(rows.line_num, f"{len(row)} values, expected {len(columns)} as in the header")
                 continue
-            name = row.pop(at).strip()
+            name = row.pop(image_column).strip()
             if not name:
-                parser.fault(rows.line_num, "no image named")
+                parser.fault(rows.line_num, "the image has no name")
             elif any(row):
                 parser.row(rows.line_num, name, row)
             else:
                 parser.image(name)
     except csv.Error as error:
-        parser.fault(rows.line_num, f"is no CSV ({error})")
+        parser.fault(rows.line_num, f"is not valid CSV ({error})")
 
 
-def _plain_csv(parser: _Parser, data: bytes) -> bool:
-    """Read a large file without a fault all at once, ten times as fast. False: read it line by line, to say why not."""
+def _read_valid_csv(data: bytes) -> dict[str, PointSet] | None:
+    """The points of a valid CSV file, ten times as fast as line by line; None if anything in it is invalid."""
     import pyarrow as pa
     from pyarrow import compute
     from pyarrow import csv as table_csv
@@ -221,7 +230,7 @@ def _plain_csv(parser: _Parser, data: bytes) -> bool:
     header = data[: max(0, data.find(b"\n"))].decode("utf-8-sig", errors="replace")
     columns = [name.strip().lower() for name in header.split(",")]
     if len(set(columns)) < len(columns) or not {"image", "x", "y"} <= set(columns) <= set(COLUMNS):
-        return False
+        return None
     numbers = [name for name in columns if name != "image"]
     try:
         table = table_csv.read_csv(
@@ -230,44 +239,41 @@ def _plain_csv(parser: _Parser, data: bytes) -> bool:
             convert_options=table_csv.ConvertOptions(
                 column_types={"image": pa.string(), **dict.fromkeys(numbers, pa.float64())}, null_values=[""]
             ),
-            memory_pool=pa.system_memory_pool(),  # gives back what it no longer needs
+            memory_pool=pa.system_memory_pool(),  # returns memory to the system that it no longer needs
         )
     except pa.ArrowInvalid:
-        return False
+        return None
     names = table.column("image").combine_chunks()
     if compute.any(compute.not_equal(names, compute.utf8_trim_whitespace(names))).as_py() or not len(names):
-        return False
+        return None
     values = np.stack([table.column(name).to_numpy() for name in numbers])  # an empty field is nan
     empty = np.stack([table.column(name).is_null().to_numpy() for name in numbers]).all(axis=0)
-    sound = np.isfinite(values) | empty
+    valid = np.isfinite(values) | empty
     for row, name in enumerate(numbers):
         if name in PIXELS:
             least = 0.0 if name in SIZES else -MAX_COORDINATE
-            sound[row] &= ((values[row] >= least) & (values[row] <= MAX_COORDINATE)) | empty
+            valid[row] &= ((values[row] >= least) & (values[row] <= MAX_COORDINATE)) | empty
         elif name == "level":
-            sound[row] &= np.isin(values[row], range(6)) | empty
-    coded = names.dictionary_encode()
-    images = coded.dictionary.to_pylist()
-    if not sound.all() or "" in images:
-        return False
-    parser.begin(numbers)
-    parser.names = {image: i for i, image in enumerate(images)}
-    parser.owner = coded.indices.to_numpy()[~empty]
-    parser.values = dict(zip(numbers, values[:, ~empty], strict=True))
-    return True
+            valid[row] &= np.isin(values[row], range(6)) | empty
+    encoded = names.dictionary_encode()
+    images = encoded.dictionary.to_pylist()
+    if not valid.all() or "" in images:
+        return None
+    owner = np.asarray(encoded.indices.to_numpy()[~empty], dtype=np.int64)
+    return _by_image(images, owner, dict(zip(numbers, values[:, ~empty], strict=True)))
 
 
 def _json(parser: _Parser, text: str) -> None:
     try:
-        data = json.loads(text, object_pairs_hook=reject_duplicates)
+        data: Json = json.loads(text, object_pairs_hook=reject_duplicates)
     except json.JSONDecodeError as error:
-        parser.fault(error.lineno, f"is no JSON ({error.msg})")
+        parser.fault(error.lineno, f"is not valid JSON ({error.msg})")
         return
-    except DuplicateNameError as twice:
-        parser.fault(1, str(twice), "one list of points an image")
+    except DuplicateNameError as error:
+        parser.fault(1, str(error), "one list of points per image")
         return
     except RecursionError:
-        parser.fault(1, "is nested too deeply to be a list of points")
+        parser.fault(1, "is nested too deeply for a list of points")
         return
     if isinstance(data, dict) and isinstance(data.get("images"), list):
         data = data["images"]
@@ -282,72 +288,73 @@ def _json(parser: _Parser, text: str) -> None:
         _json_records(parser, data)
 
 
-def _json_records(parser: _Parser, data: list[Any]) -> None:
-    first = next((entry for entry in data if isinstance(entry, dict) and "x" in entry), {})
+def _json_records(parser: _Parser, data: Sequence[Json]) -> None:
+    """A list of {image, x, y, ...}, all with the fields of the first one."""
+    first: JsonObject = next((entry for entry in data if isinstance(entry, dict) and "x" in entry), {})
     parser.begin([name for name in COLUMNS[1:] if name in first])
     for number, entry in enumerate(data):
-        place = f"[{number}]"
+        index = f"[{number}]"
         if not isinstance(entry, dict):
-            parser.fault(place, f"is a {type(entry).__name__}, expected {{image, x, y, score}}")
+            parser.fault(index, f"is a {type(entry).__name__}, expected {{image, x, y, score}}")
         elif not isinstance(entry.get("image"), (str, int)):
-            parser.fault(place, f"image is {entry.get('image')!r}, expected a name")
+            parser.fault(index, f"image is {entry.get('image')!r}, expected a name")
         elif set(entry) == {"image"}:
             parser.image(str(entry["image"]))
         elif missing := [name for name in ("x", "y", *parser.columns) if name not in entry]:
-            parser.fault(place, f"{missing[0]} is missing")
+            parser.fault(index, f"{missing[0]} is missing")
         else:
-            parser.row(place, str(entry["image"]), [entry[name] for name in parser.columns])
+            parser.row(index, str(entry["image"]), [entry[name] for name in parser.columns])
 
 
-def _lists(entry: Mapping[str, Any]) -> Iterator[Any]:
-    """An image's points, each with its score and box where they stand in lists of their own."""
-    points = entry["points"]
-    beside = [entry[name] for name in ("scores", "sizes") if isinstance(entry.get(name), list)]
-    if not beside or any(len(other) != len(points) for other in beside):
+def _json_images(parser: _Parser, data: Sequence[Json]) -> None:
+    """A list of {image, points}: points are [x, y], [x, y, score], or with `sizes` [x, y, w, h]; one form per file."""
+    names: set[str] = set()
+    for number, entry in enumerate(data):
+        index = f"[{number}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), (str, int)):
+            parser.fault(index, "names no image, expected {image, points}")
+            continue
+        name = str(entry["image"])
+        if name in names:
+            parser.fault(index, f"image {name!r} occurs twice")
+            continue
+        names.add(name)
+        points = entry.get("points")
+        if not isinstance(points, list):
+            parser.fault(index, f"points is {type(points).__name__}, expected a list")
+            continue
+        lists = {key: value for key in ("scores", "sizes") if isinstance(value := entry.get(key), list)}
+        for key, values in lists.items():
+            if len(values) != len(points):
+                parser.fault(index, f"{len(values)} {key} for {len(points)} points")
+        parser.image(name)
+        forms = {2: ["x", "y"], 3: ["x", "y", "score"], 4: ["x", "y", "w", "h"]}
+        for i, point in enumerate(_joined(points, list(lists.values()))):
+            if not isinstance(point, list) or (len(point) == 4) != ("sizes" in lists) or len(point) not in forms:
+                parser.fault(f"{index} point {i}", f"is {str(point)[:40]}, expected [x, y] or [x, y, score]")
+                continue
+            if not parser.columns:
+                parser.begin(forms[len(point)])
+            if len(point) != len(parser.columns):
+                parser.fault(f"{index} point {i}", f"has {len(point)} numbers, the first had {len(parser.columns)}")
+                continue
+            parser.row(f"{index} point {i}", name, point)
+
+
+def _joined(points: Sequence[Json], others: Sequence[Sequence[Json]]) -> Iterator[Json]:
+    """Each point with its values of the other lists appended; the points alone if lengths differ."""
+    if not others or any(len(other) != len(points) for other in others):
         yield from points
         return
-    for point, *more in zip(points, *beside, strict=True):
+    for point, *more in zip(points, *others, strict=True):
         flat = list(point) if isinstance(point, list) else [point]
         for value in more:
             flat += value if isinstance(value, list) else [value]
         yield flat
 
 
-def _json_images(parser: _Parser, data: list[Any]) -> None:
-    """Points [x, y], [x, y, score], or with `sizes` [x, y, w, h]; one form a file."""
-    seen: set[str] = set()
-    for number, entry in enumerate(data):
-        place = f"[{number}]"
-        if not isinstance(entry, dict) or not isinstance(entry.get("image"), (str, int)):
-            parser.fault(place, "names no image, expected {image, points}")
-            continue
-        name = str(entry["image"])
-        if name in seen:
-            parser.fault(place, f"image {name!r} stands there twice")
-            continue
-        seen.add(name)
-        if not isinstance(entry.get("points"), list):
-            parser.fault(place, f"points is {type(entry.get('points')).__name__}, expected a list")
-            continue
-        for other in ("scores", "sizes"):
-            if isinstance(entry.get(other), list) and len(entry[other]) != len(entry["points"]):
-                parser.fault(place, f"{len(entry[other])} {other} for {len(entry['points'])} points")
-        parser.image(name)
-        sized = isinstance(entry.get("sizes"), list)
-        forms = {2: ["x", "y"], 3: ["x", "y", "score"], 4: ["x", "y", "w", "h"]}
-        for i, point in enumerate(_lists(entry)):
-            if not isinstance(point, list) or (len(point) == 4) != sized or len(point) not in forms:
-                parser.fault(f"{place} point {i}", f"is {str(point)[:40]}, expected [x, y] or [x, y, score]")
-                continue
-            if not parser.columns:
-                parser.begin(forms[len(point)])
-            if len(point) != len(parser.columns):
-                parser.fault(f"{place} point {i}", f"has {len(point)} numbers, the first had {len(parser.columns)}")
-                continue
-            parser.row(f"{place} point {i}", name, point)
-
-
 def _benchmark_text(parser: _Parser, text: str) -> None:
+    """One line per image: its id, the number of points, and 2 or 5 numbers per point."""
     forms = {2: ["x", "y"], 5: ["x", "y", "sigma_s", "sigma_l", "level"]}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
@@ -361,56 +368,13 @@ def _benchmark_text(parser: _Parser, text: str) -> None:
             parser.fault(number, f"{len(words)} numbers for n = {words[1] if len(words) > 1 else '-'}", expected)
             continue
         if words[0] in parser.names:
-            parser.fault(number, f"image {words[0]!r} stands there twice")
+            parser.fault(number, f"image {words[0]!r} occurs twice")
             continue
         parser.image(words[0])
         if count and not parser.columns:
             parser.begin(forms[each])
         if count and each != len(parser.columns):
-            parser.fault(number, f"{each} numbers a point, the lines before have {len(parser.columns)}")
+            parser.fault(number, f"{each} numbers per point, earlier lines have {len(parser.columns)}")
             continue
         for i in range(count):
             parser.row(number, words[0], rest[each * i : each * (i + 1)])
-
-
-def pair_images(
-    pred: Mapping[str, PointSet], true: Mapping[str, PointSet], where: str
-) -> tuple[dict[str, PointSet], list[str]]:
-    """The predictions by the names of the true images, and what should be said about it.
-
-    A name is looked up as it is, then by its last part without suffix where that is unique: `IMG_1.jpg` finds
-    `test/IMG_1`. A true image without a prediction has no points. Raises RazError for images that are not there,
-    and for two that mean the same one.
-    """
-    short: dict[str, list[str]] = {}
-    for name in true:
-        short.setdefault(_stem(name), []).append(name)
-    faults: list[RazError] = []
-    out: dict[str, PointSet] = {}
-    source: dict[str, str] = {}
-    for name, marks in pred.items():
-        meant = [name] if name in true else short.get(_stem(name), [])
-        if len(meant) != 1:
-            what = "names several of the true images" if meant else "is not among the true images"
-            faults.append(RazError(where, f"{name!r} {what}", did_you_mean(name, meant or true)))
-        elif meant[0] in out:
-            faults.append(RazError(where, f"{source[meant[0]]!r} and {name!r} are one true image, {meant[0]!r}"))
-        else:
-            out[meant[0]], source[meant[0]] = marks, name
-    if len(faults) > MAX_REPORTED:
-        faults[MAX_REPORTED:] = [RazError(where, f"and {len(faults) - MAX_REPORTED} more images")]
-    raise_all(faults)
-    missing = [name for name in true if name not in out]
-    notes = []
-    if missing:
-        shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
-        notes.append(f"{len(missing)} of {len(true)} images have no prediction and count as empty: {shown}")
-        empty = PointSet(np.zeros((0, 2)), np.zeros(0))
-        out |= dict.fromkeys(missing, empty)
-    return out, notes
-
-
-def _stem(name: str) -> str:
-    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    head, dot, suffix = last.rpartition(".")
-    return head if dot and suffix.lower() in ("jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "gif") else last
