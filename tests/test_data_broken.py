@@ -79,7 +79,7 @@ def _text(copy: Copy, path: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Copy, str], Path], str]] = {
     "truncated image": (_damage_image(lambda p: p.write_bytes(p.read_bytes()[:-200])), "damaged image ("),
     "empty image": (_damage_image(lambda p: p.write_bytes(b"")), "is empty (0 bytes), expected an image"),
-    "a page of HTML": (_damage_image(lambda p: p.write_bytes(b"<html>404</html>")), "is no image that can be read"),
+    "a page of HTML": (_damage_image(lambda p: p.write_bytes(b"<html>404</html>")), "is not a readable image"),
     "animated": (_damage_image(_animated), "is animated or has several pages (3), expected one picture"),
     "two pages": (_damage_image(_pages), "is animated or has several pages (2), expected one picture"),
     "floating point": (_damage_image(_floating), "has pixels in floating point, expected 8 or 16 bits"),
@@ -88,7 +88,10 @@ BROKEN: dict[str, tuple[Callable[[Copy, str], Path], str]] = {
     "names differ in case": (_twin_in_case, "2 images share one annotation"),
     "a NaN point": (_damage_label(lambda c, p: c.write(p, np.array([[1, 2], [np.nan, 3.0]]))), "not finite"),
     "points as text": (_damage_label(_text), "numbers"),
-    "bytes": (_damage_label(lambda c, p: p.write_bytes(b"\xff\xfe\x00 no such thing")), "expected|can be read"),
+    "bytes": (
+        _damage_label(lambda c, p: p.write_bytes(b"\xff\xfe\x00 no such thing")),
+        "expected|is not a readable MATLAB file",
+    ),
 }
 
 

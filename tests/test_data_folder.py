@@ -376,7 +376,7 @@ WRONG_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         'point 1 is [1, "2"], expected [x, y] in numbers',
     ),
     "not json": (
-        lambda f: [(f / "p.json").write_text("{"), describe(f, points="p.json")], "is no JSON that can be read",
+        lambda f: [(f / "p.json").write_text("{"), describe(f, points="p.json")], "is not valid JSON",
     ),
     "wrong split": (
         lambda f: [

@@ -107,7 +107,7 @@ def test_worldexpo_is_read_inside_its_regions(tmp_path: Path) -> None:
     item = next(i for i in dataset.items["test"] if i.id == first)
     assert item.load_heads().tolist() == [[4.5, 3.0], [20.0, 21.9]]
     assert item.region == ROI
-    told = "3 head(s) of 1 image(s) lie outside their image or its region of interest and are left out"
+    told = "3 head(s) of 1 image(s) lie outside their image or its region of interest and are dropped"
     assert any(told in warning for warning in dataset.warnings)
 
 

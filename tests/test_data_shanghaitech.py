@@ -145,7 +145,7 @@ def test_heads_outside_are_dropped_and_counted(write_part: WritePart) -> None:
     dataset = open_dataset("shanghaitech_a", part.folder)
     heads = next(i for i in dataset.items["test"] if i.id == "test/IMG_1").load_heads()
     assert heads.tolist() == [[0, 0], [31.99, 20.99], [4, 4]]
-    assert "3 head(s) of 1 image(s) lie outside and are left out (most in test/IMG_1: 3)" in dataset.warnings
+    assert "3 head(s) of 1 image(s) lie outside and are dropped (most in test/IMG_1: 3)" in dataset.warnings
 
 
 def test_an_image_without_heads(write_part: WritePart) -> None:
@@ -163,8 +163,8 @@ def test_a_count_that_differs_from_the_points_is_told(write_part: WritePart) -> 
 
 def test_a_copy_of_another_size_than_published_is_told(write_part: WritePart) -> None:
     warnings = open_dataset("shanghaitech_a", write_part().folder).warnings
-    assert "12 train images, 300 were published: scores do not compare" in warnings
-    assert "3 test images, 182 were published: scores do not compare" in warnings
+    assert "12 train images, 300 were published: scores are not comparable" in warnings
+    assert "3 test images, 182 were published: scores are not comparable" in warnings
 
 
 def test_an_orphaned_annotation_is_told(write_part: WritePart) -> None:
@@ -264,11 +264,11 @@ def _twice(part: Part) -> Path:
 BROKEN: dict[str, tuple[Callable[[Part], Path], str]] = {
     "no annotation": (_unlabelled, "no annotation, expected "),
     "truncated JPEG": (_truncated, "damaged image (image file is truncated"),
-    "not an image": (_no_image, "is no image that can be read"),
+    "not an image": (_no_image, "is not a readable image"),
     "two images, one annotation": (_twice, "2 images share one annotation"),
-    "not a .mat file": (_break(lambda p: p.write_bytes(b"nothing of the kind")), "is no MATLAB file that can be read"),
+    "not a .mat file": (_break(lambda p: p.write_bytes(b"nothing of the kind")), "is not a readable MATLAB file"),
     "empty .mat file": (_break(lambda p: p.write_bytes(b"")), "is empty (0 bytes), expected a MATLAB file"),
-    "cut .mat file": (_break(lambda p: p.write_bytes(p.read_bytes()[:-40])), "is no MATLAB file that can be read"),
+    "cut .mat file": (_break(lambda p: p.write_bytes(p.read_bytes()[:-40])), "is not a readable MATLAB file"),
     "other variable": (_break(lambda p: savemat(p, {"points": np.ones((2, 2))})), "has no variable image_info"),
     "other field": (
         _break(lambda p: savemat(p, {"image_info": {"annPoints": np.ones((2, 2))}})),

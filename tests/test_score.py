@@ -486,9 +486,9 @@ def test_nwpu_is_scored_by_the_boxes_of_its_own_annotation(kind: str, tmp_path: 
     ("boxes", "told"),
     [
         (np.zeros((0, 4)), ""),
-        (np.zeros((1, 4)), "its boxes have the shape (1, 4), expected (2, 4): left out"),
-        (np.full((2, 4), np.nan), "a box is not finite: its boxes are left out"),
-        (np.array(["a", "b"]), "its boxes are not all [x0, y0, x1, y1]: left out"),
+        (np.zeros((1, 4)), "its boxes have the shape (1, 4), expected (2, 4): ignored"),
+        (np.full((2, 4), np.nan), "a box is not finite: its boxes are ignored"),
+        (np.array(["a", "b"]), "its boxes are not all [x0, y0, x1, y1]: ignored"),
     ],
 )
 def test_boxes_that_do_not_fit_are_told_and_left_out(boxes: Any, told: str, tmp_path: Path) -> None:

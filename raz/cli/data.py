@@ -29,7 +29,7 @@ def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
     import json
 
     from raz.data import DATASETS, find_dataset_folder, readers
-    from raz.data.custom import FILE, faults_of
+    from raz.data.custom import FILE, description_faults
     from raz.errors import RazError
 
     if data_root is not None and not data_root.expanduser().is_dir():
@@ -47,7 +47,7 @@ def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
                 "splits": reader.splits, "source": reader.source, "own": name not in DATASETS,
             }
         )  # fmt: skip
-    faults = [str(fault) for fault in faults_of(data_root.expanduser())] if data_root is not None else []
+    faults = [str(fault) for fault in description_faults(data_root.expanduser())] if data_root is not None else []
     for fault in faults:
         typer.echo(f"not taken: {fault}", err=True)
     if as_json:
@@ -160,8 +160,8 @@ def add_(
     spec = describe_folder.describe(folder, given, ask)
     seen = describe_folder.scan(spec)
     path = describe_folder.write(spec, force)
-    counts = {split: len(found) for split, found in seen.found.items()}
-    heads = sum(len(f.item.load_heads()) for found in seen.found.values() for f in found)
+    counts = {split: len(found) for split, found in seen.samples.items()}
+    heads = sum(len(f.sample.load_heads()) for found in seen.samples.values() for f in found)
     root = spec.folder.parent
     at = shlex.quote(str(root))
     if as_json:

@@ -1,7 +1,7 @@
-"""Data sets behind one contract: `open_dataset(name, root)` and what it returns.
+"""Registry of data sets; `open_dataset(name, root)` opens one.
 
-A new data set is a module with a `Reader` and a line in `DATASETS`; a folder of one's own needs no code
-(`raz.data.custom`).
+A new data set is a module with a `Reader` and an entry in `DATASETS`. A custom folder needs no code; it is described by
+a YAML file (`raz.data.custom`).
 """
 
 from __future__ import annotations
@@ -46,45 +46,45 @@ DATASETS: dict[str, Reader] = {
 
 
 def _root(root: Path | None) -> Path | None:
-    """The root given, else the environment's RAZ_DATA_ROOT."""
+    """Absolute local path of `root` or else RAZ_DATA_ROOT (of the mirror, if it is a bucket); None without either."""
     if root is None and os.environ.get("RAZ_DATA_ROOT"):
         root = Path(os.environ["RAZ_DATA_ROOT"])
-    # absolute, since items are read in other processes, too
+    # absolute, since samples are loaded in other processes too
     return s3.mirror(s3.local_mirror_path(root).expanduser().absolute()) if root is not None else None
 
 
 def readers(root: Path | None = None) -> dict[str, Reader]:
-    """Every data set by name: the published ones, and those of one's own that the data root holds.
+    """Every data set by name: the published ones, and the custom ones in the data root.
 
     `root` None means the environment's RAZ_DATA_ROOT.
     """
     root = _root(root)
-    own = custom.find_own(root) if root is not None else {}
-    return {**DATASETS, **{name: reader for name, reader in own.items() if name not in DATASETS}}
+    found = custom.find_custom_datasets(root) if root is not None else {}
+    return {**DATASETS, **{name: reader for name, reader in found.items() if name not in DATASETS}}
 
 
 def reader_of(name: str, root: Path | None = None) -> Reader:
-    """The reader of a data set. Raises RazError for an unknown name, with the nearest."""
+    """The reader of a data set. Raises RazError for an unknown name, with the most similar one as hint."""
     if name in DATASETS:
         return DATASETS[name]
     known = readers(root)
     if name in known:
         return known[name]
     folds = [other for other in known if other.startswith(f"{name}@")]
-    hint = f"{', '.join(folds)}: a fold each" if folds else did_you_mean(name, known)
-    at = _root(root)
-    if at is not None:
-        hint += "".join(f"\n  not taken: {fault.where}: {fault.what}" for fault in custom.faults_of(at))
+    hint = f"{', '.join(folds)}: one per fold" if folds else did_you_mean(name, known)
+    data_root = _root(root)
+    if data_root is not None:
+        hint += "".join(f"\n  ignored: {fault.where}: {fault.what}" for fault in custom.description_faults(data_root))
     elif not folds:
-        hint += "; one of your own needs --data-root (`raz-sweep data add DIR` describes it)"
+        hint += "; a custom data set needs --data-root (`raz-sweep data add DIR` describes a folder)"
     raise RazError("data set", f"unknown name {name!r}", hint)
 
 
 def find_dataset_folder(name: str, root: Path | None = None) -> Path | None:
-    """The data set's own folder; None for one that is generated.
+    """The data set's folder; None for a generated data set.
 
-    `root` None means the environment's RAZ_DATA_ROOT. Raises RazError for an unknown name, and for a data set
-    on disk without a root or whose folder is not there.
+    `root` None means the environment's RAZ_DATA_ROOT. Raises RazError for an unknown name, and unless a data set on
+    disk has a root with its folder in it.
     """
     reader = reader_of(name, root)
     if reader.find is None:
@@ -101,53 +101,53 @@ def find_dataset_folder(name: str, root: Path | None = None) -> Path | None:
 
 
 def scan(name: str, root: Path | None = None) -> tuple[Reader, ScanResult]:
-    """The data set's reader and what it finds, faults included. Raises RazError as `locate` does."""
+    """The data set's reader, and its scan with all faults. Raises RazError as `find_dataset_folder`."""
     reader = reader_of(name, root)
     return reader, reader.scan(find_dataset_folder(name, root))
 
 
 def open_dataset(name: str, root: Path | None = None, *, leaks: Literal["drop", "keep"] = "drop") -> Dataset:
-    """Open a data set by name: its files are hashed and its annotations read, its images decoded later.
+    """Open a data set by name: hash its files and read its annotations; images are decoded later.
 
-    A training (or validation) image that is byte-identical to a test image is left out with a warning, unless
-    `leaks` is "keep". Where the data set ships no validation split, one is made of its training images (24). What
-    this process has opened before is served again while the names, sizes and times of its files stay as they were.
-    Raises RazError naming every fault of the data set at once.
+    A training (or validation) image that is byte-identical to a test image is dropped with a warning, unless `leaks` is
+    "keep". If the data set ships no validation split, one is made of training images (24). The result is cached in this
+    process as long as the names, sizes and times of the files do not change. Raises RazError naming every fault of the
+    data set.
     """
-    place = find_dataset_folder(name, root)
-    stamp = _folder_stamp(place)
-    opened = _OPEN_DATASETS.get((name, place, leaks))
-    if opened is None or opened[0] != stamp:
-        opened = _OPEN_DATASETS[name, place, leaks] = (stamp, _open(name, reader_of(name, root), place, leaks))
-    return opened[1]
+    folder = find_dataset_folder(name, root)
+    stamp = _folder_stamp(folder)
+    cached = _OPEN_DATASETS.get((name, folder, leaks))
+    if cached is None or cached[0] != stamp:
+        cached = _OPEN_DATASETS[name, folder, leaks] = (stamp, _open(name, reader_of(name, root), folder, leaks))
+    return cached[1]
 
 
 _OPEN_DATASETS: dict[tuple[str, Path | None, str], tuple[str, Dataset]] = {}
 
 
 def _folder_stamp(folder: Path | None) -> str:
-    """Changes when a file comes, goes or is written: a hundredth of the time that reading them takes."""
+    """sha256 over names, sizes and times of all files, hexadecimal; takes a hundredth of the time of reading them."""
     total = hashlib.sha256()
-    for place, folders, files in os.walk(folder, followlinks=True) if folder is not None else ():
+    for parent, folders, files in os.walk(folder, followlinks=True) if folder is not None else ():
         folders.sort()
         for file in sorted(files):
-            path = os.path.join(place, file)
+            path = os.path.join(parent, file)
             status = os.stat(path, follow_symlinks=os.path.exists(path))
             total.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 
-def _open(name: str, reader: Reader, place: Path | None, leaks: Literal["drop", "keep"]) -> Dataset:
-    seen = reader.scan(place)
-    raise_all(seen.faults)
-    warnings = list(seen.warnings)
-    found: dict[Split, tuple[ScannedSample, ...]] = dict(seen.found)
+def _open(name: str, reader: Reader, folder: Path | None, leaks: Literal["drop", "keep"]) -> Dataset:
+    result = reader.scan(folder)
+    raise_all(result.faults)
+    warnings = list(result.warnings)
+    samples: dict[Split, tuple[ScannedSample, ...]] = dict(result.samples)
     if leaks == "drop":
-        dropped = {leak.image: leak.twin for leak in find_leaks(found)}
+        dropped = {leak.image: leak.twin for leak in find_leaks(samples)}
         for image, twin in dropped.items():
             warnings.append(f"{image} is byte-identical to {twin}: left out of {image.split('/')[0]}")
-        found = {split: tuple(f for f in each if f.item.id not in dropped) for split, each in found.items()}
-    items: dict[Split, tuple[Sample, ...]] = {split: tuple(f.item for f in each) for split, each in found.items()}
+        samples = {split: tuple(s for s in each if s.sample.id not in dropped) for split, each in samples.items()}
+    items: dict[Split, tuple[Sample, ...]] = {split: tuple(s.sample for s in each) for split, each in samples.items()}
     if "val" not in items:
         items["train"], items["val"] = split_validation(items["train"], where=name)
     return Dataset(name, reader.title, {split: items[split] for split in SPLITS}, tuple(warnings))

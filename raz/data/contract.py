@@ -1,7 +1,7 @@
-"""What every data set looks like to the rest of the program, whatever its files look like.
+"""The common interface of data sets: readers scan files in their native layout into samples.
 
-A reader *surveys* its folder: what is there and readable, and every fault. `raz.data.open_dataset` refuses a scan
-with faults and makes a `Dataset` of one without; `raz.data.check` reports both.
+A reader scans its folder for readable samples and all faults. `raz.data.open_dataset` makes a `Dataset` of a scan
+without faults and raises the faults of any other; `raz.data.check` reports both.
 
 Coordinates (27): pixel i covers [i, i+1) and its centre is i + 0.5; a head is (x, y) in pixels of the original
 image and inside it when 0 <= x < W, 0 <= y < H.
@@ -31,38 +31,38 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its heads, read when asked for.
+    """One image with its heads, loaded lazily.
 
-    Both loaders can be pickled, return arrays of their own, and raise RazError when the file is damaged or
-    has changed since the data set was opened.
+    The loaders can be pickled, return new arrays, and raise RazError if the file is damaged or has changed since the
+    data set was opened.
     """
 
-    id: str  # "train/IMG_1": the folder it came from and its name, unique in the data set
-    scene: str  # images of one scene never lie on both sides of a train/val split
+    id: str  # "train/IMG_1": folder and name of the image, unique in the data set
+    scene: str  # images of one scene are never divided between training and validation
     load_pixels: Callable[[], Pixels]  # (H, W, 3) uint8 RGB
     load_heads: Callable[[], Heads]  # (n, 2) float64 original px, inside the image only
-    digest: str  # sha256 of all that is read of it (image, annotation, region), or of a generator's settings
-    # The region of interest: () = the whole image. What lies outside it is painted over in the pixels and is left out
-    # of the heads, and whoever scores leaves out density and points there.
+    digest: str  # sha256 of all that is read (image, annotation, region), or of a generator's settings
+    # Region of interest; () = the whole image. Pixels outside it are painted over, heads outside it are dropped, and
+    # density and points outside it are not scored.
     region: Polygon = ()
-    # A named part of its split that the data set's protocol scores by itself (`mae@scene1`); the split's errors are
-    # then the means of its parts'. "" where the protocol has none.
+    # Part of the split that the data set's protocol scores separately (`mae@scene1`); the split's errors are then the
+    # means over its parts. "" if the protocol has no parts.
     part: str = ""
-    # Of the heads' boxes, in the order of `load_heads`; None where they are not annotated. Some protocols score by it.
+    # (n, 2) width and height px of the heads' boxes, in the order of `load_heads`; None if boxes are not annotated.
     load_sizes: Callable[[], Sizes] | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three splits of a data set that can be read."""
+    """The three splits of an opened data set."""
 
     name: str  # as in DATASETS
-    title: str  # as in a table's header
+    title: str  # as in the header of a table
     items: Mapping[Split, tuple[Sample, ...]]
     warnings: tuple[str, ...] = ()
 
     def fingerprint(self, split: Split) -> str:
-        """sha256 over the (id, digest) of the split's items, in order."""
+        """sha256 over (id, digest) of the split's samples, in order; hexadecimal."""
         total = hashlib.sha256()
         for item in self.items[split]:
             total.update(f"{item.id}\0{item.digest}\n".encode())
@@ -71,23 +71,23 @@ class Dataset:
 
 @dataclass(frozen=True)
 class ScannedSample:
-    """A readable image with its annotation, as a scan reports it."""
+    """A readable sample, and what a scan found out about it."""
 
-    item: Sample
-    image_digest: str  # sha256 of the image's bytes alone: equal ones in two splits are a leak
-    outside: int = 0  # annotated heads beyond the image or its region, which `item.load_heads` leaves out
+    sample: Sample
+    image_digest: str  # sha256 of the image's bytes; equal digests in two splits are a leak
+    outside: int = 0  # number of annotated heads outside the image or its region, which `sample.load_heads` omits
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What a reader found on disk, before leaks are dropped and a validation split is made."""
+    """What a reader finds, before leaks are dropped and a validation split is made."""
 
-    found: Mapping[Split, tuple[ScannedSample, ...]]  # without "val" where the data set ships none
-    faults: tuple[RazError, ...] = ()  # each a reason not to open the data set
+    samples: Mapping[Split, tuple[ScannedSample, ...]]  # without "val" if the data set ships no validation split
+    faults: tuple[RazError, ...] = ()  # each prevents the data set from being opened
     warnings: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()  # images without an annotation (a fault each)
+    missing: tuple[str, ...] = ()  # images without an annotation; each is a fault too
     orphaned: tuple[str, ...] = ()  # annotations without an image
-    unreadable: tuple[str, ...] = ()  # damaged files (a fault each)
+    unreadable: tuple[str, ...] = ()  # damaged files; each is a fault too
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Reader:
     """How one data set is found and read."""
 
     title: str
-    scan: Callable[[Path | None], ScanResult]  # of the folder that `find` gave; never raises for what is in it
-    layout: str  # what the data root must hold
-    find: Callable[[Path], Path] | None = None  # data root -> the data set's own folder, or RazError; None: generated
-    splits: str = "train, val, test"  # in words: which are shipped, which are made
-    source: str = ""  # in words: where it comes from and what it may be used for
+    scan: Callable[[Path | None], ScanResult]  # of the folder that `find` returns; faults are results, not exceptions
+    layout: str  # what the data root must hold, for messages
+    find: Callable[[Path], Path] | None = None  # data root -> folder of the data set, or RazError; None: generated
+    splits: str = "train, val, test"  # for people: which splits are shipped, which are made
+    source: str = ""  # for people: origin and terms of use

@@ -145,7 +145,7 @@ def _read_once(path: Path, mtime: int, size: int) -> Spec:
     return read_spec(path)
 
 
-def find_own(root: Path) -> dict[str, Reader]:
+def find_custom_datasets(root: Path) -> dict[str, Reader]:
     """The data sets of one's own in a data root (its folders, and itself) by name; damaged descriptions are left out.
 
     Two of one name: neither is taken, so that no study reads another folder than it did.
@@ -155,12 +155,12 @@ def find_own(root: Path) -> dict[str, Reader]:
         try:
             reader = reader_of(_spec(folder / FILE))
         except (RazError, OSError):
-            continue  # `faults_of` tells
+            continue  # `description_faults` tells
         found.setdefault(reader[0], []).append(reader[1])
     return {name: readers[0] for name, readers in sorted(found.items()) if len(readers) == 1}
 
 
-def faults_of(root: Path) -> list[RazError]:
+def description_faults(root: Path) -> list[RazError]:
     """Why descriptions in a data root are not taken."""
     faults: list[RazError] = []
     seen: dict[str, Path] = {}
@@ -203,15 +203,15 @@ def reader_of(spec: Spec) -> tuple[str, Reader]:
 
 def scan(spec: Spec, folder: Path | None) -> ScanResult:
     """Read all points and hash every file; no image is decoded."""
-    notes = ScanBuilder()
-    images = image_files(spec, notes)
+    builder = ScanBuilder()
+    images = image_files(spec, builder)
     by_split: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
     try:
-        pairs, told = _pairs(spec, images, notes)
+        pairs, told = _pairs(spec, images, builder)
     except RazError as error:
-        notes.faults += flatten_errors(error)
+        builder.faults += flatten_errors(error)
         pairs, told = {}, {}
-    chosen = _split(spec, {name: images[name] for name in pairs}, told, notes)
+    chosen = _split(spec, {name: images[name] for name in pairs}, told, builder)
     for name, split in chosen.items():
         pair = pairs[name]
         stem = str(PurePosixPath(name).with_suffix(""))
@@ -222,29 +222,29 @@ def scan(spec: Spec, folder: Path | None) -> ScanResult:
     def parse(data: bytes, where: str) -> Annotation:
         return Annotation(pointfiles.read_image_points(data, where, spec.columns) + spec.offset)
 
-    found = {split: read_pairs(each, parse, notes) for split, each in by_split.items() if each or split != "val"}
+    found = {split: read_pairs(each, parse, builder) for split, each in by_split.items() if each or split != "val"}
     for split in ("train", "test"):
         if pairs and not by_split[split]:
-            notes.fault(spec.folder / FILE, f"splits leave no image for {split}", "see `splits` in it")
-    return notes.scan(found)
+            builder.fault(spec.folder / FILE, f"splits leave no image for {split}", "see `splits` in it")
+    return builder.result(found)
 
 
-def image_files(spec: Spec, notes: ScanBuilder) -> dict[str, Path]:
+def image_files(spec: Spec, builder: ScanBuilder) -> dict[str, Path]:
     """Image files below `images`, by their path below it; names that clash are faults."""
     base = spec.folder / spec.images
-    files = [p for p in _walk(base, notes, _DEEPEST) if p.suffix.lower() in SUFFIXES]
-    if not files and not notes.faults:
-        notes.fault(base, "holds no image", f"expected files that end in {', '.join(SUFFIXES)}")
-    return {p.relative_to(base).as_posix(): p for p in drop_name_clashes(files, notes)}
+    files = [p for p in _walk(base, builder, _DEEPEST) if p.suffix.lower() in SUFFIXES]
+    if not files and not builder.faults:
+        builder.fault(base, "holds no image", f"expected files that end in {', '.join(SUFFIXES)}")
+    return {p.relative_to(base).as_posix(): p for p in drop_name_clashes(files, builder)}
 
 
-def _walk(folder: Path, notes: ScanBuilder, depth: int) -> list[Path]:
+def _walk(folder: Path, builder: ScanBuilder, depth: int) -> list[Path]:
     out: list[Path] = []
-    for path in list_folder(folder, notes) or ():
+    for path in list_folder(folder, builder) or ():
         if not os.path.isdir(path):
             out.append(path)
         elif depth > 0:
-            out += _walk(path, notes, depth - 1)
+            out += _walk(path, builder, depth - 1)
     return out
 
 
@@ -271,11 +271,11 @@ def match_names(listed: Mapping[str, Any], images: Mapping[str, Path]) -> tuple[
     return out, nowhere
 
 
-def _pairs(spec: Spec, images: Mapping[str, Path], notes: ScanBuilder) -> tuple[dict[str, Pair], dict[str, str]]:
+def _pairs(spec: Spec, images: Mapping[str, Path], builder: ScanBuilder) -> tuple[dict[str, Pair], dict[str, str]]:
     """Every image with its points, and the split that the points' file says it is in. Raises RazError."""
     place = spec.folder / spec.points
     if os.path.isdir(place):
-        return _one_each(spec, place, images, notes), {}
+        return _one_each(spec, place, images, builder), {}
     try:
         data = place.read_bytes()
     except OSError as error:
@@ -283,7 +283,7 @@ def _pairs(spec: Spec, images: Mapping[str, Path], notes: ScanBuilder) -> tuple[
     column = spec.splits.get("column") if isinstance(spec.splits, Mapping) else None
     table = pointfiles.read_table(data, str(place), spec.columns, column)
     listed, nowhere = match_names(table.points, images)
-    notes.orphaned += [f"{place} ({name})" for name in nowhere]
+    builder.orphaned += [f"{place} ({name})" for name in nowhere]
     expected = Path(f"a row in {place} (or `unlisted: empty` in {FILE})")
     pairs = {}
     for image, picture in images.items():
@@ -296,16 +296,16 @@ def _pairs(spec: Spec, images: Mapping[str, Path], notes: ScanBuilder) -> tuple[
     return pairs, {image: table.splits[name] for image, name in listed.items() if name in table.splits}
 
 
-def _one_each(spec: Spec, place: Path, images: Mapping[str, Path], notes: ScanBuilder) -> dict[str, Pair]:
+def _one_each(spec: Spec, place: Path, images: Mapping[str, Path], builder: ScanBuilder) -> dict[str, Pair]:
     """Points in a file an image: of its name, in the same folder below `points` or right in it."""
     skip = {(spec.folder / FILE).name.lower()}
     labels: dict[str, Path] = {}
-    for path in _walk(place, notes, _DEEPEST):
+    for path in _walk(place, builder, _DEEPEST):
         if path.suffix.lower() in pointfiles.SUFFIXES and path.name.lower() not in skip:
             key = path.relative_to(place).with_suffix("").as_posix().lower()
             twin = labels.setdefault(key, path)
             if twin is not path:
-                notes.fault(path, f"stands beside {twin.name} for the same image", "keep one of them")
+                builder.fault(path, f"stands beside {twin.name} for the same image", "keep one of them")
     pairs = {}
     for image, picture in images.items():
         stem = PurePosixPath(image).with_suffix("")
@@ -319,21 +319,21 @@ def _one_each(spec: Spec, place: Path, images: Mapping[str, Path], notes: ScanBu
     lists = (
         {spec.folder / v for v in spec.splits.values() if isinstance(v, str)} if isinstance(spec.splits, dict) else {}
     )
-    notes.orphaned += [str(path) for path in labels.values() if path not in used and path not in lists]
+    builder.orphaned += [str(path) for path in labels.values() if path not in used and path not in lists]
     return pairs
 
 
 # ------------------------------------------------------------------ splits
 
 
-def _split(spec: Spec, images: Mapping[str, Path], told: Mapping[str, str], notes: ScanBuilder) -> dict[str, Split]:
+def _split(spec: Spec, images: Mapping[str, Path], told: Mapping[str, str], builder: ScanBuilder) -> dict[str, Split]:
     """The split of every image that has one; each other is a fault."""
     if isinstance(spec.splits, Mapping) and isinstance(spec.splits.get("test"), float):
         ranked = sorted(images, key=id_hash)
         tested = set(ranked[: max(1, round(spec.splits["test"] * len(ranked)))])
         return {image: "test" if image in tested else "train" for image in images}
     if isinstance(spec.splits, Mapping) and "column" not in spec.splits:
-        return _from_lists(spec, images, notes)
+        return _from_lists(spec, images, builder)
     out: dict[str, Split] = {}
     wrong: dict[str, list[str]] = {}
     for image in images:
@@ -350,11 +350,11 @@ def _split(spec: Spec, images: Mapping[str, Path], told: Mapping[str, str], note
             what = f"split {name!r}{more}, expected train, val or test"
         else:
             what = f"lies in {f'folder {name}' if name else 'no folder'}{more}, expected train, val or test"
-        notes.fault(images[which[0]], what, f"see `splits` in {FILE}")
+        builder.fault(images[which[0]], what, f"see `splits` in {FILE}")
     return out
 
 
-def _from_lists(spec: Spec, images: Mapping[str, Path], notes: ScanBuilder) -> dict[str, Split]:
+def _from_lists(spec: Spec, images: Mapping[str, Path], builder: ScanBuilder) -> dict[str, Split]:
     assert isinstance(spec.splits, Mapping)
     out: dict[str, Split] = {}
     for split in SPLITS:
@@ -365,17 +365,17 @@ def _from_lists(spec: Spec, images: Mapping[str, Path], notes: ScanBuilder) -> d
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "no text"
-            notes.fault(path, f"cannot be read ({why})", f"one image a line; see `splits` in {FILE}")
+            builder.fault(path, f"cannot be read ({why})", f"one image a line; see `splits` in {FILE}")
             continue
         names = {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
         listed, nowhere = match_names(names, images)
         for name in nowhere:
-            notes.fault(f"{path}:{names[name]}", f"names {name}, which is no image", "put it right, or take it out")
+            builder.fault(f"{path}:{names[name]}", f"names {name}, which is no image", "put it right, or take it out")
         for image, name in listed.items():
             if image in out:
-                notes.fault(f"{path}:{names[name]}", f"names {name}, which is in {out[image]} too", "keep one")
+                builder.fault(f"{path}:{names[name]}", f"names {name}, which is in {out[image]} too", "keep one")
             out.setdefault(image, split)
     left = [image for image in images if image not in out]
     if left:
-        notes.warnings.append(f"{len(left)} image(s) are in no list and left out, the first is {left[0]}")
+        builder.warnings.append(f"{len(left)} image(s) are in no list and left out, the first is {left[0]}")
     return out

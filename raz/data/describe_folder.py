@@ -108,7 +108,7 @@ def write(spec: Spec, replace_it: bool = False) -> Path:
 def scan(spec: Spec) -> ScanResult:
     """What the description finds. Raises RazError, with every fault, when that is nothing to train or to test on."""
     seen = custom.scan(spec, spec.folder)
-    without = [split for split in ("train", "test") if not seen.found.get(split)]
+    without = [split for split in ("train", "test") if not seen.samples.get(split)]
     if without:
         what = f"no image to {' or to '.join(without)} on is found so"
         hint = "put right what follows, or give other options" if seen.faults else "--splits test=0.2"
@@ -259,8 +259,8 @@ def _offset(spec: Spec, given: FolderOptions, ask: Ask | None) -> float:
     """Whole numbers are the numbers of pixels, from 0 or from 1: their centres are half a pixel away (27)."""
     if given.offset is not None:
         return given.offset
-    found = custom.scan(replace(spec, unlisted="empty"), spec.folder).found
-    heads = [(f, f.item.load_heads()) for each in found.values() for f in each]
+    found = custom.scan(replace(spec, unlisted="empty"), spec.folder).samples
+    heads = [(f, f.sample.load_heads()) for each in found.values() for f in each]
     every = np.concatenate([np.zeros((0, 2)), *[xy for _, xy in heads]])
     guess = 0.0
     if len(every) and (every == np.rint(every)).all():

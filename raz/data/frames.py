@@ -1,8 +1,8 @@
-"""Images at the network's input size, decoded once and packed.
+"""Images at the network's input size, decoded once and stored in a pack.
 
-A 256-pixel crop out of a page-cached memory map takes a tenth to a four-hundredth of what decoding the JPEG
-does, so training never decodes twice. The pack is a file of raw RGB bytes, image after image, with its index at
-the end. It is written aside and renamed; its name says what is in it; damage of any kind means that it is built again.
+A pack is a file of raw RGB bytes, image after image, with an index at the end. Reading a 256-pixel crop from the
+memory-mapped file is 10 to 400 times as fast as decoding a JPEG file, so training decodes each image once. A pack is
+written to a temporary file and renamed, is named by a digest of what determines its bytes, and is rebuilt if damaged.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from raz.data.images import rgb_array
 from raz.errors import RazError, raise_all
 from raz.utils.atomic import atomic_write
 
-_VERSION = 1  # of the pack's meaning: raise it when the same items would give other bytes
+_VERSION = 1  # raise it when the same samples would give other bytes
 _MAGIC = b"RAZPACK1"
 _FOOTER_BYTES = 8 + 32 + len(_MAGIC)  # index length, sha256 of the index, magic
 
 
 def input_size(height: int, width: int, scale: float, max_side: int) -> tuple[int, int]:
-    """(H, W) of the network's input (26): scaled, then the longer side at most `max_side` (0 = any)."""
+    """(H, W) px of the network's input (26): scaled by `scale`, or less so that no side exceeds `max_side` (0: any)."""
     factor = scale
     if max_side and max(height, width) * factor > max_side:
         factor = max_side / max(height, width)
@@ -41,7 +41,7 @@ def input_size(height: int, width: int, scale: float, max_side: int) -> tuple[in
 
 
 def resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """(H, W, 3) to (height, width, 3): bilinear, with the filter widened when it shrinks (no aliasing)."""
+    """(H, W, 3) -> (height, width, 3): bilinear, with antialiasing when shrinking."""
     if pixels.shape[:2] == (height, width):
         return pixels
     return rgb_array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
@@ -49,7 +49,7 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
 
 @dataclass(frozen=True)
 class _PackEntry:
-    """One image of a pack."""
+    """Index entry of an image in a pack; offset in bytes, sizes in px."""
 
     offset: int
     height: int
@@ -64,10 +64,10 @@ class _PackEntry:
 
 
 class Frames:
-    """The images and heads of `items` in pixels of the network's input; index i follows `items`.
+    """Images and heads of samples in pixels of the network's input, by index in `items`.
 
-    With a folder `pack`, the pixels lie in a memory-mapped file in it that other processes share; without, in
-    memory. Raises RazError naming every image that cannot be decoded, all at once.
+    With a folder `pack`, pixels are in a memory-mapped file there, which processes share; without, in memory.
+    Raises RazError naming every image that cannot be decoded.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Frames:
         self._last_original: tuple[int, Pixels] | None = None
         self._buffer, self._entries = self._open()
 
-    # ---------------------------------------------------------------- what is in it
+    # ---------------------------------------------------------------- content
 
     def __len__(self) -> int:
         return len(self._items)
@@ -100,7 +100,7 @@ class Frames:
         """(H, W, 3) uint8 RGB at input size, read-only."""
         entry = self._entries[i]
         flat = self._buffer[entry.offset : entry.offset + entry.nbytes]
-        if self._pack is not None and i not in self._checked:  # once a process: about a millisecond a megapixel
+        if self._pack is not None and i not in self._checked:  # once per process: about a millisecond per megapixel
             if zlib.crc32(flat.data) != entry.crc:
                 self._buffer, self._entries = self._build()
                 entry = self._entries[i]
@@ -109,10 +109,10 @@ class Frames:
         return flat.reshape(entry.height, entry.width, 3)
 
     def heads(self, i: int) -> Heads:
-        """(n, 2) x, y in input px, inside the input."""
+        """(n, 2) float64 x, y in input px, inside the input."""
         entry = self._entries[i]
         scaled = self._heads[i] * np.array(self.scale(i))
-        # a head at the far edge may round up onto the border, which is outside (27)
+        # a head at the far edge could be rounded onto the border, which is outside (27)
         return np.asarray(np.minimum(scaled, np.nextafter([entry.width, entry.height], 0.0)), dtype=np.float64)
 
     def size(self, i: int) -> tuple[int, int]:
@@ -128,16 +128,16 @@ class Frames:
         return self._heads[i]
 
     def scale(self, i: int) -> tuple[float, float]:
-        """(sx, sy): input pixels per original pixel. They differ a little, since sides are whole pixels."""
+        """(sx, sy): input pixels per original pixel. They differ slightly, since sides are whole pixels."""
         entry = self._entries[i]
         return entry.width / entry.original_width, entry.height / entry.original_height
 
     def zoomed(self, i: int, box: tuple[float, float, float, float], zoom: float) -> Pixels:
         """The region `box` (x0, y0, x1, y1 in input px) at `zoom` zoomed pixels per input pixel (17).
 
-        (h, w, 3) uint8 with h = round((y1 - y0)·zoom), taken bilinearly from the *original* pixels; the
-        pixels just beyond the box take part at its edges, so it equals a cut-out of the whole image zoomed.
-        Raises ValueError for a box that is empty or not inside the input.
+        (h, w, 3) uint8 with h = round((y1 - y0)·zoom), interpolated bilinearly from the *original* pixels. Pixels
+        outside the box contribute at its edges, so the result equals a crop of the zoomed image. Raises ValueError
+        unless the box is non-empty and inside the input.
         """
         entry = self._entries[i]
         x0, y0, x1, y1 = (float(v) for v in box)
@@ -150,7 +150,7 @@ class Frames:
         height, width = source.shape[:2]
         left, top = max(0.0, x0 / sx), max(0.0, y0 / sy)
         right, bottom = min(float(width), x1 / sx), min(float(height), y1 / sy)
-        # only the part that the bilinear filter can reach is handed over: a whole photograph is 17 MB
+        # pass on only the pixels within the filter's reach: a whole photograph is 17 MB
         reach_x = 2 + math.ceil(max(1.0, (right - left) / out_w))
         reach_y = 2 + math.ceil(max(1.0, (bottom - top) / out_h))
         ax, ay = max(0, math.floor(left) - reach_x), max(0, math.floor(top) - reach_y)
@@ -159,23 +159,25 @@ class Frames:
         inner = (left - ax, top - ay, right - ax, bottom - ay)
         return rgb_array(part.resize((out_w, out_h), Image.Resampling.BILINEAR, box=inner))
 
-    # ---------------------------------------------------------------- where it comes from
+    # ---------------------------------------------------------------- packs
 
     def _original(self, i: int) -> Pixels:
-        """(H0, W0, 3): from this pack when it holds the originals, else from a pack of their own."""
+        """(H0, W0, 3) uint8: from this pack if its scale is 1, else from a pack of the originals."""
         if self.scale(i) == (1.0, 1.0):
             return self.pixels(i)
         if self._pack is not None:
             if self._originals is None:
                 self._originals = Frames(self._items, pack=self._pack)
             return self._originals.pixels(i)
-        if self._last_original is None or self._last_original[0] != i:  # regions of one image come in a row
+        if (
+            self._last_original is None or self._last_original[0] != i
+        ):  # regions of one image are requested one after the other
             self._last_original = (i, self._items[i].load_pixels())
         return self._last_original[1]
 
     @cached_property
     def packs(self) -> tuple[str, ...]:
-        """Names of the files that it reads: at input size, and at the original one, which zooming takes."""
+        """Names of the pack files that are read: at input size, and at original size for zooming."""
         if self._pack is None:
             return ()
         originals = Frames._name(self._items, 1.0, 0)
@@ -183,14 +185,15 @@ class Frames:
 
     @property
     def _path(self) -> Path:
-        """The pack's file: named by everything that decides its bytes."""
+        """The pack's file."""
         assert self._pack is not None
         return self._pack / self._name(self._items, self._scale, self._max_side)
 
     @staticmethod
     def _name(items: Sequence[Sample], scale: float, max_side: int) -> str:
-        what = [_VERSION, scale, max_side, [(item.id, item.digest) for item in items]]
-        return f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.rgb"
+        """File name of a pack: a digest of everything that determines its bytes."""
+        content = [_VERSION, scale, max_side, [(item.id, item.digest) for item in items]]
+        return f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.rgb"
 
     def _open(self) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]]:
         if self._pack is None:
@@ -198,7 +201,7 @@ class Frames:
         return _read(self._path, len(self._items)) or self._build()
 
     def _build(self) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]]:
-        with atomic_write(self._path) as aside, open(aside, "xb") as file:
+        with atomic_write(self._path) as temporary, open(temporary, "xb") as file:
             entries = []
             for entry, pixels in self._decode_all():
                 file.write(pixels.data)
@@ -207,23 +210,23 @@ class Frames:
             file.flush()
             os.fsync(file.fileno())
         self._checked.clear()
-        fresh = _read(self._path, len(self._items))
-        if fresh is None:
-            raise RazError(str(self._path), "was damaged again right after it was written", "check the disk")
-        return fresh
+        pack = _read(self._path, len(self._items))
+        if pack is None:
+            raise RazError(str(self._path), "is damaged right after it was written", "check the disk")
+        return pack
 
     def _in_memory(self) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]]:
         entries, parts = [], []
         for entry, pixels in self._decode_all():
             entries.append(entry)
             parts.append(pixels.reshape(-1))
-        # one image, which may be large, is not copied
+        # a single image, which may be large, is not copied
         buffer = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint8), *parts])
         buffer.flags.writeable = False
         return buffer, tuple(entries)
 
     def _decode_all(self) -> Iterator[tuple[_PackEntry, Pixels]]:
-        """Each image at input size, once; raises all that fail together, after the last."""
+        """Each image at input size with its entry. After the last one, raises RazError naming all that failed."""
         offset = 0
         faults: list[RazError] = []
         for item, heads in zip(self._items, self._heads, strict=True):
@@ -250,9 +253,9 @@ def _write_index(file: IO[bytes], entries: Sequence[_PackEntry]) -> None:
 
 
 def _read(path: Path, images: int) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]] | None:
-    """The mapped bytes and the index of a pack, or None when it is not there or damaged.
+    """The memory-mapped bytes and the index of a pack; None if it is missing or damaged.
 
-    The index is checked here; the pixels of each image when they are first used.
+    The index is verified here, the pixels of an image when they are first used.
     """
     try:
         size = path.stat().st_size

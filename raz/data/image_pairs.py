@@ -1,7 +1,7 @@
-"""Images with an annotation each, as most data sets come: found by name, read, and every fault noted.
+"""Shared parts of readers: find images and their annotations, read them, and collect every fault.
 
-A reader says which file belongs to which (`Pair`) and how an annotation's bytes are parsed; what is missing, damaged,
-outside or twice is told here, the same way for all data sets.
+A reader pairs files (`Pair`) and parses an annotation's bytes. This module reports files that are missing, damaged or
+ambiguous and heads outside their image, in the same way for all data sets.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from raz.errors import RazError, RazErrorGroup
 
 @dataclass(frozen=True)
 class Annotation:
-    """What an image's annotation holds."""
+    """The content of an image's annotation."""
 
-    heads: Heads  # (n, 2) x, y px as annotated, those outside the image among them
-    notes: tuple[str, ...] = ()  # what is odd but legal
+    heads: Heads  # (n, 2) x, y px as annotated, including heads outside the image
+    notes: tuple[str, ...] = ()  # oddities that are no faults
     sizes: Sizes | None = None  # (n, 2) width, height px of each head's box
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image file and where its heads come from: a file of its own, or `given` out of a file for all."""
+    """An image file and its annotation: a file of its own, or `given` if one file annotates all images."""
 
     id: str
     picture: Path
-    label: Path | None  # None: there is none
-    expected: Path  # where `label` is looked for
-    scene: str = ""  # "": a scene of its own
+    label: Path | None  # None: not found
+    expected: Path  # where `label` was expected, for messages
+    scene: str = ""  # "": the image is its own scene
     part: str = ""
     region: Polygon = ()
     given: Annotation | None = None
 
 
-ParseAnnotation = Callable[[bytes, str], Annotation]  # an annotation's bytes and name; raises RazError
+ParseAnnotation = Callable[[bytes, str], Annotation]  # (bytes, file name) of an annotation; raises RazError
 
 
 @dataclass
 class ScanBuilder:
-    """What is noted while a data set is read."""
+    """Faults and warnings collected while a data set is read."""
 
     faults: list[RazError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -62,25 +62,25 @@ class ScanBuilder:
         self.faults.append(RazError(str(where), what, hint))
 
     def compare_size(self, split: str, images: int, expected: int) -> None:
-        """Tell that a copy is not as large as published."""
+        """Warn if a split has another number of images than published."""
         if images != expected:
-            self.warnings.append(f"{images} {split} images, {expected} were published: scores do not compare")
+            self.warnings.append(f"{images} {split} images, {expected} were published: scores are not comparable")
 
-    def scan(self, found: Mapping[Split, tuple[ScannedSample, ...]]) -> ScanResult:
-        """All of it, with a line each for heads left out and annotations left over."""
-        outside = [f for each in found.values() for f in each if f.outside]
+    def result(self, samples: Mapping[Split, tuple[ScannedSample, ...]]) -> ScanResult:
+        """The scan of these samples, with warnings of heads outside their image and of unused annotations."""
+        outside = [s for each in samples.values() for s in each if s.outside]
         if outside:
-            worst = max(outside, key=lambda f: f.outside)
-            region = " their image or its region of interest" if any(f.item.region for f in outside) else ""
+            worst = max(outside, key=lambda s: s.outside)
+            region = " their image or its region of interest" if any(s.sample.region for s in outside) else ""
             self.warnings.append(
-                f"{sum(f.outside for f in outside)} head(s) of {len(outside)} image(s) lie outside{region} and are "
-                f"left out (most in {worst.item.id}: {worst.outside})"
+                f"{sum(s.outside for s in outside)} head(s) of {len(outside)} image(s) lie outside{region} and are "
+                f"dropped (most in {worst.sample.id}: {worst.outside})"
             )
         if self.orphaned:
             first = self.orphaned[0]
             self.warnings.append(f"{len(self.orphaned)} annotation(s) without an image, the first is {first}")
         return ScanResult(
-            found, tuple(self.faults), tuple(self.warnings), tuple(self.missing), tuple(self.orphaned),
+            samples, tuple(self.faults), tuple(self.warnings), tuple(self.missing), tuple(self.orphaned),
             tuple(self.unreadable),
         )  # fmt: skip
 
@@ -89,15 +89,15 @@ class ScanBuilder:
 
 
 def natural_sort_key(path: Path) -> tuple[object, ...]:
-    """IMG_2 before IMG_10: the order of the numbers in a name."""
-    return tuple(int(bit) if bit.isdigit() else bit for bit in re.split(r"(\d+)", path.name))
+    """Sort key that compares numbers in file names by value: IMG_2 before IMG_10."""
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name))
 
 
 def folder_entries(folder: Path) -> list[Path]:
-    """What a folder holds, hidden files left out, in the order of the numbers in the names. Raises RazError."""
+    """The entries of a folder in natural order, without hidden files. Raises RazError if it cannot be read."""
     try:
-        with os.scandir(folder) as found:
-            return sorted((folder / e.name for e in found if e.name[0] != "."), key=natural_sort_key)
+        with os.scandir(folder) as entries:
+            return sorted((folder / e.name for e in entries if e.name[0] != "."), key=natural_sort_key)
     except FileNotFoundError:
         raise RazError(str(folder), "no such folder", "copy it, or check the data root") from None
     except NotADirectoryError:
@@ -106,19 +106,20 @@ def folder_entries(folder: Path) -> list[Path]:
         raise RazError(str(folder), f"cannot be read ({error.strerror})", "check its permissions") from error
 
 
-def list_folder(folder: Path, notes: ScanBuilder) -> list[Path] | None:
-    """`entries`, or None with the fault noted."""
+def list_folder(folder: Path, builder: ScanBuilder) -> list[Path] | None:
+    """`folder_entries`, or None with the fault added to `builder`."""
     try:
         return folder_entries(folder)
     except RazError as error:
-        notes.faults.append(error)
+        builder.faults.append(error)
         return None
 
 
 def find_folder(root: Path, names: Sequence[str], markers: Sequence[str], layout: str) -> Path:
-    """The folder of a data set: `root` itself when it holds all of `markers`, else the one in it of these names.
+    """The folder of a data set: `root` if it contains all of `markers`, else its subfolder with one of the names.
 
-    Case does not matter. Raises RazError when there is none, when there are two, and when `root` cannot be read.
+    Names are compared without case. `layout` describes the folder in messages. Raises RazError if there is no such
+    folder or several, or `root` cannot be read.
     """
     if all(os.path.exists(root / marker) for marker in markers):
         return root
@@ -133,73 +134,79 @@ def find_folder(root: Path, names: Sequence[str], markers: Sequence[str], layout
     raise RazError(str(root), f"no folder {' or '.join(names)} here", f"--data-root DIR with DIR/{layout}")
 
 
-def list_images(folder: Path, notes: ScanBuilder, example: str) -> list[Path]:
-    """The image files of a folder, one of each name; none at all, and names that clash, are faults."""
-    found = list_folder(folder, notes)
-    if found is None:
+def list_images(folder: Path, builder: ScanBuilder, example: str) -> list[Path]:
+    """The image files of a folder, one per name. No image, and names that clash, are faults added to `builder`."""
+    paths = list_folder(folder, builder)
+    if paths is None:
         return []
-    images = [p for p in found if p.suffix.lower() in SUFFIXES]
+    images = [p for p in paths if p.suffix.lower() in SUFFIXES]
     if not images:
-        notes.fault(folder, "holds no image", f"expected {example}")
-    return list(drop_name_clashes(images, notes))
+        builder.fault(folder, "holds no image", f"expected {example}")
+    return list(drop_name_clashes(images, builder))
 
 
-def drop_name_clashes(images: Iterable[Path], notes: ScanBuilder) -> Iterator[Path]:
-    """The first of those whose names differ in case or ending only: they would share one annotation and one id."""
+def drop_name_clashes(images: Iterable[Path], builder: ScanBuilder) -> Iterator[Path]:
+    """The images without those whose name differs from an earlier one in case or suffix only: a fault each.
+
+    Such images would share one annotation and one id.
+    """
     first: dict[str, Path] = {}
     for image in images:
         twin = first.setdefault(str(image.with_suffix("")).lower(), image)
         if twin is image:
             yield image
         elif twin.stem == image.stem:
-            notes.fault(image.with_suffix(""), f"2 images share one annotation: {twin.name}, {image.name}", "keep one")
+            builder.fault(
+                image.with_suffix(""), f"2 images share one annotation: {twin.name}, {image.name}", "keep one"
+            )
         else:
             what = f"differs from {twin.name} in case only, so they share one annotation"
-            notes.fault(image, what, "rename one of them, or keep one")
+            builder.fault(image, what, "rename one of them, or keep one")
 
 
-def files_by_name(files: Iterable[Path], suffix: str, notes: ScanBuilder) -> dict[str, Path]:
-    """Annotation files by their lower-case name; names that differ in case only are a fault."""
+def files_by_name(files: Iterable[Path], suffix: str, builder: ScanBuilder) -> dict[str, Path]:
+    """The files with this suffix by lower-case name; names that differ in case only are a fault."""
     out: dict[str, Path] = {}
     for path in files:
         if path.suffix.lower() == suffix:
             twin = out.setdefault(path.name.lower(), path)
             if twin is not path:
-                notes.fault(path, f"differs from {twin.name} in case only", "keep one of them")
+                builder.fault(path, f"differs from {twin.name} in case only", "keep one of them")
     return out
 
 
-def note_orphans(labels: Mapping[str, Path], pairs: Iterable[Pair], notes: ScanBuilder) -> None:
-    """Note the annotations that no image uses."""
+def note_orphans(labels: Mapping[str, Path], pairs: Iterable[Pair], builder: ScanBuilder) -> None:
+    """Add the annotation files that no pair uses to `builder.orphaned`."""
     used = {pair.label for pair in pairs}
-    notes.orphaned += [str(path) for path in labels.values() if path not in used]
+    builder.orphaned += [str(path) for path in labels.values() if path not in used]
 
 
 # ------------------------------------------------------------------ reading them
 
 
-def read_pairs(pairs: Sequence[Pair], parse: ParseAnnotation, notes: ScanBuilder) -> tuple[ScannedSample, ...]:
-    """Read every annotation and hash every file; no image is decoded. Faults are noted, the good part returned."""
-    found: list[ScannedSample] = []
-    first: dict[str, str] = {}  # image digest -> scene: copies of one picture are one scene
+def read_pairs(pairs: Sequence[Pair], parse: ParseAnnotation, builder: ScanBuilder) -> tuple[ScannedSample, ...]:
+    """The pairs that can be read: annotations are parsed, files hashed, no image decoded. Faults go to `builder`."""
+    samples: list[ScannedSample] = []
+    scenes: dict[str, str] = {}  # image digest -> scene: copies of one image belong to one scene
     for pair in pairs:
         if pair.label is None and pair.given is None:
-            notes.missing.append(str(pair.picture))
-            notes.fault(pair.picture, f"no annotation, expected {pair.expected}", "copy it, or remove the image")
+            builder.missing.append(str(pair.picture))
+            builder.fault(pair.picture, f"no annotation, expected {pair.expected}", "copy it, or remove the image")
             continue
         try:
-            one, told = _read_one(pair, parse, first)
+            sample, notes = _read_one(pair, parse, scenes)
         except RazError as error:
             each = error.faults if isinstance(error, RazErrorGroup) else (error,)
-            notes.faults += each
-            notes.unreadable += [fault.where for fault in each]
+            builder.faults += each
+            builder.unreadable += [fault.where for fault in each]
             continue
-        found.append(one)
-        notes.warnings += [f"{pair.id}: {note}" for note in told]
-    return tuple(found)
+        samples.append(sample)
+        builder.warnings += [f"{pair.id}: {note}" for note in notes]
+    return tuple(samples)
 
 
-def _read_one(pair: Pair, parse: ParseAnnotation, first: dict[str, str]) -> tuple[ScannedSample, tuple[str, ...]]:
+def _read_one(pair: Pair, parse: ParseAnnotation, scenes: dict[str, str]) -> tuple[ScannedSample, tuple[str, ...]]:
+    """The sample of a pair, and its annotation's notes. Raises RazErrorGroup."""
     faults: list[RazError] = []
     image_bytes = _read_bytes(pair.picture, faults)
     size: tuple[int, int] | None = None
@@ -231,7 +238,7 @@ def _read_one(pair: Pair, parse: ParseAnnotation, first: dict[str, str]) -> tupl
         digest.update(repr((pair.region, pair.part)).encode())
     item = Sample(
         id=pair.id,
-        scene=first.setdefault(image_digest, pair.scene or pair.id),
+        scene=scenes.setdefault(image_digest, pair.scene or pair.id),
         load_pixels=partial(load_pixels, pair.picture, image_digest, pair.region),
         load_heads=annotation.heads[within].copy,
         digest=digest.hexdigest(),
@@ -251,9 +258,9 @@ def _read_bytes(path: Path, faults: list[RazError]) -> bytes | None:
 
 
 def load_pixels(path: Path, image_digest: str, region: Polygon = ()) -> Pixels:
-    """(H, W, 3) uint8 RGB, painted over outside the region of interest.
+    """(H, W, 3) uint8 RGB, set to OUTSIDE_COLOUR outside the region of interest.
 
-    Raises RazError when the file is gone, damaged, or not the one that was opened.
+    Raises RazError if the file is missing or damaged, or its sha256 is not `image_digest`.
     """
     try:
         data = path.read_bytes()

@@ -2,10 +2,10 @@
 
     jhu_crowd_v2.0/{train,val,test}/{images/0001.jpg,gt/0001.txt}, image_labels.txt
 
-A line of gt/*.txt is a head: `x y w h o b` with the head's centre x, y px, its approximate width and height,
-occlusion (1 visible, 2 partly, 3 fully occluded) and blur (0, 1), as in the data set's own readme and FIDTM
-(data/fidt_generate_jhu.py, which takes column 0 for x). An empty file is an image without heads. image_labels.txt has
-a line an image: name, count, scene, weather, distractor; its count is checked against the heads.
+Each line of gt/*.txt is a head: `x y w h o b` with the head's centre x, y px, its approximate width and height,
+occlusion (1 visible, 2 partly, 3 fully occluded) and blur (0, 1), as in the data set's readme and FIDTM
+(data/fidt_generate_jhu.py, where column 0 is x). An empty file is an image without heads. image_labels.txt has a line
+per image: name, count, scene, weather, distractor; the count is compared with the number of heads.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _COPY_AGAIN = "copy the annotation again"
 
 
 def parse(data: bytes, where: str) -> Annotation:
-    """The heads of a gt file. Raises RazError naming the first line that is wrong and how many are."""
+    """The heads of a gt file. Raises RazError naming the first invalid line and the number of such lines."""
     try:
         lines = data.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise RazError(where, "is no text, expected lines of `x y w h o b`", _COPY_AGAIN) from error
+        raise RazError(where, "is not UTF-8 text, expected lines of `x y w h o b`", _COPY_AGAIN) from error
     heads: list[tuple[float, float]] = []
-    wrong: list[tuple[int, str]] = []
+    invalid: list[tuple[int, str]] = []
     for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields:
@@ -47,49 +47,49 @@ def parse(data: bytes, where: str) -> Annotation:
         try:
             values = [float(text) for text in fields]
         except ValueError:
-            wrong.append((number, f"{line.strip()[:40]!r} is not six numbers"))
+            invalid.append((number, f"{line.strip()[:40]!r} is not six numbers"))
             continue
         if len(values) != 6:
-            wrong.append((number, f"{len(values)} numbers, expected six"))
+            invalid.append((number, f"{len(values)} numbers, expected six"))
         elif not np.isfinite(values).all():
-            wrong.append((number, "a number that is not finite"))
+            invalid.append((number, "a number that is not finite"))
         else:
             heads.append((values[0], values[1]))
-    if wrong:
-        number, what = wrong[0]
-        more = f" ({len(wrong)} such lines)" if len(wrong) > 1 else ""
+    if invalid:
+        number, what = invalid[0]
+        more = f" ({len(invalid)} such lines)" if len(invalid) > 1 else ""
         raise RazError(f"{where}:{number}", f"{what}: x y w h o b{more}", _COPY_AGAIN)
     return Annotation(np.array(heads, dtype=np.float64).reshape(-1, 2))
 
 
 def scan(folder: Path | None) -> ScanResult:
-    """Read every annotation and hash every file; no image is decoded."""
+    """Scan the folder: annotations are parsed, files hashed, no image is decoded."""
     assert folder is not None
-    notes = ScanBuilder()
-    found: dict[Split, tuple[ScannedSample, ...]] = {}
+    builder = ScanBuilder()
+    samples: dict[Split, tuple[ScannedSample, ...]] = {}
     for split in SPLITS:
         base = folder / split
-        labels = files_by_name(list_folder(base / "gt", notes) or (), ".txt", notes)
+        labels = files_by_name(list_folder(base / "gt", builder) or (), ".txt", builder)
         pairs = []
-        for picture in list_images(base / "images", notes, "0001.jpg, …"):
+        for picture in list_images(base / "images", builder, "0001.jpg, …"):
             name = f"{picture.stem}.txt"
             pairs.append(Pair(f"{split}/{picture.stem}", picture, labels.get(name.lower()), base / "gt" / name))
         if pairs:
-            note_orphans(labels, pairs, notes)
-        notes.compare_size(split, len(pairs), PUBLISHED[split])
-        found[split] = read_pairs(pairs, parse, notes)
-        _compare(base / "image_labels.txt", split, found[split], notes)
-    return notes.scan(found)
+            note_orphans(labels, pairs, builder)
+        builder.compare_size(split, len(pairs), PUBLISHED[split])
+        samples[split] = read_pairs(pairs, parse, builder)
+        _compare_counts(base / "image_labels.txt", split, samples[split], builder)
+    return builder.result(samples)
 
 
-def _compare(path: Path, split: Split, found: tuple[ScannedSample, ...], notes: ScanBuilder) -> None:
-    """Warn of images whose number of heads is not the one that image_labels.txt states; it need not be there."""
+def _compare_counts(path: Path, split: Split, samples: tuple[ScannedSample, ...], builder: ScanBuilder) -> None:
+    """Warn of images whose number of heads differs from image_labels.txt, if that file exists."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
-        notes.warnings.append(f"{path} cannot be read ({error}): the numbers it states were not checked")
+        builder.warnings.append(f"{path} cannot be read ({error}): its counts were not checked")
         return
     stated = {}
     for line in lines:
@@ -97,13 +97,13 @@ def _compare(path: Path, split: Split, found: tuple[ScannedSample, ...], notes: 
         count = rest.partition(",")[0].strip()
         if count.isdigit():
             stated[f"{split}/{name.strip()}"] = int(count)
-    held = {f.item.id: len(f.item.load_heads()) + f.outside for f in found}
-    differ = [image for image, count in held.items() if stated.get(image, count) != count]
+    counts = {s.sample.id: len(s.sample.load_heads()) + s.outside for s in samples}
+    differ = [image for image, count in counts.items() if stated.get(image, count) != count]
     if differ:
         first = differ[0]
-        notes.warnings.append(
-            f"{len(differ)} {split} image(s) hold another number of heads than image_labels.txt states "
-            f"(first {first}: {held[first]}, stated {stated[first]})"
+        builder.warnings.append(
+            f"{len(differ)} {split} image(s) have another number of heads than stated in image_labels.txt "
+            f"(first {first}: {counts[first]}, stated {stated[first]})"
         )
 
 

@@ -208,7 +208,7 @@ def _rows(data: bytes, where: str) -> tuple[list[str], list[tuple[int, list[str]
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [(reader.line_num, row) for row in reader if any(field.strip() for field in row)]
     except csv.Error as error:
-        raise RazError(where, f"is no CSV that can be read ({error})", _SAVE) from error
+        raise RazError(where, f"is not valid CSV ({error})", _SAVE) from error
     if not rows:
         raise RazError(where, "is empty, expected a header line", _SAVE)
     return [name.strip() for name in rows[0][1]], rows[1:]
@@ -218,7 +218,7 @@ def _json(data: bytes, where: str) -> Any:
     try:
         return json.loads(_text(data, where), object_pairs_hook=reject_duplicates)
     except (ValueError, RecursionError) as error:
-        raise RazError(where, f"is no JSON that can be read ({error})", _SAVE) from error
+        raise RazError(where, f"is not valid JSON ({error})", _SAVE) from error
 
 
 def _from_json(content: Any, where: str) -> PointTable:

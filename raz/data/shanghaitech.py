@@ -2,8 +2,8 @@
 
     part_A/{train_data,test_data}/{images/IMG_n.jpg,ground-truth/GT_IMG_n.mat}
 
-Other copies write `part_A_final` and `ground_truth`; both are accepted. An annotation's
-`image_info[0,0]["location"][0,0]` is (n, 2) x, y px. The data set ships no validation split.
+The names `part_A_final` and `ground_truth` of other copies are accepted too. An annotation has
+`image_info[0,0]["location"][0,0]`, (n, 2) x, y px. The data set ships no validation split.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raz.data.contract import Heads, Reader, ScannedSample, ScanResult, Split
 from raz.data.image_pairs import (
@@ -37,11 +37,11 @@ _FOLDERS: dict[Split, str] = {"train": "train_data", "test": "test_data"}
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of one part before reading it."""
+    """Published facts about one part."""
 
     letter: str
     images: tuple[tuple[Split, int], ...]  # as published
-    known_faults: tuple[tuple[str, str], ...] = ()  # (id, what is wrong with it)
+    known_faults: tuple[tuple[str, str], ...] = ()  # (id of an image, what is wrong with it)
 
 
 PART_A = Part("A", (("train", 300), ("test", 182)))
@@ -51,7 +51,7 @@ PART_B = Part("B", (("train", 400), ("test", 316)), (("train/IMG_108", "its labe
 def find_part(root: Path, part: Part) -> Path:
     """The folder of a part: `root` itself, or within `root` or `root/ShanghaiTech`.
 
-    Raises RazError when there is none, or when there are two (part_A beside part_A_final).
+    Raises RazError if there is none, or if there are two (part_A and part_A_final).
     """
     names = {f"part_{part.letter}".lower(), f"part_{part.letter}_final".lower()}
     other = "b" if part.letter == "A" else "a"
@@ -78,23 +78,23 @@ def find_part(root: Path, part: Part) -> Path:
 
 
 def read_locations(data: bytes, where: str) -> tuple[Heads, int | None]:
-    """Heads (n, 2) float64 as annotated, in x, y px of the image, and the number the file itself states.
+    """Heads (n, 2) float64 x, y px as annotated, and the count that the file states, if any.
 
-    Raises RazError for bytes that are no MATLAB file, a missing field, and what `points` refuses.
+    Raises RazError for bytes that are no MATLAB file, a missing field, and as `as_heads`.
     """
-    info: Any = read_variables(data, where, "image_info").get("image_info")
+    info = read_variables(data, where, "image_info").get("image_info")
     if info is None:
         raise RazError(where, "has no variable image_info", COPY_AGAIN)
     try:
-        record = info[0, 0]
+        record: NDArray[np.void] = info[0, 0]
         location = np.asarray(record["location"][0, 0])
     except (IndexError, KeyError, ValueError, TypeError) as error:
         raise RazError(where, "has no field image_info[0,0]['location'][0,0]", COPY_AGAIN) from error
     return as_heads(location, where, "location"), _stated_number(record)
 
 
-def _stated_number(record: Any) -> int | None:
-    """The count a file states beside its points, where it states one."""
+def _stated_number(record: NDArray[np.void]) -> int | None:
+    """The count that a file states besides its points, if any."""
     try:
         number = np.asarray(record["number"][0, 0])
     except (IndexError, KeyError, ValueError, TypeError):
@@ -110,33 +110,33 @@ def _parse(data: bytes, where: str) -> Annotation:
 
 
 def scan(part: Part, folder: Path | None) -> ScanResult:
-    """Read every annotation and hash every file of a part's folder; no image is decoded."""
-    assert folder is not None  # the readers below have a `find`
-    notes = ScanBuilder()
-    found: dict[Split, tuple[ScannedSample, ...]] = {}
+    """Scan the folder of a part: annotations are parsed, files hashed, no image is decoded."""
+    assert folder is not None  # the readers below have `find`
+    builder = ScanBuilder()
+    samples: dict[Split, tuple[ScannedSample, ...]] = {}
     for split, published in part.images:
-        pairs = _pairs(split, folder / _FOLDERS[split], notes)
-        notes.compare_size(split, len(pairs), published)
-        found[split] = read_pairs(pairs, _parse, notes)
-    ids = {f.item.id for each in found.values() for f in each}
-    notes.warnings += [f"{item_id}: {what}" for item_id, what in part.known_faults if item_id in ids]
-    return notes.scan(found)
+        pairs = _pairs(split, folder / _FOLDERS[split], builder)
+        builder.compare_size(split, len(pairs), published)
+        samples[split] = read_pairs(pairs, _parse, builder)
+    ids = {s.sample.id for each in samples.values() for s in each}
+    builder.warnings += [f"{item_id}: {what}" for item_id, what in part.known_faults if item_id in ids]
+    return builder.result(samples)
 
 
-def _pairs(split: Split, folder: Path, notes: ScanBuilder) -> list[Pair]:
+def _pairs(split: Split, folder: Path, builder: ScanBuilder) -> list[Pair]:
     """The images of a split, each with its annotation."""
-    places = [folder / name for name in ANNOTATION_FOLDERS if os.path.isdir(folder / name)]
-    if not places:
-        notes.fault(folder, f"no folder {' or '.join(ANNOTATION_FOLDERS)}", "expected GT_IMG_1.mat in it")
-        list_folder(folder / "images", notes)  # whether it is there, too
+    label_folders = [folder / name for name in ANNOTATION_FOLDERS if os.path.isdir(folder / name)]
+    if not label_folders:
+        builder.fault(folder, f"no folder {' or '.join(ANNOTATION_FOLDERS)}", "expected GT_IMG_1.mat in it")
+        list_folder(folder / "images", builder)  # report it too if it is missing
         return []
-    labels = files_by_name(list_folder(places[0], notes) or (), ".mat", notes)
+    labels = files_by_name(list_folder(label_folders[0], builder) or (), ".mat", builder)
     pairs = []
-    for picture in list_images(folder / "images", notes, "IMG_1.jpg, IMG_2.jpg, …"):
+    for picture in list_images(folder / "images", builder, "IMG_1.jpg, IMG_2.jpg, …"):
         name = f"GT_{picture.stem}.mat"
-        pairs.append(Pair(f"{split}/{picture.stem}", picture, labels.get(name.lower()), places[0] / name))
+        pairs.append(Pair(f"{split}/{picture.stem}", picture, labels.get(name.lower()), label_folders[0] / name))
     if pairs:
-        note_orphans(labels, pairs, notes)
+        note_orphans(labels, pairs, builder)
     return pairs
 
 

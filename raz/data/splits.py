@@ -1,4 +1,4 @@
-"""Leaks between training and test images, and the validation split (24)."""
+"""Detection of identical images in two splits, and the validation split (24)."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ VAL_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class Leak:
-    """An image of one split whose bytes are also an image of another."""
+    """Two byte-identical image files in different splits."""
 
     image: str  # id in the earlier split (train before val before test)
     twin: str  # id in the later one
 
 
-def find_leaks(found: Mapping[Split, Sequence[ScannedSample]]) -> tuple[Leak, ...]:
-    """Byte-identical images across splits, each pair once, in the order of the first."""
+def find_leaks(samples: Mapping[Split, Sequence[ScannedSample]]) -> tuple[Leak, ...]:
+    """All pairs of byte-identical images in different splits, in the order of the earlier split."""
     leaks = []
     order: tuple[Split, ...] = ("train", "val", "test")
     for a, first in enumerate(order):
         for second in order[a + 1 :]:
             later = defaultdict(list)
-            for f in found.get(second, ()):
-                later[f.image_digest].append(f.item.id)
-            leaks += [Leak(f.item.id, twin) for f in found.get(first, ()) for twin in later.get(f.image_digest, ())]
+            for s in samples.get(second, ()):
+                later[s.image_digest].append(s.sample.id)
+            leaks += [Leak(s.sample.id, twin) for s in samples.get(first, ()) for twin in later.get(s.image_digest, ())]
     return tuple(leaks)
 
 
 def id_hash(item_id: str) -> str:
-    """The hash that orders images for the split: sha256 of the id, hexadecimal."""
+    """sha256 of an image's id, hexadecimal; orders images for splits."""
     return hashlib.sha256(item_id.encode()).hexdigest()
 
 
 def split_validation(
     items: Sequence[Sample], fraction: float = VAL_FRACTION, *, where: str = "validation split"
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """(train, val): round(`fraction`) of the images, those with the lowest hash of their id (24).
+    """(train, val) of the training images: val takes a fraction of them, those with the lowest `id_hash` (24).
 
-    Scenes are taken whole, in the order of their lowest hash, until the number is reached, so val may
-    exceed it by less than one scene. At least one image; both keep the order of `items`. The choice
-    depends on the set of ids and scenes only. Raises RazError when there are not two scenes to part.
+    Scenes are moved to val as a whole, in the order of their lowest hash, until val has max(1, round(fraction · n))
+    images; it may exceed that by less than one scene. Both results keep the order of `items`. The choice depends only
+    on the set of ids and scenes. `where` names the data set in errors. Raises RazError for fewer than two scenes.
     """
     scenes: dict[str, list[Sample]] = defaultdict(list)
     for item in items:
@@ -55,13 +55,13 @@ def split_validation(
         raise RazError(
             where,
             f"{len(items)} training image(s) of {len(scenes)} scene(s), expected two scenes or more",
-            "add training images: some are set aside for validation",
+            "add training images: some are used for validation",
         )
     wanted = max(1, round(fraction * len(items)))
     ranked = sorted(scenes, key=lambda scene: min(id_hash(item.id) for item in scenes[scene]))
     val: set[str] = set()
-    for scene in ranked[:-1]:  # one scene at least stays for training
+    for scene in ranked[:-1]:  # at least one scene remains for training
         if len(val) >= wanted:
             break
         val |= {item.id for item in scenes[scene]}
-    return tuple(i for i in items if i.id not in val), tuple(i for i in items if i.id in val)
+    return tuple(s for s in items if s.id not in val), tuple(s for s in items if s.id in val)

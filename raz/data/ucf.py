@@ -3,13 +3,13 @@
     UCF-QNRF_ECCV18/{Train,Test}/img_0001.jpg, img_0001_ann.mat
     UCF_CC_50/1.jpg, 1_ann.mat … 50.jpg, 50_ann.mat
 
-Both annotate with `annPoints`, (n, 2) x, y px, as read by C-3-Framework (datasets/QNRF/preapre_QNRF.m,
-datasets/UCF50/preapre_UCF_CC_50.m) and Bayesian-Crowd-Counting (preprocess_dataset.py). Neither ships a validation
-split.
+Annotations are `annPoints`, (n, 2) x, y px, as in C-3-Framework (datasets/QNRF/preapre_QNRF.m,
+datasets/UCF50/preapre_UCF_CC_50.m) and Bayesian-Crowd-Counting (preprocess_dataset.py). Neither data set ships a
+validation split.
 
-UCF_CC_50 is scored by five-fold cross-validation over images drawn at random, and everybody draws anew. Here fold k
-of `ucf_cc_50@k` tests the k-th ten images in the order of their numbers, so `@1` tests 1.jpg to 10.jpg; the
-protocol's number is the mean over the five.
+UCF_CC_50 is scored by five-fold cross-validation; its folds are not published, and papers draw them at random. Here
+`ucf_cc_50@k` tests the k-th ten images in the order of their numbers, so `@1` tests 1.jpg to 10.jpg. The reported score
+is the mean over the five folds.
 """
 
 from __future__ import annotations
@@ -40,49 +40,49 @@ def _parse(data: bytes, where: str) -> Annotation:
     return Annotation(read_ann_points(data, where))
 
 
-def _beside(folder: Path, prefix: str, notes: ScanBuilder, example: str) -> list[Pair]:
-    """Every image of a folder with NAME_ann.mat beside it."""
-    labels = files_by_name(list_folder(folder, ScanBuilder()) or (), ".mat", notes)
+def _find_pairs(folder: Path, prefix: str, builder: ScanBuilder, example: str) -> list[Pair]:
+    """Every image of a folder with its annotation NAME_ann.mat in the same folder."""
+    labels = files_by_name(list_folder(folder, ScanBuilder()) or (), ".mat", builder)
     pairs = []
-    for picture in list_images(folder, notes, example):
+    for picture in list_images(folder, builder, example):
         name = f"{picture.stem}_ann.mat"
         pairs.append(Pair(f"{prefix}/{picture.stem}", picture, labels.get(name.lower()), folder / name))
     if pairs:
-        note_orphans(labels, pairs, notes)
+        note_orphans(labels, pairs, builder)
     return pairs
 
 
 def scan_qnrf(folder: Path | None) -> ScanResult:
-    """Read every annotation and hash every file of UCF-QNRF; no image is decoded."""
+    """Scan UCF-QNRF: annotations are parsed, files hashed, no image is decoded."""
     assert folder is not None
-    notes = ScanBuilder()
-    found: dict[Split, tuple[ScannedSample, ...]] = {}
+    builder = ScanBuilder()
+    samples: dict[Split, tuple[ScannedSample, ...]] = {}
     for split, name, published in QNRF:
-        pairs = _beside(_cased(folder, name), split, notes, "img_0001.jpg, img_0002.jpg, …")
-        notes.compare_size(split, len(pairs), published)
-        found[split] = read_pairs(pairs, _parse, notes)
-    return notes.scan(found)
+        pairs = _find_pairs(_split_folder(folder, name), split, builder, "img_0001.jpg, img_0002.jpg, …")
+        builder.compare_size(split, len(pairs), published)
+        samples[split] = read_pairs(pairs, _parse, builder)
+    return builder.result(samples)
 
 
-def _cased(folder: Path, name: str) -> Path:
-    """`Train`, or `train` as some copies write it."""
+def _split_folder(folder: Path, name: str) -> Path:
+    """The folder `Train`, or `train` in some copies."""
     return folder / name if (folder / name).exists() else folder / name.lower()
 
 
 def scan_cc_50(fold: int, folder: Path | None) -> ScanResult:
-    """Read all fifty images of UCF_CC_50: those of the fold are for testing, the others for training."""
+    """Scan UCF_CC_50 with the images of one fold (1 to 5) as test split, and the others as training split."""
     assert folder is not None
-    notes = ScanBuilder()
-    pairs = _beside(folder, "image", notes, "1.jpg, 2.jpg, …")
+    builder = ScanBuilder()
+    pairs = _find_pairs(folder, "image", builder, "1.jpg, 2.jpg, …")
     if len(pairs) != _CC_50:
-        notes.warnings.append(f"{len(pairs)} images, {_CC_50} were published: scores do not compare")
+        builder.warnings.append(f"{len(pairs)} images, {_CC_50} were published: scores are not comparable")
     size = -(-len(pairs) // FOLDS)
-    tested = pairs[(fold - 1) * size : fold * size]
-    ids = {pair.id for pair in tested}
-    return notes.scan(
+    test_pairs = pairs[(fold - 1) * size : fold * size]
+    ids = {pair.id for pair in test_pairs}
+    return builder.result(
         {
-            "train": read_pairs([pair for pair in pairs if pair.id not in ids], _parse, notes),
-            "test": read_pairs(tested, _parse, notes),
+            "train": read_pairs([pair for pair in pairs if pair.id not in ids], _parse, builder),
+            "test": read_pairs(test_pairs, _parse, builder),
         }
     )
 

@@ -2,15 +2,14 @@
 
     {train,test}_frame/…/NAME.jpg, {train,test}_label/SCENE/{NAME.mat,roi.mat}
 
-Frames lie in {train,test}_frame or, those for testing, in a folder a scene below it. An annotation's `point_position`
-is (n, 2) x, y px; a scene's roi.mat holds its region of interest as `maskVerticesXCoordinates` and
-`maskVerticesYCoordinates`, as read by C-3-Framework (datasets/WE/preapre_WE.m). Points and polygon come from the same
-tool, so neither is shifted.
+Frames are in {train,test}_frame; test frames may be in a subfolder per scene. An annotation has `point_position`,
+(n, 2) x, y px; a scene's roi.mat has its region of interest in `maskVerticesXCoordinates` and
+`maskVerticesYCoordinates`, as in C-3-Framework (datasets/WE/preapre_WE.m). Points and polygons come from the same tool,
+so neither is shifted.
 
-Only what lies inside the region is annotated, so only that is learned from, counted and scored: outside it the pixels
-are painted over and heads left out. The five test scenes are scored one by one (`mae@scene1` … `mae@scene5`, in the
-order in which papers print them) and the split's errors are the means of the five. Scenes are taken whole into train
-or val.
+Only heads inside the region are annotated, so training, counts and scores are limited to it: pixels outside are painted
+over, heads outside are dropped. The five test scenes are scored separately (`mae@scene1` … `mae@scene5`, in the order
+of the papers), and the split's errors are the means of the five. A scene is never divided between train and val.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from raz.data.matlab import COPY_AGAIN, as_heads, read_variables
 from raz.data.region import Polygon, polygon_area
 from raz.errors import RazError
 
-TEST_SCENES = ("104207", "200608", "200702", "202201", "500717")  # scene 1 to 5 of the papers' tables
+TEST_SCENES = ("104207", "200608", "200702", "202201", "500717")  # scenes 1 to 5 in the papers' tables
 PUBLISHED: dict[Split, int] = {"train": 3380, "test": 600}
 _X, _Y = "maskVerticesXCoordinates", "maskVerticesYCoordinates"
 
@@ -40,7 +39,7 @@ def _parse(data: bytes, where: str) -> Annotation:
 
 
 def read_region(data: bytes, where: str) -> Polygon:
-    """The polygon of a roi.mat. Raises RazError for missing or unequal lists, fewer than 3 corners, no area."""
+    """The polygon (x, y px) of a roi.mat. Raises RazError for missing or unequal lists, < 3 corners, or no area."""
     content = read_variables(data, where, _X, _Y)
     missing = [name for name in (_X, _Y) if name not in content]
     if missing:
@@ -56,50 +55,51 @@ def read_region(data: bytes, where: str) -> Polygon:
 
 
 def scan(folder: Path | None) -> ScanResult:
-    """Read every annotation and region and hash every file; no image is decoded."""
+    """Scan the folder: annotations and regions are parsed, files hashed, no image is decoded."""
     assert folder is not None
-    notes = ScanBuilder()
-    found: dict[Split, tuple[ScannedSample, ...]] = {}
+    builder = ScanBuilder()
+    samples: dict[Split, tuple[ScannedSample, ...]] = {}
     for split, published in PUBLISHED.items():
-        pairs = _pairs(split, folder, notes)
-        notes.compare_size(split, len(pairs), published)
-        found[split] = read_pairs(pairs, _parse, notes)
-    return notes.scan(found)
+        pairs = _pairs(split, folder, builder)
+        builder.compare_size(split, len(pairs), published)
+        samples[split] = read_pairs(pairs, _parse, builder)
+    return builder.result(samples)
 
 
-def _pairs(split: Split, folder: Path, notes: ScanBuilder) -> list[Pair]:
-    labels_at, frames_at = folder / f"{split}_label", folder / f"{split}_frame"
-    labels, regions = _labels(labels_at, notes)
-    frames = [p for p in _files(frames_at, notes) if p.suffix.lower() in SUFFIXES]
-    if not frames and os.path.isdir(frames_at):
-        notes.fault(frames_at, "holds no image", "expected NAME.jpg, or SCENE/NAME.jpg")
+def _pairs(split: Split, folder: Path, builder: ScanBuilder) -> list[Pair]:
+    """The frames of a split, each with its annotation, scene and region."""
+    label_folder, frame_folder = folder / f"{split}_label", folder / f"{split}_frame"
+    labels, regions = _labels(label_folder, builder)
+    frames = [p for p in _files(frame_folder, builder) if p.suffix.lower() in SUFFIXES]
+    if not frames and os.path.isdir(frame_folder):
+        builder.fault(frame_folder, "holds no image", "expected NAME.jpg, or SCENE/NAME.jpg")
     pairs = []
-    for frame in drop_name_clashes(frames, notes):
+    for frame in drop_name_clashes(frames, builder):
         label = labels.get(frame.stem.lower())
         scene = label.parent.name if label is not None else frame.stem[:6]
         part = ""
         if split == "test":
             part = f"scene{TEST_SCENES.index(scene) + 1}" if scene in TEST_SCENES else f"scene-{scene.lower()}"
-        expected = labels_at / scene / f"{frame.stem}.mat"
+        expected = label_folder / scene / f"{frame.stem}.mat"
         if label is not None and scene not in regions:
-            continue  # its scene's region is a fault already
+            continue  # the scene's missing region has been reported
         region = regions.get(scene, ())
         pairs.append(Pair(f"{split}/{frame.stem}", frame, label, expected, scene, part, region))
     used = {pair.label for pair in pairs}
-    notes.orphaned += [str(p) for p in labels.values() if pairs and p not in used and p.parent.name in regions]
+    builder.orphaned += [str(p) for p in labels.values() if pairs and p not in used and p.parent.name in regions]
     scenes = {pair.scene for pair in pairs}
     if split == "test" and pairs and scenes != set(TEST_SCENES):
-        told = ", ".join(sorted(scenes))
-        notes.warnings.append(f"the test scenes are {told}, not the five published: scores do not compare")
+        names = ", ".join(sorted(scenes))
+        builder.warnings.append(f"the test scenes are {names}, not the five published: scores are not comparable")
     return pairs
 
 
-def _labels(folder: Path, notes: ScanBuilder) -> tuple[dict[str, Path], dict[str, Polygon]]:
-    """Annotation files by their lower-case stem, and the region of each scene whose roi.mat can be read."""
+def _labels(folder: Path, builder: ScanBuilder) -> tuple[dict[str, Path], dict[str, Polygon]]:
+    """Annotation files by lower-case stem, and the region of each scene with a readable roi.mat."""
     labels: dict[str, Path] = {}
     regions: dict[str, Polygon] = {}
-    for scene in (p for p in list_folder(folder, notes) or () if os.path.isdir(p)):
-        here = [p for p in list_folder(scene, notes) or () if p.suffix.lower() == ".mat"]
+    for scene in (p for p in list_folder(folder, builder) or () if os.path.isdir(p)):
+        here = [p for p in list_folder(scene, builder) or () if p.suffix.lower() == ".mat"]
         outline = scene / "roi.mat"
         for path in here:
             if path.name.lower() == "roi.mat":
@@ -107,23 +107,23 @@ def _labels(folder: Path, notes: ScanBuilder) -> tuple[dict[str, Path], dict[str
                 continue
             twin = labels.setdefault(path.stem.lower(), path)
             if twin is not path:
-                notes.fault(path, f"has the name of {twin}", "keep one of them")
+                builder.fault(path, f"has the name of {twin}", "keep one of them")
         try:
             regions[scene.name] = read_region(outline.read_bytes(), str(outline))
         except OSError as error:
             what = f"cannot be read ({error.strerror}), so scene {scene.name} has no region of interest"
-            notes.fault(outline, what, "copy it: the five scenes are scored inside their regions only")
+            builder.fault(outline, what, "copy it: scenes are scored inside their regions only")
         except RazError as error:
-            notes.faults.append(error)
-            notes.unreadable.append(error.where)
+            builder.faults.append(error)
+            builder.unreadable.append(error.where)
     return labels, regions
 
 
-def _files(folder: Path, notes: ScanBuilder) -> list[Path]:
-    """What lies in the folder and in the folders below it."""
+def _files(folder: Path, builder: ScanBuilder) -> list[Path]:
+    """The files of the folder and of its subfolders."""
     out: list[Path] = []
-    for path in list_folder(folder, notes) or ():
-        out += (list_folder(path, notes) or []) if os.path.isdir(path) else [path]
+    for path in list_folder(folder, builder) or ():
+        out += (list_folder(path, builder) or []) if os.path.isdir(path) else [path]
     return out
 
 
