@@ -170,7 +170,7 @@ def test_splits_by_folder_column_and_list(cells: Callable[..., Any], tmp_path: P
     (folder / "test.txt").write_text("c8\nc9.png\n")
     dataset = open_dataset("cells", tmp_path)
     assert [item.id for item in dataset.items["test"]] == ["test/c8", "test/c9"]
-    assert any("2 image(s) are in no list and left out" in warning for warning in dataset.warnings)
+    assert any("2 image(s) are in no list and ignored" in warning for warning in dataset.warnings)
     describe(folder, splits={"column": "part"})
     with (folder / "points.csv").open("w") as file:
         file.write("image,x,y,part\n")
@@ -361,7 +361,7 @@ WRONG_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (_lines("c0.png,one,2", "c1.png,3,?"), "x, y are 'one', '2', expected numbers (2 such)"),
     "nan": (_lines("c0.png,nan,2"), "x, y are nan, 2.0, expected finite numbers"),
     "fields": (_lines("c0.png,1,2,3"), "4 fields, the header has 3"),
-    "no image named": (_lines(",1,2"), "no image is named"),
+    "no image named": (_lines(",1,2"), "the image has no name"),
     "no x": (_lines("c0.png,,2"), "x, y are '', '2', expected numbers"),
     "empty": (lambda f: (f / "points.csv").write_text(""), "points.csv: is empty, expected a header line"),
     "columns": (lambda f: (f / "points.csv").write_text("a,b\n1,2\n"), "no column for image (none found), x"),
@@ -385,7 +385,7 @@ WRONG_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         ],
         "split 'dev' (12 such images), expected train, val or test",
     ),
-    "no folder of a split": (lambda f: describe(f, splits="folders"), "lies in no folder (12 such"),
+    "no folder of a split": (lambda f: describe(f, splits="folders"), "is in no folder (12 such"),
     "list": (
         lambda f: [
             (f / "a.txt").write_text("c0.png\nnone.png\n"), (f / "b.txt").write_text("c0.png\n"),

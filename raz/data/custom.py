@@ -1,22 +1,24 @@
-"""A folder of one's own: images with points in CSV, JSON or text (cells, bacteria, cars), described by a file in it.
+"""Custom data sets: a folder of images with points in CSV, JSON or text, described by a YAML file in the folder.
 
     cells/raz-dataset.yaml
     cells/images/*.png, cells/points.csv
 
-`raz-dataset.yaml` (written by `raz-sweep data add`) names the data set and says where its parts are; every path in it
-is below its folder. A data root holds such folders beside the published data sets, and they are found by the name in
-the file, so no name of a data set ever becomes a path.
+`raz-dataset.yaml`, which `raz-sweep data add` writes, has the name of the data set and the paths of its parts, all of
+which are below the folder. A data root can contain such folders besides published data sets. They are found by the name
+in the file: the name of a data set is never used as a path.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from raz.data import pointfiles
 from raz.data.contract import SPLITS, Reader, ScanResult, Split
@@ -38,27 +40,29 @@ FILE = "raz-dataset.yaml"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 KEYS = ("name", "title", "objects", "images", "points", "columns", "offset", "unlisted", "splits")
 UNLISTED = ("fault", "empty")
-_DEEPEST = 8  # folders below `images`
+_MAX_DEPTH = 8  # of folders below `images`
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What raz-dataset.yaml says."""
+    """The content of a raz-dataset.yaml."""
 
     folder: Path
     name: str
     title: str
-    images: str = "."  # a folder, read with all below it
-    points: str = "points.csv"  # a file for all images, or a folder with one an image
-    objects: str = "objects"  # what is counted
-    columns: Mapping[str, str] = field(default_factory=dict)  # image, x, y -> the column's name
-    offset: float = 0.0  # added to x and y: 0.5 for pixel numbers from 0, -0.5 from 1 (27)
-    unlisted: str = "fault"  # an image that the points' file does not name: a fault, or holds nothing
-    splits: Mapping[str, Any] | str = "folders"  # folders | {column: C} | {test: 0.2} | {train: LIST, test: LIST}
+    images: str = "."  # folder, searched recursively
+    points: str = "points.csv"  # a file for all images, or a folder with one file per image
+    objects: str = "objects"  # name of what is counted
+    columns: Mapping[str, str] = field(default_factory=dict)  # image, x, y -> name of the column
+    offset: float = 0.0  # px added to x and y: 0.5 for pixel indices from 0, -0.5 for indices from 1 (27)
+    unlisted: str = "fault"  # an image without points in the file or folder is a "fault", or "empty"
+    splits: Mapping[str, str | float] | str = (
+        "folders"  # folders | {column: C} | {test: 0.2} | {train: LIST, test: LIST}
+    )
 
 
 def read_spec(path: Path) -> Spec:
-    """The description in a file. Raises RazError(s) with `file:line`, all faults at once; OSError goes through."""
+    """The description in a file. Raises RazError with `file:line` naming all faults; OSError if it cannot be read."""
     return spec_of(read(path, strict=False), path.parent)
 
 
@@ -134,51 +138,52 @@ def _check_splits(document: Document, faults: Problems) -> None:
                 _below(splits[split], ("splits", split), faults)
 
 
-def _spec(path: Path) -> Spec:
+def _cached_spec(path: Path) -> Spec:
+    """`read_spec`, cached until the file changes: names of data sets are looked up for every trial of a study."""
     status = path.stat()
-    return _read_once(path, status.st_mtime_ns, status.st_size)
+    return _read_version(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=64)
-def _read_once(path: Path, mtime: int, size: int) -> Spec:
-    """`read_spec` of a file as it is: names are asked for at every value of a study."""
+def _read_version(path: Path, mtime: int, size: int) -> Spec:
     return read_spec(path)
 
 
 def find_custom_datasets(root: Path) -> dict[str, Reader]:
-    """The data sets of one's own in a data root (its folders, and itself) by name; damaged descriptions are left out.
+    """The custom data sets of a data root (its subfolders, and itself) by name, without invalid descriptions.
 
-    Two of one name: neither is taken, so that no study reads another folder than it did.
+    If two folders have the same name, neither is returned, so that a study never changes its folder silently.
     """
-    found: dict[str, list[Reader]] = {}
+    by_name: dict[str, list[Reader]] = {}
     for folder in _candidates(root):
         try:
-            reader = reader_of(_spec(folder / FILE))
+            spec = _cached_spec(folder / FILE)
         except (RazError, OSError):
-            continue  # `description_faults` tells
-        found.setdefault(reader[0], []).append(reader[1])
-    return {name: readers[0] for name, readers in sorted(found.items()) if len(readers) == 1}
+            continue  # reported by `description_faults`
+        by_name.setdefault(spec.name, []).append(make_reader(spec))
+    return {name: readers[0] for name, readers in sorted(by_name.items()) if len(readers) == 1}
 
 
 def description_faults(root: Path) -> list[RazError]:
-    """Why descriptions in a data root are not taken."""
+    """Why descriptions in a data root are ignored."""
     faults: list[RazError] = []
-    seen: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for folder in _candidates(root):
         try:
-            name = _spec(folder / FILE).name
+            name = _cached_spec(folder / FILE).name
         except RazError as error:
             faults += flatten_errors(error)
         except OSError as error:
             faults.append(RazError(str(folder / FILE), f"cannot be read ({error.strerror})", "check its permissions"))
         else:
-            first = seen.setdefault(name, folder)
+            first = folders.setdefault(name, folder)
             if first != folder:
                 faults.append(RazError(str(folder / FILE), f"is named {name}, as {first / FILE} is", "rename one"))
     return faults
 
 
 def _candidates(root: Path) -> list[Path]:
+    """The root and its subfolders, as far as they have a description."""
     try:
         here = [root, *folder_entries(root)]
     except RazError:
@@ -186,33 +191,33 @@ def _candidates(root: Path) -> list[Path]:
     return [folder for folder in here if os.path.isfile(folder / FILE)]
 
 
-def reader_of(spec: Spec) -> tuple[str, Reader]:
-    """The reader that a description makes, under its name."""
+def make_reader(spec: Spec) -> Reader:
+    """The reader of a described folder."""
 
     def find(root: Path) -> Path:
         return spec.folder
 
-    told = {"folders": "folders train, test (val)"}.get(str(spec.splits), "as its raz-dataset.yaml says")
-    return spec.name, Reader(
-        spec.title, partial(scan, spec), f"NAME/{FILE}", find, splits=told, source=f"your own {spec.objects}"
+    splits = {"folders": "folders train, test (val)"}.get(str(spec.splits), "as its raz-dataset.yaml says")
+    return Reader(
+        spec.title, partial(scan, spec), f"NAME/{FILE}", find, splits=splits, source=f"your own {spec.objects}"
     )
 
 
-# ------------------------------------------------------------------ reading it
+# ------------------------------------------------------------------ scanning the folder
 
 
 def scan(spec: Spec, folder: Path | None) -> ScanResult:
-    """Read all points and hash every file; no image is decoded."""
+    """Scan the folder: all points are read, files hashed, no image is decoded. `folder` is not used."""
     builder = ScanBuilder()
     images = image_files(spec, builder)
     by_split: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
     try:
-        pairs, told = _pairs(spec, images, builder)
+        pairs, listed = _pairs(spec, images, builder)
     except RazError as error:
         builder.faults += flatten_errors(error)
-        pairs, told = {}, {}
-    chosen = _split(spec, {name: images[name] for name in pairs}, told, builder)
-    for name, split in chosen.items():
+        pairs, listed = {}, {}
+    splits = _assign_splits(spec, {name: images[name] for name in pairs}, listed, builder)
+    for name, split in splits.items():
         pair = pairs[name]
         stem = str(PurePosixPath(name).with_suffix(""))
         if stem.lower().startswith(f"{split}/"):
@@ -222,23 +227,24 @@ def scan(spec: Spec, folder: Path | None) -> ScanResult:
     def parse(data: bytes, where: str) -> Annotation:
         return Annotation(pointfiles.read_image_points(data, where, spec.columns) + spec.offset)
 
-    found = {split: read_pairs(each, parse, builder) for split, each in by_split.items() if each or split != "val"}
+    samples = {split: read_pairs(each, parse, builder) for split, each in by_split.items() if each or split != "val"}
     for split in ("train", "test"):
         if pairs and not by_split[split]:
             builder.fault(spec.folder / FILE, f"splits leave no image for {split}", "see `splits` in it")
-    return builder.result(found)
+    return builder.result(samples)
 
 
 def image_files(spec: Spec, builder: ScanBuilder) -> dict[str, Path]:
-    """Image files below `images`, by their path below it; names that clash are faults."""
+    """The image files below `images` by their path relative to it; names that clash are faults."""
     base = spec.folder / spec.images
-    files = [p for p in _walk(base, builder, _DEEPEST) if p.suffix.lower() in SUFFIXES]
+    files = [p for p in _walk(base, builder, _MAX_DEPTH) if p.suffix.lower() in SUFFIXES]
     if not files and not builder.faults:
         builder.fault(base, "holds no image", f"expected files that end in {', '.join(SUFFIXES)}")
     return {p.relative_to(base).as_posix(): p for p in drop_name_clashes(files, builder)}
 
 
 def _walk(folder: Path, builder: ScanBuilder, depth: int) -> list[Path]:
+    """All files in the folder and in `depth` levels of subfolders."""
     out: list[Path] = []
     for path in list_folder(folder, builder) or ():
         if not os.path.isdir(path):
@@ -248,72 +254,73 @@ def _walk(folder: Path, builder: ScanBuilder, depth: int) -> list[Path]:
     return out
 
 
-def match_names(listed: Mapping[str, Any], images: Mapping[str, Path]) -> tuple[dict[str, str], list[str]]:
-    """(image -> the name it is listed under, listed names of no image).
+def match_names(listed: Iterable[str], images: Mapping[str, Path]) -> tuple[dict[str, str], list[str]]:
+    """(image -> its listed name, listed names that match no image).
 
-    A name is a path below `images`, or a file's name with or without its ending where only one image has it.
+    A listed name is a path below `images`, or a file name with or without suffix if only one image has it.
     """
-    ways: dict[str, set[str]] = {}
+    images_by_name: dict[str, set[str]] = {}
     for image in images:
         path = PurePosixPath(image)
-        for way in {image, str(path.with_suffix("")), path.name, path.stem}:
-            ways.setdefault(way.lower(), set()).add(image)
+        for name in {image, str(path.with_suffix("")), path.name, path.stem}:
+            images_by_name.setdefault(name.lower(), set()).add(image)
     out: dict[str, str] = {}
-    nowhere = []
+    unmatched = []
     for name in listed:
-        meant = ways.get(name.replace("\\", "/").removeprefix("./").lower(), set())
-        if len(meant) != 1:
-            meant = ways.get(PurePosixPath(name.replace("\\", "/")).name.lower(), set())
-        if len(meant) == 1 and next(iter(meant)) not in out:
-            out[next(iter(meant))] = name
+        matches = images_by_name.get(name.replace("\\", "/").removeprefix("./").lower(), set())
+        if len(matches) != 1:
+            matches = images_by_name.get(PurePosixPath(name.replace("\\", "/")).name.lower(), set())
+        if len(matches) == 1 and next(iter(matches)) not in out:
+            out[next(iter(matches))] = name
         else:
-            nowhere.append(name)
-    return out, nowhere
+            unmatched.append(name)
+    return out, unmatched
 
 
 def _pairs(spec: Spec, images: Mapping[str, Path], builder: ScanBuilder) -> tuple[dict[str, Pair], dict[str, str]]:
-    """Every image with its points, and the split that the points' file says it is in. Raises RazError."""
-    place = spec.folder / spec.points
-    if os.path.isdir(place):
-        return _one_each(spec, place, images, builder), {}
+    """Every image with its points, and its split if the file of points has a column for it. Raises RazError."""
+    points_path = spec.folder / spec.points
+    if os.path.isdir(points_path):
+        return _pairs_of_files(spec, points_path, images, builder), {}
     try:
-        data = place.read_bytes()
+        data = points_path.read_bytes()
     except OSError as error:
-        raise RazError(str(place), f"cannot be read ({error.strerror})", f"see `points` in {FILE}") from error
-    column = spec.splits.get("column") if isinstance(spec.splits, Mapping) else None
-    table = pointfiles.read_table(data, str(place), spec.columns, column)
-    listed, nowhere = match_names(table.points, images)
-    builder.orphaned += [f"{place} ({name})" for name in nowhere]
-    expected = Path(f"a row in {place} (or `unlisted: empty` in {FILE})")
+        raise RazError(str(points_path), f"cannot be read ({error.strerror})", f"see `points` in {FILE}") from error
+    column = str(spec.splits["column"]) if isinstance(spec.splits, Mapping) and "column" in spec.splits else None
+    table = pointfiles.read_table(data, str(points_path), spec.columns, column)
+    listed, unmatched = match_names(table.points, images)
+    builder.orphaned += [f"{points_path} ({name})" for name in unmatched]
+    expected = Path(f"a row in {points_path} (or `unlisted: empty` in {FILE})")
     pairs = {}
     for image, picture in images.items():
         given = None
         if image in listed:
             given = Annotation(table.heads(listed[image]) + spec.offset)
         elif spec.unlisted == "empty":
-            given = Annotation(pointfiles.PointTable({image: []}).heads(image))
+            given = Annotation(np.zeros((0, 2)))
         pairs[image] = Pair(image, picture, None, expected, given=given)
     return pairs, {image: table.splits[name] for image, name in listed.items() if name in table.splits}
 
 
-def _one_each(spec: Spec, place: Path, images: Mapping[str, Path], builder: ScanBuilder) -> dict[str, Pair]:
-    """Points in a file an image: of its name, in the same folder below `points` or right in it."""
-    skip = {(spec.folder / FILE).name.lower()}
+def _pairs_of_files(
+    spec: Spec, points_folder: Path, images: Mapping[str, Path], builder: ScanBuilder
+) -> dict[str, Pair]:
+    """Every image with the file of its points, which has the same relative path below `points`, or is in `points`."""
     labels: dict[str, Path] = {}
-    for path in _walk(place, builder, _DEEPEST):
-        if path.suffix.lower() in pointfiles.SUFFIXES and path.name.lower() not in skip:
-            key = path.relative_to(place).with_suffix("").as_posix().lower()
+    for path in _walk(points_folder, builder, _MAX_DEPTH):
+        if path.suffix.lower() in pointfiles.SUFFIXES and path.name.lower() != FILE:
+            key = path.relative_to(points_folder).with_suffix("").as_posix().lower()
             twin = labels.setdefault(key, path)
             if twin is not path:
-                builder.fault(path, f"stands beside {twin.name} for the same image", "keep one of them")
+                builder.fault(path, f"and {twin.name} annotate the same image", "keep one of them")
     pairs = {}
     for image, picture in images.items():
         stem = PurePosixPath(image).with_suffix("")
         label = labels.get(str(stem).lower()) or labels.get(stem.name.lower())
-        expected = place / f"{stem}.csv"
+        expected = points_folder / f"{stem}.csv"
         given = None
         if label is None and spec.unlisted == "empty":
-            given = Annotation(pointfiles.PointTable({image: []}).heads(image))
+            given = Annotation(np.zeros((0, 2)))
         pairs[image] = Pair(image, picture, label, expected, given=given)
     used = {pair.label for pair in pairs.values()}
     lists = (
@@ -326,56 +333,59 @@ def _one_each(spec: Spec, place: Path, images: Mapping[str, Path], builder: Scan
 # ------------------------------------------------------------------ splits
 
 
-def _split(spec: Spec, images: Mapping[str, Path], told: Mapping[str, str], builder: ScanBuilder) -> dict[str, Split]:
-    """The split of every image that has one; each other is a fault."""
-    if isinstance(spec.splits, Mapping) and isinstance(spec.splits.get("test"), float):
+def _assign_splits(
+    spec: Spec, images: Mapping[str, Path], listed: Mapping[str, str], builder: ScanBuilder
+) -> dict[str, Split]:
+    """The split of every image; an image without one is a fault. `listed`: image -> split in the file of points."""
+    if isinstance(spec.splits, Mapping) and isinstance(fraction := spec.splits.get("test"), float):
         ranked = sorted(images, key=id_hash)
-        tested = set(ranked[: max(1, round(spec.splits["test"] * len(ranked)))])
-        return {image: "test" if image in tested else "train" for image in images}
+        test_images = set(ranked[: max(1, round(fraction * len(ranked)))])
+        return {image: "test" if image in test_images else "train" for image in images}
     if isinstance(spec.splits, Mapping) and "column" not in spec.splits:
         return _from_lists(spec, images, builder)
     out: dict[str, Split] = {}
-    wrong: dict[str, list[str]] = {}
+    unknown: dict[str, list[str]] = {}
     for image in images:
         top = image.partition("/")[0] if "/" in image else ""
-        name = told.get(image, "") if isinstance(spec.splits, Mapping) else top
+        name = listed.get(image, "") if isinstance(spec.splits, Mapping) else top
         split = next((s for s in SPLITS if s == name.lower()), None)
         if split is None:
-            wrong.setdefault(name, []).append(image)
+            unknown.setdefault(name, []).append(image)
         else:
             out[image] = split
-    for name, which in wrong.items():
-        more = f" ({len(which)} such images)" if len(which) > 1 else ""
+    for name, members in unknown.items():
+        more = f" ({len(members)} such images)" if len(members) > 1 else ""
         if isinstance(spec.splits, Mapping):
             what = f"split {name!r}{more}, expected train, val or test"
         else:
-            what = f"lies in {f'folder {name}' if name else 'no folder'}{more}, expected train, val or test"
-        builder.fault(images[which[0]], what, f"see `splits` in {FILE}")
+            what = f"is in {f'folder {name}' if name else 'no folder'}{more}, expected train, val or test"
+        builder.fault(images[members[0]], what, f"see `splits` in {FILE}")
     return out
 
 
 def _from_lists(spec: Spec, images: Mapping[str, Path], builder: ScanBuilder) -> dict[str, Split]:
+    """The split of every image from the files that list the images of each split."""
     assert isinstance(spec.splits, Mapping)
     out: dict[str, Split] = {}
     for split in SPLITS:
         if split not in spec.splits:
             continue
-        path = spec.folder / spec.splits[split]
+        path = spec.folder / str(spec.splits[split])
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "no text"
-            builder.fault(path, f"cannot be read ({why})", f"one image a line; see `splits` in {FILE}")
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            builder.fault(path, f"cannot be read ({reason})", f"one image per line; see `splits` in {FILE}")
             continue
         names = {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
-        listed, nowhere = match_names(names, images)
-        for name in nowhere:
-            builder.fault(f"{path}:{names[name]}", f"names {name}, which is no image", "put it right, or take it out")
+        listed, unmatched = match_names(names, images)
+        for name in unmatched:
+            builder.fault(f"{path}:{names[name]}", f"names {name}, which is no image", "correct or remove it")
         for image, name in listed.items():
             if image in out:
                 builder.fault(f"{path}:{names[name]}", f"names {name}, which is in {out[image]} too", "keep one")
             out.setdefault(image, split)
     left = [image for image in images if image not in out]
     if left:
-        builder.warnings.append(f"{len(left)} image(s) are in no list and left out, the first is {left[0]}")
+        builder.warnings.append(f"{len(left)} image(s) are in no list and ignored, the first is {left[0]}")
     return out
