@@ -206,7 +206,7 @@ def test_add_guesses_and_writes_what_it_reads(cells: Callable[..., Any], tmp_pat
     same(tmp_path, points)
     again = run(str(folder))
     assert again.exit_code == 2
-    assert "is there already\n  try: edit it, or --force" in again.output
+    assert "exists already\n  try: edit it, or --force" in again.output
     assert run(str(folder), "--force", "--splits", "test=0.5").exit_code == 0
     assert len(open_dataset("cells", tmp_path).items["test"]) == 6
 
@@ -216,7 +216,12 @@ def test_add_asks_what_it_cannot_guess(cells: Callable[..., Any]) -> None:
     write_csv(folder / "points.csv", {n: [(1, 2)] for n in list(points)[:10]}, ("photo", "east", "south"))
     (folder / FILE).unlink()
     asked: list[str] = []
-    answers = {"holds the image": "photo", "holds the x": "east", "holds the y": "south", "have no points": "empty"}
+    answers = {
+        "contains the image": "photo",
+        "contains the x": "east",
+        "contains the y": "south",
+        "have no points": "empty",
+    }
 
     def ask(question: str, guess: str) -> str:
         asked.append(question)
@@ -226,7 +231,7 @@ def test_add_asks_what_it_cannot_guess(cells: Callable[..., Any]) -> None:
     assert spec.columns == {"image": "photo", "x": "east", "y": "south"}
     assert (spec.unlisted, spec.offset) == ("empty", 0.5)  # whole numbers: of pixels
     assert any("whole numbers" in question for question in asked)
-    with pytest.raises(RazError, match="cannot be guessed: which column of photo, east, south holds the image"):
+    with pytest.raises(RazError, match="cannot be guessed: which column of photo, east, south contains the image"):
         describe_folder.describe(folder, describe_folder.FolderOptions(), None)
     assert (
         describe_folder.describe(folder, describe_folder.FolderOptions(columns="photo,east,south"), None).columns
@@ -245,15 +250,15 @@ def test_add_asks_what_it_cannot_guess(cells: Callable[..., Any]) -> None:
         (["--images", ""], "--images: an empty name"),
         (["--images", "points.csv"], "--images: points.csv is a file, expected the folder of images"),
         (["--points", ""], "--points: an empty name"),
-        (["--points", "images"], "no image to train or to test on is found so\n  try: put right what follows"),
+        (["--points", "images"], "no image to train or to test on is found\n  try: fix the following faults"),
         (["--columns", "image,x,x"], "'image,x,x', expected image,x,y of"),
-        (["--splits", "half"], "'half' is not understood"),
+        (["--splits", "half"], "'half' is not valid"),
         (["--splits", "test=nan"], "--splits: splits.test is nan, expected a part between 0 and 1"),
         (["--splits", "bogus=3"], "--splits: unknown key 'splits.bogus'"),
         (["--splits", "folders"], "splits leave no image for train"),
         (["--splits", "train=a.txt,test=b.txt"], "a.txt: cannot be read"),
         (["--offset", "7"], "--offset: offset is 7.0, expected a number from -1 to 1\n  try: --offset 0.5"),
-        (["--objects", "a\nb"], "--objects: 'a\\nb' has a line break"),
+        (["--objects", "a\nb"], "--objects: 'a\\nb' contains unprintable characters"),
         (["--unlisted", "zero"], "'zero', expected fault or empty"),
     ],
 )

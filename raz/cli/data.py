@@ -1,4 +1,4 @@
-"""`raz-sweep data ...`: which data sets there are, whether a copy is right, and what an image looks like."""
+"""The commands `raz-sweep data list`, `check`, `show` and `add`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import typer
 from raz.cli.options import DataRoot, Json
 
 data_app = typer.Typer(
-    help="The data sets: list them, check a copy, look at one, add one.",
+    help="List data sets, check a copy, draw an image, add a custom data set.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-_Name = Annotated[str, typer.Argument(help="A data set, as `raz-sweep data list` names it.")]
+_Name = Annotated[str, typer.Argument(help="Name of a data set, as in `raz-sweep data list`.")]
 
 
 @data_app.command("list")
 def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Name the data sets, and say where each is found.
+    """List the data sets, and where each was found.
 
     \b
     raz-sweep data list
@@ -37,8 +37,8 @@ def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
     rows = []
     for name, reader in readers(data_root).items():
         try:
-            place = find_dataset_folder(name, data_root)
-            where, found = str(place) if place else "generated", True
+            folder = find_dataset_folder(name, data_root)
+            where, found = str(folder) if folder else "generated", True
         except RazError as error:
             where, found = f"{error.where}: {error.what}", False
         rows.append(
@@ -49,26 +49,28 @@ def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
         )  # fmt: skip
     faults = [str(fault) for fault in description_faults(data_root.expanduser())] if data_root is not None else []
     for fault in faults:
-        typer.echo(f"not taken: {fault}", err=True)
+        typer.echo(f"ignored: {fault}", err=True)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    wide = max(len(str(row["name"])) for row in rows), max(len(str(row["title"])) for row in rows)
+    widths = max(len(str(row["name"])) for row in rows), max(len(str(row["title"])) for row in rows)
     for row in rows:
-        typer.echo(f"{row['name']:<{wide[0]}}  {row['title']:<{wide[1]}}  {'' if row['found'] else '- '}{row['where']}")
-        told = "; ".join(str(row[key]) for key in ("layout", "splits", "source") if row[key])
-        typer.echo(f"{'':<{wide[0]}}  {told}")
+        typer.echo(
+            f"{row['name']:<{widths[0]}}  {row['title']:<{widths[1]}}  {'' if row['found'] else '- '}{row['where']}"
+        )
+        details = "; ".join(str(row[key]) for key in ("layout", "splits", "source") if row[key])
+        typer.echo(f"{'':<{widths[0]}}  {details}")
     if not any(row["own"] for row in rows):
         typer.echo(
-            f"A folder of your own: `raz-sweep data add DIR` writes DIR/{FILE}, and its parent is the data root."
+            f"For a custom folder, `raz-sweep data add DIR` writes DIR/{FILE}; the data root is the parent of DIR."
         )
 
 
 @data_app.command("check")
 def check_(name: _Name, data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Read a whole data set: count it, name every leak and gap.
+    """Read a whole data set, count its images and heads, and report every fault.
 
-    Exits 0 with its findings listed, 2 when nothing can be read.
+    Exits 0 with the faults listed, 2 if nothing can be read.
 
     \b
     raz-sweep data check toy
@@ -83,8 +85,8 @@ def check_(name: _Name, data_root: DataRoot = None, as_json: Json = False) -> No
 
     from raz.data.check import check, render
 
-    aside = Console(stderr=True)
-    with Progress(console=aside, transient=True, disable=as_json or not sys.stderr.isatty()) as bar:
+    stderr = Console(stderr=True)
+    with Progress(console=stderr, transient=True, disable=as_json or not sys.stderr.isatty()) as bar:
         task = bar.add_task("reading", total=None)
         report = check(name, data_root, lambda done, total: bar.update(task, completed=done, total=total))
     if as_json:
@@ -98,10 +100,10 @@ def show_(
     name: _Name,
     data_root: DataRoot = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    index: Annotated[int, typer.Option(help="Which image of the split, from 0.")] = 0,
+    index: Annotated[int, typer.Option(help="Index of the image in the split, from 0.")] = 0,
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("show.png"),
 ) -> None:
-    """Draw one image with its heads, maps and zoomed regions.
+    """Draw one image with its heads, density, attention and zoomed regions.
 
     \b
     raz-sweep data show toy --index 3 --out crowd.png
@@ -118,31 +120,35 @@ def show_(
 
 @data_app.command("add")
 def add_(
-    folder: Annotated[Path, typer.Argument(help="The folder that holds the images and their points.")],
-    name: Annotated[str | None, typer.Option(help="Its name in commands and files. Default: the folder's.")] = None,
-    title: Annotated[str | None, typer.Option(help="Its name in tables. Default: the folder's.")] = None,
-    objects: Annotated[str | None, typer.Option(help="What is counted: cells, cars, heads.")] = None,
-    images: Annotated[str | None, typer.Option(help="The folder of images, below FOLDER.")] = None,
-    points: Annotated[
-        str | None, typer.Option(help="The file of all points (CSV, JSON), or the folder with a file an image.")
+    folder: Annotated[Path, typer.Argument(help="The folder with the images and their points.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the data set in commands and files. Default: the folder's.")
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns of a CSV: IMAGE,X,Y (of a file an image: X,Y).")] = None,
+    title: Annotated[str | None, typer.Option(help="Name of the data set in tables. Default: the folder's.")] = None,
+    objects: Annotated[str | None, typer.Option(help="What is counted, such as cells or cars.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder of images, below FOLDER.")] = None,
+    points: Annotated[
+        str | None, typer.Option(help="File of all points (CSV, JSON), or folder with one file per image.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of a CSV file: IMAGE,X,Y (of one file per image: X,Y).")
+    ] = None,
     offset: Annotated[
-        float | None, typer.Option(help="Added to x and y: 0.5 for pixel numbers from 0, -0.5 from 1.")
+        float | None, typer.Option(help="Added to x and y: 0.5 for pixel indices from 0, -0.5 from 1.")
     ] = None,
     unlisted: Annotated[str | None, typer.Option(help="An image without points is a `fault`, or `empty`.")] = None,
     splits: Annotated[
         str | None, typer.Option(help="folders, column=NAME, test=0.2, or train=FILE,test=FILE[,val=FILE].")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Take every guess, ask nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over an earlier description.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept every guess without asking.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing description.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a folder of your own a data set like the published ones.
+    """Describe a custom folder, so that it can be used like the published data sets.
 
-    What cannot be guessed is asked for; with --yes, or without a terminal, it is an error that names its option. The
-    description is FOLDER/raz-dataset.yaml, a file to read and to edit. Images: PNG, JPEG, TIFF, BMP, WebP, of one page.
-    Exits 1 when it is written and faults are left to put right, 2 when nothing is written.
+    Values that cannot be guessed are asked for; with --yes, or without a terminal, they are errors that name an option.
+    The description is written to FOLDER/raz-dataset.yaml, which can be edited. Images: PNG, JPEG, TIFF, BMP, WebP.
+    Exits 1 if it is written and the data set has faults, 2 if nothing is written.
 
     \b
     raz-sweep data add cells
@@ -156,28 +162,30 @@ def add_(
     from raz.data import describe_folder
 
     ask = None if yes or as_json or not sys.stdin.isatty() else lambda text, guess: str(typer.prompt(text, guess))
-    given = describe_folder.FolderOptions(name, title, objects, images, points, columns, offset, unlisted, splits)
-    spec = describe_folder.describe(folder, given, ask)
-    seen = describe_folder.scan(spec)
+    options = describe_folder.FolderOptions(name, title, objects, images, points, columns, offset, unlisted, splits)
+    spec = describe_folder.describe(folder, options, ask)
+    result = describe_folder.scan(spec)
     path = describe_folder.write(spec, force)
-    counts = {split: len(found) for split, found in seen.samples.items()}
-    heads = sum(len(f.sample.load_heads()) for found in seen.samples.values() for f in found)
+    counts = {split: len(samples) for split, samples in result.samples.items()}
+    heads = sum(len(s.sample.load_heads()) for samples in result.samples.values() for s in samples)
     root = spec.folder.parent
-    at = shlex.quote(str(root))
+    quoted_root = shlex.quote(str(root))
     if as_json:
         document = {
             "file": str(path), "name": spec.name, "images": counts, "points": heads, "data_root": str(root),
-            "faults": [str(fault) for fault in seen.faults], "warnings": list(seen.warnings),
+            "faults": [str(fault) for fault in result.faults], "warnings": list(result.warnings),
         }  # fmt: skip
         typer.echo(json.dumps(document, indent=1))
-        raise typer.Exit(1 if seen.faults else 0)
-    told = ", ".join(f"{count} {split}" for split, count in counts.items())
-    typer.echo(f"{path}: {told} images, {heads:,} {spec.objects}")
-    for line in (*seen.warnings, *map(str, seen.faults)):
+        raise typer.Exit(1 if result.faults else 0)
+    images_text = ", ".join(f"{count} {split}" for split, count in counts.items())
+    typer.echo(f"{path}: {images_text} images, {heads:,} {spec.objects}")
+    for line in (*result.warnings, *map(str, result.faults)):
         typer.echo(f"- {line}")
-    if seen.faults:
-        typer.echo(f"{len(seen.faults)} fault(s) to put right before it can be used (in the files, or in {path.name})")
-        typer.echo(f"raz-sweep data check {spec.name} --data-root {at}")
+    if result.faults:
+        typer.echo(f"{len(result.faults)} fault(s) to fix before it can be used (in the files, or in {path.name})")
+        typer.echo(f"raz-sweep data check {spec.name} --data-root {quoted_root}")
         raise typer.Exit(1)
-    typer.echo(f"raz-sweep run search_spaces/fusion --set dataset={spec.name} --data-root {at}")
-    typer.echo(f"raz-sweep init --dataset {spec.name} --data-root {at} --out {spec.name}.yaml   (a search to edit)")
+    typer.echo(f"raz-sweep run search_spaces/fusion --set dataset={spec.name} --data-root {quoted_root}")
+    typer.echo(
+        f"raz-sweep init --dataset {spec.name} --data-root {quoted_root} --out {spec.name}.yaml   (a search to edit)"
+    )

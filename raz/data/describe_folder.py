@@ -1,4 +1,4 @@
-"""`raz-sweep data add`: look at a folder of one's own, guess what can be guessed, ask for the rest, write it down."""
+"""`raz-sweep data add`: describe a custom folder in raz-dataset.yaml, from options, guesses and answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -19,17 +18,18 @@ from raz.data.image_pairs import ScanBuilder, folder_entries
 from raz.data.images import SUFFIXES
 from raz.errors import RazError, flatten_errors, raise_all
 from raz.utils.atomic import atomic_write
+from raz.utils.json_types import JsonLike
 from raz.utils.shipped import slugify
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import parse
 
-Ask = Callable[[str, str], str]  # question, what is taken for an empty answer -> answer
-_HEADER = "# Written by `raz-sweep data add`; `raz-sweep data check {name} --data-root ..` says whether all is right.\n"
+Ask = Callable[[str, str], str]  # (question, default answer) -> answer
+_HEADER = "# Written by `raz-sweep data add`; `raz-sweep data check {name} --data-root ..` checks the data set.\n"
 
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """What the command line says; None is guessed or asked for."""
+    """Options of the command line; None: the value is guessed or asked for."""
 
     name: str | None = None
     title: str | None = None
@@ -42,43 +42,45 @@ class FolderOptions:
     splits: str | None = None  # folders | column=NAME | test=0.2 | train=FILE,test=FILE[,val=FILE]
 
 
-def describe(place: Path, given: FolderOptions, ask: Ask | None) -> Spec:
-    """The description of a folder. `ask` None: what cannot be guessed is a fault that names the option for it.
+def describe(folder: Path, options: FolderOptions, ask: Ask | None) -> Spec:
+    """The description of a folder. Values that are not in `options` are guessed, and confirmed by `ask` unless None.
 
-    Raises RazError.
+    Raises RazError for invalid options, and without `ask` for values that cannot be guessed, naming their options.
     """
-    if not place.is_dir():
-        raise RazError(str(place), "no such folder", "raz-sweep data add DIR, with the images and the points below DIR")
-    place = place.resolve()
-    for option, text in (("--title", given.title), ("--objects", given.objects)):
+    if not folder.is_dir():
+        raise RazError(
+            str(folder), "no such folder", "raz-sweep data add DIR, with the images and the points below DIR"
+        )
+    folder = folder.resolve()
+    for option, text in (("--title", options.title), ("--objects", options.objects)):
         if text is not None and not text.isprintable():
-            raise RazError(option, f"{text!r} has a line break or the like in it", f"another {option}")
-    name = _answer(given.name, "--name", slugify(place.name, "-", "my-data"), "its name in commands and files", ask)
+            raise RazError(option, f"{text!r} contains unprintable characters such as line breaks", f"another {option}")
+    name = _answer(options.name, "--name", slugify(folder.name, "-", "my-data"), "its name in commands and files", ask)
     if not NAME.fullmatch(name):
         raise RazError(
             "--name", f"{name!r}, expected 1 to 64 of a-z, 0-9, _ and -", f"--name {slugify(name, '-', 'my-data')}"
         )
     if name in DATASETS:
         raise RazError("--name", f"{name!r} is a published data set", f"--name my-{name.partition('@')[0]}")
-    objects = _answer(given.objects, "--objects", "objects", "what is counted", ask) or "objects"
-    images = _answer(given.images, "--images", _guess_images(place), "the folder of images in it", ask)
-    points = _answer(given.points, "--points", _guess_points(place, images), "the file or folder of points", ask)
-    spec = Spec(place, name, given.title or place.name, images, points, objects)
+    objects = _answer(options.objects, "--objects", "objects", "what is counted", ask) or "objects"
+    images = _answer(options.images, "--images", _guess_images(folder), "the folder of images in it", ask)
+    points = _answer(options.points, "--points", _guess_points(folder, images), "the file or folder of points", ask)
+    spec = Spec(folder, name, options.title or folder.name, images, points, objects)
     _check_paths(spec)
-    table_at = place / points
-    header = _header(table_at)
-    spec = replace(spec, columns=_columns(spec, given, header, ask))
-    spec = replace(spec, splits=_splits(spec, given, header, ask))
+    points_path = folder / points
+    header = _header(points_path)
+    spec = replace(spec, columns=_columns(spec, options, header, ask))
+    spec = replace(spec, splits=_splits(spec, options, header, ask))
     _check_spec(spec)
-    spec = replace(spec, offset=_offset(spec, given, ask))
-    spec = replace(spec, unlisted=_unlisted(spec, given, ask))
+    spec = replace(spec, offset=_offset(spec, options, ask))
+    spec = replace(spec, unlisted=_unlisted(spec, options, ask))
     _check_spec(spec)
     return spec
 
 
 def to_yaml(spec: Spec) -> str:
-    """The file that says so."""
-    values: dict[str, Any] = {
+    """The text of raz-dataset.yaml."""
+    values: dict[str, JsonLike] = {
         "name": spec.name, "title": spec.title, "objects": spec.objects, "images": spec.images, "points": spec.points,
     }  # fmt: skip
     if spec.columns:
@@ -91,50 +93,51 @@ def to_yaml(spec: Spec) -> str:
     return _HEADER.format(name=spec.name) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def write(spec: Spec, replace_it: bool = False) -> Path:
-    """Write raz-dataset.yaml whole. Raises RazError when there is one and `replace_it` is not set."""
+def write(spec: Spec, overwrite: bool = False) -> Path:
+    """Write raz-dataset.yaml atomically and return its path. Raises RazError if it exists, unless `overwrite`."""
     path = spec.folder / FILE
-    if path.exists() and not replace_it:
-        raise RazError(str(path), "is there already", "edit it, or --force")
+    if path.exists() and not overwrite:
+        raise RazError(str(path), "exists already", "edit it, or --force")
     try:
-        with atomic_write(path) as aside:
-            aside.write_text(to_yaml(spec), encoding="utf-8")
-            custom.read_spec(aside)  # what is written is read as it was meant
+        with atomic_write(path) as temporary:
+            temporary.write_text(to_yaml(spec), encoding="utf-8")
+            custom.read_spec(temporary)  # raises if the text does not parse
     except OSError as error:
         raise RazError(str(path), f"cannot be written ({error.strerror})", "check the folder's permissions") from error
     return path
 
 
 def scan(spec: Spec) -> ScanResult:
-    """What the description finds. Raises RazError, with every fault, when that is nothing to train or to test on."""
-    seen = custom.scan(spec, spec.folder)
-    without = [split for split in ("train", "test") if not seen.samples.get(split)]
+    """The scan of the described folder. Raises RazError with all faults if train or test has no image."""
+    result = custom.scan(spec, spec.folder)
+    without = [split for split in ("train", "test") if not result.samples.get(split)]
     if without:
-        what = f"no image to {' or to '.join(without)} on is found so"
-        hint = "put right what follows, or give other options" if seen.faults else "--splits test=0.2"
-        raise_all([RazError(str(spec.folder), what, hint), *seen.faults])
-    return seen
+        what = f"no image to {' or to '.join(without)} on is found"
+        hint = "fix the following faults, or give other options" if result.faults else "--splits test=0.2"
+        raise_all([RazError(str(spec.folder), what, hint), *result.faults])
+    return result
 
 
 def _check_spec(spec: Spec) -> None:
-    """Raise what is wrong with values that were given, in the names of their options."""
+    """Raise RazError for invalid values, naming their options."""
     try:
         custom.spec_of(parse(to_yaml(spec), FILE, strict=False), spec.folder)
     except RazError as error:
-        found = []
+        faults = []
         for fault in flatten_errors(error):
             key = fault.parameter.partition(".")[0]
             hint = f"--{key} {fault.hint.partition(': ')[2]}" if fault.hint.startswith(f"{key}: ") else fault.hint
-            found.append(RazError(f"--{key}", fault.what, hint) if key in KEYS else fault)
-        raise_all(found)
+            faults.append(RazError(f"--{key}", fault.what, hint) if key in KEYS else fault)
+        raise_all(faults)
 
 
 # ------------------------------------------------------------------ guesses
 
 
-def _answer(given: str | None, option: str, guess: str, question: str, ask: Ask | None) -> str:
-    if given is not None:
-        return given
+def _answer(value: str | None, option: str, guess: str, question: str, ask: Ask | None) -> str:
+    """The option's value, else the answer, else the guess. Raises RazError without any of them."""
+    if value is not None:
+        return value
     if ask is not None:
         return ask(question, guess).strip() or guess
     if not guess:
@@ -143,6 +146,7 @@ def _answer(given: str | None, option: str, guess: str, question: str, ask: Ask 
 
 
 def _check_paths(spec: Spec) -> None:
+    """Raise RazError unless the folder of images and the points exist below the folder."""
     for option, value in (("--images", spec.images), ("--points", spec.points)):
         path = (spec.folder / value).resolve()
         if not path.is_relative_to(spec.folder) and not (spec.folder / value).is_symlink():
@@ -156,23 +160,23 @@ def _check_paths(spec: Spec) -> None:
             raise RazError(option, f"{value} is a file, expected the folder of images", "--images images")
 
 
-def _images_in(place: Path) -> int:
-    return sum(path.suffix.lower() in SUFFIXES for path in folder_entries(place))
+def _images_in(folder: Path) -> int:
+    return sum(path.suffix.lower() in SUFFIXES for path in folder_entries(folder))
 
 
-def _guess_images(place: Path) -> str:
-    """`images` or the only folder with images, `.` where they or folders of splits lie in it."""
-    folders = [p for p in folder_entries(place) if p.is_dir()]
-    if _images_in(place) or any(p.name.lower() in SPLITS for p in folders):
+def _guess_images(folder: Path) -> str:
+    """ "." if the folder contains images or folders of splits, else its only folder with images; "" if unknown."""
+    folders = [p for p in folder_entries(folder) if p.is_dir()]
+    if _images_in(folder) or any(p.name.lower() in SPLITS for p in folders):
         return "."
     holding = [p.name for p in folders if _images_in(p) or any((p / split).is_dir() for split in SPLITS)]
     named = [name for name in holding if name.lower() in ("images", "image", "imgs", "img", "pictures", "photos")]
     return (named or holding)[0] if named or len(holding) == 1 else ""
 
 
-def _guess_points(place: Path, images: str) -> str:
-    """The only file of points, a folder of them, or the images' own folder where they lie beside the images."""
-    here = folder_entries(place)
+def _guess_points(folder: Path, images: str) -> str:
+    """The only file of points, a folder of them, or the folder of images if it has files of points; "" if unknown."""
+    here = folder_entries(folder)
     files = [p.name for p in here if p.suffix.lower() in (".csv", ".json", ".tsv")]
     if len(files) == 1:
         return files[0]
@@ -183,18 +187,18 @@ def _guess_points(place: Path, images: str) -> str:
     for name in folders:
         if name.lower() in ("points", "labels", "annotations", "gt", "ground_truth", "ground-truth", "coordinates"):
             return name
-    beside = next((p for p in _two_levels(place / images) if p.suffix.lower() in pointfiles.SUFFIXES), None)
-    return images if beside is not None and not files else ""
+    among_images = any(p.suffix.lower() in pointfiles.SUFFIXES for p in _two_levels(folder / images))
+    return images if among_images and not files else ""
 
 
-def _two_levels(place: Path) -> list[Path]:
-    """What lies in a folder and in the folders right below it."""
-    out = folder_entries(place) if place.is_dir() else []
+def _two_levels(folder: Path) -> list[Path]:
+    """The entries of a folder and of its subfolders."""
+    out = folder_entries(folder) if folder.is_dir() else []
     return out + [path for inner in out if inner.is_dir() for path in folder_entries(inner)]
 
 
 def _header(path: Path) -> list[str]:
-    """The columns of the file for all images, or of the first file of an image; none for JSON and plain numbers."""
+    """The columns of the file of points, or of the first one in a folder; [] for JSON and without a header."""
     if path.is_dir():
         first = next((p for p in _two_levels(path) if p.suffix.lower() in (".csv", ".tsv")), None)
     else:
@@ -205,31 +209,34 @@ def _header(path: Path) -> list[str]:
     return [] if path.is_dir() and all(re.fullmatch(r"[-+.\deE]+", name) for name in header) else header
 
 
-def _columns(spec: Spec, given: FolderOptions, header: list[str], ask: Ask | None) -> dict[str, str]:
-    """Columns whose names are not the usual ones."""
-    wanted = ("x", "y") if (spec.folder / spec.points).is_dir() else ("image", "x", "y")
-    if given.columns is not None:
-        names = [name.strip() for name in given.columns.split(",")]
+def _columns(spec: Spec, options: FolderOptions, header: list[str], ask: Ask | None) -> dict[str, str]:
+    """The columns whose names are not the usual ones: role -> name."""
+    roles = ("x", "y") if (spec.folder / spec.points).is_dir() else ("image", "x", "y")
+    if options.columns is not None:
+        names = [name.strip() for name in options.columns.split(",")]
         missing = [name for name in names if name not in header]
-        if len(names) != len(wanted) or missing or len(set(names)) < len(names):
-            what = f"{given.columns!r}, expected {','.join(wanted)} of the columns {', '.join(header)}"
+        if len(names) != len(roles) or missing or len(set(names)) < len(names):
+            what = f"{options.columns!r}, expected {','.join(roles)} of the columns {', '.join(header)}"
             raise RazError("--columns", what, did_you_mean(missing[0], header) if missing else "")
-        return dict(zip(wanted, names, strict=True))
+        return dict(zip(roles, names, strict=True))
     out: dict[str, str] = {}
-    for what in wanted if header else ():
-        if pointfiles.find_column(header, what) is None:
-            question = f"which column of {', '.join(header)} holds the {what}"
+    for role in roles if header else ():
+        if pointfiles.find_column(header, role) is None:
+            question = f"which column of {', '.join(header)} contains the {role}"
             if ask is None:
                 raise RazError(
-                    "--columns", f"cannot be guessed: {question}", f"--columns {','.join(wanted)}, as they are"
+                    "--columns",
+                    f"cannot be guessed: {question}",
+                    f"--columns {','.join(roles)}, by their names in the header",
                 )
-            out[what] = ask(question, "")
-            if out[what] not in header:
-                raise RazError("--columns", f"no column {out[what]!r}", did_you_mean(out[what], header))
+            out[role] = ask(question, "")
+            if out[role] not in header:
+                raise RazError("--columns", f"no column {out[role]!r}", did_you_mean(out[role], header))
     return out
 
 
-def _splits(spec: Spec, given: FolderOptions, header: list[str], ask: Ask | None) -> Mapping[str, Any] | str:
+def _splits(spec: Spec, options: FolderOptions, header: list[str], ask: Ask | None) -> Mapping[str, str | float] | str:
+    """How images are divided: the option's value, an answer or a guess from folders, columns and files."""
     images = custom.image_files(spec, ScanBuilder())
     tops = {name.partition("/")[0].lower() for name in images if "/" in name}
     table = not (spec.folder / spec.points).is_dir()
@@ -243,44 +250,49 @@ def _splits(spec: Spec, given: FolderOptions, header: list[str], ask: Ask | None
     else:
         guess = "test=0.2"
     question = "how images are divided: folders, column=NAME, test=PART, or train=FILE,test=FILE"
-    told = _answer(given.splits, "--splits", guess, question, ask)
-    if told == "folders":
-        return told
+    answer = _answer(options.splits, "--splits", guess, question, ask)
+    if answer == "folders":
+        return answer
     try:
-        parts = dict(part.split("=", 1) for part in told.split(","))
+        parts = dict(part.split("=", 1) for part in answer.split(","))
         if set(parts) == {"test"}:
             return {"test": float(parts["test"])}
     except ValueError:
-        raise RazError("--splits", f"{told!r} is not understood", f"--splits {guess}") from None
+        raise RazError("--splits", f"{answer!r} is not valid", f"--splits {guess}") from None
     return {key.strip(): value.strip() for key, value in parts.items()}
 
 
-def _offset(spec: Spec, given: FolderOptions, ask: Ask | None) -> float:
-    """Whole numbers are the numbers of pixels, from 0 or from 1: their centres are half a pixel away (27)."""
-    if given.offset is not None:
-        return given.offset
-    found = custom.scan(replace(spec, unlisted="empty"), spec.folder).samples
-    heads = [(f, f.sample.load_heads()) for each in found.values() for f in each]
-    every = np.concatenate([np.zeros((0, 2)), *[xy for _, xy in heads]])
+def _offset(spec: Spec, options: FolderOptions, ask: Ask | None) -> float:
+    """Px to add to x and y: the option's value, an answer or a guess.
+
+    Whole numbers are taken as pixel indices, whose centres are half a pixel away (27): from 1 if there is no 0 and a
+    point would lie outside its image, else from 0.
+    """
+    if options.offset is not None:
+        return options.offset
+    samples = custom.scan(replace(spec, unlisted="empty"), spec.folder).samples
+    scanned = [s for each in samples.values() for s in each]
+    every = np.concatenate([np.zeros((0, 2)), *[s.sample.load_heads() for s in scanned]])
     guess = 0.0
     if len(every) and (every == np.rint(every)).all():
-        guess = -0.5 if every.min() >= 1 and any(f.outside for f, _ in heads) else 0.5
+        guess = -0.5 if every.min() >= 1 and any(s.outside for s in scanned) else 0.5
     if ask is None or not guess:
         return guess
-    told = ask("the points are whole numbers: add 0.5 (pixels numbered from 0), -0.5 (from 1) or 0", f"{guess:g}")
+    answer = ask("the points are whole numbers: add 0.5 (pixels numbered from 0), -0.5 (from 1) or 0", f"{guess:g}")
     try:
-        return float(told)
+        return float(answer)
     except ValueError:
-        raise RazError("--offset", f"{told!r} is no number", "--offset 0.5") from None
+        raise RazError("--offset", f"{answer!r} is not a number", "--offset 0.5") from None
 
 
-def _unlisted(spec: Spec, given: FolderOptions, ask: Ask | None) -> str:
-    if given.unlisted is not None:
-        if given.unlisted not in custom.UNLISTED:
-            raise RazError("--unlisted", f"{given.unlisted!r}, expected {' or '.join(custom.UNLISTED)}")
-        return given.unlisted
+def _unlisted(spec: Spec, options: FolderOptions, ask: Ask | None) -> str:
+    """What an image without points is, "fault" or "empty": the option's value or an answer."""
+    if options.unlisted is not None:
+        if options.unlisted not in custom.UNLISTED:
+            raise RazError("--unlisted", f"{options.unlisted!r}, expected {' or '.join(custom.UNLISTED)}")
+        return options.unlisted
     missing = custom.scan(spec, spec.folder).missing
     if not missing or ask is None:
         return "fault"
-    question = f"{len(missing)} image(s) have no points: do they hold nothing (empty), or are points missing (fault)"
+    question = f"{len(missing)} image(s) have no points: are they empty (empty), or are points missing (fault)"
     return ask(question, "fault")

@@ -1,4 +1,4 @@
-"""One image and what its annotation means to the method: heads, density, attention, zoomed regions."""
+"""Draw one image with its ground truth: heads, density, attention and zoomed regions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from raz.data.contract import Heads, Pixels, Sample, Split
 from raz.errors import RazError
 from raz.utils.atomic import atomic_write
 
-# Dark to bright in even steps of lightness, readable in grey and by the colour-blind.
+# from dark to bright in even steps of lightness, so that it is readable in grey and by the colour-blind
 _COLOURS = np.array([(8, 8, 24), (62, 18, 98), (150, 38, 104), (226, 86, 52), (250, 172, 40), (252, 250, 200)])
-_LONG_SIDE = (560, 900)  # a panel's longer side, px: small images are enlarged, large ones shrunk
-_BAND = 24  # px, a panel's caption
-_GAP = 8
+_LONG_SIDE = (560, 900)  # minimum and maximum of a panel's longer side, px
+_BAND = 24  # px, height of a caption
+_GAP = 8  # px between panels
 
 
 @dataclass(frozen=True)
 class Panels:
-    """What is drawn, computed first. Arrays in pixels of the original image."""
+    """The content of the panels, in pixels of the original image."""
 
     title: str
     pixels: Pixels  # (H, W, 3)
@@ -33,11 +33,11 @@ class Panels:
     density: NDArray[np.float32]  # (H, W), sums to n
     attention: NDArray[np.float32]  # (H, W), 0 to 1
     regions: NDArray[np.int64]  # (r, 4) x0, y0, x1, y1, best first
-    means: NDArray[np.float64]  # (r,) mean attention of each
+    means: NDArray[np.float64]  # (r,) mean attention of each region
 
 
 def compute(item: Sample, config: TrialConfig, title: str = "") -> Panels:
-    """The ground truth of one image, and the regions that its *true* attention map proposes (7, 11, 15, 16)."""
+    """The ground truth of one image, and the regions proposed from its *true* attention map (7, 11, 15, 16)."""
     from raz.paper.attention import attention_map
     from raz.paper.groundtruth import density_map
     from raz.paper.zoom import candidate_regions, generator_for, select_regions
@@ -58,22 +58,22 @@ def compute(item: Sample, config: TrialConfig, title: str = "") -> Panels:
 
 
 def apply_colours(values: NDArray[np.float32]) -> Pixels:
-    """(H, W) of 0 to 1 -> (H, W, 3), dark to bright."""
-    place = np.clip(values, 0, 1).astype(np.float64) * (len(_COLOURS) - 1)
-    low = np.minimum(place.astype(np.int64), len(_COLOURS) - 2)
-    part = (place - low)[:, :, None]
-    return np.asarray(np.rint(_COLOURS[low] * (1 - part) + _COLOURS[low + 1] * part), dtype=np.uint8)
+    """Values (H, W) in [0, 1] -> colours (H, W, 3) uint8, dark to bright."""
+    position = np.clip(values, 0, 1).astype(np.float64) * (len(_COLOURS) - 1)
+    low = np.minimum(position.astype(np.int64), len(_COLOURS) - 2)
+    fraction = (position - low)[:, :, None]
+    return np.asarray(np.rint(_COLOURS[low] * (1 - fraction) + _COLOURS[low + 1] * fraction), dtype=np.uint8)
 
 
 def draw(panels: Panels) -> Image.Image:
-    """Four panels, two by two, each under its caption."""
+    """The four panels in a 2 x 2 grid, each below its caption."""
     height, width = panels.pixels.shape[:2]
     factor = float(np.clip(1.0, _LONG_SIDE[0] / max(height, width), _LONG_SIDE[1] / max(height, width)))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     photo = Image.fromarray(panels.pixels).resize(size, Image.Resampling.BICUBIC)
     faint = Image.blend(photo, Image.new("RGB", size, (16, 16, 20)), 0.35)
     n, r = len(panels.heads), len(panels.regions)
-    # A density's peaks are far above all else: the square root shows both ends.
+    # The peaks of a density are far above its other values; the square root makes both visible.
     density = _resize_density(panels.density, size)
     peak = float(density.max())
     density = np.sqrt(density / peak) if peak > 0 else density
@@ -101,9 +101,10 @@ def show(
 ) -> Panels:
     """Draw image `index` of a split to the PNG file `out`.
 
-    Raises RazError when the data set cannot be opened, has no such image, or `out` is no .png or cannot be written.
+    Raises RazError if the data set cannot be opened or has no such image, or if `out` is not a .png file or cannot be
+    written.
     """
-    if out.suffix.lower() != ".png":  # a photograph of another suffix would be written over
+    if out.suffix.lower() != ".png":  # do not overwrite a photograph
         raise RazError("--out", f"{out} ends with {out.suffix or 'nothing'}, expected .png", "--out show.png")
     dataset = open_dataset(name, root)
     if split not in dataset.items:
@@ -113,15 +114,15 @@ def show(
         raise RazError("--index", f"{index}, but {name} has {len(items)} {split} images", f"0 to {len(items) - 1}")
     panels = compute(items[index], config or TrialConfig(), f"{dataset.title}, {items[index].id}")
     try:
-        with atomic_write(out) as aside:
-            draw(panels).save(aside, format="PNG")
+        with atomic_write(out) as temporary:
+            draw(panels).save(temporary, format="PNG")
     except OSError as error:
         raise RazError(str(out), f"cannot be written ({error.strerror or error})", "choose another --out") from error
     return panels
 
 
 def _resize_density(density: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """(H, W) at a panel's size, shrunk by averaging so that no head falls between two pixels."""
+    """The density resized to `size` (width, height); shrinking averages, so that no head is lost."""
     image = Image.fromarray(density)
     shrinks = size[0] < image.width
     return np.asarray(
@@ -140,7 +141,7 @@ def _with_heads(photo: Image.Image, heads: Heads, factor: float) -> Image.Image:
 def _with_regions(photo: Image.Image, regions: NDArray[np.int64], factor: float) -> Image.Image:
     picture = photo.copy()
     pen = ImageDraw.Draw(picture)
-    for rank in reversed(range(len(regions))):  # the best on top
+    for rank in reversed(range(len(regions))):  # the best is drawn last, on top
         x0, y0, x1, y1 = (regions[rank] * factor).tolist()
         shade = tuple(int(c) for c in _COLOURS[-1 - min(3, rank // 3)])
         pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=shade, width=2)
@@ -153,7 +154,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _sheet(size: tuple[int, int], parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """The pictures two by two, each under its caption."""
+    """Pictures with captions in two columns."""
     width, height = size
     rows = -(-len(parts) // 2)
     sheet = Image.new("RGB", (2 * width + 3 * _GAP, rows * (height + _BAND + _GAP) + _GAP), (250, 250, 248))
