@@ -730,6 +730,7 @@ def test_the_format_follows_the_files_name(tmp_path: Path) -> None:
         (["--table", "recurence"], "recurence: no such file\n  try: did you mean "),
         (["--table", "recurrence", "--profile", "toi"], "--profile: table recurrence has no profile 'toi'"),
         (["--table", "recurrence", "--format", "htm"], "--format: 'htm', expected one of terminal, md, csv, json"),
+        (["--table", "recurrence", "--over", "rows"], "--over: 'rows', expected seeds or images"),
         (["fusion", "--table", "recurrence"], "report: both a study (fusion) and a table (recurrence)"),
         (["fusion", "--list"], "report: --list beside a study or a table"),
         (["fusion", "--profile", "toy"], "report: --profile and --set belong to a table"),
