@@ -149,7 +149,7 @@ f.yaml:4: unknown key 'layers.2.wide'
 f.yaml:4: layers.2.kind is missing
 f.yaml:5: layers has 7, expected keys with values
 f.yaml:6: unknown key 'clas'
-  try: legal are layers, class, sizes
+  try: did you mean class or layers?
 f.yaml:7: sizes.a is 'x', expected a whole number"""
     )
     assert net == Net((Layer(), Layer(), Layer()))
