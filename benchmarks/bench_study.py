@@ -109,6 +109,7 @@ def epochs_in(store: Path) -> int:
 
 def ours(space: SearchSpace, store: Path, run_trial: str, slots: int) -> tuple[Side, list[TrialConfig]]:
     """The study as `raz-sweep run` runs it, without what follows the search (the test images)."""
+    from raz.engine.trial_source import StudySource
     from raz.engine.tune_runner import run_tuned  # imports Ray, which reads what `session` has set
 
     began, clock = time.monotonic(), time.time()
@@ -116,7 +117,9 @@ def ours(space: SearchSpace, store: Path, run_trial: str, slots: int) -> tuple[S
         ledger.recover(space.target)
         if space.fixed:
             ledger.order_queue()
-        run_tuned(ledger, store, run_trial=run_trial, events=NullEvents(), jobs=slots, threads=space.threads)
+        run_tuned(
+            StudySource(ledger), store, run_trial=run_trial, events=NullEvents(), jobs=slots, threads=space.threads
+        )
         wall = time.monotonic() - began
         records = ledger.records()
     wrong = [record for record in records if record.state != "complete"]

@@ -20,12 +20,15 @@ import pytest
 
 from raz.engine.broker_protocol import RemoteStageError
 from raz.engine.events import NullEvents
-from raz.engine.interrupt import RunInterrupted
+from raz.engine.interrupt import RunInterrupted, StopRequest
 from raz.engine.ray_session import session, set_ray_environment
-from raz.engine.study_runner import SweepResult, parallel_trials, run_study
+from raz.engine.results import StudyResult, TableResult
+from raz.engine.runner import parallel_trials
+from raz.engine.study_runner import run_study
 from raz.engine.summary import summary
-from raz.engine.table_runner import TableResult, run_table
+from raz.engine.table_runner import run_table
 from raz.engine.trial_runner import run_attempt
+from raz.engine.trial_source import StudySource
 from raz.errors import RazError
 from raz.pipeline.events import StageEvent, StageUse
 from raz.planning.cost_model import CostModel
@@ -35,7 +38,7 @@ from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
 from raz.study.journal import Journal, journal_path, study_names
 from raz.study.ledger import open_ledger
-from raz.study.records import TrialRecord, is_running, read_records
+from raz.study.records import Outcome, TrialRecord, is_running, read_records
 from raz.utils.yamlfile import parse
 from tests.fakes_engine import STEPS
 
@@ -65,7 +68,7 @@ def space_of(text: str) -> SearchSpace:
     return parse_space(parse(text, "f.yaml"))
 
 
-def run(text: str, store: Path, **options: Any) -> SweepResult:
+def run(text: str, store: Path, **options: Any) -> StudyResult:
     return run_study(space_of(text), store, run_trial=FAKE, **{"inline": True, **options})
 
 
@@ -277,7 +280,7 @@ def test_an_outcome_for_each_kind_of_error(tmp_path: Path) -> None:
 
 
 def test_jobs_leave_each_trial_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raz.engine.study_runner.available_cpus", lambda: 8)
+    monkeypatch.setattr("raz.engine.runner.available_cpus", lambda: 8)
     assert parallel_trials(space_of(GRID)) == 8
     assert parallel_trials(space_of(GRID.replace("dataset: toy", "dataset: toy, set: {threads: 3}"))) == 2
     assert parallel_trials(space_of(GRID.replace("seed: {choice: [0, 1]}", "threads: {choice: [1, 16]}"))) == 1
@@ -302,7 +305,7 @@ def test_a_replayed_curve_is_written_at_once_and_prunes_only_where_nobody_shares
 ) -> None:
     set_ray_environment()
     from raz.engine.trial_messages import REPORT, RunSpec, StepReport, TrialReport
-    from raz.engine.tune_bridge import StudySearch
+    from raz.engine.tune_bridge import SourceSearch
 
     def result(*steps: StepReport) -> dict[str, Any]:
         return {REPORT: TrialReport(steps)}
@@ -312,7 +315,7 @@ def test_a_replayed_curve_is_written_at_once_and_prunes_only_where_nobody_shares
     monkeypatch.setattr(Journal, "write", lambda *a, **k: (written.append(k.get("steps")), write(*a, **k))[1])
     with open_ledger(tmp_path, space_of(CURVES)) as ledger:
         ledger.recover(1)
-        search = StudySearch(ledger, NullEvents(), RunSpec(FAKE, tmp_path), CostModel(tmp_path))
+        search = SourceSearch(StudySource(ledger), NullEvents(), RunSpec(FAKE, tmp_path), CostModel(tmp_path))
         search.suggest("a")
         written.clear()
         assert not search.report("a", result(StepReport(1, 9.0, True), StepReport(2, 9.0, True), StepReport(3, 2.0)))
@@ -516,16 +519,16 @@ def test_ray_prunes_what_the_study_says(tmp_path: Path) -> None:
 def test_a_process_that_was_killed_for_memory_says_so(tmp_path: Path, error: str, reason: str) -> None:
     set_ray_environment()
     from raz.engine.trial_messages import RunSpec
-    from raz.engine.tune_bridge import OptunaPruner, StudySearch
+    from raz.engine.tune_bridge import SourceScheduler, SourceSearch
 
     with open_ledger(tmp_path, space_of(GRID)) as ledger:
         ledger.recover(1)
-        search = StudySearch(ledger, NullEvents(), RunSpec(FAKE, tmp_path), CostModel(tmp_path))
+        search = SourceSearch(StudySource(ledger), NullEvents(), RunSpec(FAKE, tmp_path), CostModel(tmp_path))
         assert search.suggest("a") != "FINISHED"
         assert search.suggest("b") == "FINISHED"
         trial = SimpleNamespace(trial_id="a", get_error=lambda: error)
         wrapped = SimpleNamespace(searcher=SimpleNamespace(searcher=search))
-        OptunaPruner().on_trial_error(SimpleNamespace(search_alg=wrapped), trial)
+        SourceScheduler().on_trial_error(SimpleNamespace(search_alg=wrapped), trial)
         search.on_trial_complete("a", None, error=True)
         assert [(r.state, r.reason) for r in ledger.records()[:1]] == [("failed", reason)]
 
@@ -548,6 +551,26 @@ def test_a_table_under_ray(tmp_path: Path) -> None:
     full = parse_table(parse(TABLE.replace("13", "16"), "t.yaml"))
     with pytest.raises(OSError, match="No space left"):
         run_table(full, tmp_path, jobs=2, run_trial=FAKE)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_table_under_ray_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "sleep").write_text("0 0.5")
+    table = parse_table(parse(TABLE.replace("[0, 13]", "[0, 1, 2]"), "t.yaml"))
+    stop = StopRequest()
+
+    class Ending(NullEvents):
+        def done(self, number: int, text: str, outcome: Outcome | None = None) -> None:
+            stop.ask()
+
+    first = run_table(table, tmp_path, jobs=2, run_trial=FAKE, watch=nullcontext(Ending()), stop=stop)
+    assert first.stopped == "stopped by Ctrl-C"
+    assert 1 <= len(first.cells) < 6
+    assert len(first.cells) + first.left == 6
+    assert not first.failed  # a trial that the stop ended has not failed
+    (tmp_path / "sleep").unlink()
+    last = run_table(table, tmp_path, jobs=2, run_trial=FAKE)
+    assert (len(last.cells), last.left, last.stopped, last.failed) == (6, 0, "", ())
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -31,6 +31,7 @@ from raz.config import (
 from raz.config import trial as configuration
 from raz.engine.events import NullEvents
 from raz.engine.inline import run_inline
+from raz.engine.trial_source import StudySource
 from raz.errors import RazError
 from raz.inspection.compare import compare
 from raz.pipeline import graph
@@ -88,7 +89,7 @@ def asked(more: str = "") -> SearchSpace:
 def run(store: Path, of: SearchSpace, trials: int) -> None:
     with open_ledger(store, of) as ledger:
         ledger.recover(trials)
-        run_inline(ledger, store, run_trial=FAKE, events=NullEvents())
+        run_inline(StudySource(ledger), store, run_trial=FAKE, events=NullEvents())
 
 
 AFTER_COUNTING = {"localization", "attention", "raz", "raz_attention", "density", "points", "zoom", "score"}

@@ -425,10 +425,10 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> None:
     from ray.tune.schedulers import FIFOScheduler
 
-    from raz.engine.tune_bridge import OptunaPruner
+    from raz.engine.tune_bridge import SourceScheduler
 
     assert isinstance(inspect.getattr_static(FIFOScheduler, "supports_buffered_results"), property)
-    assert (FIFOScheduler().supports_buffered_results, OptunaPruner().supports_buffered_results) == (True, False)
+    assert (FIFOScheduler().supports_buffered_results, SourceScheduler().supports_buffered_results) == (True, False)
     assert "scheduler.supports_buffered_results" in (home() / "tune" / "tune.py").read_text()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ rows:
 """
 
 
-def test_a_table_whose_scores_another_study_made_is_done(store: Path) -> None:
+def test_a_table_whose_scores_another_study_made_is_done(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dry run, the report and the run agree on the trials that are left, and the run begins no other."""
     Path("small.yaml").write_text(TABLE)
     Path("alone.yaml").write_text(TABLE.replace("table: small", "table: alone").replace("[0, 1]", "[0]"))
@@ -173,6 +174,9 @@ def test_a_table_whose_scores_another_study_made_is_done(store: Path) -> None:
         made = {cell.seed for cell in result.cells if not all(stage.hit for stage in cell.outcome.stages)}
         assert (len(result.cells), made) == (4, {1})
         assert planned(store, "small").trials == fill_table(table, table.profile(), store).missing == 0
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "raz.engine.tune_runner", None)  # an import of it raises
+            assert len(run_table(table, store, jobs=2).cells) == 4  # all served from the store, without Ray
         for score in (store / "stages" / "score").iterdir():  # a score that is gone is to be made again
             if score.name in _scores(store, 1):
                 shutil.rmtree(score)

@@ -17,6 +17,7 @@ import raz
 from raz.cli.main import app
 from raz.engine.events import NullEvents
 from raz.engine.inline import run_inline
+from raz.engine.trial_source import StudySource
 from raz.errors import RazError
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
@@ -67,7 +68,7 @@ def run_again(store: Path, source: str = MIXED, trials: int | None = None) -> No
     asked = space(source)
     with open_ledger(store, asked) as ledger:
         ledger.recover(trials or asked.target)
-        run_inline(ledger, store, run_trial=FAKE, events=NullEvents())
+        run_inline(StudySource(ledger), store, run_trial=FAKE, events=NullEvents())
 
 
 # ------------------------------------------------------------------ the index

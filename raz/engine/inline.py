@@ -7,12 +7,13 @@ from pathlib import Path
 from raz.engine.events import TrialEvents
 from raz.engine.interrupt import StopRequest
 from raz.engine.trial_runner import import_function, run_attempt
+from raz.engine.trial_source import NextTrial, TrialSource
 from raz.pipeline.events import StageEvent
-from raz.study.ledger import Ledger
+from raz.study.records import TrialStatus
 
 
 def run_inline(
-    ledger: Ledger,
+    source: TrialSource,
     store: Path,
     *,
     data_root: Path | None = None,
@@ -20,28 +21,35 @@ def run_inline(
     events: TrialEvents,
     stop: StopRequest | None = None,
 ) -> None:
-    """Runs what the ledger still has to ask for. A trial that `stop` ends goes back into the queue."""
+    """Runs the trials that the source has left, until `stop` is asked. The trial that `stop` ends goes back into the
+    source. Raises OSError as `run_attempt`."""
     function = import_function(run_trial)
     stop = stop or StopRequest()
-    while not stop.asked and (asked := ledger.ask()) is not None:
-        number, values, config = asked
-        events.started(number, values)
-        pruned = False
-
-        def progress(step: int, value: float, number: int = number) -> bool:
-            nonlocal pruned
-            events.step(number, step, value)
-            pruned = ledger.report(number, step, value)
-            return pruned or stop.asked
-
-        def log(event: StageEvent, number: int = number) -> None:
-            events.stage(number, event)
-
+    while not stop.asked and (trial := source.ask()) is not None:
+        events.started(trial.number, trial.labels)
+        progress = _StepReports(source, trial, events, stop)
         outcome = run_attempt(
-            function, config, store, data_root=data_root, progress=progress, log=log, seeds=ledger.space.averaged_seeds
-        )
-        if outcome.state == "pruned" and not pruned:
-            ledger.requeue(number)
-            events.done(number, f"trial {number}: stopped, and queued again")
+            function, trial.config, store, data_root=data_root, splits=source.splits, progress=progress.step,
+            log=progress.stage, seeds=source.seeds,
+        )  # fmt: skip
+        if outcome.state == TrialStatus.PRUNED and not progress.pruned:
+            source.requeue(trial.number, events)
         else:
-            events.finished(ledger.tell(number, outcome))
+            source.finish(trial.number, outcome, events)
+
+
+class _StepReports:
+    """Reports the steps and the stages of one trial."""
+
+    def __init__(self, source: TrialSource, trial: NextTrial, events: TrialEvents, stop: StopRequest) -> None:
+        self.source, self.number, self.events, self.stop = source, trial.number, events, stop
+        self.pruned = False
+
+    def step(self, step: int, value: float) -> bool:
+        """Reports a step, and returns whether the trial must end."""
+        self.events.step(self.number, step, value)
+        self.pruned = self.source.report(self.number, [(step, value)], shared=False)
+        return self.pruned or self.stop.asked
+
+    def stage(self, event: StageEvent) -> None:
+        self.events.stage(self.number, event)

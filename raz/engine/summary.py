@@ -1,28 +1,51 @@
-"""What a finished run says, in lines."""
+"""What a finished run prints: the lines of a search and of a table."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from raz.engine.progress import spent_and_saved
-from raz.engine.study_runner import SweepResult
+from raz.engine.results import StudyResult, TableResult
 from raz.utils.formatting import assignments, columns, duration, number
+from raz.utils.json_types import Json, JsonLike
 
 
-def summary(result: SweepResult) -> list[str]:
-    """The best configuration, its validation metric, the test metrics beside a blind guess, where to look next."""
+def table_summary(result: TableResult) -> list[str]:
+    """How many trials of a table are done, what they cost, and which failed."""
+    failed = result.failed
+    out = [
+        f"table {result.table}, profile {result.profile}: {len(result.cells) - len(failed)} trials done,"
+        f" {len(failed)} failed",
+        *_compute_and_stop(result),
+    ]
+    out += [
+        f"  {cell.row}, {cell.dataset}, seed {cell.seed}: {cell.outcome.reason}: {cell.outcome.message}"
+        for cell in failed
+    ]
+    return out
+
+
+def _compute_and_stop(result: StudyResult | TableResult) -> list[str]:
+    out = []
+    compute = result.compute
+    if compute.spent or compute.saved:
+        out.append(f"compute: {spent_and_saved(compute.spent, compute.saved)}")
+    if result.stopped:
+        out.append(f"{result.stopped}: {result.left} trials are left, and the same command goes on from here")
+    return out
+
+
+def summary(result: StudyResult) -> list[str]:
+    """The best configuration, its validation metric, its test metrics beside constant predictors, and the next
+    commands."""
     counts = result.counts
     out = [
         f"study {result.study}: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
-        f" ({result.ran} run now, {duration(result.seconds)})"
+        f" ({result.ran} run now, {duration(result.seconds)})",
+        *_compute_and_stop(result),
     ]
-    if result.spent or result.saved:
-        out.append(f"compute: {spent_and_saved(result.spent, result.saved)}")
-    if result.stopped:
-        out.append(f"{result.stopped}: {result.left} trials are left, and the same command goes on from here")
     if result.reasons:
         out.append("failures: " + ", ".join(f"{reason} {n}" for reason, n in sorted(result.reasons.items())))
     best = result.best
@@ -37,8 +60,8 @@ def summary(result: SweepResult) -> list[str]:
     if best is None:
         out.append("no trial is complete, so there is no best configuration")
     else:
-        word = f"best in {result.metric}" if result.front else "best"
-        out.append(f"{word}: trial {best.number}, {result.metric} {best.value:.4g}")
+        title = f"best in {result.metric}" if result.front else "best"
+        out.append(f"{title}: trial {best.number}, {result.metric} {best.value:.4g}")
         if not result.changed:
             out.append("  the base itself")
         for name, (base, value) in sorted(result.changed.items()):
@@ -49,26 +72,26 @@ def summary(result: SweepResult) -> list[str]:
             out.append(f"the test images could not be predicted: {result.trouble}")
         else:
             out += _held_out(result)
-    where = f" --store {result.store}" if result.store != "raz-store" else ""
+    store = f" --store {result.store}" if result.store != "raz-store" else ""
     out.append("")
-    out.append(f"next: raz-sweep report {result.study}{where}")
+    out.append(f"next: raz-sweep report {result.study}{store}")
     if result.failed:
         out.append("      the same command with --retry runs the failed trials again")
-    out.append(f"      raz-sweep dashboard {result.study}{where}   (read-only; pip install 'raz-sweep[dashboard]')")
+    out.append(f"      raz-sweep dashboard {result.study}{store}   (read-only; pip install 'raz-sweep[dashboard]')")
     return out
 
 
-def _held_out(result: SweepResult) -> list[str]:
+def _held_out(result: StudyResult) -> list[str]:
     out = []
     for name in ("test.mae", "test.rmse"):
         if name in result.held_out:
             guesses = [
-                f"{what}: {result.baselines[key][name]:.4g}"
-                for key, what in (("median", "guessing the training median"), ("ridge", "ridge regression on edges"))
+                f"{title}: {result.baselines[key][name]:.4g}"
+                for key, title in (("median", "guessing the training median"), ("ridge", "ridge regression on edges"))
                 if key in result.baselines
             ]
-            beside = f"  ({'; '.join(guesses)})" if guesses else ""
-            out.append(f"held out: {name} {result.held_out[name]:.4g}{beside}")
+            baselines = f"  ({'; '.join(guesses)})" if guesses else ""
+            out.append(f"held out: {name} {result.held_out[name]:.4g}{baselines}")
     others = {
         name: value
         for name, value in sorted(result.held_out.items())
@@ -79,14 +102,16 @@ def _held_out(result: SweepResult) -> list[str]:
     return out
 
 
-def to_json(value: Any) -> str:
-    """One JSON document; a number that is none (a score without any head) is null."""
-    return json.dumps(_plain(value), indent=2, allow_nan=False)
+def to_json(value: JsonLike) -> str:
+    """One JSON document. A number that is not finite, such as a score without any head, is null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _finite(value: JsonLike) -> Json:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(inner) for inner in value]
+    return value

@@ -25,6 +25,7 @@ class RunSpec:
     run_trial: str  # dotted name of a function as raz.pipeline.trial.run_trial
     store: Path
     data_root: Path | None = None
+    splits: tuple[str, ...] = ("val",)  # that each trial scores
     seeds: tuple[int, ...] = ()  # that each trial runs one after the other; () runs its configuration's own
     prunes: bool = False
     resources: Mapping[str, Resources] | None = None  # by stage
@@ -35,7 +36,7 @@ class TrialSpec:
     """One trial to run."""
 
     run: RunSpec
-    number: int  # in the study
+    number: int  # in the study, or in the table
     config: Mapping[str, Json]  # flat parameters of a TrialConfig
     seconds: Mapping[str, float]  # stage name -> seconds that it is expected to take
 

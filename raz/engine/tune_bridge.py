@@ -1,7 +1,7 @@
-"""Ray Tune <-> the ledger: Tune places the trials, the Optuna study draws them and decides which are pruned.
+"""Ray Tune <-> a source of trials: Tune places the trials, the source draws them and decides which are pruned.
 
-Tune's own Optuna search never prunes and records an early-stopped trial as COMPLETE. Here StudySearch draws trials from
-the ledger and records how they ended, and OptunaPruner records each step before it asks whether to stop. A Tune
+Tune's own Optuna search never prunes and records an early-stopped trial as COMPLETE. Here SourceSearch takes trials
+from the source and returns how they ended, and SourceScheduler reports each step before it asks whether to stop. A Tune
 experiment is never restored: a run is resumed by a new experiment over the same study.
 """
 
@@ -21,11 +21,10 @@ from raz.engine.events import TrialEvents
 from raz.engine.interrupt import StopRequest
 from raz.engine.ray_internals import out_of_memory, searcher_of
 from raz.engine.trial_messages import REPORT, SPEC, RunSpec, TrialReport, TrialSpec
+from raz.engine.trial_source import TrialSource
 from raz.errors import FailureReason
 from raz.planning.cost_model import CostModel
 from raz.planning.work_order import expected_seconds
-from raz.spec.search_space import SPLITS
-from raz.study.ledger import Ledger
 from raz.study.records import Outcome, TrialStatus
 
 if TYPE_CHECKING:
@@ -33,20 +32,20 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 
-class StudySearch(Searcher):
-    """Gives Tune the next trial of the ledger, and records in the ledger how each one ended."""
+class SourceSearch(Searcher):
+    """Gives Tune the next trial of a source, and tells the source how each one ended."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        source: TrialSource,
         events: TrialEvents,
         run: RunSpec,
         costs: CostModel,
         stop: StopRequest | None = None,
     ) -> None:
         super().__init__()  # without a metric, since a trial's last result need not carry one
-        self.ledger, self.events, self.run, self.costs = ledger, events, run, costs
-        self.numbers: dict[str, int] = {}  # Tune's id of a trial -> its number in the study
+        self.source, self.events, self.run, self.costs = source, events, run, costs
+        self.numbers: dict[str, int] = {}  # Tune's id of a trial -> its number in the source
         self.pruned: set[str] = set()
         self.out_of_memory: set[str] = set()  # killed by Ray's memory monitor
         self.stop = stop or StopRequest()
@@ -55,27 +54,26 @@ class StudySearch(Searcher):
         self.fatal: OSError | None = None  # an error that every trial would meet
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        return True  # the study has its metric and its space
+        return True  # the source has its metric and its space
 
     def suggest(  # type: ignore[override]  # Ray's own FINISHED, which it may return, is a text
         self, trial_id: str
     ) -> dict[str, TrialSpec] | str:
         with self._remember_os_error():
-            drawn = None if self.stop.asked else self.ledger.ask()
-        if drawn is None:
+            trial = None if self.stop.asked else self.source.ask()
+        if trial is None:
             return str(Searcher.FINISHED)
-        number, values, config = drawn
-        self.numbers[trial_id] = number
-        self.events.started(number, values)
-        seconds = expected_seconds(from_parameters(config), SPLITS, self.costs)
-        return {SPEC: TrialSpec(self.run, number, config, seconds)}
+        self.numbers[trial_id] = trial.number
+        self.events.started(trial.number, trial.labels)
+        seconds = expected_seconds(from_parameters(trial.config), self.source.splits, self.costs)
+        return {SPEC: TrialSpec(self.run, trial.number, trial.config, seconds)}
 
     def report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Records a result of Tune; whether to end the trial, because it is pruned or the run is stopped."""
         report = _report_of(result)
         if report.fatal is not None:
             self.fatal = report.fatal
-            self.ledger.left = 0  # every further trial would meet it
+            self.source.close()  # every further trial would meet it
             return False
         number = self.numbers.get(trial_id)
         if number is None or trial_id in self.pruned or trial_id in self.postponed:
@@ -90,7 +88,7 @@ class StudySearch(Searcher):
             self.events.step(number, step.step, step.value)
         for shared, steps in itertools.groupby(report.steps, key=lambda step: step.shared):
             with self._remember_os_error():
-                if self.ledger.report_many(number, [(step.step, step.value) for step in steps], shared=shared):
+                if self.source.report(number, [(step.step, step.value) for step in steps], shared=shared):
                     self.pruned.add(trial_id)
                     return True
         may_end = trial_id not in self.busy or report.steps  # a running epoch is finished first
@@ -111,8 +109,7 @@ class StudySearch(Searcher):
         seconds = float(result.get("time_total_s", 0.0))
         if trial_id in self.postponed:
             with self._remember_os_error():
-                self.ledger.requeue(number)
-            self.events.done(number, f"trial {number}: stopped, and queued again")
+                self.source.requeue(number, self.events)
             return
         if trial_id in self.pruned:
             outcome = Outcome(TrialStatus.PRUNED, seconds)
@@ -123,7 +120,7 @@ class StudySearch(Searcher):
         else:
             outcome = _lost(seconds, error, trial_id in self.out_of_memory)
         with self._remember_os_error():
-            self.events.finished(self.ledger.tell(number, outcome))
+            self.source.finish(number, outcome, self.events)
 
     @contextmanager
     def _remember_os_error(self) -> Iterator[None]:
@@ -135,14 +132,14 @@ class StudySearch(Searcher):
             raise
 
     def save(self, checkpoint_path: str) -> None:
-        """Called for Tune's snapshots; all state is in the study."""
-        Path(checkpoint_path).write_text(self.ledger.space.study)
+        """Called for Tune's snapshots; all state is in the study or the store."""
+        Path(checkpoint_path).write_text(self.source.name)
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a Tune experiment is not restored: run the study again")
 
     def __getstate__(self) -> dict[str, str]:
-        return {"study": self.ledger.space.study}
+        return {"source": self.source.name}
 
 
 def _report_of(result: Mapping[str, Any]) -> TrialReport:
@@ -160,8 +157,8 @@ def _lost(seconds: float, died: bool, out_of_memory: bool) -> Outcome:
     return Outcome(TrialStatus.FAILED, seconds, reason=reason, message=f"{how}{because}, again after each restart")
 
 
-class OptunaPruner(FIFOScheduler):
-    """Records each result in the study and stops the trials that it prunes."""
+class SourceScheduler(FIFOScheduler):
+    """Gives each result to the source and stops the trials that it prunes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Ray gives it no types
@@ -181,10 +178,10 @@ class OptunaPruner(FIFOScheduler):
             _search_of(controller).out_of_memory.add(trial.trial_id)
 
     def debug_string(self) -> str:
-        return "OptunaPruner"
+        return "SourceScheduler"
 
 
-def _search_of(controller: TuneController) -> StudySearch:
+def _search_of(controller: TuneController) -> SourceSearch:
     search = searcher_of(controller)
-    assert isinstance(search, StudySearch)
+    assert isinstance(search, SourceSearch)
     return search

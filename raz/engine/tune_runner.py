@@ -16,11 +16,11 @@ from raz.engine.interrupt import StopRequest, handle_signals
 from raz.engine.ray_session import coordinator_resources, session
 from raz.engine.trial_messages import REPORT, SPEC, RunSpec, StepReport, TrialReport, TrialSpec
 from raz.engine.trial_runner import import_function, run_attempt
-from raz.engine.tune_bridge import OptunaPruner, StudySearch
+from raz.engine.trial_source import TrialSource
+from raz.engine.tune_bridge import SourceScheduler, SourceSearch
 from raz.pipeline.events import StageEvent
 from raz.planning.cost_model import CostModel
 from raz.planning.schedule import max_live_trials
-from raz.study.ledger import Ledger
 from raz.study.records import Outcome
 
 MAX_TRIAL_RESTARTS = 2  # of a trial whose process died, within one run
@@ -121,7 +121,8 @@ def coordinate(config: Mapping[str, TrialSpec]) -> None:
     try:
         outcome = run_attempt(
             import_function(spec.run.run_trial), spec.config, spec.run.store, data_root=spec.run.data_root,
-            progress=trial.progress, log=trial.log, make=trial.client, seeds=spec.run.seeds,
+            progress=trial.progress, log=trial.log, splits=spec.run.splits, make=trial.client,
+            seeds=spec.run.seeds,
         )  # fmt: skip
     except OSError as error:
         name = None if error.filename is None else str(error.filename)
@@ -134,7 +135,7 @@ def coordinate(config: Mapping[str, TrialSpec]) -> None:
 
 
 def run_tuned(
-    ledger: Ledger,
+    source: TrialSource,
     store: Path,
     *,
     data_root: Path | None = None,
@@ -144,27 +145,26 @@ def run_tuned(
     threads: int,
     stop: StopRequest | None = None,
 ) -> None:
-    """Runs the trials that the ledger has left. `jobs` stages of `threads` CPUs run at a time on this machine; a
+    """Runs the trials that the source has left. `jobs` stages of `threads` CPUs run at a time on this machine; a
     running Ray cluster (RAY_ADDRESS) decides by its own CPUs. Raises OSError as `run_attempt`.
     """
-    space = ledger.space
     run = RunSpec(
         run_trial=run_trial, store=store.resolve(),
-        data_root=data_root.expanduser().resolve() if data_root else None, seeds=tuple(space.averaged_seeds),
-        prunes=space.pruning.name != "none", resources=dict(space.resources),
+        data_root=data_root.expanduser().resolve() if data_root else None, splits=source.splits,
+        seeds=tuple(source.seeds), prunes=source.prunes, resources=dict(source.resources),
     )  # fmt: skip
-    search = StudySearch(ledger, events, run, CostModel(store, data_root), stop)
-    trials = max_live_trials(jobs, eager=space.overcommits)
+    search = SourceSearch(source, events, run, CostModel(store, data_root), stop)
+    trials = max_live_trials(jobs, eager=source.eager)
     with session(jobs * threads) as folder, handle_signals(stop):  # after Ray, which sets handlers of its own
         tuner = tune.Tuner(
             tune.with_resources(coordinate, coordinator_resources()),
             tune_config=tune.TuneConfig(
-                search_alg=search, scheduler=OptunaPruner(), num_samples=ledger.left,
-                max_concurrent_trials=min(trials, ledger.left), reuse_actors=True, trial_name_creator=_trial_name,
+                search_alg=search, scheduler=SourceScheduler(), num_samples=source.left,
+                max_concurrent_trials=min(trials, source.left), reuse_actors=True, trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
-                name=space.study, storage_path=str(folder / "tune"), verbose=0,
+                name=source.name, storage_path=str(folder / "tune"), verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_RESTARTS),
             ),
         )  # fmt: skip

@@ -1,0 +1,76 @@
+"""One way to run the trials of a search or of a table: in this process, or on Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raz.config import TrialConfig
+from raz.engine.events import TrialEvents
+from raz.engine.inline import run_inline
+from raz.engine.interrupt import STOPPING, StopRequest
+from raz.engine.ray_session import cluster_jobs
+from raz.engine.trial_runner import DEFAULT_RUN_TRIAL
+from raz.engine.trial_source import TrialSource
+from raz.spec.search_space import SearchSpace
+from raz.utils.machine import available_cpus
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how the trials of a run are executed."""
+
+    store: Path
+    data_root: Path | None = None
+    run_trial: str = DEFAULT_RUN_TRIAL  # dotted name of the function that runs one
+    slots: int = 1  # stages that are made at a time
+    threads: int = 1  # CPUs of one stage
+    inline: bool = False  # in this process, one trial after the other, without Ray
+
+
+def parallel_slots(threads: int) -> int:
+    """Stages of `threads` CPUs that may run at a time: on the cluster this process has joined, else on this machine."""
+    joined = cluster_jobs(threads)
+    return joined if joined is not None else max(1, available_cpus() // threads)
+
+
+def parallel_trials(space: SearchSpace, jobs: int | None = None) -> int:
+    """Stages of a search that may run at a time: `jobs` of them, else one for each `threads` CPUs."""
+    return jobs if jobs is not None else parallel_slots(space.threads)
+
+
+def run_trials(source: TrialSource, execution: Execution, events: TrialEvents, stop: StopRequest | None = None) -> None:
+    """Runs the trials that the source has left, until `stop` is asked.
+
+    Raises OSError for an error that every trial would meet, such as a full disk; RunInterrupted as `handle_signals`.
+    """
+    if not source.left:
+        return
+    if stop is not None:
+        stop.told = lambda: events.stopping(STOPPING)
+    if execution.inline:
+        run_inline(
+            source, execution.store, data_root=execution.data_root, run_trial=execution.run_trial, events=events,
+            stop=stop,
+        )  # fmt: skip
+        return
+    from raz.engine.ray_session import set_ray_environment
+
+    set_ray_environment()  # before Ray is imported, which reads it then
+    from raz.engine.tune_runner import run_tuned
+
+    run_tuned(
+        source, execution.store, data_root=execution.data_root, run_trial=execution.run_trial, events=events,
+        jobs=min(execution.slots, source.left), threads=execution.threads, stop=stop,
+    )  # fmt: skip
+
+
+def check_data(config: TrialConfig, data_root: Path | None) -> None:
+    """Raises RazError when the data set or the backbone's weights cannot be opened, before any trial runs."""
+    from raz.data import open_dataset
+
+    open_dataset(config.dataset, data_root)
+    if config.backbone.weights != "none":  # weights that are missing or of another network would meet every trial
+        from raz.pipeline.builders import build_backbone
+
+        build_backbone(config.backbone, config.seed)
