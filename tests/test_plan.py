@@ -128,24 +128,24 @@ def test_sizes_are_those_of_the_images_at_the_input() -> None:
     assert half.megapixels["train"] == pytest.approx(whole.megapixels["train"] / 4, rel=0.02)
 
 
-# ------------------------------------------------------------------ prices
+# ------------------------------------------------------------------ costs
 
 
 def test_like_stages_that_were_measured_give_the_price(tmp_path: Path) -> None:
     put(tmp_path, TINY, "counting", "score", seconds=lambda node: 80.0)
-    prices = CostModel(tmp_path, kind="cpu")
-    found, measured = prices.seconds(TINY, Node("counting"))
+    costs = CostModel(tmp_path, kind="cpu")
+    found, measured = costs.seconds(TINY, Node("counting"))
     assert measured
     assert found == Estimate(80 / 1.5, pytest.approx(80.0), pytest.approx(120.0))
     longer = configure(TINY, {"counting.train.epochs": 60, "counting.beta": 0.3})
-    of = prices.sizes(TINY)
+    of = costs.sizes(TINY)
     scaled = 80 * stage_gflop(longer, Node("counting"), of) / stage_gflop(TINY, Node("counting"), of)
-    assert prices.seconds(longer, Node("counting"))[0].likely == pytest.approx(scaled)
+    assert costs.seconds(longer, Node("counting"))[0].likely == pytest.approx(scaled)
     # neither another stage, nor another number of threads, nor another device is alike
-    assert not prices.seconds(TINY, Node("localization"))[1]
-    assert not prices.seconds(replace(TINY, threads=2), Node("counting"))[1]
+    assert not costs.seconds(TINY, Node("localization"))[1]
+    assert not costs.seconds(replace(TINY, threads=2), Node("counting"))[1]
     assert not CostModel(tmp_path, kind="cuda").seconds(TINY, Node("counting"))[1]
-    assert prices.bytes(TINY, Node("score", "val")) == 1000
+    assert costs.bytes(TINY, Node("score", "val")) == 1000
 
 
 def test_damage_and_strangers_in_a_store_price_nothing(tmp_path: Path) -> None:
@@ -159,15 +159,15 @@ def test_damage_and_strangers_in_a_store_price_nothing(tmp_path: Path) -> None:
 
 
 def test_a_prior_is_work_over_a_stated_rate(tmp_path: Path) -> None:
-    prices = CostModel(tmp_path, kind="cpu")
-    found, measured = prices.seconds(TINY, Node("density", "val"))
-    amount, prior = stage_gflop(TINY, Node("density", "val"), prices.sizes(TINY)), PRIORS["cpu"]
+    costs = CostModel(tmp_path, kind="cpu")
+    found, measured = costs.seconds(TINY, Node("density", "val"))
+    amount, prior = stage_gflop(TINY, Node("density", "val"), costs.sizes(TINY)), PRIORS["cpu"]
     assert not measured
     assert found == Estimate(amount / prior.fast, amount / prior.likely, amount / prior.slow)
     # a stage that may stop early may be cheaper still
     early = configure(TINY, {"counting.train.stop": 5})
-    assert prices.seconds(early, Node("counting"))[0].low == pytest.approx(
-        prices.seconds(configure(TINY, {"counting.train.stop": 99}), Node("counting"))[0].low * 6 / 30
+    assert costs.seconds(early, Node("counting"))[0].low == pytest.approx(
+        costs.seconds(configure(TINY, {"counting.train.stop": 99}), Node("counting"))[0].low * 6 / 30
     )
 
 
@@ -186,8 +186,8 @@ def test_a_fixed_design_is_counted_exactly(here: Path) -> None:
     assert {row.stage: row.distinct for row in plan.rows} == {stage: len(of) for stage, of in wanted.items()}
     # conservation: rows add up to the whole, and one device does all of it, one after the other
     assert sum(row.seconds.likely for row in plan.rows) == pytest.approx(plan.device_seconds.likely)
-    prices = CostModel(here / "store")
-    alone = sum(prices.seconds(TINY, node)[0].likely for found in keys for node in found if node.stage != "score")
+    costs = CostModel(here / "store")
+    alone = sum(costs.seconds(TINY, node)[0].likely for found in keys for node in found if node.stage != "score")
     assert plan.alone_seconds.likely == pytest.approx(alone, rel=0.05)
     assert plan.wall_seconds.low < plan.wall_seconds.likely < plan.wall_seconds.high
 

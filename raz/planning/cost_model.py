@@ -1,8 +1,8 @@
-"""What a stage costs: seconds of a device and bytes of the store, measured on like stages or from stated priors.
+"""The cost of a stage: seconds of a device and bytes of the store, from similar stages in the store or from priors.
 
-The work of a stage is counted in GFLOP of its convolutions from the configuration and the sizes of the images. Its
-seconds are that work over a rate: of like stages that the store holds (same stage, data set, threads and device), or
-of `PRIORS`. No torch: a plan must be there at once.
+The work of a stage is counted in GFLOP of its convolutions, from the configuration and the sizes of the images. Its
+seconds are that work over a rate: the rate of similar stages in the store (same stage, data set, threads and device),
+else that of `PRIORS`. Does not import torch, which would take longer than the plan.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -25,13 +25,13 @@ from raz.store.manifest import read_manifest
 from raz.store.paths import MANIFEST, StorePaths
 
 VGG = ((64, 2), (128, 2), (256, 3), (512, 3))  # channels and convolutions at strides 1, 2, 4, 8
-SAMPLE = 8  # images of a split whose sizes stand for all
-MAX_MANIFESTS = 400  # manifests of one stage that are read at most, evenly spread
+SAMPLE = 8  # images of a split whose mean size is taken for all
+MAX_MANIFESTS = 400  # of one stage that are read, evenly spread over their keys
 
 
 @dataclass(frozen=True)
 class Prior:
-    """GFLOP a second that a stage gets done, from the slowest to the fastest that is expected, and for whom."""
+    """Rates of a stage in GFLOP a second, from the slowest to the fastest that is expected, and where they are from."""
 
     slow: float
     likely: float
@@ -46,15 +46,20 @@ PRIORS: dict[str, Prior] = {
         1_000, 4_000, 15_000, "not measured: a tenth of the 10 to 150 TFLOP/s that makers print for 2018 to 2024"
     ),
 }
-THREADS = 0.75  # n threads do n ** THREADS times the work of one (measured as above: 1.7 times with two)
+# n threads do n ** THREADS_EXPONENT times the work of one (measured as above: 1.7 times with two)
+THREADS_EXPONENT = 0.75
 SCORE_SECONDS = 0.004  # an image of the score stage on one core (measured as above: 0.05 to 0.1 s for 20 images)
 START_SECONDS = 8.0  # Ray's start (measured as above: 5 to 8.5 s)
-REGIONS = 0.5  # part of an image's area that its zoomed regions cover, where nothing is measured
+ZOOMED_AREA = 0.5  # fraction of an image that its zoomed regions cover, where nothing is measured
+
+
+Bound = Literal["low", "likely", "high"]
+BOUNDS: tuple[Bound, ...] = ("low", "likely", "high")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Low, likely, high."""
+    """A likely value and the bounds between which it is expected."""
 
     low: float
     likely: float
@@ -62,6 +67,10 @@ class Estimate:
 
     def __add__(self, other: Estimate) -> Estimate:
         return Estimate(self.low + other.low, self.likely + other.likely, self.high + other.high)
+
+    def at(self, bound: Bound) -> float:
+        """The value at one of BOUNDS."""
+        return {"low": self.low, "likely": self.likely, "high": self.high}[bound]
 
     def times(self, factor: float) -> Estimate:
         return Estimate(self.low * factor, self.likely * factor, self.high * factor)
@@ -72,14 +81,14 @@ NOTHING = Estimate(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class DatasetSizes:
-    """Of a data set at the network's input size: images and mean megapixels of each split."""
+    """The number of images of each split and their mean megapixels at the network's input size."""
 
     images: Mapping[str, int]
     megapixels: Mapping[str, float]
 
 
 def sizes(config: TrialConfig, data_root: Path | None) -> DatasetSizes:
-    """Opens the data set and looks at a few images of each split. Raises RazError as `open_dataset`."""
+    """The sizes of a data set, from SAMPLE images of each split. Raises RazError as `open_dataset`."""
     dataset = open_cached(config.dataset, data_root)
     images: dict[str, int] = {}
     megapixels: dict[str, float] = {}
@@ -98,7 +107,7 @@ def sizes(config: TrialConfig, data_root: Path | None) -> DatasetSizes:
 
 
 def backbone_flop(width: float) -> float:
-    """FLOP of the backbone for one pixel of the input: two for each weight of a convolution."""
+    """FLOP of the backbone for one pixel of the input. A multiplication with a weight and its addition are two."""
     total, channels, stride = 0.0, 3, 1
     for wanted, count in VGG:
         out = max(1, round(wanted * width))
@@ -110,7 +119,8 @@ def backbone_flop(width: float) -> float:
 
 
 def _branch(channels: int, bodies: Sequence[int], doublings: Sequence[int]) -> tuple[float, int]:
-    """FLOP a pixel of the input of 3x3 convolutions at stride 8, then doublings; and the channels they end with."""
+    """FLOP of a branch for one pixel of the input, and the channels it ends with: 3x3 convolutions at stride 8 with
+    `bodies` output channels, then up-sampling by 2 with `doublings` output channels each."""
     total, area = 0.0, 1 / 64
     for out in bodies:
         total += 2 * 9 * channels * out * area
@@ -124,15 +134,16 @@ def _branch(channels: int, bodies: Sequence[int], doublings: Sequence[int]) -> t
 
 
 def branch_flop(config: TrialConfig) -> dict[str, float]:
-    """FLOP for one pixel of the input: backbone, counting, localization, attention (Main-Net's)."""
+    """FLOP for one pixel of the input of the backbone and the branches of Main-Net: `backbone`, `counting`,
+    `localization`, `attention`."""
     features = max(1, round(512 * config.backbone.width))
     c = config.counting
     last = c.channels[-1] if c.channels else features
     counting, rich = _branch(features, c.channels, [last] * int(math.log2(8 // c.output_stride)))
     localization, own = _branch(features, config.localization.channels, config.localization.upsample)
     # the counting branch's map is convolved before it is up-sampled, with nine kernels (convolved_upsampled)
-    seen = own + rich * 9 / c.output_stride**2
-    attention = 2 * 9 * seen * config.attention.channels + 2 * config.attention.channels
+    inputs = own + rich * 9 / c.output_stride**2
+    attention = 2 * 9 * inputs * config.attention.channels + 2 * config.attention.channels
     return {
         "backbone": backbone_flop(config.backbone.width), "counting": counting, "localization": localization,
         "attention": float(attention),
@@ -140,7 +151,8 @@ def branch_flop(config: TrialConfig) -> dict[str, float]:
 
 
 def stage_gflop(config: TrialConfig, node: Node, of: DatasetSizes) -> float:
-    """GFLOP of a stage over all its epochs. A branch that learns costs three times its forward pass."""
+    """GFLOP of a stage over all its epochs. A trained branch costs three times its forward pass: forward, gradient of
+    the weights, gradient of the inputs."""
     config = config.resolved()
     flop = branch_flop(config)
     body, counting, localization, attention = (flop[n] for n in ("backbone", "counting", "localization", "attention"))
@@ -148,7 +160,8 @@ def stage_gflop(config: TrialConfig, node: Node, of: DatasetSizes) -> float:
     val = of.images.get("val", 0) * of.megapixels.get("val", 0.0)
 
     def trained(train: TrainConfig, learns: float, reads: float, frozen: float, images: float, area: float) -> float:
-        """`frozen` is what a backbone that does not learn costs: once for each image and its mirror, then cached."""
+        """GFLOP of a trained stage. `learns`, `reads` and `frozen` are FLOP a pixel of what is trained, of what is run
+        with it, and of a backbone whose features are computed once for each image and its mirror image."""
         crop = train.crop**2 / 1e6 if train.crop else area
         per_epoch = images * train.crops_per_image * crop * (3 * learns + reads) + val * (learns + reads)
         return (train.epochs * per_epoch + (every * (2 if train.flip else 1) + val) * frozen) * 1e-3
@@ -165,7 +178,7 @@ def stage_gflop(config: TrialConfig, node: Node, of: DatasetSizes) -> float:
     if node.stage in ("raz", "raz_attention"):
         regions = config.raz.regions
         assert not isinstance(regions, str)  # resolved
-        zoomed = train_area * regions.factor**2 * REGIONS / max(1, regions.k_z)
+        zoomed = train_area * regions.factor**2 * ZOOMED_AREA / max(1, regions.k_z)
         there = {"images": train_images * max(1, regions.k_z), "area": zoomed}
         if node.stage == "raz":
             learns = config.raz.unfreeze == "backbone"
@@ -178,27 +191,27 @@ def stage_gflop(config: TrialConfig, node: Node, of: DatasetSizes) -> float:
     if node.stage == "points":
         return area * (body + localization) * 1e-3
     if node.stage == "zoom":
-        zoomed = area * config.zooming.factor**2 * REGIONS  # later passes zoom further, into less of the image
+        zoomed = area * config.zooming.factor**2 * ZOOMED_AREA  # later passes zoom further, into less of the image
         return (area * (body + counting + localization + attention) + zoomed * (body + localization)) * 1e-3
-    return of.images.get(node.split, 0) * 1e-3  # score: no network; a rate of its own
+    return of.images.get(node.split, 0) * 1e-3  # score: no network; its seconds come from SCORE_SECONDS
 
 
-# ------------------------------------------------------------------------------------ prices
+# ------------------------------------------------------------------------------------ seconds and bytes
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds for each GFLOP of like stages, and their bytes."""
+    """What similar stages in the store took."""
 
-    ratios: tuple[float, ...]
-    sizes: tuple[int, ...]
+    ratios: tuple[float, ...]  # seconds for each GFLOP
+    sizes: tuple[int, ...]  # bytes of the artifact
 
 
 SimilarityKey = tuple[str, str, int, str]  # stage (with its pass), data set, threads, device
 
 
 def device() -> str:
-    """`cuda` where a GPU of NVIDIA is there and not hidden, else `cpu`."""
+    """`cuda` where there is an NVIDIA GPU that CUDA_VISIBLE_DEVICES does not hide, else `cpu`."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     return "cuda" if Path("/dev/nvidia0").exists() and not hidden else "cpu"
 
@@ -209,7 +222,7 @@ def _similarity_key(config: TrialConfig, node: Node, kind: str) -> SimilarityKey
 
 
 class CostModel:
-    """What stages cost on this machine. Reads the store once; the sizes of each data set once."""
+    """The cost of stages on this machine. Reads the store once, and the sizes of each data set once."""
 
     def __init__(self, store: Path, data_root: Path | None = None, kind: str | None = None) -> None:
         self.store, self.data_root, self.kind = store, data_root, kind or device()
@@ -223,21 +236,22 @@ class CostModel:
         return self._sizes[key]
 
     def seconds(self, config: TrialConfig, node: Node) -> tuple[Estimate, bool]:
-        """Seconds of the stage on one device, and whether like ones were measured."""
+        """Seconds of the stage on one device, and whether they are from similar stages in the store. Raises RazError
+        when the data set cannot be opened."""
         amount = stage_gflop(config, node, self.sizes(config))
-        found = self._measured.get(_similarity_key(config, node, self.kind))
-        if found is not None:
-            ratios = np.sort(found.ratios)
-            spread = 1.0 if len(ratios) >= 3 else 1.5  # one or two say little of how much stages vary
+        measured = self._measured.get(_similarity_key(config, node, self.kind))
+        if measured is not None:
+            ratios = np.sort(measured.ratios)
+            spread = 1.0 if len(ratios) >= 3 else 1.5  # one or two stages do not show how much they vary
             low, likely, high = np.quantile(ratios, [0.1, 0.5, 0.9])
             return Estimate(amount * low / spread, amount * float(likely), amount * high * spread), True
         if node.stage == "score":
             likely = amount * 1e3 * SCORE_SECONDS
             return Estimate(likely / 3, likely, likely * 3), False
         prior = PRIORS[self.kind]
-        threads = config.threads**THREADS if self.kind == "cpu" else 1.0
+        threads = config.threads**THREADS_EXPONENT if self.kind == "cpu" else 1.0
         fewest = 1.0
-        if STAGES[node.stage].kind == "trained":  # it may stop early, at the first chance it has
+        if STAGES[node.stage].kind == "trained":  # the low bound is early stopping as soon as it is allowed
             train = _train_of(config, node.stage)
             fewest = min(1.0, (train.stop + 1) / train.epochs)
         return Estimate(
@@ -245,11 +259,11 @@ class CostModel:
         ), False
 
     def bytes(self, config: TrialConfig, node: Node) -> float:
-        """Of the artifact, and of a trained stage's checkpoint."""
-        found = self._measured.get(_similarity_key(config, node, self.kind))
+        """Bytes of the artifact, and of a trained stage's checkpoint."""
+        measured = self._measured.get(_similarity_key(config, node, self.kind))
         of = self.sizes(config)
-        if found is not None:
-            return float(np.median(found.sizes)) * (5 if STAGES[node.stage].kind == "trained" else 1)
+        if measured is not None:
+            return float(np.median(measured.sizes)) * (5 if STAGES[node.stage].kind == "trained" else 1)
         if STAGES[node.stage].kind == "trained":
             return (
                 4 * parameter_count(config, node.stage) * 5
@@ -261,7 +275,7 @@ class CostModel:
         return area / config.counting.output_stride**2 * 4 if node.stage == "density" else area / 25 * 24
 
     def _read(self) -> dict[SimilarityKey, Measured]:
-        """Every readable manifest of the store; a damaged one is none."""
+        """The seconds and bytes of the stages in the store. Manifests that cannot be read are left out."""
         ratios: dict[SimilarityKey, list[float]] = {}
         sizes_of: dict[SimilarityKey, list[int]] = {}
         for stage in STAGES:
@@ -284,15 +298,16 @@ class CostModel:
 
 
 def _train_of(config: TrialConfig, stage: str) -> TrainConfig:
-    value: Any = config
-    for part in STAGES[stage].epochs.split(".")[:-1]:
-        value = getattr(value, part)
-    found: TrainConfig = value
-    return found
+    """The training options of a trained stage: the part that holds its epochs."""
+    part: object = config
+    for name in STAGES[stage].epochs.split(".")[:-1]:
+        part = getattr(part, name)
+    assert isinstance(part, TrainConfig)
+    return part
 
 
 def parameter_count(config: TrialConfig, stage: str) -> int:
-    """How many numbers a trained stage's artifact holds."""
+    """The number of weights in a trained stage's artifact."""
     config = config.resolved()
     features = max(1, round(512 * config.backbone.width))
     body, channels = 0, 3
@@ -318,5 +333,5 @@ def parameter_count(config: TrialConfig, stage: str) -> int:
         own = head(features, config.localization.channels, config.localization.upsample)
         learns = (config.localization if stage == "localization" else config.raz).unfreeze == "backbone"
         return own + (body if learns else 0)
-    seen = config.localization.upsample[-1] + (last if stage == "attention" else 0)
-    return (9 * seen + 2) * config.attention.channels + 1
+    inputs = config.localization.upsample[-1] + (last if stage == "attention" else 0)
+    return (9 * inputs + 2) * config.attention.channels + 1

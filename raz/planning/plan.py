@@ -1,9 +1,9 @@
-"""What a run will cost before it is paid: trials, distinct stages, device hours, wall time and disk. No torch, no Ray.
+"""What a run will cost: trials, distinct stages, device hours, wall time and disk. Imports neither torch nor Ray.
 
 The trials of a fixed design and of a table are known. A search draws its own as it learns, so for it several sets of
-random draws are planned (with `proposals` the cheapest of as many each), and the plan says that it is an estimate: a
-sampler that settles on a few values shares more.
-Nothing is pruned in a plan and no training stops early unless like ones did.
+random draws are planned (with `proposals` the cheapest of as many candidates each), and the plan says that it is an
+estimate: a sampler that settles on a few values shares more. Nothing is pruned in a plan, and no training stops early
+unless similar ones did.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.pipeline.graph import STAGES, Node
 from raz.pipeline.keys import stage_keys
 from raz.planning.cost_aware import WorkTracker
-from raz.planning.cost_model import NOTHING, PRIORS, START_SECONDS, CostModel, Estimate
+from raz.planning.cost_model import BOUNDS, NOTHING, PRIORS, START_SECONDS, Bound, CostModel, Estimate
 from raz.planning.schedule import max_live_trials
 from raz.planning.simulate import Schedule, StageVisit, simulate, simulate_without_sharing
 from raz.planning.work_order import trial_order
@@ -29,8 +29,11 @@ from raz.spec.ablation import TableTrial
 from raz.spec.search_space import SPLITS, SearchSpace
 from raz.store.cache import StageCache
 from raz.utils.formatting import size
+from raz.utils.json_types import JsonLike
 
-DRAWS = 5  # sets of trials that stand for what a search may draw
+Choice = TypeVar("Choice")
+
+DRAWS = 5  # sets of random trials that are planned in place of those that a search will draw
 
 
 @dataclass(frozen=True)
@@ -39,28 +42,30 @@ class PlannedStage:
 
     node: Node
     seconds: Estimate
-    measured: bool  # on like stages; otherwise a stated prior
-    stored: bool
+    measured: bool  # from similar stages in the store; otherwise from a prior
+    stored: bool  # in the store
     size: float  # bytes
     needs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class TrialSet:
-    """A set of trials: the keys that each walks, and every distinct stage once."""
+    """Trials, each as the keys of its stages in order, and every distinct stage once."""
 
     trials: tuple[tuple[str, ...], ...]
     stages: Mapping[str, PlannedStage]
 
-    def steps(self, of: str, *, stored: bool = True) -> list[list[StageVisit]]:
-        """The walks for the simulator at `low`, `likely` or `high` seconds; `stored`: what the store holds is free."""
-        made = {}
-        for key, work in self.stages.items():
-            seconds = 0.0 if stored and work.stored else float(getattr(work.seconds, of))
-            made[key] = StageVisit(key, seconds, STAGES[work.node.stage].kind != "computed", work.needs)
-        return [[made[key] for key in trial] for trial in self.trials]
+    def visits(self, bound: Bound, *, stored: bool = True) -> list[list[StageVisit]]:
+        """The trials for the simulator, at the given bound of each stage's seconds. With `stored` the stages in the
+        store take no time."""
+        visits = {}
+        for key, stage in self.stages.items():
+            seconds = 0.0 if stored and stage.stored else stage.seconds.at(bound)
+            visits[key] = StageVisit(key, seconds, STAGES[stage.node.stage].kind != "computed", stage.needs)
+        return [[visits[key] for key in trial] for trial in self.trials]
 
-    def sum(self, keys: Iterable[str]) -> Estimate:
+    def total_seconds(self, keys: Iterable[str]) -> Estimate:
+        """The sum over these stages on one device."""
         total = NOTHING
         for key in keys:
             total += self.stages[key].seconds
@@ -68,37 +73,38 @@ class TrialSet:
 
     @property
     def missing(self) -> list[str]:
-        return [key for key, work in self.stages.items() if not work.stored]
+        """The keys of the stages that the store lacks."""
+        return [key for key, stage in self.stages.items() if not stage.stored]
 
 
 @dataclass(frozen=True)
 class StageSummary:
-    """The stages of one kind in a plan, mean over its draws."""
+    """The stages of one name in a plan; means over its sets of draws."""
 
     stage: str
     distinct: float
     stored: float
-    seconds: Estimate  # of those the store lacks
-    measured: bool
+    seconds: Estimate  # of those that the store lacks
+    measured: bool  # whether all of these have an estimate from similar stages
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will cost. Seconds are of one device; of several draws all figures are means."""
+    """What a run will cost. Of several sets of draws all figures are means."""
 
     name: str
     kind: str  # search | table
     trials: int  # that are still to run
-    done: int  # trials the study has already
-    exact: bool  # the trials are known
+    done: int  # trials that are finished
+    exact: bool  # whether the trials are known, not drawn
     rows: tuple[StageSummary, ...]
-    device_seconds: Estimate  # of stages that the store lacks
-    alone_seconds: Estimate  # if every trial made its own, as plain training does
-    wall_seconds: Estimate  # on `devices`
+    device_seconds: Estimate  # of the stages that the store lacks, on one device
+    alone_seconds: Estimate  # if every trial made all of its stages, as plain training does, on one device
+    wall_seconds: Estimate  # of the run on `devices`
     devices: int
     device: str  # cpu | cuda
-    disk: float  # bytes, of what is missing
-    skipped: int = 0  # draws whose values cannot go together
+    disk: float  # bytes of the stages that the store lacks
+    skipped: int = 0  # trials whose values cannot go together
 
     @property
     def stages(self) -> float:
@@ -108,11 +114,11 @@ class Plan:
     def stored(self) -> float:
         return sum(row.stored for row in self.rows)
 
-    def as_json(self) -> dict[str, Any]:
-        """JSON values only."""
+    def as_json(self) -> dict[str, JsonLike]:
+        """The document of `raz-sweep run --dry-run --json`."""
 
-        def of(r: Estimate) -> dict[str, float]:
-            return {"low": round(r.low, 3), "likely": round(r.likely, 3), "high": round(r.high, 3)}
+        def of(seconds: Estimate) -> dict[str, float]:
+            return {bound: round(seconds.at(bound), 3) for bound in BOUNDS}
 
         return {
             "name": self.name, "kind": self.kind, "trials": self.trials, "done": self.done, "exact": self.exact,
@@ -130,12 +136,12 @@ class Plan:
 
 
 class _RandomSuggest:
-    """Draws each parameter at random, as a search's first trials are drawn."""
+    """A SuggestApi that draws each parameter at random, as the first trials of a search are drawn."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
-    def suggest_categorical(self, name: str, choices: Any, /) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[Choice], /) -> Choice:
         return self._random.choice(list(choices))
 
     def suggest_int(self, name: str, low: int, high: int, /, *, step: int = 1, log: bool = False) -> int:
@@ -154,59 +160,61 @@ class _RandomSuggest:
 
 
 def draw_trials(space: SearchSpace, trials: int, seed: int) -> tuple[list[TrialConfig], int]:
-    """`trials` configurations at random, and how many draws could not go together (a run counts these as failed)."""
-    dice, thrift, out, skipped = _RandomSuggest(seed), WorkTracker(space), [], 0
+    """Configurations of `trials` random draws, and how many draws could not go together (a run counts these as failed)
+    and so have none."""
+    random_trial, tracker, out, skipped = _RandomSuggest(seed), WorkTracker(space), [], 0
     for _ in range(trials):
-        proposals = [space.suggest(dice) for _ in range(space.proposals)]
-        values = proposals[thrift.cheapest_candidate(proposals)] if space.proposals > 1 else proposals[0]
+        candidates = [space.suggest(random_trial) for _ in range(space.proposals)]
+        values = candidates[tracker.cheapest_candidate(candidates)] if space.proposals > 1 else candidates[0]
         try:
             out.append(space.config(values))
         except RazError:
             skipped += 1
             continue
         if space.proposals > 1:
-            thrift.add_trial(values, thrift.stage_work(values))
+            tracker.add_trial(values, tracker.stage_work(values))
     return out, skipped
 
 
 def collect_stages(
-    configs: Iterable[TrialConfig], splits: tuple[str, ...], prices: CostModel, cache: StageCache,
+    configs: Iterable[TrialConfig], splits: tuple[str, ...], costs: CostModel, cache: StageCache,
     seeds: Sequence[int] = (),
 ) -> TrialSet:  # fmt: skip
-    """The stages of these trials, each priced once. With `seeds` a trial runs once for each, one after the other."""
+    """These trials with the cost of each distinct stage. With `seeds` a trial runs once for each, in their order.
+    Raises RazError when a data set cannot be opened."""
     stages: dict[str, PlannedStage] = {}
     trials = []
     for config in configs:
         path = [
             (node, key)
             for each in ([replace(config, seed=seed) for seed in seeds] or [config])
-            for node, key in stage_keys(each, data_root=prices.data_root, splits=splits).items()
+            for node, key in stage_keys(each, data_root=costs.data_root, splits=splits).items()
         ]
         trials.append(tuple(key.key for _, key in path))
         for node, key in path:
             if key.key not in stages:
-                seconds, measured = prices.seconds(config, node)
+                seconds, measured = costs.seconds(config, node)
                 stored = cache.paths.manifest(node.stage, key.key).is_file()
                 stages[key.key] = PlannedStage(
-                    node, seconds, measured, stored, prices.bytes(config, node), tuple(key.needs.values())
+                    node, seconds, measured, stored, costs.bytes(config, node), tuple(key.needs.values())
                 )
     return TrialSet(tuple(trials), stages)
 
 
 def draws_of_search(
-    space: SearchSpace, trials: int, prices: CostModel, *, known: Sequence[TrialConfig] = (), sets: int = DRAWS
+    space: SearchSpace, trials: int, costs: CostModel, *, known: Sequence[TrialConfig] = (), sets: int = DRAWS
 ) -> tuple[list[TrialSet], int]:
     """What a search may run next: the `known` trials, then draws at random until there are `trials`, in several sets.
 
     A fixed design draws none, so it has one set. Also returns how many drawn values of a set cannot go together.
     """
-    cache = StageCache(prices.store)
+    cache = StageCache(costs.store)
     drawn = 0 if space.fixed else max(0, trials - len(known))
     out, skipped = [], 0
     for i in range(sets if drawn else 1):
         configs, wrong = draw_trials(space, drawn, space.seed + 7919 * i)
         skipped += wrong
-        out.append(collect_stages([*known, *configs], SPLITS, prices, cache, space.averaged_seeds))
+        out.append(collect_stages([*known, *configs], SPLITS, costs, cache, space.averaged_seeds))
     return out, round(skipped / len(out))
 
 
@@ -220,64 +228,64 @@ def design_trials(space: SearchSpace, trials: int) -> list[TrialConfig]:
     return [configs[i] for i in trial_order(configs, SPLITS, space.averaged_seeds)]
 
 
-def trials_of_table(trials: Iterable[TableTrial], prices: CostModel) -> TrialSet:
+def trials_of_table(trials: Iterable[TableTrial], costs: CostModel) -> TrialSet:
     """These trials of a table in the order of a run, which scores both splits."""
     configs = [trial.config for trial in trials]
     order = trial_order(configs, TABLE_SPLITS)
-    return collect_stages((configs[i] for i in order), TABLE_SPLITS, prices, StageCache(prices.store))
+    return collect_stages((configs[i] for i in order), TABLE_SPLITS, costs, StageCache(costs.store))
 
 
 def plan_of(
-    name: str, kind: str, draws: Sequence[TrialSet], *, devices: int, prices: CostModel, exact: bool, done: int = 0,
+    name: str, kind: str, draws: Sequence[TrialSet], *, devices: int, costs: CostModel, exact: bool, done: int = 0,
     skipped: int = 0, start: float = START_SECONDS, eager: bool = True,
 ) -> Plan:  # fmt: skip
-    """The figures of these draws on `devices`. `start` are the seconds until the first stage can begin."""
-    living = max_live_trials(devices, eager=eager)
+    """The figures of a run on `devices`, as means over these sets of draws. `start` are the seconds until the first
+    stage can begin; `eager` as in `max_live_trials`."""
+    alive = max_live_trials(devices, eager=eager)
     n = len(draws)
-    rows = []
-    for stage in STAGES:
-        of = [(draw, [key for key, work in draw.stages.items() if work.node.stage == stage]) for draw in draws]
-        if not any(keys for _, keys in of):
-            continue
-        seconds = NOTHING
-        for draw, keys in of:
-            seconds += draw.sum(key for key in keys if not draw.stages[key].stored).times(1 / n)
-        works = [draw.stages[key] for draw, keys in of for key in keys]
-        lacking = [work for work in works if not work.stored]
-        rows.append(
-            StageSummary(
-                stage, len(works) / n, sum(work.stored for work in works) / n, seconds,
-                bool(lacking) and all(work.measured for work in lacking),
-            )
-        )  # fmt: skip
+    summaries = (_summarize(stage, draws) for stage in STAGES)
     device_seconds, alone, disk = NOTHING, NOTHING, 0.0
-    wall = {"low": 0.0, "likely": 0.0, "high": 0.0}
+    wall = dict.fromkeys(BOUNDS, 0.0)
     for draw in draws:
-        device_seconds += draw.sum(draw.missing).times(1 / n)
+        device_seconds += draw.total_seconds(draw.missing).times(1 / n)
         for trial in draw.trials:
-            alone += draw.sum(trial).times(1 / n)
+            alone += draw.total_seconds(trial).times(1 / n)
         disk += sum(draw.stages[key].size for key in draw.missing) / n
-        for which in wall:
-            wall[which] += simulate(draw.steps(which), devices, living).makespan / n
+        for bound in BOUNDS:
+            wall[bound] += simulate(draw.visits(bound), devices, alive).makespan / n
     if device_seconds.high:
-        wall = {which: seconds + start for which, seconds in wall.items()}
+        wall = {bound: seconds + start for bound, seconds in wall.items()}
     return Plan(
-        name, kind, len(draws[0].trials), done, exact, tuple(rows), device_seconds, alone, Estimate(**wall), devices,
-        prices.kind, disk, skipped,
+        name, kind, len(draws[0].trials), done, exact, tuple(row for row in summaries if row is not None),
+        device_seconds, alone, Estimate(wall["low"], wall["likely"], wall["high"]), devices, costs.kind, disk, skipped,
     )  # fmt: skip
 
 
+def _summarize(name: str, draws: Sequence[TrialSet]) -> StageSummary | None:
+    """The stages of this name; None where the trials have none."""
+    n = len(draws)
+    stages = [stage for draw in draws for stage in draw.stages.values() if stage.node.stage == name]
+    if not stages:
+        return None
+    seconds = NOTHING
+    for draw in draws:
+        missing = (key for key in draw.missing if draw.stages[key].node.stage == name)
+        seconds += draw.total_seconds(missing).times(1 / n)
+    measured = [stage.measured for stage in stages if not stage.stored]
+    stored = sum(stage.stored for stage in stages) / n
+    return StageSummary(name, len(stages) / n, stored, seconds, bool(measured) and all(measured))
+
+
 def schedules(draw: TrialSet, devices: int, *, eager: bool) -> tuple[Schedule, Schedule]:
-    """The likely schedule of a draw on `devices`, from an empty store; and that of plain training, without sharing,
-    where each trial has a device to itself."""
-    steps = draw.steps("likely", stored=False)
-    return simulate(steps, devices, max_live_trials(devices, eager=eager)), simulate_without_sharing(
-        steps, devices, devices
-    )
+    """The likely schedule of these trials on `devices` from an empty store, and that of plain training: without
+    sharing, one trial on each device."""
+    visits = draw.visits("likely", stored=False)
+    alive = max_live_trials(devices, eager=eager)
+    return simulate(visits, devices, alive), simulate_without_sharing(visits, devices, devices)
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """A plan for a person."""
+    """The lines that `raz-sweep run --dry-run` prints."""
     about = "" if plan.exact else "about "
     out = [
         f"{plan.kind} {plan.name}: {plan.trials} trials to run" + (f", {plan.done} done before" if plan.done else "")
@@ -305,10 +313,13 @@ def plan_lines(plan: Plan) -> list[str]:
     return out
 
 
-def format_estimate(r: Estimate) -> str:
+def format_estimate(seconds: Estimate) -> str:
     """`2.1 h (1.2 to 4.5 h)`, in the unit of its likely value."""
-    unit, factor = ("h", 3600.0) if r.likely >= 5400 else ("min", 60.0) if r.likely >= 90 else ("s", 1.0)
-    return f"{_short(r.likely / factor)} {unit} ({_short(r.low / factor)} to {_short(r.high / factor)} {unit})"
+    likely = seconds.likely
+    unit, factor = ("h", 3600.0) if likely >= 5400 else ("min", 60.0) if likely >= 90 else ("s", 1.0)
+    return (
+        f"{_short(likely / factor)} {unit} ({_short(seconds.low / factor)} to {_short(seconds.high / factor)} {unit})"
+    )
 
 
 def _short(value: float) -> str:

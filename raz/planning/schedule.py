@@ -1,11 +1,11 @@
-"""Which trial begins first, and which of the stages that are ready. Pure: runs and the simulator call the same code.
+"""Which trial begins first, and which of the stages that are ready. Runs and the simulator call the same functions.
 
 Longest remaining path first (Hu 1961; Graham 1969, "Bounds on multiprocessing timing anomalies"): a free device takes
-the stage behind which the longest chain still waits. Whatever the order, a device is never idle while a stage is
-ready, so the makespan is at most total / N + (1 - 1 / N) * critical path, less than twice the best possible.
+the stage with the longest chain of stages behind it. In any order no device is idle while a stage is ready, so the
+makespan is at most total / N + (1 - 1 / N) * critical path, less than twice the best possible.
 
-That holds while stages are ready. Few trials are alive at a time, and where they share all that they begin with they
-wait for one stage together: so `spread` begins the trials of a known design that share least.
+That holds while stages are ready. Few trials are alive at a time, and trials that share their first stages wait for the
+same one. So `order_by_new_work` begins those trials of a known design that share least.
 """
 
 from __future__ import annotations
@@ -17,76 +17,76 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ReadyStage:
-    """A stage that could start now, and what hangs on it."""
+    """A stage that could start now, with what decides its turn."""
 
     key: str
-    path: float  # what the neediest trial that waits for it has before it, this stage first (`ahead`)
+    path: float  # `remaining_seconds` of the trial with the most of them that waits for it, this stage included
     waiters: int  # trials that wait for it
-    arrived: int  # how many stages were asked for before it
+    arrived: int  # how many stages were requested before it
 
 
 def by_priority(ready: Iterable[ReadyStage]) -> list[ReadyStage]:
-    """The longest remaining path first; of equals what more trials wait for, then what was asked for first."""
+    """The longest remaining path first; of equals the one with more waiting trials, then the one requested first."""
     return sorted(ready, key=priority)
 
 
 def priority(stage: ReadyStage) -> tuple[float, int, int, str]:
-    """What `order` sorts by, for a queue that is kept sorted: less starts earlier."""
+    """The sort key of `by_priority`: the smaller one starts first."""
     return -stage.path, -stage.waiters, stage.arrived, stage.key
 
 
-def remaining_seconds(way: Iterable[tuple[str, float]], made: Callable[[str], bool]) -> float:
-    """What a trial has before it: the seconds of those stages (key, seconds) of its way that are not made yet."""
-    return sum(seconds for key, seconds in way if not made(key))
+def remaining_seconds(stages: Iterable[tuple[str, float]], made: Callable[[str], bool]) -> float:
+    """The seconds that a trial has left: the sum over those of its stages (key, seconds) that are not made yet."""
+    return sum(seconds for key, seconds in stages if not made(key))
 
 
 def max_live_trials(slots: int, *, eager: bool) -> int:
-    """Trials at a time where `slots` stages can be made at a time. `eager`: twice as many trials as stages may run, so
-    that slots have work where trials wait for one stage together, and the broker chooses what is urgent."""
+    """Trials that may be alive where `slots` stages can be made at a time. `eager`: twice as many trials as slots, so
+    that slots have work where several trials wait for one stage, and the broker can choose the most urgent stage."""
     return max(slots + 2, 2 * slots) if eager else slots
 
 
-def order_by_new_work(ways: Sequence[Mapping[str, float]], made: Iterable[str] = ()) -> list[int]:
-    """In which order to begin trials that are all known: next comes the one that adds the most work to what the trials
-    before it brought (and to what is `made`), of equals the first. `ways` are the stages of each: key -> seconds.
+def order_by_new_work(trials: Sequence[Mapping[str, float]], made: Iterable[str] = ()) -> list[int]:
+    """In which order to begin known trials, as indices: next is the one that adds the most work to the stages of the
+    trials before it and to those that are `made`, of equals the first. `trials` are the stages of each: key -> work.
 
-    So the first N trials share as little as they can, and N slots have work. What a trial adds can only shrink as
-    others begin, so most are weighed once or twice: nearly linear.
+    So the first N trials share as little as they can, and N slots have work. The work that a trial adds can only shrink
+    as others begin, so most trials are weighed once or twice, and the time is nearly linear.
     """
     begun = set(made)
 
     def adds(i: int) -> float:
-        return sum(seconds for key, seconds in ways[i].items() if key not in begun)
+        return sum(seconds for key, seconds in trials[i].items() if key not in begun)
 
-    heap = [(-adds(i), i) for i in range(len(ways))]
+    heap = [(-adds(i), i) for i in range(len(trials))]
     heapq.heapify(heap)
     out: list[int] = []
     while heap:
         _, i = heap[0]
         now = (-adds(i), i)
-        if now > heap[0]:  # weighed before others had begun
+        if now > heap[0]:  # its entry is from before other trials had begun
             heapq.heapreplace(heap, now)
             continue
         heapq.heappop(heap)
         out.append(i)
-        begun.update(ways[i])
+        begun.update(trials[i])
     return out
 
 
 def critical_path_lengths(seconds: Mapping[str, float], needs: Mapping[str, Iterable[str]]) -> dict[str, float]:
-    """Of a tree of stages: seconds from the start of each stage to the end of the last stage that depends on it.
+    """Seconds from the start of each stage to the end of the last stage that depends on it.
 
-    `needs` names the stages each one reads. Raises ValueError when they need each other in a circle.
+    `needs` has the keys of the stages that each one reads. Raises ValueError when they need each other in a circle.
     """
-    wanted_by: dict[str, list[str]] = {key: [] for key in seconds}
+    dependents: dict[str, list[str]] = {key: [] for key in seconds}
     open_needs = dict.fromkeys(seconds, 0)
     for key, needed in needs.items():
         for other in set(needed):
-            wanted_by[other].append(key)
+            dependents[other].append(key)
             open_needs[key] += 1
     done = [key for key, count in open_needs.items() if count == 0]
     for key in done:  # grows while it is walked: each stage after what it needs
-        for later in wanted_by[key]:
+        for later in dependents[key]:
             open_needs[later] -= 1
             if open_needs[later] == 0:
                 done.append(later)
@@ -94,5 +94,5 @@ def critical_path_lengths(seconds: Mapping[str, float], needs: Mapping[str, Iter
         raise ValueError(f"stages need each other in a circle: {sorted(set(seconds) - set(done))}")
     paths: dict[str, float] = {}
     for key in reversed(done):
-        paths[key] = seconds[key] + max((paths[later] for later in wanted_by[key]), default=0.0)
+        paths[key] = seconds[key] + max((paths[later] for later in dependents[key]), default=0.0)
     return paths

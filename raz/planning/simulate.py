@@ -1,7 +1,7 @@
-"""The schedule of a run on simulated devices: event by event, with the broker's own order of starting.
+"""The schedule of a run on simulated devices, event by event, with the broker's own order of starting stages.
 
-Each trial walks its stages one after the other, as `run_trial` does. A stage that somebody has made is passed at once,
-one that is being made is waited for, any other joins the queue for a device. Nothing is pruned and nothing fails.
+Each trial goes through its stages one after the other, as `run_trial` does. A stage that is made takes no time, one
+that is being made is waited for, any other joins the queue for a device. Nothing is pruned and nothing fails.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from raz.planning.schedule import ReadyStage, critical_path_lengths, priority, r
 
 @dataclass(frozen=True)
 class StageVisit:
-    """One stage on a trial's way."""
+    """One stage of one trial."""
 
-    key: str  # equal keys are one stage, made once
+    key: str  # stages of equal keys are one stage, made once
     seconds: float  # 0 when the store holds it
-    device: bool = True  # False: computed in the coordinator, beside the devices
+    device: bool = True  # False: computed by the trial's own process, without a device
     needs: tuple[str, ...] = ()  # keys of the stages it reads
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What came of a simulation. Seconds."""
+    """A simulated schedule. All times in seconds."""
 
     devices: int
     makespan: float
     total: float  # of all distinct stages, on a device or not
     busy: float  # of the devices together
     critical_path: float  # the longest chain of stages that need each other
-    starts: dict[str, tuple[float, float]]  # stage -> start, end; without those that the store held
+    starts: dict[str, tuple[float, float]]  # key -> start, end; without stages of 0 seconds
 
     @property
     def floor(self) -> float:
-        """No schedule on as many devices is shorter."""
+        """A lower bound of the makespan of any schedule on as many devices."""
         return max(self.critical_path, self.busy / self.devices)
 
     @property
     def utilisation(self) -> float:
-        """Part of the devices' time that they work, 0 to 1."""
+        """The fraction of the devices' time in which they work, 0 to 1."""
         return self.busy / (self.makespan * self.devices) if self.makespan else 0.0
 
 
 def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | None = None) -> Schedule:
-    """The schedule of these trials, begun in their order, `alive` of them at a time (default: all).
+    """The schedule of these trials, begun in their order, at most `alive` of them at a time (default: all).
 
     Raises ValueError for fewer than one device or trial at a time.
     """
@@ -56,10 +56,10 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
     steps = {step.key: step for trial in trials for step in trial}
     done = {key for key, step in steps.items() if step.seconds <= 0}
     position = [0] * len(trials)
-    waiters: dict[str, list[int]] = {}  # a stage that is not made yet -> the trials that wait for it
+    waiters: dict[str, list[int]] = {}  # key of a stage that is not made yet -> the trials that wait for it
     arrived: dict[str, int] = {}
     queue: list[tuple[tuple[float, int, int, str], str]] = []
-    current: dict[str, tuple[float, int, int, str]] = {}  # a queued stage -> its rank now; other entries are outdated
+    current: dict[str, tuple[float, int, int, str]] = {}  # key of a queued stage -> its priority; others are outdated
     running: list[tuple[float, str]] = []
     starts: dict[str, tuple[float, float]] = {}
     now, free, begun, living = 0.0, devices, 0, 0
@@ -69,14 +69,14 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
         starts[key] = (now, now + steps[key].seconds)
         heapq.heappush(running, (starts[key][1], key))
 
-    def walk(trial: int) -> bool:
-        """Goes on to the next stage that must be waited for; whether the trial has come to its end."""
-        way = trials[trial]
-        while position[trial] < len(way) and way[position[trial]].key in done:
+    def advance(trial: int) -> bool:
+        """Moves a trial on to its next stage that is not made, and returns whether it has none."""
+        visits = trials[trial]
+        while position[trial] < len(visits) and visits[position[trial]].key in done:
             position[trial] += 1
-        if position[trial] == len(way):
+        if position[trial] == len(visits):
             return True
-        key = way[position[trial]].key
+        key = visits[position[trial]].key
         waiters.setdefault(key, []).append(trial)
         arrived.setdefault(key, len(arrived))
         if key in starts:
@@ -84,7 +84,7 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
         if not steps[key].device:
             start(key)
             return False
-        path = remaining_seconds(((step.key, step.seconds) for step in way[position[trial] :]), done.__contains__)
+        path = remaining_seconds(((step.key, step.seconds) for step in visits[position[trial] :]), done.__contains__)
         path = max(path, -current[key][0]) if key in current else path
         current[key] = priority(ReadyStage(key, path, len(waiters[key]), arrived[key]))
         heapq.heappush(queue, (current[key], key))
@@ -92,11 +92,11 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
 
     while True:
         while begun < len(trials) and living < most:
-            living += 0 if walk(begun) else 1
+            living += 0 if advance(begun) else 1
             begun += 1
         while free and queue:
-            place, key = heapq.heappop(queue)
-            if current.get(key) == place:
+            rank, key = heapq.heappop(queue)
+            if current.get(key) == rank:
                 del current[key]
                 free -= 1
                 start(key)
@@ -109,10 +109,10 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
             done.add(key)
             free += 1 if steps[key].device else 0
             ready += waiters.pop(key)
-        # Only now, since `walk` must know all that has ended by this moment; and in the order of the trials, so that
-        # the name of a stage decides nothing.
+        # After all stages that end now, so that `advance` knows them, and in the order of the trials, so that the keys
+        # of stages decide nothing.
         for trial in sorted(ready):
-            living -= 1 if walk(trial) else 0
+            living -= 1 if advance(trial) else 0
     seconds = {key: step.seconds for key, step in steps.items()}
     needs = {key: [other for other in step.needs if other in steps] for key, step in steps.items()}
     return Schedule(
@@ -125,7 +125,7 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
 def simulate_without_sharing(
     trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | None = None
 ) -> Schedule:
-    """The same trials when each makes all of its stages itself, as plain training does."""
+    """The schedule of the same trials where each makes all of its stages itself, as plain training does."""
     alone = [
         [StageVisit(f"{i}/{s.key}", s.seconds, s.device, tuple(f"{i}/{other}" for other in s.needs)) for s in trial]
         for i, trial in enumerate(trials)

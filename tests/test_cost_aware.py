@@ -34,10 +34,10 @@ PARAMETERS = {
 
 def space(parameters: dict[str, Any] = PARAMETERS, **design: Any) -> SearchSpace:
     body = {
-        "study": "thrift", "base": {"preset": "tiny", "dataset": "toy"},
+        "study": "cost-aware", "base": {"preset": "tiny", "dataset": "toy"},
         "design": {"sampler": "tpe", "trials": 40, **design}, "parameters": parameters,
     }  # fmt: skip
-    return parse_space(parse(json.dumps(body), "thrift.yaml"))
+    return parse_space(parse(json.dumps(body), "cost-aware.yaml"))
 
 
 def trained(asked: SearchSpace, values: Mapping[str, Any]) -> set[str]:
@@ -78,13 +78,13 @@ BEGUN = {"counting.beta": 0.05, "localization.gamma": 10.0, "zooming.k_z": 4, "d
 
 def after(values: dict[str, Any]) -> WorkTracker:
     """What is known when one trial has begun."""
-    thrift = WorkTracker(space())
-    thrift.add_trial(values, thrift.stage_work(values))
-    return thrift
+    tracker = WorkTracker(space())
+    tracker.add_trial(values, tracker.stage_work(values))
+    return tracker
 
 
 def test_the_cheapest_changes_what_comes_last():
-    thrift = after(BEGUN)
+    tracker = after(BEGUN)
     other_counting = {**BEGUN, "counting.beta": 0.6}
     other_gamma = {**BEGUN, "localization.gamma": 300.0}
     other_zoom = {**BEGUN, "zooming.k_z": 10}
@@ -92,33 +92,33 @@ def test_the_cheapest_changes_what_comes_last():
     for dear, cheap in [
         (other_counting, other_gamma), (other_gamma, other_zoom), (other_gamma, other_rule), (other_zoom, other_rule),
     ]:  # fmt: skip
-        assert thrift.cheapest_candidate([dear, cheap]) == 1
-        assert thrift.cheapest_candidate([cheap, dear]) == 0
+        assert tracker.cheapest_candidate([dear, cheap]) == 1
+        assert tracker.cheapest_candidate([cheap, dear]) == 0
 
 
 def test_what_a_trial_costs_does_not_decide_how_deep_it_zooms():
-    thrift = after(BEGUN)
+    tracker = after(BEGUN)
     new = {**BEGUN, "counting.beta": 0.6}
     known, shallow = {**BEGUN, "fusion.rule": "grid", "fusion.theta_f": "cell"}, {**BEGUN, "depth": 1}
-    assert thrift.cheapest_candidate([new, shallow, known]) == 2
-    assert thrift.cheapest_candidate([new, shallow]) == 0
+    assert tracker.cheapest_candidate([new, shallow, known]) == 2
+    assert tracker.cheapest_candidate([new, shallow]) == 0
     depths = [Counter(c.depth for c in draw_trials(space(proposals=n), 400, 0)[0]) for n in (1, 8)]
     for depth in (1, 2, 3):  # each a third: within four standard deviations
         assert all(abs(found[depth] - 133) < 4 * (400 * 2 / 9) ** 0.5 for found in depths)
 
 
 def test_a_trial_that_was_drawn_before_or_cannot_be_is_taken_last():
-    thrift = after(BEGUN)
+    tracker = after(BEGUN)
     invalid = {**BEGUN, "depth": 0}
     new = {**BEGUN, "counting.beta": 0.6}
-    assert thrift.cheapest_candidate([BEGUN, invalid, new]) == 2
-    assert thrift.cheapest_candidate([invalid, BEGUN]) == 0  # nothing new: the first
+    assert tracker.cheapest_candidate([BEGUN, invalid, new]) == 2
+    assert tracker.cheapest_candidate([invalid, BEGUN]) == 0  # nothing new: the first
 
 
 def test_a_trial_that_differs_in_what_nothing_reads_is_taken_last():
     shallow = {**BEGUN, "depth": 1}
-    thrift = after(shallow)
-    assert thrift.cheapest_candidate([{**shallow, "zooming.k_z": 10}, {**BEGUN, "counting.beta": 0.6}]) == 1
+    tracker = after(shallow)
+    assert tracker.cheapest_candidate([{**shallow, "zooming.k_z": 10}, {**BEGUN, "counting.beta": 0.6}]) == 1
 
 
 def test_what_was_pruned_draws_no_others_to_it(tmp_path):
@@ -193,8 +193,8 @@ def test_proposals_share_more_of_the_training(tmp_path):
         assert all(("fusion.theta_f" in values) == (values["fusion.rule"] == "grid") for values in trials)
         return work(asked, trials)
 
-    plain, thrifty = [sum(paid(n, seed) for seed in range(3)) for n in (1, 8)]
-    assert thrifty < 0.95 * plain
+    plain, cheapest = [sum(paid(n, seed) for seed in range(3)) for n in (1, 8)]
+    assert cheapest < 0.95 * plain
 
 
 def test_a_search_still_learns(tmp_path):

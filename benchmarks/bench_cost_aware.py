@@ -1,6 +1,6 @@
 """Searches of `everything.yaml` with and without `proposals`: what they find for the same work.
 
-    python benchmarks/bench_thrift.py [--proposals 2 4 8] [--trials 60] [--studies 20]
+    python benchmarks/bench_cost_aware.py [--proposals 2 4 8] [--trials 60] [--studies 20]
 
 No network is trained: a trial's error is a made-up response of its values, drawn anew for each study (an optimum
 somewhere in each range; a parameter that a trial does not have costs what it costs on average), and its work is what
