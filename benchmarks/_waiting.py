@@ -83,9 +83,9 @@ def _value(config: TrialConfig, node: Node) -> float:
 
 
 def _trained(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Artifact:
-    took, value = seconds(self.at.cache.store, self.at.config, node), _value(self.at.config, node)
-    _begin(self.at.cache.store)
-    epochs = int(parameters(self.at.config)[STAGES[node.stage].epochs])
+    took, value = seconds(self.state.cache.store, self.state.config, node), _value(self.state.config, node)
+    _begin(self.state.cache.store)
+    epochs = int(parameters(self.state.config)[STAGES[node.stage].epochs])
     curve = []
     for told in range(1, TOLD + 1):
         time.sleep(took / TOLD)
@@ -94,17 +94,17 @@ def _trained(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Ar
         point = {"epoch": epoch, "loss": 1 / epoch, "value": value, "seconds": took / TOLD}
         curve.append(point)
         event = StageEvent("epoch", str(node), key.key, epoch=epoch, epochs=epochs, value=value)
-        self.at.log(event)
+        self.state.log(event)
         self._epoch_callback(node)(epoch, value)
     about = self._manifest(node, took)
-    return self.at.cache.publish(key, lambda folder: write_json(folder / "curve.json", curve), about, lease)
+    return self.state.cache.publish(key, lambda folder: write_json(folder / "curve.json", curve), about, lease)
 
 
 def _other(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Artifact:
-    took = seconds(self.at.cache.store, self.at.config, node)
+    took = seconds(self.state.cache.store, self.state.config, node)
     time.sleep(took)
-    found, about = {"mae": _value(self.at.config, node)}, self._manifest(node, took)
-    return self.at.cache.publish(key, lambda folder: write_json(folder / "metrics.json", found), about, lease)
+    found, about = {"mae": _value(self.state.config, node)}, self._manifest(node, took)
+    return self.state.cache.publish(key, lambda folder: write_json(folder / "metrics.json", found), about, lease)
 
 
 def run_trial(config: TrialConfig, store: Path, *, make: Any = None, **options: Any) -> Any:

@@ -120,7 +120,7 @@ def test_every_stage_runs_on_its_declared_inputs_alone(variant: str, crowd: Path
         state = TrialState(without(config, allowed), cache, crowd, lambda _: None, dict(made))
         trial = StageExecutor(state)
         state.__dict__["keys"] = keys  # they are made of the whole configuration, and so is what manifests tell
-        trial.__dict__["_settings"] = parameters(config)
+        trial.__dict__["_parameters"] = parameters(config)
         with _threads(config.threads):
             assert not trial.get_or_make(node).hit
         # No later stage finds the configuration in the manifest either.
@@ -152,17 +152,17 @@ def test_the_stand_in_raises_on_any_use() -> None:
 def test_a_hidden_read_is_told_by_stage_and_parameter(
     crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reads_depth(w: Any, given: Any) -> Any:
-        return given.depth
+    def reads_depth(context: Any) -> Any:
+        return context.inputs.depth
 
-    def reads_a_later_stage(w: Any, given: Any) -> Any:
-        return w.inputs["zooming"]
+    def reads_a_later_stage(context: Any) -> Any:
+        return context.stage_inputs["zooming"]
 
     config = configure(PRESETS["tiny"], DEEP)
-    monkeypatch.setitem(train_stages.TASKS, "counting", reads_depth)  # type: ignore[arg-type]
+    monkeypatch.setitem(train_stages.PLANS, "counting", reads_depth)  # type: ignore[arg-type]
     with pytest.raises(UndeclaredInput, match="stage counting does not declare depth"):
         run_trial(config, tmp_path, data_root=crowd)
-    monkeypatch.setitem(train_stages.TASKS, "counting", reads_a_later_stage)  # type: ignore[arg-type]
+    monkeypatch.setitem(train_stages.PLANS, "counting", reads_a_later_stage)  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="zooming"):
         run_trial(config, tmp_path, data_root=crowd)
 

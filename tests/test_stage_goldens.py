@@ -203,7 +203,7 @@ def loss_by_hand(stage: str, at: TrialState, config: Any, window: Any) -> float:
     """What a stage loses on a window when its last layer gives its bias alone."""
     sizes = getattr(getattr(config, stage), "sizes", (1.0,))
     size, index = divmod(window.index, given.IMAGES["train"])
-    frames = at.workbench(Node(stage)).frames("train", sizes[size])
+    frames = at.context(Node(stage)).frames("train", sizes[size])
     heads, (height, width) = frames.heads(index), frames.size(index)
     if stage == "counting":
         c = config.counting
@@ -261,7 +261,7 @@ def test_networks_that_see_nothing_predict_their_bias(tmp_path: Path) -> None:
             if stage == "localization":
                 weights["localization.head.bias"] = torch.tensor([1.0])
             given.plant_weights(at, stage, weights)
-        sizes = [at.workbench(Node("counting")).frames("val").size(i) for i in range(given.IMAGES["val"])]
+        sizes = [at.context(Node("counting")).frames("val").size(i) for i in range(given.IMAGES["val"])]
         density = arrays_of(at, Node("density", "val"))
         points = arrays_of(at, Node("points", "val"))
         given.plant_arrays(at, Node("points", "val"), points)

@@ -1,4 +1,4 @@
-"""What the makers of a trial's stages work with: its images, its networks out of the store, and frozen features."""
+"""What the function of a stage works with: images, networks read from the store, and features of frozen networks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Literal
 
 import torch
 
 from raz.config import BackboneConfig, InputConfig, TrialConfig, ZoomingConfig
-from raz.data.contract import Split
 from raz.data.frames import Frames
 from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch
 from raz.pipeline import builders
@@ -34,18 +33,22 @@ from raz.store.cache import Artifact, StageCache, StageKey, digest
 from raz.store.paths import CANDIDATES, WEIGHTS, StorePaths
 from raz.utils.json_types import JsonLike
 
-MEMO = FeatureLru()
-PROGRESS_INTERVAL = 2.0  # seconds between two words on how many images are predicted
+MEMO = FeatureLru()  # features of whole images, shared by the stages of this process
+PROGRESS_INTERVAL = 2.0  # seconds between two events about the number of predicted images
+Branch = Literal["counting", "localization", "attention"]
 
 
 @lru_cache(maxsize=8)
-def frames_of(name: str, root: Path | None, split: Split, scale: float, max_side: int, pack: Path) -> Frames:
-    return Frames(open_cached(name, root).items[split], scale=scale, max_side=max_side, pack=pack)
+def frames_of(name: str, root: Path | None, split: str, scale: float, max_side: int, pack: Path) -> Frames:
+    """The images of a split at the network's input size, opened once per process. Raises KeyError for an unknown
+    split."""
+    items = {str(key): samples for key, samples in open_cached(name, root).items.items()}
+    return Frames(items[split], scale=scale, max_side=max_side, pack=pack)
 
 
 @dataclass
 class TrialState:
-    """A trial's configuration and keys, and the artifacts found or made so far."""
+    """A trial's configuration and keys, and the artifacts that were found or made so far."""
 
     config: TrialConfig
     cache: StageCache
@@ -55,18 +58,21 @@ class TrialState:
 
     @cached_property
     def keys(self) -> dict[Node, StageKey]:
+        """The key of every stage, for all three splits."""
         return stage_keys(self.config, data_root=self.data_root, splits=("train", "val", "test"))
 
     @cached_property
     def device(self) -> torch.device:
+        """The GPU if there is one, else the CPU."""
         return builders.device()
 
     @cached_property
     def device_name(self) -> str:
+        """The GPU's name, or `cpu`."""
         return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
-    def workbench(self, node: Node) -> ExecutionContext:
-        """What the function of the node's stage works with. It may read artifacts that were found by now."""
+    def context(self, node: Node) -> ExecutionContext:
+        """What the function of the node's stage works with. It may read the artifacts that are known now."""
         nodes = dependency_closure(self.config, [node])
         return ExecutionContext(
             node, inputs_for(self.config, node), {n: self.keys[n] for n in nodes},
@@ -77,132 +83,139 @@ class TrialState:
 
 @dataclass
 class ExecutionContext:
-    """What the function of one stage works with: declared inputs, keys and artifacts of its node and of all that this
-    needs, and nothing else of the trial, so that everything that can change its output is in its key.
+    """What the function of one stage works with.
 
-    `read` collects the packs and features that the stage has read.
+    It holds the declared inputs, keys and artifacts of the stage's node and of all that the node needs, and nothing
+    else of the trial. So everything that can change the output is in the key.
     """
 
     node: Node
-    inputs: Mapping[str, Declared]  # by stage
+    stage_inputs: Mapping[str, Declared]  # stage -> its declared inputs
     keys: Mapping[Node, StageKey]
     folders: Mapping[Node, Path]  # of the artifacts
     paths: StorePaths
     data_root: Path | None
     device: torch.device
     log: EventCallback
-    read: set[str] = field(default_factory=set)
+    read: set[str] = field(default_factory=set)  # packs and features that the stage has read, for its manifest
 
     @property
-    def given(self) -> Declared:
+    def inputs(self) -> Declared:
         """The declared inputs of the stage itself."""
-        return self.inputs[self.node.stage]
+        return self.stage_inputs[self.node.stage]
+
+    def note(self, node: Node, text: str) -> None:
+        """Log a remark about a node."""
+        self.log(StageEvent("note", str(node), self.keys[node].key, reason=text))
 
     def frames(self, split: str, size: float = 1.0) -> Frames:
-        """The images of a split at the network's input size, or at `size` times it."""
-        size_of, pack = resized(self.given.input, size), self.paths.packs
-        frames = frames_of(
-            self.given.dataset, self.data_root, cast(Split, split), size_of.scale, size_of.max_side, pack
-        )
-        self.read |= {self.paths.relative(pack / name) for name in frames.packs}
+        """The images of a split at `size` times the network's input size."""
+        scaled = scaled_input(self.inputs.input, size)
+        packs = self.paths.packs
+        frames = frames_of(self.inputs.dataset, self.data_root, split, scaled.scale, scaled.max_side, packs)
+        self.read |= {self.paths.relative(packs / name) for name in frames.packs}
         return frames
 
-    # -------------------------------------------------------------- networks out of artifacts
+    def iter_images(self, frames: Frames) -> Iterator[int]:
+        """Indices of the images. Logs how many are done, every PROGRESS_INTERVAL seconds."""
+        last = time.monotonic()
+        for i in range(len(frames)):
+            yield i
+            now = time.monotonic()
+            if now - last > PROGRESS_INTERVAL:
+                last = now
+                key = self.keys[self.node].key
+                self.log(StageEvent("images", str(self.node), key, epoch=i + 1, epochs=len(frames)))
+
+    # -------------------------------------------------------------- networks from artifacts
 
     def trained(self, stage: str) -> TrainedStage:
+        """The weights of a trained stage. Raises RazError where they cannot be read."""
         node = Node(stage)
         weights = builders.read_state(self.folders[node] / WEIGHTS)
-        return TrainedStage(self.keys[node].key, self.inputs[stage], weights)
+        return TrainedStage(self.keys[node].key, self.stage_inputs[stage], weights)
 
-    def main(self, through: str) -> Network:
-        """Main-Net up to and with the branch `through` (counting, localization or attention)."""
+    def main_net(self, through: Branch) -> Network:
+        """Main-Net with its branches up to `through`."""
         return main_net(self.trained, through, self.device)
 
-    def raz(self, with_attention: bool) -> Network:
-        """RAZ-Net: its own localization branch and, if it was trained, backbone."""
+    def raz_net(self, *, with_attention: bool) -> Network:
+        """RAZ-Net: its own localization branch and, if it was trained, its own backbone."""
         return raz_net(self.trained, with_attention, self.device)
 
-    # -------------------------------------------------------------- what frozen networks give, kept
+    # -------------------------------------------------------------- features of frozen networks
 
-    def features(self, backbone: Backbone, weights: str, images: Images, data: str, size: float = 1.0) -> FeatureCache:
-        """The cache of a frozen backbone's features on these images."""
-        return FeatureCache(self.frozen_folder(weights, data, size), backbone, images, self.device)
+    def features_folder(self, weights: str, data: str, size: float = 1.0) -> Path:
+        """The folder for what these frozen weights give for these images.
 
-    def frozen_folder(self, weights: str, data: str, size: float = 1.0) -> Path:
-        """Where what these frozen weights give of these data is kept."""
-        name = digest([weights, data, asdict(resized(self.given.input, size)), self.given.threads, self.device.type])
-        folder = self.paths.features / name
+        weights: identifies the weights; data: identifies the images; size: the images' size, as in `frames`.
+        """
+        scaled = asdict(scaled_input(self.inputs.input, size))
+        folder = self.paths.features / digest([weights, data, scaled, self.inputs.threads, self.device.type])
         self.read.add(self.paths.relative(folder))
         return folder
+
+    def features(self, backbone: Backbone, weights: str, images: Images, data: str, size: float = 1.0) -> FeatureCache:
+        """The cache of a frozen backbone's features of these images. `weights`, `data`, `size`: see
+        `features_folder`."""
+        return FeatureCache(self.features_folder(weights, data, size), backbone, images, self.device)
 
     def rich_maps(
         self, features: FeatureCache, branch: CountingBranch | LocalizationBranch, weights: str, data: str
     ) -> BranchFeatureCache:
-        """The cache of a frozen branch's last rich map on the images of these features."""
+        """The cache of a frozen branch's last feature map of the images of `features`."""
         stride = branch.output_stride if isinstance(branch, CountingBranch) else 1
-        folder = self.frozen_folder(f"{weights}/rich", data)
+        folder = self.features_folder(f"{weights}/rich", data)
         return BranchFeatureCache(folder, branch, branch.channels, stride, features)
 
-    def weights_name(self, network: Network, kind: str) -> str:
-        """What names the weights of the backbone before a branch."""
-        c = self.inputs["counting"]
-        shared = kind == "counting" or network.localization_backbone is network.backbone
-        return (
-            initial_weights_id(c.backbone, c.seed)
-            if shared and c.counting.unfreeze == "none"
-            else f"{network.name}/{kind}"
-        )
+    def backbone_id(self, network: Network, branch: Branch) -> str:
+        """Identifies the weights of the backbone below a branch: those it began with, or those a stage trained."""
+        counting = self.stage_inputs["counting"]
+        shared = branch == "counting" or network.localization_backbone is network.backbone
+        if shared and counting.counting.unfreeze == "none":
+            return initial_weights_id(counting.backbone, counting.seed)
+        return f"{network.name}/{branch}"
 
-    def frozen_features(self, network: Network, kind: str = "counting") -> tuple[FeatureCache, FeatureCache]:
-        """The caches of the training and the validation images."""
-        backbone = network.backbone if kind == "counting" else network.localization_backbone
-        weights, data = self.weights_name(network, kind), self.keys[Node("counting")].data
-        train, val = (self.features(backbone, weights, self.frames(s), data[s]) for s in ("train", "val"))
-        return train, val
+    def frozen_features(self, network: Network, branch: Branch) -> tuple[FeatureCache, FeatureCache]:
+        """Features of the backbone below a branch, of the training and of the validation images."""
+        backbone = network.backbone if branch == "counting" else network.localization_backbone
+        train, val = self.multi_scale_features(backbone, self.backbone_id(network, branch), (1.0,))
+        return train.caches[0], val
 
     def multi_scale_features(
         self, backbone: Backbone, weights: str, sizes: tuple[float, ...]
     ) -> tuple[MultiScaleFeatures, FeatureCache]:
-        """The caches of the training images at these sizes and of the validation images."""
+        """Features of the training images at these sizes, and of the validation images at size 1."""
         data = self.keys[Node("counting")].data
-        caches = (self.features(backbone, weights, self.frames("train", s), data["train"], s) for s in sizes)
-        return MultiScaleFeatures(tuple(caches)), self.features(backbone, weights, self.frames("val"), data["val"])
+        train = (self.features(backbone, weights, self.frames("train", s), data["train"], s) for s in sizes)
+        return MultiScaleFeatures(tuple(train)), self.features(backbone, weights, self.frames("val"), data["val"])
 
-    def candidates(
-        self, node: Node, network: Network, split: str, data: str, given: Declared, config: ZoomingConfig
-    ) -> list[Candidates]:
-        """What Main-Net's attention proposes on each image of a split: once for every stage and every theta_z, k_z
-        and IoU that choose among it."""
-        frames = self.frames(split)
+    def candidates(self, network: Network, split: str, zooming: ZoomingConfig) -> list[Candidates]:
+        """Regions that Main-Net's attention proposes on each image of a split.
+
+        Cached for every stage, theta_z, k_z and IoU threshold that choose among the same proposals.
+        """
+        frames, seed = self.frames(split), self.inputs.seed
 
         def compute() -> list[Candidates]:
             out = []
-            for i in self.iter_images(node, frames):
+            for i in self.iter_images(frames):
                 image = frames.ids[i]
                 maps = network.maps(frames.pixels(i), ("attention",), self.device, MEMO, image)
-                out.append(candidates(maps["attention"], config, given.seed, image, 2))
+                out.append(candidates(maps["attention"], zooming, seed, image, 2))
             return out
 
-        drawn: JsonLike = [given.seed, config.anchors, config.samples, config.sampling]
-        folder = self.frozen_folder(digest([self.keys[Node("attention")].key, drawn]), data)
+        drawn: JsonLike = [seed, zooming.anchors, zooming.samples, zooming.sampling]
+        weights = digest([self.keys[Node("attention")].key, drawn])
+        folder = self.features_folder(weights, self.keys[self.node].data[split])
         return cached_candidates(folder / CANDIDATES, len(frames), compute)
 
-    def iter_images(self, node: Node, frames: Frames) -> Iterator[int]:
-        """Indices of a split; tells now and then how many are done."""
-        told = time.monotonic()
-        for i in range(len(frames)):
-            yield i
-            now = time.monotonic()
-            if now - told > PROGRESS_INTERVAL:
-                told = now
-                self.log(StageEvent("images", str(node), self.keys[node].key, epoch=i + 1, epochs=len(frames)))
 
-
-def resized(given: InputConfig, size: float) -> InputConfig:
+def scaled_input(config: InputConfig, size: float) -> InputConfig:
     """The input at `size` times its size."""
-    return InputConfig(given.scale * size, round(given.max_side * size))
+    return InputConfig(config.scale * size, round(config.max_side * size))
 
 
 def initial_weights_id(config: BackboneConfig, seed: int) -> str:
-    """What names the weights of a backbone that no stage trained."""
+    """Identifies the weights of a backbone that no stage trained."""
     return digest([weights_identity(config.weights), config.width, seed])

@@ -77,7 +77,7 @@ def counting_task(
     beta: float,
     kernel: Literal["raz", "csrnet"],
     kind: str,
-) -> TrainingTask:
+) -> TrainingTask[Batch]:
     """Eq. 1; validated by the mean absolute error of whole validation images' counts."""
     truth = GroundTruth(m.train, neighbour_count(kernel, m.k))
 
@@ -108,7 +108,7 @@ def localization_task(
     config: TrainConfig,
     *,
     gamma: float,
-) -> TrainingTask:
+) -> TrainingTask[Batch]:
     """Eq. 3, for Main-Net on images and for RAZ-Net on zoomed regions; validated by the same loss on whole ones."""
     train_truth, val_truth = GroundTruth(m.train), GroundTruth(m.val)
 
@@ -134,7 +134,7 @@ def attention_task(
     *,
     sigma_z: float,
     kind: str,
-) -> TrainingTask:
+) -> TrainingTask[Batch]:
     """Section 3.1's attention; everything before the branch is frozen. Validated by the same loss on whole images.
 
     `rich(windows)` gives the localization branch's last map and, in Main-Net, the counting branch's.

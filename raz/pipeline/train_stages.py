@@ -1,22 +1,17 @@
-"""What the trained stages learn: each function gives the task of one stage and the settings of its training.
-
-In place of a task None, with the modules as they are, where there is nothing to learn from.
-"""
+"""The trained stages: each function builds the networks, data and loss of one stage for the training loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
-from raz.config import ZoomingConfig
+from raz.config import TrainConfig, ZoomingConfig
 from raz.pipeline import builders
 from raz.pipeline.context import ExecutionContext, initial_weights_id
-from raz.pipeline.events import StageEvent
 from raz.pipeline.feature_cache import RICH_BYTES, FeatureCache, MultiScaleFeatures, rich_bytes
-from raz.pipeline.graph import Declared, Node
+from raz.pipeline.graph import Node
 from raz.pipeline.inference import Network
 from raz.pipeline.regions import region_images
 from raz.pipeline.samples import MultiScaleImages
@@ -33,178 +28,209 @@ from raz.pipeline.training_loop import TrainingTask
 from raz.store.cache import digest
 
 
-def _material(w: ExecutionContext, given: Declared, sizes: tuple[float, ...], k: int = 4) -> TrainingData:
-    """Training images at these sizes, validation images at the input's."""
-    train = MultiScaleImages(tuple(w.frames("train", size) for size in sizes))
-    return TrainingData(train, w.frames("val"), given.seed, w.device, k)
+@dataclass(frozen=True)
+class TrainedStagePlan:
+    """What a trained stage does."""
+
+    task: TrainingTask[Batch] | None  # None: there is nothing to learn from, `modules` stay as they are
+    modules: nn.Module  # their weights are the stage's artifact
+    settings: TrainConfig
 
 
-def counting(w: ExecutionContext, given: Declared) -> tuple[TrainingTask, Any]:
-    c = given.counting
-    m = _material(w, given, c.sizes, c.k)
-    backbone = builders.build_backbone(given.backbone, given.seed).to(w.device)
-    branch = builders.build_counting(c, backbone, given.seed).to(w.device)
-    builders.to_channels_last(given.backbone.width, backbone, branch)
+def _image_data(context: ExecutionContext, sizes: tuple[float, ...], k: int = 4) -> TrainingData:
+    """Training images at these sizes, validation images at the input's size."""
+    train = MultiScaleImages(tuple(context.frames("train", size) for size in sizes))
+    return TrainingData(train, context.frames("val"), context.inputs.seed, context.device, k)
+
+
+def counting(context: ExecutionContext) -> TrainedStagePlan:
+    """The counting branch, with the backbone where that is not frozen."""
+    inputs, device = context.inputs, context.device
+    config = inputs.counting
+    data = _image_data(context, config.sizes, config.k)
+    backbone = builders.build_backbone(inputs.backbone, inputs.seed).to(device)
+    branch = builders.build_counting(config, backbone, inputs.seed).to(device)
+    builders.to_channels_last(inputs.backbone.width, backbone, branch)
     modules = nn.ModuleDict({"counting": branch})
     frozen: tuple[MultiScaleFeatures | None, FeatureCache | None] = (None, None)
-    if c.unfreeze == "backbone":
+    if config.unfreeze == "backbone":
         modules["backbone"] = backbone
     else:
         builders.freeze(backbone)
-        frozen = w.multi_scale_features(backbone, initial_weights_id(given.backbone, given.seed), c.sizes)
+        weights = initial_weights_id(inputs.backbone, inputs.seed)
+        frozen = context.multi_scale_features(backbone, weights, config.sizes)
     task = counting_task(
-        m, modules, branch,
-        features_from(backbone, m.train, w.device, frozen[0]),
-        features_from(backbone, m.val, w.device, frozen[1]),
-        c.train, beta=c.beta, kernel=c.kernel, kind=c.loss,
+        data, modules, branch,
+        features_from(backbone, data.train, device, frozen[0]),
+        features_from(backbone, data.val, device, frozen[1]),
+        config.train, beta=config.beta, kernel=config.kernel, kind=config.loss,
     )  # fmt: skip
-    return task, c.train
+    return TrainedStagePlan(task, modules, config.train)
 
 
-def localization(w: ExecutionContext, given: Declared) -> tuple[TrainingTask, Any]:
-    c = given.localization
-    m = _material(w, given, c.sizes)
-    base = w.main(through="counting")
-    backbone = base.backbone
-    branch = builders.build_localization(c, backbone, given.seed).to(w.device)
-    builders.to_channels_last(w.inputs["counting"].backbone.width, branch)
+def localization(context: ExecutionContext) -> TrainedStagePlan:
+    """Main-Net's localization branch, with a backbone of its own where that is not frozen."""
+    inputs, device = context.inputs, context.device
+    config = inputs.localization
+    data = _image_data(context, config.sizes)
+    network = context.main_net("counting")
+    backbone = network.backbone
+    branch = builders.build_localization(config, backbone, inputs.seed).to(device)
+    builders.to_channels_last(context.stage_inputs["counting"].backbone.width, branch)
     modules = nn.ModuleDict({"localization": branch})
     frozen: tuple[MultiScaleFeatures | None, FeatureCache | None] = (None, None)
-    if c.unfreeze == "backbone":
+    if config.unfreeze == "backbone":
         backbone.requires_grad_(True)
         modules["backbone"] = backbone
     else:
-        frozen = w.multi_scale_features(backbone, w.weights_name(base, "counting"), c.sizes)
+        weights = context.backbone_id(network, "counting")
+        frozen = context.multi_scale_features(backbone, weights, config.sizes)
     task = localization_task(
-        m, "localization", modules, branch,
-        features_from(backbone, m.train, w.device, frozen[0]),
-        features_from(backbone, m.val, w.device, frozen[1]),
-        c.train, gamma=c.gamma,
+        data, "localization", modules, branch,
+        features_from(backbone, data.train, device, frozen[0]),
+        features_from(backbone, data.val, device, frozen[1]),
+        config.train, gamma=config.gamma,
     )  # fmt: skip
-    return task, c.train
+    return TrainedStagePlan(task, modules, config.train)
 
 
-def attention(w: ExecutionContext, given: Declared) -> tuple[TrainingTask, Any]:
-    c = given.attention
-    data = w.keys[Node("attention")].data
-    names = digest([data["train"], asdict(given.input)]), digest([data["val"], asdict(given.input)])
-    m = TrainingData(w.frames("train"), w.frames("val"), given.seed, w.device, names=names)
-    base = w.main(through="localization")
-    assert base.counting is not None
-    assert base.localization is not None
-    counting, localization = base.counting, base.localization
-    branch = builders.build_attention(c, localization.channels + counting.channels, given.seed).to(w.device)
-    builders.to_channels_last(w.inputs["counting"].backbone.width, branch)
-    shared = base.localization_backbone is base.backbone
-    den = w.frozen_features(base, "counting")
-    loc = den if shared else w.frozen_features(base, "localization")
+def attention(context: ExecutionContext) -> TrainedStagePlan:
+    """Main-Net's attention branch, on the frozen localization and counting branches."""
+    inputs, device = context.inputs, context.device
+    config = inputs.attention
+    fingerprints = context.keys[Node("attention")].data
+    names = digest([fingerprints["train"], asdict(inputs.input)]), digest([fingerprints["val"], asdict(inputs.input)])
+    data = TrainingData(context.frames("train"), context.frames("val"), inputs.seed, device, names=names)
+    network = context.main_net("localization")
+    assert network.counting is not None
+    assert network.localization is not None
+    counting, localization = network.counting, network.localization
+    branch = builders.build_attention(config, localization.channels + counting.channels, inputs.seed).to(device)
+    builders.to_channels_last(context.stage_inputs["counting"].backbone.width, branch)
+    shared = network.localization_backbone is network.backbone
+    counting_features = context.frozen_features(network, "counting")
+    localization_features = counting_features if shared else context.frozen_features(network, "localization")
 
     sizes = [(localization.channels, 1), (counting.channels, counting.output_stride)]
-    weights = [w.keys[Node(stage)].key for stage in ("localization", "counting")]
+    localization_key, counting_key = (context.keys[Node(stage)].key for stage in ("localization", "counting"))
 
-    def rich(den: FeatureCache, loc: FeatureCache, data: str, mirrors: bool) -> RichOf:
-        if rich_bytes(loc.images, sizes, mirrors) <= RICH_BYTES:
-            maps = w.rich_maps(loc, localization, weights[0], data)
-            cells = w.rich_maps(den, counting, weights[1], data)
+    def rich(of_counting: FeatureCache, of_localization: FeatureCache, images: str, mirrors: bool) -> RichOf:
+        """The last maps of both branches: cached on disk where there is room, else computed for each window."""
+        if rich_bytes(of_localization.images, sizes, mirrors) <= RICH_BYTES:
+            maps = context.rich_maps(of_localization, localization, localization_key, images)
+            cells = context.rich_maps(of_counting, counting, counting_key, images)
             return lambda windows: (maps.crops(windows), cells.crops(windows))
-        den_of, loc_of = (features_from(c.backbone, c.images, w.device, c) for c in (den, loc))
-
-        def of(windows: Batch) -> tuple[Tensor, Tensor | None]:
-            own = loc_of(windows)
-            return localization(own)[1], counting(own if den is loc else den_of(windows))[1]
-
-        return of
-
-    task = attention_task(
-        m, "attention", nn.ModuleDict({"attention": branch}), branch,
-        rich(den[0], loc[0], data["train"], c.train.flip), rich(den[1], loc[1], data["val"], False),
-        c.train, sigma_z=c.sigma_z, kind=c.loss,
-    )  # fmt: skip
-    return task, c.train
-
-
-def _region_material(
-    w: ExecutionContext, node: Node, given: Declared, network: Network
-) -> tuple[TrainingData, dict[str, str]]:
-    """Zoomed regions of the training and validation images, and names of these data."""
-    config = given.raz.regions
-    assert isinstance(config, ZoomingConfig)  # `same` is written out
-    key = w.keys[Node("attention")]
-    sets = {
-        split: region_images(
-            w.frames(split), config, w.candidates(node, network, split, key.data[split], given, config)
+        counting_of, localization_of = (
+            features_from(cache.backbone, cache.images, device, cache) for cache in (of_counting, of_localization)
         )
+
+        def compute(windows: Batch) -> tuple[Tensor, Tensor | None]:
+            features = localization_of(windows)
+            same = of_counting is of_localization
+            return localization(features)[1], counting(features if same else counting_of(windows))[1]
+
+        return compute
+
+    modules = nn.ModuleDict({"attention": branch})
+    task = attention_task(
+        data, "attention", modules, branch,
+        rich(counting_features[0], localization_features[0], fingerprints["train"], config.train.flip),
+        rich(counting_features[1], localization_features[1], fingerprints["val"], False),
+        config.train, sigma_z=config.sigma_z, kind=config.loss,
+    )  # fmt: skip
+    return TrainedStagePlan(task, modules, config.train)
+
+
+def _region_data(context: ExecutionContext, network: Network) -> tuple[TrainingData, dict[str, str]]:
+    """Zoomed regions of the training and validation images, and the ids of these two sets in the caches."""
+    inputs = context.inputs
+    config = inputs.raz.regions
+    assert isinstance(config, ZoomingConfig)  # `same` was replaced by the regions of `zooming`
+    key = context.keys[Node("attention")]
+    regions = {
+        split: region_images(context.frames(split), config, context.candidates(network, split, config))
         for split in ("train", "val")
     }
-    names = {split: digest([key.key, asdict(config), key.data[split], given.seed]) for split in sets}
-    regions = f"RAZ-Net learns from {len(sets['train'])} regions, validated on {len(sets['val'])}"
-    w.log(StageEvent("note", "raz", w.keys[Node("raz")].key, reason=regions))
-    m = TrainingData(sets["train"], sets["val"], given.seed, w.device, names=(names["train"], names["val"]))
-    return m, names
+    names = {split: digest([key.key, asdict(config), key.data[split], inputs.seed]) for split in regions}
+    train, val = regions["train"], regions["val"]
+    context.note(Node("raz"), f"RAZ-Net learns from {len(train)} regions, validated on {len(val)}")
+    return TrainingData(train, val, inputs.seed, context.device, names=(names["train"], names["val"])), names
 
 
-def raz_net(w: ExecutionContext, given: Declared) -> tuple[TrainingTask | None, Any]:
-    network = w.main(through="attention")
-    m, names = _region_material(w, Node("raz"), given, network)
+def _region_features(
+    context: ExecutionContext, network: Network, data: TrainingData, names: Mapping[str, str]
+) -> tuple[FeatureCache, FeatureCache]:
+    """Features of the localization branch's frozen backbone, of the training and of the validation regions."""
+    backbone, weights = network.localization_backbone, f"{network.name}/regions"
+    return (
+        context.features(backbone, weights, data.train, names["train"]),
+        context.features(backbone, weights, data.val, names["val"]),
+    )
+
+
+def raz_net(context: ExecutionContext) -> TrainedStagePlan:
+    """RAZ-Net's localization branch: Main-Net's, trained further on zoomed regions."""
+    inputs, device = context.inputs, context.device
+    config = inputs.raz
+    network = context.main_net("attention")
+    data, names = _region_data(context, network)
     assert network.localization is not None
     branch, backbone = network.localization, network.localization_backbone
     branch.requires_grad_(True)
     modules = nn.ModuleDict({"localization": branch})
-    frozen: list[FeatureCache | None] = [None, None]
-    if given.raz.unfreeze == "backbone":
+    frozen: tuple[FeatureCache | None, FeatureCache | None] = (None, None)
+    if config.unfreeze == "backbone":
         backbone.requires_grad_(True)
         modules["backbone"] = backbone
     else:
-        weights = f"{network.name}/regions"
-        frozen = [w.features(backbone, weights, getattr(m, s), names[s]) for s in ("train", "val")]
-    if not len(m.train) or not len(m.val):
-        why = "no region to learn from: RAZ-Net stays a copy of Main-Net (try a larger sigma_z, a lower theta_z)"
-        w.log(StageEvent("note", "raz", w.keys[Node("raz")].key, reason=why))
-        return None, modules
+        frozen = _region_features(context, network, data, names)
+    if not len(data.train) or not len(data.val):
+        reason = "no region to learn from: RAZ-Net stays a copy of Main-Net (try a larger sigma_z, a lower theta_z)"
+        context.note(Node("raz"), reason)
+        return TrainedStagePlan(None, modules, config.train)
     task = localization_task(
-        m, "raz", modules, branch,
-        features_from(backbone, m.train, w.device, frozen[0]),
-        features_from(backbone, m.val, w.device, frozen[1]),
-        given.raz.train, gamma=given.localization.gamma,
+        data, "raz", modules, branch,
+        features_from(backbone, data.train, device, frozen[0]),
+        features_from(backbone, data.val, device, frozen[1]),
+        config.train, gamma=inputs.localization.gamma,
     )  # fmt: skip
-    return task, given.raz.train
+    return TrainedStagePlan(task, modules, config.train)
 
 
-def raz_attention(w: ExecutionContext, given: Declared) -> tuple[TrainingTask | None, Any]:
-    main = w.main(through="attention")
-    m, names = _region_material(w, Node("raz_attention"), given, main)
-    network = w.raz(with_attention=False)
+def raz_attention(context: ExecutionContext) -> TrainedStagePlan:
+    """RAZ-Net's attention branch, on zoomed regions; it starts from Main-Net's weights."""
+    inputs, train = context.inputs, context.inputs.raz.attention_train
+    main = context.main_net("attention")
+    data, names = _region_data(context, main)
+    network = context.raz_net(with_attention=False)
     assert network.localization is not None
     assert main.attention is not None
     localization = network.localization
-    c = w.inputs["attention"].attention
-    branch = builders.raz_attention_from(main.attention, localization.channels, c).to(w.device)
-    builders.to_channels_last(w.inputs["counting"].backbone.width, branch)
+    config = context.stage_inputs["attention"].attention
+    branch = builders.raz_attention_from(main.attention, localization.channels, config).to(context.device)
+    builders.to_channels_last(context.stage_inputs["counting"].backbone.width, branch)
     modules = nn.ModuleDict({"attention": branch})
-    if not len(m.train) or not len(m.val):
-        return None, modules
-    weights = f"{network.name}/regions"
-    caches = [w.features(network.backbone, weights, getattr(m, s), names[s]) for s in ("train", "val")]
+    if not len(data.train) or not len(data.val):
+        return TrainedStagePlan(None, modules, train)
+    caches = _region_features(context, network, data, names)
 
-    sizes = [(localization.channels, 1)]
-
-    def rich(cache: FeatureCache, data: str, mirrors: bool) -> RichOf:
-        if rich_bytes(cache.images, sizes, mirrors) <= RICH_BYTES:
-            maps = w.rich_maps(cache, localization, w.keys[Node("raz")].key, data)
+    def rich(cache: FeatureCache, images: str, mirrors: bool) -> RichOf:
+        """The branch's last map: cached on disk where there is room, else computed for each window."""
+        if rich_bytes(cache.images, [(localization.channels, 1)], mirrors) <= RICH_BYTES:
+            maps = context.rich_maps(cache, localization, context.keys[Node("raz")].key, images)
             return lambda windows: (maps.crops(windows), None)
-        of = features_from(cache.backbone, cache.images, w.device, cache)
-        return lambda windows: (localization(of(windows))[1], None)
+        features_of = features_from(cache.backbone, cache.images, context.device, cache)
+        return lambda windows: (localization(features_of(windows))[1], None)
 
-    train = given.raz.attention_train
     task = attention_task(
-        m, "raz_attention", modules, branch,
+        data, "raz_attention", modules, branch,
         rich(caches[0], names["train"], train.flip), rich(caches[1], names["val"], False),
-        train, sigma_z=given.attention.sigma_z, kind=given.attention.loss,
+        train, sigma_z=inputs.attention.sigma_z, kind=inputs.attention.loss,
     )  # fmt: skip
-    return task, train
+    return TrainedStagePlan(task, modules, train)
 
 
-TASKS: Mapping[str, Callable[[ExecutionContext, Declared], tuple[TrainingTask | None, Any]]] = {
+PLANS: Mapping[str, Callable[[ExecutionContext], TrainedStagePlan]] = {
     "counting": counting,
     "localization": localization,
     "attention": attention,

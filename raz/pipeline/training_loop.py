@@ -1,7 +1,7 @@
-"""The one training loop. A stage is a chain of epochs: resumable, extendable, its curve kept (I4).
+"""The training loop of all trained stages. A stage is a chain of epochs that can be resumed and extended (I4).
 
-Schedules never look at the total number of epochs and randomness comes from (seed, epoch, item), so ten
-epochs and then ten more are twenty at once, whatever died in between.
+Schedules do not depend on the total number of epochs, and randomness comes from (seed, epoch, item). So ten epochs
+and later ten more give the same weights as twenty at once, also when a process is killed in between.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Generic, NotRequired, TypeAlias, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,12 @@ from raz.errors import TrialFailure
 from raz.store.lease import ATTEMPT, Lease
 from raz.store.s3_tier import S3Tier
 
-Progress = Callable[[int, float], bool]
+BatchT = TypeVar("BatchT")
+Progress = Callable[[int, float], bool]  # (step, validation value) -> stop?
 
 
 class TrialPruned(Exception):
-    """`progress` asked to stop. What was trained is kept for whoever needs it next."""
+    """`progress` asked to stop at a step with a validation value. The checkpoint stays, so that training can go on."""
 
     def __init__(self, step: int, value: float) -> None:
         super().__init__(step, value)
@@ -36,14 +37,37 @@ class TrialPruned(Exception):
 
 
 @dataclass(frozen=True)
-class TrainingTask:
-    """What the loop trains: the modules, the batches of an epoch, their loss, and the validation value."""
+class TrainingTask(Generic[BatchT]):
+    """What the loop trains, on what, and by which measures."""
 
-    name: str
+    name: str  # of the stage, for messages
     modules: nn.Module  # only what is trained; its state_dict is the artifact
-    batches: Callable[[int], Iterable[Any]]  # epoch (from 1) -> batches
-    loss: Callable[[Any], Tensor]
-    validate: Callable[[], float]  # lower is better
+    batches: Callable[[int], Iterable[BatchT]]  # epoch (from 1) -> batches
+    loss: Callable[[BatchT], Tensor]  # () of a batch
+    validate: Callable[[], float]  # validation value of the current weights; lower is better
+
+
+CurvePoint: TypeAlias = dict[str, float]
+"""One epoch of a learning curve, as curve.json stores it: `epoch` from 1, `loss` (mean over the batches), `value`
+(validation value), `rate` (learning rate after the epoch), `seconds`."""
+
+
+class ChainState(TypedDict):
+    """The state of a chain after an epoch, as its checkpoint stores it."""
+
+    epoch: int  # epochs that are done
+    updates: int  # optimizer steps that are done
+    best_value: float
+    best_epoch: int
+    best: dict[str, Tensor]  # weights at the best epoch
+    since_best: int  # epochs without a better value
+    since_drop: int  # the same, since the learning rate was halved last
+    stopped: bool  # early
+    curve: list[CurvePoint]
+    average: dict[str, Tensor]  # moving average of the weights; empty where it is off
+    modules: NotRequired[dict[str, Tensor]]  # these three are missing before the first epoch
+    optimizer: NotRequired[dict[str, object]]
+    scaler: NotRequired[dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -53,59 +77,60 @@ class TrainedChain:
     weights: dict[str, Tensor]
     best_epoch: int
     best_value: float
-    curve: list[dict[str, float]]  # epoch, loss, value, rate, seconds
+    curve: list[CurvePoint]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a chain's state lies. With a lease, it is replaced only while that is held; with a tier, other machines
-    find it, too."""
+    """The file of a chain's state. With a lease, it is replaced only while the lease is held. With a tier, it is also
+    written to the bucket, where other machines find it."""
 
     path: Path
     lease: Lease | None = None
     tier: S3Tier | None = None
 
     def truncated(self, epochs: int) -> Checkpoint:
-        """That of a shorter run beside a chain that went further."""
+        """The file of a run of `epochs` epochs, beside that of a chain that went further."""
         return replace(self, path=self.path.with_name(f"{self.path.stem}-upto-{epochs}{self.path.suffix}"))
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The state, that of the machine that came furthest; None where there is none or it is damaged: training then
-        starts anew."""
-        state = self._load(device)
-        far = self.tier.load(self._name) if self.tier is not None else None
-        if far is not None:
-            other = torch.load(io.BytesIO(far), map_location=device, weights_only=True)
-            if state is None or other["epoch"] > state["epoch"]:
-                return dict(other)
-        return state
+    def load(self, device: torch.device) -> ChainState | None:
+        """The state with the most epochs, of this file or the bucket's. None where there is none, or it is damaged:
+        training then starts from the beginning."""
+        local = self._load_file(device)
+        stored = self.tier.load(self._name) if self.tier is not None else None
+        if stored is not None:
+            remote: ChainState = torch.load(io.BytesIO(stored), map_location=device, weights_only=True)
+            if local is None or remote["epoch"] > local["epoch"]:
+                return remote
+        return local
 
-    def _load(self, device: torch.device) -> dict[str, Any] | None:
+    def _load_file(self, device: torch.device) -> ChainState | None:
         if not self.path.exists():
             return None
         try:
-            state = torch.load(self.path, map_location=device, weights_only=True)
-        except Exception as error:  # torch raises what its reader met: zip, pickle, EOF, runtime errors
+            state: ChainState = torch.load(self.path, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises the errors of its readers: zip, pickle, EOF, runtime errors
             if isinstance(error, MemoryError):
                 raise
             self._move(self.path, self.path.with_name(f"{self.path.name}.damaged"))
             return None
         return state if isinstance(state, dict) and "epoch" in state else None
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Written aside and renamed. Raises LostLease when another process trains the chain now."""
+    def save(self, state: ChainState) -> None:
+        """Write the state to a temporary file and rename it. Raises LeaseLost when another process trains the chain
+        now, OSError where it cannot be written."""
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{ATTEMPT}{uuid.uuid4().hex}.pt"
-        aside = self.lease.temp_path(folder, ".pt") if self.lease else folder / name
+        temporary = self.lease.temp_path(folder, ".pt") if self.lease else folder / name
         try:
-            # Through memory: torch's own writer turns a full disk into a RuntimeError without its reason.
+            # Through memory: torch's own writer raises a RuntimeError without the reason when the disk is full.
             buffer = io.BytesIO()
             torch.save(state, buffer)
-            aside.write_bytes(buffer.getbuffer())
-            self._move(aside, self.path)
+            temporary.write_bytes(buffer.getbuffer())
+            self._move(temporary, self.path)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         if self.tier is not None:
             self.tier.save(self._name, buffer.getvalue())
 
@@ -114,30 +139,31 @@ class Checkpoint:
         assert self.tier is not None
         return self.path.relative_to(self.tier.store).as_posix()
 
-    def _move(self, aside: Path, final: Path) -> None:
-        (self.lease.commit if self.lease else os.replace)(aside, final)
+    def _move(self, source: Path, target: Path) -> None:
+        (self.lease.commit if self.lease else os.replace)(source, target)
 
 
 def train(
-    task: TrainingTask,
+    task: TrainingTask[BatchT],
     config: TrainConfig,
     checkpoint: Checkpoint,
     device: torch.device,
     progress: Progress | None = None,
-    heard: Callable[[Mapping[str, float]], None] | None = None,
+    on_point: Callable[[CurvePoint], None] | None = None,
 ) -> TrainedChain:
     """Train up to `config.epochs` epochs, or go on from `checkpoint` where it holds fewer.
 
-    `heard` is told each point of the curve that is trained now: epoch, loss, value, rate, seconds.
-    Raises Pruned when `progress(epoch, validation value)` says so, TrialFailure with reason `nan` when
-    the loss or the validation value is not finite, `oom` when memory runs out.
+    progress: called with (epoch, validation value) of every epoch, also of those in the checkpoint; True stops.
+    on_point: called with each point of the curve that is trained now.
+    Raises TrialPruned when `progress` stops, TrialFailure with reason `nan` when the loss or the validation value is
+    not finite, `oom` when the device's memory runs out.
     """
     optimizer = _optimizer(task.modules, config)
     amp = config.amp and device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
     state = checkpoint.load(device)
     if state is not None and state["epoch"] > config.epochs and state["best_epoch"] > config.epochs:
-        # The chain went further and forgot its best of then: an attempt of its own, the chain stays.
+        # The chain went further, and its best weights are of a later epoch: train beside it.
         checkpoint = checkpoint.truncated(config.epochs)
         state = checkpoint.load(device)
     if state is None:
@@ -150,9 +176,9 @@ def train(
         task.modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-    for point in state["curve"][: config.epochs]:
-        if progress is not None and progress(int(point["epoch"]), point["value"]):
-            raise TrialPruned(int(point["epoch"]), point["value"])
+    for past in state["curve"][: config.epochs]:
+        if progress is not None and progress(int(past["epoch"]), past["value"]):
+            raise TrialPruned(int(past["epoch"]), past["value"])
 
     parameters = [p for p in task.modules.parameters() if p.requires_grad]
     while state["epoch"] < config.epochs and not state["stopped"]:
@@ -188,7 +214,7 @@ def train(
             raise _divergence_error(task.name, epoch, f"the validation value is {value}")
         _update_best_and_schedule(state, config, optimizer, task.modules, value)
         state["epoch"] = epoch
-        point = {
+        point: CurvePoint = {
             "epoch": epoch, "loss": total / max(1, count), "value": value,
             "rate": optimizer.param_groups[0]["lr"], "seconds": time.monotonic() - start,
         }  # fmt: skip
@@ -201,8 +227,8 @@ def train(
                 "scaler": scaler.state_dict(),
             }
         )
-        if heard is not None:
-            heard(point)
+        if on_point is not None:
+            on_point(point)
         if progress is not None and progress(epoch, value):
             raise TrialPruned(epoch, value)
     return TrainedChain(state["best"], state["best_epoch"], state["best_value"], state["curve"][: config.epochs])
@@ -220,34 +246,35 @@ def _snapshot(modules: nn.Module) -> dict[str, Tensor]:
 
 
 def _update_ema(average: dict[str, Tensor], modules: nn.Module, decay: float, updates: int) -> None:
-    """The moving average of the weights; its decay grows at first, so that it forgets the initial ones."""
+    """Update the moving average of the weights. Its decay grows at first, so that the initial weights fade fast."""
     decay = min(decay, (1 + updates) / (10 + updates))
     with torch.no_grad():
         for name, value in modules.state_dict().items():
             average[name].lerp_(value, 1 - decay)
 
 
-def _validated(task: TrainingTask, average: dict[str, Tensor]) -> float:
-    """The validation value of the averaged weights, where there are any."""
+def _validated(task: TrainingTask[BatchT], average: dict[str, Tensor]) -> float:
+    """The validation value, of the averaged weights where averaging is on."""
     task.modules.eval()
-    own = _snapshot(task.modules) if average else {}
+    current = _snapshot(task.modules) if average else {}
     if average:
         task.modules.load_state_dict(average)
     try:
         with torch.inference_mode():
             return task.validate()
     finally:
-        if own:
-            task.modules.load_state_dict(own)
+        if current:
+            task.modules.load_state_dict(current)
 
 
 def _update_best_and_schedule(
-    state: dict[str, Any], config: TrainConfig, optimizer: torch.optim.Optimizer, modules: nn.Module, value: float
+    state: ChainState, config: TrainConfig, optimizer: torch.optim.Optimizer, modules: nn.Module, value: float
 ) -> None:
-    """Best so far, the plateau that halves the rate (section 3.2), and the early stop."""
+    """Update the best weights, halve the learning rate on a plateau (section 3.2), and decide on the early stop."""
     if value < state["best_value"]:
         weights = state["average"] or _snapshot(modules)
-        state.update(best_value=value, best_epoch=state["epoch"] + 1, since_best=0, since_drop=0)
+        state["best_value"], state["best_epoch"] = value, state["epoch"] + 1
+        state["since_best"] = state["since_drop"] = 0
         state["best"] = {name: w.clone() for name, w in weights.items()}
         return
     state["since_best"] += 1

@@ -86,19 +86,20 @@ def run_trial(
     its reason when the trial cannot give a number, RazError for what the user can put right.
     """
     began = time.monotonic()
-    trial = StageExecutor(_state(config, store, data_root, log), make)
+    state = _trial_state(config, store, data_root, log)
+    executor = StageExecutor(state, make)
     if progress is not None:
-        trial.tell = lambda node, epoch, value: progress(trial.step(node) + epoch, value)
+        executor.on_epoch = lambda node, epoch, value: progress(executor.step_before(node) + epoch, value)
     with _threads(config.threads):
-        trial.path = topological_order(trial.at.config, splits)
+        executor.path = topological_order(state.config, splits)
         if make is not None:
-            make.begin({node: trial.at.keys[node] for node in trial.path})
-        uses = [trial.get_or_make(node) for node in trial.path]
+            make.begin({node: state.keys[node] for node in executor.path})
+        uses = [executor.get_or_make(node) for node in executor.path]
         metrics: dict[str, float] = {}
         for split in splits:
-            metrics |= _read_metrics(trial.at.artifacts[Node("score", split)], split)
-    data = {split: value for node in trial.at.artifacts for split, value in trial.at.keys[node].data.items()}
-    return TrialResult(metrics, tuple(uses), time.monotonic() - began, devices_of(trial.at.artifacts), data)
+            metrics |= _read_metrics(state.artifacts[Node("score", split)], split)
+    data = {split: value for node in state.artifacts for split, value in state.keys[node].data.items()}
+    return TrialResult(metrics, tuple(uses), time.monotonic() - began, devices_of(state.artifacts), data)
 
 
 def devices_of(artifacts: Mapping[Node, Artifact]) -> str:
@@ -122,11 +123,12 @@ def build_stages(
     `tell(node, epoch, value) -> stop?` hears each epoch of those that are trained, `made(node)` when each is in
     the store. Raises as `run_trial`.
     """
-    trial = StageExecutor(_state(config, store, data_root, log))
+    state = _trial_state(config, store, data_root, log)
+    executor = StageExecutor(state)
     with _threads(config.threads):
-        for node in dependency_closure(trial.at.config, nodes):
-            trial.tell = tell if node in nodes else None
-            trial.get_or_make(node)
+        for node in dependency_closure(state.config, nodes):
+            executor.on_epoch = tell if node in nodes else None
+            executor.get_or_make(node)
             if made is not None and node in nodes:
                 made(node)
 
@@ -139,7 +141,7 @@ def forget_failures(
     return sum(cache.clear_failure(key) for key in stage_keys(config, data_root=data_root, splits=splits).values())
 
 
-def _state(config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback | None) -> TrialState:
+def _trial_state(config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback | None) -> TrialState:
     return TrialState(config.resolved(), _cache(Path(store)), data_root, log or (lambda _: None))
 
 

@@ -18,7 +18,8 @@ from raz.pipeline.context import TrialState
 from raz.pipeline.graph import STAGES, TRAINED, Node
 from raz.pipeline.predict_stages import PREDICTORS, score
 from raz.pipeline.scoring import Scores
-from raz.pipeline.train_stages import TASKS
+from raz.pipeline.tasks import Batch
+from raz.pipeline.train_stages import PLANS
 from raz.pipeline.training_loop import Checkpoint, TrainingTask, train
 from tests.golden import given
 
@@ -36,21 +37,18 @@ Values = dict[str, Any]  # name -> number, text, list of whole numbers, or what 
 # ------------------------------------------------------------------ the stages, as they are called
 
 
-def task_of(at: TrialState, stage: str) -> tuple[TrainingTask, TrainConfig]:
-    bench = at.workbench(Node(stage))
-    task, config = TASKS[stage](bench, bench.given)
-    assert task is not None, f"{stage} has nothing to learn from"
-    return task, config
+def task_of(at: TrialState, stage: str) -> tuple[TrainingTask[Batch], TrainConfig]:
+    plan = PLANS[stage](at.context(Node(stage)))
+    assert plan.task is not None, f"{stage} has nothing to learn from"
+    return plan.task, plan.settings
 
 
 def arrays_of(at: TrialState, node: Node) -> dict[str, Any]:
-    bench = at.workbench(node)
-    return PREDICTORS[node.stage](bench, node, bench.given)
+    return dict(PREDICTORS[node.stage](at.context(node)))
 
 
 def scores_of(at: TrialState, node: Node) -> Scores:
-    bench = at.workbench(node)
-    return score(bench, node, bench.given)
+    return score(at.context(node))
 
 
 # ------------------------------------------------------------------ numbers of an array

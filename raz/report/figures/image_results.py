@@ -73,7 +73,7 @@ def load_image_results(
             )  # fmt: skip
         trial.artifacts[node] = artifact
     folder = trial.artifacts[score].folder
-    context = trial.workbench(score)
+    context = trial.context(score)
     try:
         fitted = FittedThresholds.from_json(json.loads((folder / FITTED).read_text(encoding="utf-8")))
         images = PerImage.load(folder / PER_IMAGE)
