@@ -225,7 +225,7 @@ def loop_outputs(folder: Path, optimizer: str) -> Values:
         assert state is not None
         rows.append([point["rate"], *state["modules"]["w"].tolist(), *state["average"]["w"].tolist()])
 
-    done = train(task, replace(LOOP, optimizer=optimizer), checkpoint, CPU, heard=heard)  # type: ignore[arg-type]
+    done = train(task, replace(LOOP, optimizer=optimizer), checkpoint, CPU, on_point=heard)  # type: ignore[arg-type]
     return {
         "epochs": [int(point["epoch"]) for point in done.curve],
         "rate": [row[0] for row in rows], "weights": [row[1:4] for row in rows],
