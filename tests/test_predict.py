@@ -205,7 +205,7 @@ def test_wrong_images_and_depths_are_told(model: Model, store: Path, crowd: Path
     with pytest.raises(RazError, match="can make 1 to 8 passes"):
         model.predict(pixels, depth=9)
     (tmp_path / "x.jpg").write_text("no image")
-    with pytest.raises(RazError, match="is no image"):
+    with pytest.raises(RazError, match="is not a readable image"):
         model.predict(tmp_path / "x.jpg")
     with pytest.raises(RazError, match="is not there, or damaged"):
         stored_model(store, "0" * 64)
@@ -344,7 +344,7 @@ def test_a_file_that_is_no_image_stops_nothing(exported: Path, photos: Path) -> 
     assert done.exit_code == 1
     got = json.loads(done.stdout)
     assert len(got["images"]) == 2
-    assert "is no image" in got["failed"][0]["error"]
+    assert "is not a readable image" in got["failed"][0]["error"]
     only = CliRunner().invoke(app, ["predict", str(photos / "0.jpg"), "--weights", str(exported)])
     assert only.exit_code == 2
 
@@ -460,7 +460,7 @@ SMALL_TOY = {
         (["predict", "PHOTOS", "--weights", "PHOTOS/0.png"], "is no exported model"),
         (["predict", "PHOTOS", "--weights", "PHOTOS"], "is a folder, expected a file"),
         (["predict", "~no-such-user/x.jpg", "--from", "x"], "begins with ~NAME and there is no such user"),
-        (["predict", "PHOTOS", "--from", "PHOTOS"], "holds no study\n  try: raz-sweep run fusion --store "),
+        (["predict", "PHOTOS", "--from", "PHOTOS"], "contains no study\n  try: raz-sweep run fusion --store "),
         (["export", "fusion", "--out", ""], "--out: . ends with nothing, expected .safetensors, .zip, .csv, .parquet"),
         (["export", "fusion", "--out", "x.ZIP"], "x.ZIP ends with .ZIP, expected .safetensors"),
         (["export", "fusion", "--out", "PHOTOS/0.png/m.safetensors"], "/0.png is a file, expected a folder"),

@@ -1,10 +1,10 @@
-"""`raz-sweep predict`, `export` and `train`: options in, counts and files out."""
+"""The commands `raz-sweep predict`, `export` and `train`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,34 +21,35 @@ from raz.cli.options import (
     resolve_store,
 )
 from raz.store.paths import StorePaths
+from raz.utils.json_types import JsonLike
 
 _From = Annotated[
     str | None,
     typer.Option(
         "--from",
         metavar="STORE[#study[#trial]]",
-        help="A trial of a store, by default the best one; or STORE#KEY of a score.",
+        help="A trial in a store, by default the best one; or STORE#KEY of a score.",
     ),
 ]
 
 
 def predict_command(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images, folders of them, or patterns.")],
-    place: _From = None,
-    weights: Annotated[Path | None, typer.Option("--weights", help="A file that `raz-sweep export` wrote.")] = None,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images, folders of images, or patterns.")],
+    source: _From = None,
+    weights: Annotated[Path | None, typer.Option("--weights", help="A file written by `raz-sweep export`.")] = None,
     depth: Annotated[
-        int | None, typer.Option(min=1, help="Passes, 1 = without zooming. Default: the model's own.")
+        int | None, typer.Option(min=1, help="Number of passes; 1 is without zooming. Default: the model's.")
     ] = None,
     out: OutFolder = None,
     as_json: Json = False,
 ) -> None:
     """Count and localize the heads in images.
 
-    Exits 1 when some of the images could not be read, 2 when none could.
+    Exits 1 if some images could not be read, 2 if none could.
 
     \b
     raz-sweep predict photo.jpg --from ./raz-store#fusion
-    raz-sweep predict photo.jpg --from ./raz-store#3cad2310     a table's row (report --table T --out t.csv)
+    raz-sweep predict photo.jpg --from ./raz-store#3cad2310     key in a table (report --table T --out t.csv)
     raz-sweep predict photos/ --weights model.safetensors --out results
     raz-sweep predict 'photos/*.jpg' --weights model.safetensors --json > points.json
     """
@@ -60,55 +61,56 @@ def predict_command(
 
     out = None if out is None else out_folder(out)
     paths = find_images(images)
-    model = load_model_of(place, weights)
-    seen = []
-    wide = min(60, max(len(path.name) for path in paths))
+    model = load_model_of(source, weights)
+    predicted = []
+    width = min(60, max(len(path.name) for path in paths))
     if not as_json:
-        typer.echo(f"{'image':<{wide}}  {'count':>9}  {'density':>9}  {'points':>7}  {'seconds':>7}")
-    for one in predict_images(model, paths, depth, out):
-        seen.append(one)
-        if one.prediction is None:
-            typer.echo(str(one.error), err=True)
+        typer.echo(f"{'image':<{width}}  {'count':>9}  {'density':>9}  {'points':>7}  {'seconds':>7}")
+    for image in predict_images(model, paths, depth, out):
+        predicted.append(image)
+        if image.prediction is None:
+            typer.echo(str(image.error), err=True)
         elif not as_json:
-            p = one.prediction
-            typer.echo(f"{one.name:<{wide}}  {p.count:9.1f}  {p.density:9.1f}  {p.localization:7}  {p.seconds:7.2f}")
-    given = to_json(model, seen)
-    if out is not None and given["images"]:
-        write_files(out, given)
-        typer.echo(f"wrote {len(given['images'])} pictures, points.csv and predictions.json to {out}", err=True)
+            p = image.prediction
+            typer.echo(f"{image.name:<{width}}  {p.count:9.1f}  {p.density:9.1f}  {p.localization:7}  {p.seconds:7.2f}")
+    readable = sum(image.prediction is not None for image in predicted)
+    if out is not None and readable:
+        write_files(out, model, predicted)
+        typer.echo(f"wrote {readable} pictures, points.csv and predictions.json to {out}", err=True)
     if as_json:
-        typer.echo(json.dumps(given, indent=1))
-    if given["failed"]:
-        raise typer.Exit(1 if given["images"] else 2)
+        typer.echo(json.dumps(to_json(model, predicted), indent=1))
+    if readable < len(predicted):
+        raise typer.Exit(1 if readable else 2)
 
 
 def export_command(
-    place: Annotated[
+    source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STUDY[#TRIAL] | STORE#study#trial | STORE#KEY]", help="A study (its best trial), or a trial."
+            metavar="[STUDY[#TRIAL] | STORE#study#trial | STORE#KEY]", help="A study (for its best trial), or a trial."
         ),
     ] = None,
     best: Annotated[str | None, typer.Option("--best", metavar="STUDY", help="The best trial of this study.")] = None,
     store: Store = DEFAULT_STORE,
-    out: Annotated[Path, typer.Option("--out", help="The file to write; its suffix says what.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="The file to write; its suffix selects the format.")] = Path(
         "model.safetensors"
     ),
     with_stages: Annotated[
-        bool, typer.Option("--with-stages", help="With FILE.zip: the trained and predicted stages of its trials, too.")
+        bool,
+        typer.Option("--with-stages", help="With FILE.zip: include the trained and predicted stages of the trials."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Put a model, or a whole study, into one file.
+    """Export a model, or a whole study, to one file.
 
-    FILE.safetensors: all that a prediction needs (weights, configuration, fitted thresholds, where it came from).
-    FILE.zip: a study, for `raz-sweep import` elsewhere. FILE.csv, FILE.parquet: a study's trials, a row each.
+    FILE.safetensors: a model with weights, configuration, fitted thresholds and provenance. FILE.zip: a study, for
+    `raz-sweep import`. FILE.csv, FILE.parquet: a table of the study's trials.
 
     \b
     raz-sweep export --best fusion --out model.safetensors
     raz-sweep export fusion#7 --out model.safetensors
     raz-sweep export elsewhere/raz-store#fusion#7 --out model.safetensors
-    raz-sweep export ./raz-store#3cad2310 --out model.safetensors    of a table's row: see predict
+    raz-sweep export ./raz-store#3cad2310 --out model.safetensors    key in a table, as in predict
     raz-sweep export fusion --out fusion.zip --with-stages
     raz-sweep export fusion --out trials.csv
     """
@@ -127,9 +129,9 @@ def export_command(
         )
 
     if out.suffix in SUFFIXES or with_stages:
-        if place is None or best is not None:
-            raise RazError("export", f"{out} holds a study, expected its name", f"raz-sweep export fusion --out {out}")
-        print_result(export_study(store, place, out.expanduser(), with_stages=with_stages), as_json)
+        if source is None or best is not None:
+            raise RazError("export", f"{out} is for a study, expected its name", f"raz-sweep export fusion --out {out}")
+        print_result(export_study(store, source, out.expanduser(), with_stages=with_stages), as_json)
         return
     path = _writable(out)
     from raz.pipeline.model import save_model
@@ -137,23 +139,22 @@ def export_command(
     from raz.spec.search_space import STUDY_NAME
     from raz.study.journal import study_names
 
-    if (place is None) == (best is None):
+    if (source is None) == (best is None):
         raise RazError("export", "the trial comes from STUDY#TRIAL or from --best STUDY", "give one of them")
     if best is not None and "#" in best:
         raise RazError("--best", f"{best!r}, expected a study", f"raz-sweep export {shlex.quote(best)} --out {out}")
-    named = place if place is not None else str(best)
-    first = named.partition("#")[0]
-    # a study of the store comes before a folder of the same name, such as that of the images it was searched on
+    name = source if source is not None else str(best)
+    first = name.partition("#")[0]
+    # a study of the store takes precedence over a folder of the same name, such as its data set's
     study = best is not None or first in study_names(store)
     if study or (STUDY_NAME.fullmatch(first) and not StorePaths(Path(first)).stages.is_dir()):
-        named = f"{store}#{named}"
-    model = model_from_store(named)
+        name = f"{store}#{name}"
+    model = model_from_store(name)
     save_model(model, path)
     size = path.stat().st_size
     if as_json:
-        about = dict(model.about)
-        given = {"out": str(out), "bytes": size, "depth": model.config.depth, "about": about}
-        typer.echo(json.dumps(given, indent=1, default=str))
+        document = {"out": str(out), "bytes": size, "depth": model.config.depth, "about": dict(model.about)}
+        typer.echo(json.dumps(document, indent=1, default=str))
         return
     trial = f"trial {model.about['trial']} of {model.about['study']}, " if "trial" in model.about else ""
     stages = ", ".join(model.trained)
@@ -161,7 +162,7 @@ def export_command(
 
 
 def _writable(out: Path) -> Path:
-    """The path with `~` opened. Raises RazError where the file cannot be, before what goes into it is made."""
+    """The path with `~` expanded. Raises RazError if it cannot be written, before time is spent on its content."""
     from raz.errors import RazError
 
     path = out.expanduser()
@@ -169,14 +170,14 @@ def _writable(out: Path) -> Path:
         raise RazError(f"--out {out}", "is a folder, expected a file", f"--out {out / 'model.safetensors'}")
     expand_folder(path.parent, f"--out {out}", "another --out")
     if not os.access(nearest_existing(path), os.W_OK):
-        raise RazError(f"--out {out}", f"{nearest_existing(path)} may not be written", "another --out")
+        raise RazError(f"--out {out}", f"{nearest_existing(path)} is not writable", "another --out")
     return path
 
 
 def train_command(
-    file: Annotated[str, typer.Argument(help="A search space: your own path, or a shipped name.")],
+    file: Annotated[str, typer.Argument(help="A search space: the path of a file, or a shipped name.")],
     final: Annotated[
-        bool, typer.Option("--final", help="The study's best trial, again, on training and validation images.")
+        bool, typer.Option("--final", help="Retrain the study's best trial on training and validation images.")
     ] = False,
     store: Store = DEFAULT_STORE,
     settings: Settings = None,
@@ -186,11 +187,11 @@ def train_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a search's base once, or its best trial for good (--final).
+    """Train the base configuration of a search once, or retrain its best trial (--final).
 
-    --final takes the best trial of the file's study, and all images but the test split's.
-    It trains each network for as many epochs as the search found best, keeps the thresholds that the search
-    fitted, and exports the result. The validation images are trained on then: its quality is what the search measured.
+    --final retrains the best trial of the file's study on training and validation images. Each network is trained for
+    its best number of epochs in the search, thresholds that the search fitted are kept, and the model is exported.
+    It has no validation score of its own, since the validation images are used for training.
 
     \b
     raz-sweep train fusion --store ./raz-store
@@ -207,9 +208,9 @@ def train_command(
 
     store = resolve_store(store)
     if final and settings:
-        raise RazError("--set", "the best trial of a study is what it is", "leave out --set, or --final")
+        raise RazError("--set", "--final uses the configuration of the best trial", "omit --set, or --final")
     if out is not None and not final:
-        raise RazError("--out", "only --final writes a file", "--final, or raz-sweep export of what is trained here")
+        raise RazError("--out", "only --final writes a file", "add --final, or run raz-sweep export after this command")
     out = out or Path("model.safetensors")
     written = _writable(out) if final else out
     own = Path(file).expanduser().is_file()
@@ -220,16 +221,17 @@ def train_command(
         typer.echo(str(event), err=True)
 
     if final:
-        model, about = train_final(space, store, data_root, log)
-        save_model(model, written)
+        trained = train_final(space, store, data_root, log)
+        save_model(trained.model, written)
         lines = [
-            f"{out}: trial {about['trial']} of {about['study']}, on {about['images']} training and validation images",
-            "epochs: " + ", ".join(f"{stage} {n}" for stage, n in about["epochs"].items()),
-            "thresholds are those of the search; its validation score is not this model's, and this one has none",
+            f"{out}: trial {trained.trial} of {trained.study}, on {trained.images} training and validation images",
+            "epochs: " + ", ".join(f"{stage} {n}" for stage, n in trained.epochs.items()),
+            "thresholds are those of the search; its validation score does not apply to this model, which has none",
         ]
-        given: dict[str, Any] = {"out": str(out), "about": about}
+        document: dict[str, JsonLike] = {"out": str(out), "about": dict(trained.model.about)}
     else:
-        given = train_once(space.base, store, data_root, log)
-        lines = [f"{name} {value:.4g}" for name, value in given["metrics"].items() if "rmse" in name or "mae" in name]
-        lines.append(f"to predict: raz-sweep predict IMAGE --from {store}#{given['score'][:12]}")
-    typer.echo(json.dumps(given, indent=1, default=str) if as_json else "\n".join(lines))
+        trial = train_once(space.base, store, data_root, log)
+        lines = [f"{name} {value:.4g}" for name, value in trial.metrics.items() if "rmse" in name or "mae" in name]
+        lines.append(f"to predict: raz-sweep predict IMAGE --from {store}#{trial.score[:12]}")
+        document = {**trial.as_json()}
+    typer.echo(json.dumps(document, indent=1, default=str) if as_json else "\n".join(lines))

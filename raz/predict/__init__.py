@@ -1,1 +1,1 @@
-"""From images to counts, points and pictures of them: `raz-sweep predict` and `raz-sweep export`."""
+"""Predict counts and points of images, and select and train the models for it."""

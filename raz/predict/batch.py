@@ -1,20 +1,23 @@
-"""Images through a model, one after the other, and the files that come of it."""
+"""Predict images one after the other, and write the results to files."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from raz.data.images import decode
 from raz.errors import RazError
 from raz.predict.image_files import unique_names
 from raz.utils.atomic import atomic_write
+from raz.utils.json_types import JsonObject
 
 if TYPE_CHECKING:
     from raz.pipeline.model import Model, Prediction
@@ -22,29 +25,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """One image: what was predicted, or why it could not be."""
+    """One image with its prediction, or with the error if it could not be read."""
 
-    name: str
+    name: str  # unique among the images
     path: Path
     prediction: Prediction | None
     error: RazError | None = None
-    picture: Path | None = None
+    picture: Path | None = None  # the file of its picture, if one was drawn
 
-    def as_json(self) -> dict[str, Any]:
-        about: dict[str, Any] = {"image": self.name, "path": str(self.path)}
+    def as_json(self) -> JsonObject:
+        """The image's entry in the document of `--json`."""
+        entry: JsonObject = {"image": self.name, "path": str(self.path)}
         if self.prediction is None:
-            return {**about, "error": str(self.error)}
-        return about | self.prediction.as_json()
+            return {**entry, "error": str(self.error)}
+        return {**entry, **self.prediction.as_json()}
 
 
 def predict_images(
     model: Model, paths: Sequence[Path], depth: int | None, out: Path | None
 ) -> Iterator[PredictedImage]:
-    """Each image as it is done. A file that is no image is told in its turn and stops nothing.
+    """Predict each image, in order. An image that cannot be read is yielded with its error.
 
-    With `out`, each gets a picture there.
+    `depth`: number of passes, default: the model's. With a folder `out`, pictures of the predictions are written there.
     """
-    taken: set[str] = set()
+    used: set[str] = set()
     for name, path in zip(unique_names(paths), paths, strict=True):
         try:
             pixels = decode(_read(path), str(path))
@@ -56,11 +60,10 @@ def predict_images(
         if out is not None:
             from raz.predict.overlay import compute, draw
 
-            plain = re.sub(r"[^\w.-]+", "_", name)
-            stem = plain
-            while f"{stem}.png" in taken:
+            stem = re.sub(r"[^\w.-]+", "_", name)
+            while f"{stem}.png" in used:
                 stem += "_"
-            taken.add(f"{stem}.png")
+            used.add(f"{stem}.png")
             picture = out / f"{stem}.png"
             _write(picture, partial(draw(compute(name, prediction), pixels).save, format="PNG", compress_level=1))
         yield PredictedImage(name, path, prediction, None, picture)
@@ -73,34 +76,36 @@ def _read(path: Path) -> bytes:
         raise RazError(str(path), f"cannot be read ({error.strerror or error})", "check its permissions") from error
 
 
-def to_json(model: Model, seen: Sequence[PredictedImage]) -> dict[str, Any]:
-    """What `--json` prints: the model's origin, and every image. `raz-sweep score --pred` reads it."""
-    done = [s for s in seen if s.prediction is not None]
+def to_json(model: Model, images: Sequence[PredictedImage]) -> JsonObject:
+    """The document of `--json`, which `raz-sweep score --pred` reads: the model's provenance, and every image."""
     return {
         "model": {"about": dict(model.about), "rule": model.config.fusion.rule, "fitted": model.fitted.as_json()},
-        "images": [s.as_json() for s in done],
-        "failed": [s.as_json() for s in seen if s.prediction is None],
+        "images": [image.as_json() for image in images if image.prediction is not None],
+        "failed": [image.as_json() for image in images if image.prediction is None],
     }
 
 
-def write_files(out: Path, given: dict[str, Any]) -> None:
-    """`predictions.json`, and `points.csv` with a row for every point and one for every image without."""
+def write_files(out: Path, model: Model, images: Sequence[PredictedImage]) -> None:
+    """Write predictions.json, and points.csv with a row per point, or an empty one for an image without points."""
 
-    def points(path: Path) -> None:
+    def write_points(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as stream:
-            rows = csv.writer(stream)
-            rows.writerow(["image", "x", "y", "score"])
-            for image in given["images"]:
-                rows.writerows([image["image"], *point] for point in image["points"] or [("", "", "")])
+            table = csv.writer(stream)
+            table.writerow(["image", "x", "y", "score"])
+            for image in images:
+                if image.prediction is not None:
+                    points = np.column_stack([image.prediction.points, image.prediction.scores]).tolist()
+                    table.writerows([image.name, *point] for point in points or [("", "", "")])
 
-    _write(out / "points.csv", points)
-    _write(out / "predictions.json", lambda path: path.write_text(json.dumps(given, indent=1), encoding="utf-8"))
+    document = json.dumps(to_json(model, images), indent=1)
+    _write(out / "points.csv", write_points)
+    _write(out / "predictions.json", lambda path: path.write_text(document, encoding="utf-8"))
 
 
-def _write(path: Path, write: Any) -> None:
-    """Aside and renamed, so that nothing is left half written."""
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path, and rename it to `path`. Raises RazError if that fails."""
     try:
-        with atomic_write(path) as aside:
-            write(aside)
+        with atomic_write(path) as temporary:
+            write(temporary)
     except OSError as error:
         raise RazError(str(path), f"cannot be written ({error.strerror or error})", "choose another --out") from error

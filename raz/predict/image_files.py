@@ -1,4 +1,4 @@
-"""The images that were named: files, folders and patterns, in a steady order, each with a name of its own."""
+"""Find image files from paths, folders and patterns, and give each a unique name."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from raz.errors import RazError, raise_all
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
-def find_images(given: Sequence[str]) -> tuple[Path, ...]:
-    """Every file, the images directly in every folder, and what each pattern matches; each file once.
+def find_images(arguments: Sequence[str]) -> tuple[Path, ...]:
+    """The files, the images directly in folders, and the images that match patterns; each file once, in order.
 
-    Raises RazError naming everything given that leads to no image.
+    Raises RazError naming every argument without an image.
     """
-    found: dict[Path, None] = {}
+    images: dict[Path, None] = {}
     faults = []
-    for text in given:
+    for text in arguments:
         path = Path(text).expanduser()
-        if not text:  # an unset variable of a shell, not the folder one is in
-            inside, what = [], "an empty name"
+        if not text:  # an unset shell variable, which must not mean the current folder
+            matches, what = [], "an empty name"
         elif path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            what = f"holds no image ({', '.join(SUFFIXES)})"
+            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            what = f"contains no image ({', '.join(SUFFIXES)})"
         elif path.exists():
-            inside, what = [path], ""
+            matches, what = [path], ""
         elif glob.has_magic(text):
-            inside = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-            inside = [p for p in inside if p.suffix.lower() in SUFFIXES]
+            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+            matches = [p for p in matches if p.suffix.lower() in SUFFIXES]
             what = "matches no image"
         else:
-            inside, what = [], "no such file or folder"
-        if not inside:
+            matches, what = [], "no such file or folder"
+        if not matches:
             faults.append(
                 RazError(text or "IMAGE", what, "images, folders of them, or patterns such as 'photos/*.jpg'")
             )
-        found |= dict.fromkeys(inside)
+        images |= dict.fromkeys(matches)
     raise_all(faults)
-    return tuple(found)
+    return tuple(images)
 
 
 def unique_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """A name for each image, its file's, with as much of its folder before it as tells it from the others."""
+    """A unique name for each image: its file name, preceded by as many parent folders as needed."""
     names = [path.name for path in paths]
     for depth in range(2, 16):
         clashing = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()

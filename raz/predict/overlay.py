@@ -1,4 +1,4 @@
-"""A picture of a prediction: the photograph with its points and zoomed regions, and the density beside it."""
+"""Draw a prediction: the photograph with points and zoomed regions, next to it the density."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from PIL import Image, ImageDraw, ImageFont
 from raz.data.show import apply_colours
 from raz.pipeline.model import Prediction
 
-_LONG_SIDE = (560, 1200)  # of a panel, px: small images are enlarged, large ones shrunk
+_LONG_SIDE = (560, 1200)  # minimum and maximum of a panel's longer side, px
 _BAND, _GAP = 24, 8
 _PASS_COLOURS = ((255, 230, 40), (64, 224, 255), (255, 120, 220), (140, 255, 120))  # of points found in pass 1, 2, …
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """What is drawn, computed first; coordinates in px of a panel."""
+    """The content of the picture; coordinates in px of a panel."""
 
     size: tuple[int, int]  # width, height of a panel
     captions: tuple[str, str]
     points: NDArray[np.float64]  # (n, 2)
-    passes: NDArray[np.int8]  # (n,)
-    regions: tuple[NDArray[np.float64], ...]  # of pass 2, 3, …
-    heat: NDArray[np.float32]  # (H, W) of 0 to 1: the square root of the density, so that both ends show
+    passes: NDArray[np.int8]  # (n,) the pass that found each point, from 1
+    regions: tuple[NDArray[np.float64], ...]  # of pass 2, 3, …: (r, 4) x0, y0, x1, y1
+    heat: NDArray[
+        np.float32
+    ]  # (H, W) in [0, 1]: square root of the density, which makes small and large values visible
 
 
 def compute(name: str, prediction: Prediction) -> Overlay:
-    """Where everything stands on a panel."""
+    """The prediction scaled to the size of a panel."""
     height, width = prediction.size
     factor = float(np.clip(1.0, _LONG_SIDE[0] / max(height, width), _LONG_SIDE[1] / max(height, width)))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
@@ -50,7 +52,7 @@ def compute(name: str, prediction: Prediction) -> Overlay:
 
 
 def draw(overlay: Overlay, pixels: NDArray[np.uint8]) -> Image.Image:
-    """The photograph with points and regions, and with the density over it, side by side."""
+    """Two panels: the photograph with points and regions, and with the density blended over it."""
     photo = Image.fromarray(pixels).resize(overlay.size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     marked = photo.copy()
     pen = ImageDraw.Draw(marked)

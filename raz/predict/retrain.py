@@ -1,22 +1,24 @@
-"""`raz-sweep train`: one configuration trained once, or the best one of a search trained again on all it may see.
+"""`raz-sweep train`: train one configuration, or retrain the best trial of a study on training and validation images.
 
-`--final` takes the best trial of the file's study and trains its networks anew on the training *and* the validation
-images, each for as many epochs as the search found best. What the search fitted on validation images (thresholds,
-theta_f) is kept, since these images are no longer unseen. For the same reason the result has no honest validation
-score: what is known of its quality is the search's. The stages stand in the store beside the ordinary ones, under keys
-of their own: both the data set's name (`NAME+val`) and its fingerprint differ.
+`--final` retrains the networks of the study's best trial on the training *and* validation images, each for the number
+of epochs that was best in the search. Thresholds and theta_f that the search fitted on validation images are kept,
+since these images are now training images. For the same reason the new model has no validation score; the search's
+score is the best estimate of its quality. Its stages are stored under keys of their own, since the data set's name
+(`NAME+val`) and fingerprint differ.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raz.config import TrialConfig, configure, parameters
 from raz.errors import RazError
 from raz.predict.model_source import model_of_trial, select_trial
 from raz.store.paths import WEIGHTS
+from raz.utils.json_types import Json, JsonObject
 
 if TYPE_CHECKING:
     from raz.pipeline.events import EventCallback
@@ -24,23 +26,48 @@ if TYPE_CHECKING:
     from raz.spec.search_space import SearchSpace
 
 
-def retrain_config(config: TrialConfig, best_epochs: dict[str, int]) -> TrialConfig:
-    """The configuration of the last training: the epochs found best, none of them left out by an early stop."""
+@dataclass(frozen=True)
+class FinalModel:
+    """A model that was trained on training and validation images."""
+
+    model: Model
+    study: str
+    trial: int  # number of the trial whose configuration was used
+    epochs: Mapping[str, int]  # stage -> epochs it was trained for
+    images: int  # training and validation images
+
+
+@dataclass(frozen=True)
+class TrainedTrial:
+    """A trial that was run once, without a study."""
+
+    metrics: Mapping[str, float]  # on validation images
+    score: str  # key of its score, from which models are loaded
+    seconds: float
+    config: Mapping[str, Json]  # hyperparameter -> value
+
+    def as_json(self) -> JsonObject:
+        """The document of `--json`."""
+        return {
+            "metrics": dict(self.metrics), "score": self.score, "seconds": self.seconds, "config": dict(self.config),
+        }  # fmt: skip
+
+
+def retrain_config(config: TrialConfig, best_epochs: Mapping[str, int]) -> TrialConfig:
+    """The configuration with validation images for training, and each stage's best number of epochs (no early stop)."""
     from raz.pipeline.graph import STAGES
     from raz.pipeline.keys import WITH_VALIDATION
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, int] = {}
     for stage, epochs in best_epochs.items():
         name = STAGES[stage].epochs
-        if epochs:  # 0: there was nothing to learn from, and the number does not matter
+        if epochs:  # 0: the stage had no training images, so its number of epochs does not matter
             settings |= {name: epochs, f"{name.removesuffix('epochs')}stop": epochs}
     return replace(configure(config, settings), dataset=config.dataset + WITH_VALIDATION)
 
 
-def train_final(
-    space: SearchSpace, store: Path, data_root: Path | None, log: EventCallback
-) -> tuple[Model, dict[str, Any]]:
-    """The model of the last training, and what to say of it. Raises RazError when the study has no complete trial."""
+def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: EventCallback) -> FinalModel:
+    """Retrain the best trial of the space's study. Raises RazError if the study has no complete trial."""
     from raz.pipeline.assembly import TrainedStage
     from raz.pipeline.builders import read_state
     from raz.pipeline.graph import Node, declared_inputs
@@ -50,37 +77,38 @@ def train_final(
     from raz.store.cache import StageCache
 
     record = select_trial(store, [space.study], f"{store}#{space.study}")
-    found = model_of_trial(store, record)
+    searched = model_of_trial(store, record)
     cache = StageCache(store)
     best: dict[str, int] = {}
-    for stage, trained in found.trained.items():
+    for stage, trained in searched.trained.items():
         artifact = cache.get(stage, trained.key)
         if artifact is None:
-            raise RazError(f"store {store}", f"stage {stage} {trained.key[:12]} is gone", "run the study again")
+            raise RazError(f"store {store}", f"stage {stage} {trained.key[:12]} is missing", "run the study again")
         best[stage] = artifact.manifest.best_epoch or 0
-    config = retrain_config(found.config, best)
-    nodes = [Node(stage) for stage in found.trained]
+    config = retrain_config(searched.config, best)
+    nodes = [Node(stage) for stage in searched.trained]
     build_stages(config, store, nodes, data_root=data_root, log=log)
     keys = stage_keys(config, data_root=data_root, splits=("val",))
     stages = {}
     for node in nodes:
         artifact = cache.find(keys[node])
         if artifact is None:
-            raise RazError(f"store {store}", f"{node} was made and is gone", "the same command makes it again")
+            raise RazError(f"store {store}", f"{node} was removed after it was made", "run the same command again")
         weights = read_state(artifact.folder / WEIGHTS)
         stages[node.stage] = TrainedStage(keys[node].key, declared_inputs(config, node.stage), weights)
     items = open_cached(config.dataset, data_root).items
     about = {
-        **found.about, "final": True, "epochs": best, "images": len(items["train"]),
-        "search": found.about["stages"], "stages": {stage: trained.key for stage, trained in stages.items()},
+        **searched.about, "final": True, "epochs": best, "images": len(items["train"]),
+        "search": searched.about["stages"], "stages": {stage: trained.key for stage, trained in stages.items()},
     }  # fmt: skip
-    return Model(config, stages, found.fitted, about), about
+    model = Model(config, stages, searched.fitted, about)
+    return FinalModel(model, record.study, record.number, best, len(items["train"]))
 
 
-def train_once(config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback) -> dict[str, Any]:
-    """One trial of one configuration: its validation metrics, and the key of its score to predict from."""
+def train_once(config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback) -> TrainedTrial:
+    """Run one trial of a configuration without a study."""
     from raz.pipeline.trial import run_trial
 
     result = run_trial(config, store, data_root=data_root, splits=("val",), log=log)
     score = next(use.key for use in result.stages if use.stage == "score@val")
-    return {"metrics": result.metrics, "score": score, "seconds": result.seconds, "config": parameters(config)}
+    return TrainedTrial(result.metrics, score, result.seconds, parameters(config))
