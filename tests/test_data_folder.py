@@ -19,7 +19,7 @@ from raz.cli.main import app
 from raz.data import DATASETS, describe_folder, open_dataset, readers
 from raz.data.check import check
 from raz.data.contract import Sample
-from raz.data.custom import FILE, read_spec
+from raz.data.dataset_file import FILE, read_spec
 from raz.errors import RazError
 from raz.spec.ablation import dataset_title
 from raz.spec.space_yaml import load_space

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from raz.cli.main import app
 from raz.config import PRESETS
 from raz.data import DATASETS
-from raz.data.custom import FILE
+from raz.data.dataset_file import FILE
 from raz.spec.space_yaml import load_space, parse_space
 from raz.spec.template import render_template
 from raz.utils.shipped import slugify

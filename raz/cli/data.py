@@ -29,7 +29,8 @@ def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
     import json
 
     from raz.data import DATASETS, find_dataset_folder, readers
-    from raz.data.custom import FILE, description_faults
+    from raz.data.custom import description_faults
+    from raz.data.dataset_file import FILE
     from raz.errors import RazError
 
     if data_root is not None and not data_root.expanduser().is_dir():

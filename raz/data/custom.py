@@ -11,17 +11,15 @@ in the file: the name of a data set is never used as a path.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from raz.data import pointfiles
 from raz.data.contract import SPLITS, Reader, ScanResult, Split
+from raz.data.dataset_file import FILE, Spec, read_spec
 from raz.data.image_pairs import (
     Annotation,
     Pair,
@@ -34,108 +32,8 @@ from raz.data.image_pairs import (
 from raz.data.images import SUFFIXES
 from raz.data.splits import id_hash
 from raz.errors import RazError, flatten_errors
-from raz.utils.yamlfile import Document, Problems, describe_value, read
 
-FILE = "raz-dataset.yaml"
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-KEYS = ("name", "title", "objects", "images", "points", "columns", "offset", "unlisted", "splits")
-UNLISTED = ("fault", "empty")
 _MAX_DEPTH = 8  # of folders below `images`
-
-
-@dataclass(frozen=True)
-class Spec:
-    """The content of a raz-dataset.yaml."""
-
-    folder: Path
-    name: str
-    title: str
-    images: str = "."  # folder, searched recursively
-    points: str = "points.csv"  # a file for all images, or a folder with one file per image
-    objects: str = "objects"  # name of what is counted
-    columns: Mapping[str, str] = field(default_factory=dict)  # image, x, y -> name of the column
-    offset: float = 0.0  # px added to x and y: 0.5 for pixel indices from 0, -0.5 for indices from 1 (27)
-    unlisted: str = "fault"  # an image without points in the file or folder is a "fault", or "empty"
-    splits: Mapping[str, str | float] | str = (
-        "folders"  # folders | {column: C} | {test: 0.2} | {train: LIST, test: LIST}
-    )
-
-
-def read_spec(path: Path) -> Spec:
-    """The description in a file. Raises RazError with `file:line` naming all faults; OSError if it cannot be read."""
-    return spec_of(read(path, strict=False), path.parent)
-
-
-def spec_of(document: Document, folder: Path) -> Spec:
-    """What a document says of a folder. Raises RazError(s), all faults at once."""
-    data: dict[str, Any] = document.data
-    faults = Problems(document)
-    faults.keys((), data, KEYS, ("name", "images", "points", "splits"))
-    name = data.get("name")
-    if "name" in data and not (isinstance(name, str) and NAME.fullmatch(name)):
-        faults.add(("name",), f"name is {describe_value(name)}, expected 1 to 64 of a-z, 0-9, _ and -", "name: cells")
-    for key in ("title", "objects"):
-        if not isinstance(data.get(key, ""), str):
-            faults.add((key,), f"{key} is {describe_value(data[key])}, expected a text")
-    for key in ("images", "points"):
-        if key in data:
-            _below(data[key], (key,), faults)
-    columns = data.get("columns", {})
-    if not isinstance(columns, dict) or not all(isinstance(v, str) for v in columns.values()):
-        faults.add(
-            ("columns",),
-            f"columns is {describe_value(columns)}, expected names of columns",
-            "{image: file, x: cx, y: cy}",
-        )
-        columns = {}
-    faults.keys(("columns",), columns, ("image", "x", "y"))
-    offset = data.get("offset", 0)
-    if isinstance(offset, bool) or not isinstance(offset, (int, float)) or not abs(offset) <= 1:
-        faults.add(("offset",), f"offset is {describe_value(offset)}, expected a number from -1 to 1", "offset: 0.5")
-        offset = 0
-    if data.get("unlisted", "fault") not in UNLISTED:
-        faults.add(("unlisted",), f"unlisted is {describe_value(data['unlisted'])}, expected {' or '.join(UNLISTED)}")
-    _check_splits(document, faults)
-    faults.raise_if_any()
-    return Spec(
-        folder, str(name), data.get("title") or str(name), data["images"], data["points"],
-        data.get("objects") or "objects", columns, float(offset), data.get("unlisted", "fault"), data["splits"],
-    )  # fmt: skip
-
-
-def _below(value: Any, place: tuple[str, ...], faults: Problems) -> None:
-    """Complain of what is no path below the folder of the file."""
-    name = ".".join(place)
-    if not isinstance(value, str) or not value:
-        faults.add(
-            place, f"{name} is {describe_value(value)}, expected a file or folder beside {FILE}", f"{place[-1]}: images"
-        )
-    elif PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts or ":" in value or "\\" in value:
-        faults.add(place, f"{name} is {value!r}, expected a path below the folder of {FILE}", "copy or link it there")
-
-
-def _check_splits(document: Document, faults: Problems) -> None:
-    splits: Any = document.data.get("splits", "folders")
-    example = "{test: 0.2}, {column: split}, {train: train.txt, test: test.txt}, or folders"
-    if splits == "folders":
-        return
-    if not isinstance(splits, dict) or not splits:
-        faults.add(("splits",), f"splits is {describe_value(splits)}, expected how images are divided", example)
-    elif "column" in splits:
-        faults.keys(("splits",), splits, ("column",))
-        if not isinstance(splits["column"], str):
-            faults.add(
-                ("splits", "column"), f"splits.column is {describe_value(splits['column'])}, expected a column's name"
-            )
-    elif isinstance(splits.get("test"), float):
-        faults.keys(("splits",), splits, ("test",))
-        if not 0 < splits["test"] < 1:
-            faults.add(("splits", "test"), f"splits.test is {splits['test']}, expected a part between 0 and 1")
-    else:
-        faults.keys(("splits",), splits, SPLITS, ("train", "test"))
-        for split in splits:
-            if split in SPLITS:
-                _below(splits[split], ("splits", split), faults)
 
 
 def _cached_spec(path: Path) -> Spec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import yaml
 
 from raz.data import DATASETS, custom, pointfiles
 from raz.data.contract import SPLITS, ScanResult
-from raz.data.custom import FILE, KEYS, NAME, Spec
+from raz.data.dataset_file import FILE, KEYS, NAME, UNLISTED, Spec, Splits, read_spec, spec_of
 from raz.data.image_pairs import ScanBuilder, folder_entries
 from raz.data.images import SUFFIXES
 from raz.errors import RazError, flatten_errors, raise_all
@@ -101,7 +101,7 @@ def write(spec: Spec, overwrite: bool = False) -> Path:
     try:
         with atomic_write(path) as temporary:
             temporary.write_text(to_yaml(spec), encoding="utf-8")
-            custom.read_spec(temporary)  # raises if the text does not parse
+            read_spec(temporary)  # raises if the text does not parse
     except OSError as error:
         raise RazError(str(path), f"cannot be written ({error.strerror})", "check the folder's permissions") from error
     return path
@@ -121,7 +121,7 @@ def scan(spec: Spec) -> ScanResult:
 def _check_spec(spec: Spec) -> None:
     """Raise RazError for invalid values, naming their options."""
     try:
-        custom.spec_of(parse(to_yaml(spec), FILE, strict=False), spec.folder)
+        spec_of(parse(to_yaml(spec), FILE, strict=False), spec.folder)
     except RazError as error:
         faults = []
         for fault in flatten_errors(error):
@@ -235,7 +235,7 @@ def _columns(spec: Spec, options: FolderOptions, header: list[str], ask: Ask | N
     return out
 
 
-def _splits(spec: Spec, options: FolderOptions, header: list[str], ask: Ask | None) -> Mapping[str, str | float] | str:
+def _splits(spec: Spec, options: FolderOptions, header: list[str], ask: Ask | None) -> Splits:
     """How images are divided: the option's value, an answer or a guess from folders, columns and files."""
     images = custom.image_files(spec, ScanBuilder())
     tops = {name.partition("/")[0].lower() for name in images if "/" in name}
@@ -288,8 +288,8 @@ def _offset(spec: Spec, options: FolderOptions, ask: Ask | None) -> float:
 def _unlisted(spec: Spec, options: FolderOptions, ask: Ask | None) -> str:
     """What an image without points is, "fault" or "empty": the option's value or an answer."""
     if options.unlisted is not None:
-        if options.unlisted not in custom.UNLISTED:
-            raise RazError("--unlisted", f"{options.unlisted!r}, expected {' or '.join(custom.UNLISTED)}")
+        if options.unlisted not in UNLISTED:
+            raise RazError("--unlisted", f"{options.unlisted!r}, expected {' or '.join(UNLISTED)}")
         return options.unlisted
     missing = custom.scan(spec, spec.folder).missing
     if not missing or ask is None:
