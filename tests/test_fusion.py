@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raz.errors import RazError
-from raz.paper.fusion import KINDS, RULES, cross_fit, fit_theta, folds_of, fusion_inputs, grid_density, grid_points
+from raz.paper.fusion import KINDS, RULES, assign_folds, cross_fit, fit_theta, fusion_inputs, grid_density, grid_points
 
 Floats = NDArray[np.float64]
 
@@ -261,10 +261,10 @@ def test_padding_counts_in_the_last_cells() -> None:
 
 def test_folds_depend_on_ids_alone_and_are_even() -> None:
     ids = [f"val/IMG_{i}" for i in range(23)]
-    folds = folds_of(ids, 5)
+    folds = assign_folds(ids, 5)
     assert sorted(np.bincount(folds).tolist()) == [4, 4, 5, 5, 5]
     assert not np.array_equal(folds, np.arange(23) % 5)
-    back = folds_of(ids[::-1], 5)
+    back = assign_folds(ids[::-1], 5)
     assert np.array_equal(folds, back[::-1])
 
 
@@ -273,7 +273,7 @@ def test_cross_fit_uses_other_folds_only(kind: str) -> None:
     den, loc, truth = counts(1, n=17, g=4, quarters=True)
     ids = [f"IMG_{i}" for i in range(17)]
     fused = cross_fit(den, loc, truth, ids, "grid", kind, 5)
-    fold = folds_of(ids, 5)
+    fold = assign_folds(ids, 5)
     for i in range(17):
         others = fold != fold[i]
         theta = fit_theta(den[others], loc[others], truth[others], kind)
@@ -326,7 +326,7 @@ def test_faulty_cross_fits_are_refused_all_at_once() -> None:
     for part in ("'mean' is not a fusion rule", "'cells' is not a way", "2 ids for 3 images"):
         assert part in str(caught.value)
     with pytest.raises(RazError) as caught:
-        folds_of(["a", "b", "a"], 1)
+        assign_folds(["a", "b", "a"], 1)
     for part in ("2 or more", "twice: a"):
         assert part in str(caught.value)
 

@@ -120,7 +120,9 @@ def scan(spec: Spec, folder: Path | None) -> ScanResult:
         stem = str(PurePosixPath(name).with_suffix(""))
         if stem.lower().startswith(f"{split}/"):
             stem = stem[len(split) + 1 :]
-        by_split[split].append(Pair(f"{split}/{stem}", pair.picture, pair.label, pair.expected, given=pair.given))
+        by_split[split].append(
+            Pair(f"{split}/{stem}", pair.picture, pair.label, pair.expected, annotation=pair.annotation)
+        )
 
     def parse(data: bytes, where: str) -> Annotation:
         return Annotation(pointfiles.read_image_points(data, where, spec.columns) + spec.offset)
@@ -191,12 +193,12 @@ def _pairs(spec: Spec, images: Mapping[str, Path], builder: ScanBuilder) -> tupl
     expected = Path(f"a row in {points_path} (or `unlisted: empty` in {FILE})")
     pairs = {}
     for image, picture in images.items():
-        given = None
+        annotation = None
         if image in listed:
-            given = Annotation(table.heads(listed[image]) + spec.offset)
+            annotation = Annotation(table.heads(listed[image]) + spec.offset)
         elif spec.unlisted == "empty":
-            given = Annotation(np.zeros((0, 2)))
-        pairs[image] = Pair(image, picture, None, expected, given=given)
+            annotation = Annotation(np.zeros((0, 2)))
+        pairs[image] = Pair(image, picture, None, expected, annotation=annotation)
     return pairs, {image: table.splits[name] for image, name in listed.items() if name in table.splits}
 
 
@@ -216,10 +218,10 @@ def _pairs_of_files(
         stem = PurePosixPath(image).with_suffix("")
         label = labels.get(str(stem).lower()) or labels.get(stem.name.lower())
         expected = points_folder / f"{stem}.csv"
-        given = None
+        annotation = None
         if label is None and spec.unlisted == "empty":
-            given = Annotation(np.zeros((0, 2)))
-        pairs[image] = Pair(image, picture, label, expected, given=given)
+            annotation = Annotation(np.zeros((0, 2)))
+        pairs[image] = Pair(image, picture, label, expected, annotation=annotation)
     used = {pair.label for pair in pairs.values()}
     lists = (
         {spec.folder / v for v in spec.splits.values() if isinstance(v, str)} if isinstance(spec.splits, dict) else {}

@@ -33,7 +33,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image file and its annotation: a file of its own, or `given` if one file annotates all images."""
+    """An image file and its annotation: a file of its own, or `annotation` if one file annotates all images."""
 
     id: str
     picture: Path
@@ -42,7 +42,7 @@ class Pair:
     scene: str = ""  # "": the image is its own scene
     part: str = ""
     region: Polygon = ()
-    given: Annotation | None = None
+    annotation: Annotation | None = None
 
 
 ParseAnnotation = Callable[[bytes, str], Annotation]  # (bytes, file name) of an annotation; raises RazError
@@ -189,7 +189,7 @@ def read_pairs(pairs: Sequence[Pair], parse: ParseAnnotation, builder: ScanBuild
     samples: list[ScannedSample] = []
     scenes: dict[str, str] = {}  # image digest -> scene: copies of one image belong to one scene
     for pair in pairs:
-        if pair.label is None and pair.given is None:
+        if pair.label is None and pair.annotation is None:
             builder.missing.append(str(pair.picture))
             builder.fault(pair.picture, f"no annotation, expected {pair.expected}", "copy it, or remove the image")
             continue
@@ -215,9 +215,9 @@ def _read_one(pair: Pair, parse: ParseAnnotation, scenes: dict[str, str]) -> tup
             size = size_of(image_bytes, str(pair.picture))
         except RazError as error:
             faults.append(error)
-    annotation, label_digest = pair.given, b""
-    if pair.given is not None:
-        label_digest = hashlib.sha256(np.ascontiguousarray(pair.given.heads).tobytes()).digest()
+    annotation, label_digest = pair.annotation, b""
+    if pair.annotation is not None:
+        label_digest = hashlib.sha256(np.ascontiguousarray(pair.annotation.heads).tobytes()).digest()
     elif pair.label is not None:
         label_bytes = _read_bytes(pair.label, faults)
         if label_bytes is not None:

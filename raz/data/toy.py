@@ -1,11 +1,11 @@
-"""`toy`: a generated crowd, so that everything runs without a download.
+"""`toy`: a generated crowd data set, which needs no download.
 
-A camera looks over a ground on which people stand in groups or in a packed mass: heads shrink with distance and
-crowds thicken there, nearer people hide farther ones, light is uneven, and foliage, balls, signs and paving put
-edges and head-like things where nobody is. 60 training, 16 validation and 40 test images of about 160 x 224 px
-hold 0 to 250 heads each.
+Each image shows a ground plane with people in groups or in a packed crowd. Heads become smaller and crowds denser with
+distance, nearer people occlude farther ones, and the light is uneven. Foliage, balls, signs and paving add edges and
+head-like shapes without people. There are 60 training, 16 validation and 40 test images of about 160 x 224 px with 0 to
+250 heads each.
 
-The images are the same on every machine: the random bits are PCG64's raw stream, which numpy promises to keep,
+The images are identical on every machine: the random numbers come from PCG64's raw stream, which numpy keeps stable,
 and drawing uses only operations that IEEE 754 rounds exactly (no exp, no sin, no sums whose order may vary).
 """
 
@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 
 from raz.data.contract import SPLITS, Heads, Pixels, Reader, Sample, ScannedSample, ScanResult, Split
 
-VERSION = 1  # raise it when an image changes: every stage that read it is then trained again
+VERSION = 1  # raise it when an image changes; it is part of the digests, so that every stage is made again
 SIZES: dict[Split, int] = {"train": 60, "val": 16, "test": 40}
 
 Kind = Literal["empty", "sparse", "groups", "packed"]
-# Each split walks through this list, so a short one is as mixed as a long one.
+# The kind of each image, by its index; repeated for long splits.
 _KINDS: tuple[Kind, ...] = (
     "packed", "groups", "sparse", "packed", "groups", "packed", "sparse", "groups", "packed", "groups",
     "packed", "sparse", "groups", "packed", "empty", "groups", "packed", "sparse", "groups", "packed",
 )  # fmt: skip
-_VISIBLE = 0.45  # a head of which less than this part shows is not annotated
+_VISIBLE = 0.45  # heads of which a smaller fraction is visible are not annotated
 
 Array = NDArray[np.float32]
 Colour = tuple[float, float, float]
@@ -48,7 +48,7 @@ _LEAF = ((0.13, 0.19, 0.08), (0.20, 0.27, 0.10), (0.10, 0.13, 0.07), (0.27, 0.25
 
 
 class _Random:
-    """Numbers from PCG64's raw stream, which numpy keeps the same for ever (its distributions may change)."""
+    """Random numbers from PCG64's raw stream, which numpy keeps stable, unlike its distributions."""
 
     def __init__(self, seed: str) -> None:
         key = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "little")
@@ -56,15 +56,15 @@ class _Random:
         self._ahead: list[float] = []
 
     def units(self, n: int) -> NDArray[np.float64]:
-        """(n,) uniform in [0, 1)."""
+        """(n,) float64, uniform in [0, 1)."""
         return np.asarray((self._bits.random_raw(n) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
     def grains(self, n: int) -> NDArray[np.uint8]:
-        """(n,) uniform bytes."""
+        """(n,) uint8, uniform."""
         return self._bits.random_raw(-(-n // 8)).astype("<u8").view(np.uint8)[:n]
 
     def unit(self) -> float:
-        if not self._ahead:  # single numbers are drawn by the hundred: a call costs as much as a block
+        if not self._ahead:  # drawn in blocks: a block costs as much as a single number
             self._ahead = self.units(256).tolist()
         return self._ahead.pop()
 
@@ -72,26 +72,26 @@ class _Random:
         return low + (high - low) * self.unit()
 
     def integer(self, low: int, high: int) -> int:
-        """`low` to `high`, both included."""
+        """Uniform in `low` to `high`, both inclusive."""
         return low + int(self.unit() * (high - low + 1))
 
     def colour(self, palette: tuple[Colour, ...], spread: float) -> Array:
-        """A colour of the palette, a little off."""
+        """A random colour of the palette with a random deviation, (3,) float32."""
         r, g, b = palette[self.integer(0, len(palette) - 1)]
-        off = self.between(-0.5, 0.5)  # brighter or darker rather than of another hue
+        off = self.between(-0.5, 0.5)  # common to all channels: changes brightness more than hue
         half = 0.35 * spread
         return np.array([c + spread * off + self.between(-half, half) for c in (r, g, b)], np.float32)
 
 
 @dataclass(frozen=True)
 class _View:
-    """The camera: how wide a head is at each row, in px."""
+    """The perspective of an image; sizes in px."""
 
     height: int
     width: int
-    skyline: float  # the row where the ground begins
-    far: float  # px, at the skyline
-    near: float  # px, at the lowest row
+    skyline: float  # row where the ground begins
+    far: float  # width of a head at the skyline
+    near: float  # width of a head at the lowest row
 
     def head_width(self, y: float) -> float:
         return self.far + (self.near - self.far) * max(0.0, y - self.skyline) / (self.height - self.skyline)
@@ -119,21 +119,21 @@ def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
     return pixels, heads
 
 
-# ------------------------------------------------------------------ who stands where
+# ------------------------------------------------------------------ positions
 
 
 def _places(rng: _Random, view: _View, kind: Kind) -> NDArray[np.float64]:
-    """(n, 3) x, y of head centres and head width, in px, far ones first."""
+    """(n, 3) x, y of the head's centre and width of the head, in px, far ones first."""
     if kind == "empty":
         return np.zeros((0, 3))
     wanted = rng.integer(*{"sparse": (1, 22), "groups": (24, 95), "packed": (105, 260)}[kind])
-    if kind == "packed":  # one or two masses of people, the first far away
+    if kind == "packed":  # one or two dense crowds, the first far away
         masses = [(rng.between(0.2, 0.8), rng.between(0.02, 0.2), rng.between(0.22, 0.5), rng.between(0.1, 0.25))]
         if rng.between(0, 1) < 0.5:
             masses.append((rng.between(0, 1), rng.between(0.3, 0.8), rng.between(0.15, 0.4), rng.between(0.1, 0.2)))
         stray, gap = 0.08, rng.between(0.78, 1.05)
-    else:  # knots of people
-        knots = max(1, wanted // rng.integer(5, 14))
+    else:  # small groups
+        groups = max(1, wanted // rng.integer(5, 14))
         masses = [
             (
                 rng.between(0, 1),
@@ -141,7 +141,7 @@ def _places(rng: _Random, view: _View, kind: Kind) -> NDArray[np.float64]:
                 rng.between(0.03, 0.1),
                 rng.between(0.02, 0.08),
             )
-            for _ in range(knots)
+            for _ in range(groups)
         ]
         stray, gap = (0.6 if kind == "sparse" else 0.2), rng.between(0.85, 1.2)
     ground = view.height - view.skyline
@@ -153,7 +153,7 @@ def _places(rng: _Random, view: _View, kind: Kind) -> NDArray[np.float64]:
             x, y = u * view.width, view.skyline + v * v * ground
         else:
             cx, cy, rx, ry = masses[int(pick * len(masses))]
-            # a difference of two uniforms: thick in the middle, nobody beyond the rim
+            # the difference of two uniform numbers: dense in the middle, bounded
             x = (cx + rx * 1.6 * (u - a)) * view.width
             y = view.skyline + (cy + ry * 1.6 * (v - b)) * ground
         if not (0 <= x < view.width and view.skyline - 1 <= y < view.height - 0.5):
@@ -161,7 +161,7 @@ def _places(rng: _Random, view: _View, kind: Kind) -> NDArray[np.float64]:
         w = view.head_width(y) * (0.88 + 0.24 * pick)
         dx, dy = accepted[:n, 0] - x, accepted[:n, 1] - y
         reach = gap * 0.5 * (accepted[:n, 2] + w)
-        # across the line of sight shoulders keep people apart, along it less
+        # people keep more distance across the line of sight than along it
         if n and bool((dx * dx + 1.7 * dy * dy < reach * reach).any()):
             continue
         accepted[n] = x, y, w
@@ -176,7 +176,7 @@ def _places(rng: _Random, view: _View, kind: Kind) -> NDArray[np.float64]:
 
 
 def _window(canvas: Array, x: float, y: float, rx: float, up: float, down: float) -> tuple[slice, slice, Array, Array]:
-    """The rows and columns around (x, y) and the offsets of their pixel centres from it (27)."""
+    """Rows and columns around (x, y), and the offsets dx, dy of their pixel centres from it (27)."""
     height, width = canvas.shape[:2]
     rows = slice(max(0, int(y - up)), max(0, min(height, int(y + down) + 2)))
     cols = slice(max(0, int(x - rx)), max(0, min(width, int(x + rx) + 2)))
@@ -186,7 +186,7 @@ def _window(canvas: Array, x: float, y: float, rx: float, up: float, down: float
 
 
 def _ellipse(dx: Array, dy: Array, rx: float, ry: float) -> Array:
-    """How much of each pixel an ellipse covers, 0 to 1, with an edge about one pixel wide."""
+    """Coverage of each pixel by an ellipse, 0 to 1, with an edge about one pixel wide."""
     edge = 0.5 * min(rx, ry)
     cover = np.float32(edge + 0.5) - dy * dy * np.float32(edge / (ry * ry)) - dx * dx * np.float32(edge / (rx * rx))
     np.maximum(cover, np.float32(0), out=cover)
@@ -201,9 +201,9 @@ def _draw_person(
     canvas: Array, owner: NDArray[np.int32], number: int, x: float, y: float, w: float,
     rng: _Random, uniform: Array | None,
 ) -> int:  # fmt: skip
-    """One person with the head's centre at (x, y); `owner` keeps whose head each pixel shows.
+    """Draw a person with the head's centre at (x, y) px; `owner` (H, W) has the number of the head at each pixel.
 
-    Returns the number of pixels of the head, none hidden yet.
+    Returns the number of pixels of the head before any occlusion.
     """
     hair, skin, cloth = rng.colour(_HAIR, 0.08), rng.colour(_SKIN, 0.12), rng.colour(_CLOTH, 0.14)
     if uniform is not None:
@@ -226,7 +226,7 @@ def _draw_person(
     rows, cols, dx, dy = _window(canvas, x, y, 0.5 * w + 1, 0.6 * w + 1, 0.6 * w + 1)
     head = _ellipse(dx, dy, 0.5 * w, 0.6 * w)
     colour = hair
-    if facing < 0.7:  # seen from the front or the side: a face below the hair
+    if facing < 0.7:  # from the front or the side: a face below the hair
         face = _ellipse(dx - np.float32(turn * w), dy - np.float32(0.16 * w), 0.38 * w, 0.42 * w)
         colour = hair + face[:, :, None] * (skin - hair)
     _blend(canvas[rows, cols], head, colour)
@@ -236,7 +236,7 @@ def _draw_person(
 
 
 def _draw_clutter(canvas: Array, owner: NDArray[np.int32], rng: _Random, view: _View, y: float) -> None:
-    """Something that is not a person, standing at row y."""
+    """Draw an object that is not a person, standing at row y."""
     x, scale = rng.between(0, view.width), rng.between(0.6, 1.5)
     what = (0, 0, 1, 1, 1, 2, 3, 4, 4, 5)[rng.integer(0, 9)]
     w = view.head_width(y) * scale
@@ -284,12 +284,12 @@ def _draw_clutter(canvas: Array, owner: NDArray[np.int32], rng: _Random, view: _
 
 
 def _draw_scene(canvas: Array, rng: _Random, view: _View, places: NDArray[np.float64]) -> Heads:
-    """Draw people and clutter from far to near; the heads (n, 2) that can be seen."""
+    """Draw people and other objects from far to near; returns the visible heads (n, 2)."""
     owner = np.zeros(canvas.shape[:2], np.int32)
     whole = np.zeros(len(places) + 1, np.int64)
     ground = view.height - view.skyline
     clutter = sorted(view.skyline + u * u * ground for u in rng.units(rng.integer(6, 26)).tolist())
-    # now and then a crowd dressed alike
+    # in some images all people are dressed alike
     uniform = rng.colour(_CLOTH, 0.3) if rng.between(0, 1) < 0.2 else None
     for number, (x, y, w) in enumerate(places.tolist(), start=1):
         while clutter and clutter[0] <= y:
@@ -297,8 +297,8 @@ def _draw_scene(canvas: Array, rng: _Random, view: _View, places: NDArray[np.flo
         whole[number] = _draw_person(canvas, owner, number, x, y, w, rng, uniform)
     for y in clutter:
         _draw_clutter(canvas, owner, rng, view, y)
-    shown = np.bincount(owner.reshape(-1), minlength=len(whole))[1:]
-    return np.ascontiguousarray(places[(whole[1:] > 0) & (shown >= _VISIBLE * whole[1:]), :2])
+    visible = np.bincount(owner.reshape(-1), minlength=len(whole))[1:]
+    return np.ascontiguousarray(places[(whole[1:] > 0) & (visible >= _VISIBLE * whole[1:]), :2])
 
 
 def _cloud(rng: _Random, height: int, width: int, cell: int) -> Array:
@@ -313,7 +313,7 @@ def _cloud(rng: _Random, height: int, width: int, cell: int) -> Array:
 
 
 def _background(rng: _Random, view: _View) -> Array:
-    """(H, W, 3) float32: sky or a facade with windows, and a paved, striped or grown ground."""
+    """(H, W, 3) float32: sky or a facade with windows, and the ground, in some images with paving."""
     height, width = view.height, view.width
     sky_rows = int(view.skyline)
     canvas = np.empty((height, width, 3), np.float32)
@@ -322,7 +322,7 @@ def _background(rng: _Random, view: _View) -> Array:
     canvas[:] = rng.colour(_GROUND, 0.2)
     texture = np.float32(rng.between(0.05, 0.3)) * (_cloud(rng, height, width, 3) - np.float32(0.5))
     texture += np.float32(rng.between(0.05, 0.25)) * (_cloud(rng, height, width, 17) - np.float32(0.5))
-    if rng.between(0, 1) < 0.6:  # paving: lines that run together at the vanishing point
+    if rng.between(0, 1) < 0.6:  # paving: lines that converge in the vanishing point
         depth = np.float32(height) / (y - np.float32(view.skyline) + np.float32(0.35 * height))
         tiles = rng.between(5, 14)
         across = (x - np.float32(width * rng.between(0.2, 0.8))) * depth * np.float32(tiles / width)
@@ -341,7 +341,7 @@ def _background(rng: _Random, view: _View) -> Array:
 
 
 def _expose(canvas: Array, rng: _Random) -> Pixels:
-    """Light, lens and sensor: (H, W, 3) uint8."""
+    """Simulate light, lens and sensor: (H, W, 3) uint8."""
     height, width = canvas.shape[:2]
     y = (np.arange(height, dtype=np.float32) / np.float32(height))[:, None]
     x = (np.arange(width, dtype=np.float32) / np.float32(width))[None, :]
@@ -353,15 +353,15 @@ def _expose(canvas: Array, rng: _Random) -> Pixels:
         near = u * u + v * v
         light = light * (1 + np.float32(rng.between(-0.6, 0.4)) / (1 + near * near))
     cast = np.array([rng.between(0.88, 1.12) for _ in range(3)], np.float32)
-    seen = canvas * light[:, :, None] * cast
-    padded = np.pad(seen, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    image = canvas * light[:, :, None] * cast
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = padded[:-2] + padded[1:-1] + padded[1:-1] + padded[2:]
     soft = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 1:-1] + rows[:, 2:]) * np.float32(1 / 16)
     blur = np.float32(rng.between(0.0, 0.8))
-    seen = seen + blur * (soft - seen)
-    grains = rng.grains(2 * seen.size).reshape(2, *seen.shape).astype(np.float32)
-    seen = seen + np.float32(rng.between(0.01, 0.06) / 256) * (grains[0] - grains[1])
-    return np.asarray(np.clip(seen, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # rounds half up
+    image = image + blur * (soft - image)
+    grains = rng.grains(2 * image.size).reshape(2, *image.shape).astype(np.float32)
+    image = image + np.float32(rng.between(0.01, 0.06) / 256) * (grains[0] - grains[1])
+    return np.asarray(np.clip(image, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)  # rounds half up
 
 
 # ------------------------------------------------------------------ as a data set
@@ -376,8 +376,8 @@ def _heads(split: Split, index: int) -> Heads:
 
 
 def scan(root: Path | None) -> ScanResult:
-    """The three splits of the toy crowd; nothing is drawn before it is asked for. `root` is not used."""
-    found: dict[Split, tuple[ScannedSample, ...]] = {}
+    """The three splits; images are drawn when they are loaded. `root` is not used."""
+    samples: dict[Split, tuple[ScannedSample, ...]] = {}
     for split in SPLITS:
         each = []
         for index in range(SIZES[split]):
@@ -390,8 +390,8 @@ def scan(root: Path | None) -> ScanResult:
                 digest=digest,
             )
             each.append(ScannedSample(item, digest))
-        found[split] = tuple(each)
-    return ScanResult(found)
+        samples[split] = tuple(each)
+    return ScanResult(samples)
 
 
 READER = Reader("Toy crowd", scan, layout="nothing: it is generated")

@@ -1,10 +1,10 @@
-"""Two-stream count fusion: §3.1, Eq. 4 and reading row (18).
+"""Two-stream count fusion (§3.1, Eq. 4) and the fit of its thresholds theta_f (18).
 
-An image is cut into cells x cells equal cells, numbered row by row. For n images and g = cells² cells the
-density counts `den`, the localization counts `loc` and the true counts `truth` are (n, g) float64, in persons;
-thresholds `theta` are (g,) float64, in persons too.
+An image is divided into cells x cells equal cells, numbered row by row. For n images and g = cells² cells the density
+counts `den`, the localization counts `loc` and the true counts `truth` are (n, g) float64 in persons; thresholds
+`theta` are (g,) float64 in persons.
 
-A new rule is a function here and an entry in `RULES`.
+A new rule is a function in this module and an entry in `RULES`.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ Rule = Callable[[Floats, Floats, Floats], Floats]
 
 KINDS = ("cell", "shared", "image")
 
-# A threshold that every cell reaches, or none, on unseen images too: finite, so that it can be written as JSON.
+# Every cell reaches the threshold -_UNREACHABLE, and none _UNREACHABLE. Finite, since JSON has no infinity.
 _UNREACHABLE = 1e9
-# Losses closer than this, relative to their scale, are ties: far above the rounding of a sum, far below a person.
+# Losses that differ by less than this, relative to their scale, are ties: far above rounding, far below one person.
 _TIE = 1e-12
 
 
 def _grid(den: Floats, loc: Floats, theta: Floats) -> Floats:
-    """Eq. 4: the density count where the mean of both reaches theta_f, else that mean."""
+    """The density count where the mean of both counts reaches theta, else the mean, (n, g) (Eq. 4)."""
     mean = (den + loc) / 2
     return np.where(mean >= theta, den, mean)
 
 
 def _average(den: Floats, loc: Floats, theta: Floats) -> Floats:
-    """The blind mean of both counts (`RAZ_average`); theta is not used."""
+    """The mean of both counts (`RAZ_average`), (n, g); theta is not used."""
     return (den + loc) / 2
 
 
 def _density(den: Floats, loc: Floats, theta: Floats) -> Floats:
-    """The density count alone (`RAZ_density`); theta is not used."""
+    """The density count (`RAZ_density`), (n, g); theta is not used."""
     return den.copy()
 
 
 def _localization(den: Floats, loc: Floats, theta: Floats) -> Floats:
-    """The number of localized points alone (`RAZ_localization`); theta is not used."""
+    """The number of localized points (`RAZ_localization`), (n, g); theta is not used."""
     return loc.copy()
 
 
@@ -60,11 +60,11 @@ def _size_faults(where: str, **sizes: int) -> list[RazError]:
 
 
 def grid_points(xy: ArrayLike, height: int, width: int, cells: int) -> Floats:
-    """Points per cell.
+    """Number of points per cell, (cells²,) float64 with sum n (18).
 
-    xy: (n, 2) x, y in pixels of an image of height x width. Returns (cells²,) whole numbers that sum to n: a point
-    on or beyond the border (one rounded there when it was mapped back from a zoomed crop) counts in the nearest
-    cell. Raises RazError on a wrong shape, a number that is not finite, or a size below 1. (18)
+    xy: (n, 2) x, y in pixels of an image of height x width. A point on or outside the border, where rounding may put a
+    point of a zoomed crop, counts in the nearest cell. Raises RazError for another shape, numbers that are not finite,
+    or a size below 1.
     """
     points = np.asarray(xy, dtype=np.float64)
     faults = _size_faults("grid_points", height=height, width=width, cells=cells)
@@ -80,25 +80,24 @@ def grid_points(xy: ArrayLike, height: int, width: int, cells: int) -> Floats:
     return np.bincount(row * cells + column, minlength=cells * cells).astype(np.float64)
 
 
-@lru_cache(maxsize=512)  # two per image size; a data set has few distinct ones, and each is tiny
+@lru_cache(maxsize=512)  # two per image size, of which a data set has few; each is small
 def _overlaps(size: int, stride: int, cells: int) -> Floats:
-    """(cells, ceil(size / stride)): the share of each stride-long bin in each cell; every column sums to 1."""
+    """Fraction of each bin of `stride` px in each cell, (cells, ceil(size / stride)); every column sums to 1."""
     edges = np.arange(cells + 1) * (size / cells)
-    edges[-1] = np.inf  # the padding beyond the image belongs to the last cell
+    edges[-1] = np.inf  # padding outside the image belongs to the last cell
     starts = np.arange(-(-size // stride)) * float(stride)
-    before = np.clip((edges[:, None] - starts) / stride, 0.0, 1.0)  # share of each bin left of each edge
-    shares = np.diff(before, axis=0)
-    shares.setflags(write=False)
-    return shares
+    before = np.clip((edges[:, None] - starts) / stride, 0.0, 1.0)  # fraction of each bin left of each edge
+    fractions = np.diff(before, axis=0)
+    fractions.setflags(write=False)
+    return fractions
 
 
 def grid_density(density: ArrayLike, height: int, width: int, stride: int, cells: int) -> Floats:
-    """The sum of a density map per cell.
+    """Sum of a density map per cell, (cells²,) float64 in persons, with the sum of the map (18).
 
-    density: (ceil(height/stride), ceil(width/stride)), each bin holding the persons on stride x stride pixels of an
-    image of height x width. Returns (cells²,) float64 with the map's sum: a bin that straddles cells is shared by
-    area, and what lies on the padding beyond the image goes to the last row or column of cells. Raises RazError on
-    another shape, a number that is not finite, or a size below 1. (18)
+    density: (ceil(height/stride), ceil(width/stride)) persons per bin of stride x stride pixels of an image of height x
+    width. A bin that overlaps several cells is divided by area; padding outside the image belongs to the last row or
+    column of cells. Raises RazError for another shape, numbers that are not finite, or a size below 1.
     """
     mass = np.asarray(density, dtype=np.float64)
     faults = _size_faults("grid_density", height=height, width=width, stride=stride, cells=cells)
@@ -113,15 +112,15 @@ def grid_density(density: ArrayLike, height: int, width: int, stride: int, cells
     return np.ravel(_overlaps(height, stride, cells) @ mass @ _overlaps(width, stride, cells).T)
 
 
-def _counts(where: str, need_images: bool, **arrays: ArrayLike) -> tuple[Floats, ...]:
-    """The arrays as float64, checked: two axes, one shape, finite."""
+def _checked_counts(where: str, need_images: bool, **arrays: ArrayLike) -> tuple[Floats, ...]:
+    """The arrays as float64. Raises RazError unless they have one shape (n, g) and plausible, finite values."""
     counts = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
     faults = []
     shapes = {name: array.shape for name, array in counts.items()}
     first = next(iter(shapes.values()))
     if len(first) != 2 or len(set(shapes.values())) > 1:
-        told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        faults.append(RazError(where, f"shapes are {told}, expected one shape (images, cells)"))
+        text = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        faults.append(RazError(where, f"shapes are {text}, expected one shape (images, cells)"))
     elif first[1] < 1 or (need_images and first[0] < 1):
         faults.append(RazError(where, f"counts have shape {first}: nothing to fit a threshold to"))
     for name, array in counts.items():
@@ -136,30 +135,29 @@ def _counts(where: str, need_images: bool, **arrays: ArrayLike) -> tuple[Floats,
 
 @dataclass(frozen=True)
 class FusionInputs:
-    """What Eq. 4 needs of n images, prepared once, so that scoring another theta costs one pass over the cells.
+    """The terms of Eq. 4 for n images, from which the errors under any theta cost one pass over the cells.
 
-    mean: (g, n) mean of both counts; gain: (g, n) what choosing density adds to it; base: (n,) signed error of each
-    image if no cell chose density. All in persons. Cells come first: sums over them then run along whole rows.
+    All in persons. Cells are the first axis, so that sums over cells add contiguous rows.
     """
 
-    mean: Floats
-    gain: Floats
-    base: Floats
+    mean: Floats  # (g, n) mean of both counts
+    gain: Floats  # (g, n) density count minus mean
+    base: Floats  # (n,) signed error of each image if no cell chooses density
 
     def errors(self, theta: ArrayLike) -> Floats:
-        """(n,) signed count error of each image under Eq. 4 with theta, (g,) or one number."""
+        """Signed count error of each image under Eq. 4, (n,) persons; theta is (g,) or one number."""
         chosen = self.mean >= np.asarray(theta, dtype=np.float64).reshape(-1, 1)
         errors: Floats = self.base + (self.gain * chosen).sum(axis=0)
         return errors
 
     def mae(self, theta: ArrayLike) -> float:
-        """Mean absolute count error of the images under Eq. 4 with theta, (g,) or one number."""
+        """Mean absolute count error of the images under Eq. 4, in persons; theta is (g,) or one number."""
         return float(np.abs(self.errors(theta)).mean())
 
 
 def fusion_inputs(den: ArrayLike, loc: ArrayLike, truth: ArrayLike) -> FusionInputs:
     """The `Replay` of counts (n, g) in persons, n >= 1. Raises RazError as `fit_theta` does."""
-    density, points, true = _counts("prepare", True, den=den, loc=loc, truth=truth)
+    density, points, true = _checked_counts("prepare", True, den=den, loc=loc, truth=truth)
     return _prepare(density, points, true)
 
 
@@ -170,11 +168,11 @@ def _prepare(den: Floats, loc: Floats, truth: Floats) -> FusionInputs:
 
 @dataclass(frozen=True)
 class _ThresholdPath:
-    """Cells by descending mean. Lowering theta past them lets one after another choose density."""
+    """Cells by descending mean of both counts: as theta is lowered, one after the other chooses density."""
 
-    order: NDArray[np.intp]  # of the cells
-    values: Floats  # their means, descending
-    legal: NDArray[np.bool_]  # (cells + 1,) whether some theta lets exactly the first m choose: not amid equal means
+    order: NDArray[np.intp]  # (cells,) indices
+    values: Floats  # (cells,) means, descending
+    legal: NDArray[np.bool_]  # (cells + 1,) whether a theta exists at which exactly the first m choose density
 
     @staticmethod
     def of(means: Floats) -> _ThresholdPath:
@@ -185,7 +183,7 @@ class _ThresholdPath:
         return _ThresholdPath(order, values, legal)
 
     def losses(self, start: float, changes: Floats) -> tuple[Floats, float]:
-        """(cells + 1,) loss with the first m cells choosing density (inf where no theta does that), and what ties."""
+        """Losses with the first m cells choosing density, (cells + 1,), inf if no theta does so; and the tie margin."""
         steps = changes[self.order]
         losses = np.empty(len(steps) + 1)
         losses[0] = 0.0
@@ -195,18 +193,18 @@ class _ThresholdPath:
         return losses, _TIE * (abs(start) + float(np.abs(steps).sum()))
 
     def theta(self, chosen: int) -> float:
-        """The threshold that the first `chosen` cells reach and no other: halfway, or beyond every count."""
+        """The threshold that exactly the first `chosen` cells reach: midway between means, or +-_UNREACHABLE."""
         if chosen == 0:
             return _UNREACHABLE
         if chosen == len(self.values):
             return -_UNREACHABLE
         above, below = float(self.values[chosen - 1]), float(self.values[chosen])
         half = below + (above - below) / 2
-        return half if half > below else above  # neighbouring floats have nothing between
+        return half if half > below else above  # no float lies between adjacent floats
 
 
 def _argmin_last(losses: Floats, tie: float) -> int:
-    """The most cells, so the lowest theta, among equally good choices."""
+    """Index of the last minimum within `tie`: the most cells, so the lowest theta."""
     return int(np.flatnonzero(losses <= losses.min() + tie)[-1])
 
 
@@ -221,25 +219,25 @@ def _fit_cell(den: Floats, loc: Floats, truth: Floats) -> Floats:
     return theta
 
 
-def _fit_shared(replay: FusionInputs) -> Floats:
-    # Each image's own cells by descending mean: its error after each of them chose density. The order among all
-    # images then only says when each change of the loss takes place, so two sorts and two running sums do it.
-    mean, gain = replay.mean.T, replay.gain.T
+def _fit_shared(inputs: FusionInputs) -> Floats:
+    # Sorting each image's cells by descending mean gives its error after each of them chose density. Sorting the cells
+    # of all images gives the order of these changes of the loss. So two sorts and two cumulative sums suffice.
+    mean, gain = inputs.mean.T, inputs.gain.T
     own = np.argsort(-mean, axis=1, kind="stable")
     running = np.cumsum(np.take_along_axis(gain, own, axis=1), axis=1)
-    after = np.abs(replay.base[:, None] + running)
-    start = np.abs(replay.base)
+    after = np.abs(inputs.base[:, None] + running)
+    start = np.abs(inputs.base)
     changes = np.diff(after, axis=1, prepend=start[:, None])
     steps = _ThresholdPath.of(np.take_along_axis(mean, own, axis=1).ravel())
     theta = steps.theta(_argmin_last(*steps.losses(float(start.sum()), changes.ravel())))
-    return np.full(len(replay.mean), theta)
+    return np.full(len(inputs.mean), theta)
 
 
-def _coordinate_descent(replay: FusionInputs, steps: Sequence[_ThresholdPath], theta: Floats) -> Floats:
-    """Coordinate descent from theta: cells in turn, each to its exact best, until none of them gets better."""
-    mean, gain = replay.mean, replay.gain
+def _coordinate_descent(inputs: FusionInputs, steps: Sequence[_ThresholdPath], theta: Floats) -> Floats:
+    """Coordinate descent from theta: set each cell in turn to its exact optimum until no cell improves."""
+    mean, gain = inputs.mean, inputs.gain
     chosen = [int(np.count_nonzero(mean[cell] >= theta[cell])) for cell in range(len(steps))]
-    errors = replay.errors(theta)
+    errors = inputs.errors(theta)
     settled, cell = 0, 0
     while settled < len(steps):
         takes = np.zeros(len(errors), dtype=np.bool_)
@@ -248,7 +246,7 @@ def _coordinate_descent(replay: FusionInputs, steps: Sequence[_ThresholdPath], t
         before = np.abs(rest)
         losses, tie = steps[cell].losses(float(before.sum()), np.abs(rest + gain[cell]) - before)
         best = _argmin_last(losses, tie)
-        if losses[best] < losses[chosen[cell]] - 2 * tie:  # strictly, or ties could be exchanged for ever
+        if losses[best] < losses[chosen[cell]] - 2 * tie:  # strictly better, or ties could alternate forever
             chosen[cell], settled = best, 0
             takes[:] = False
             takes[steps[cell].order[:best]] = True
@@ -259,31 +257,30 @@ def _coordinate_descent(replay: FusionInputs, steps: Sequence[_ThresholdPath], t
 
 
 def _fit_image(den: Floats, loc: Floats, truth: Floats) -> Floats:
-    replay = _prepare(den, loc, truth)
-    steps = [_ThresholdPath.of(means) for means in replay.mean]
-    ends = [_coordinate_descent(replay, steps, start) for start in (_fit_shared(replay), _fit_cell(den, loc, truth))]
-    losses = [replay.mae(end) for end in ends]
+    inputs = _prepare(den, loc, truth)
+    steps = [_ThresholdPath.of(means) for means in inputs.mean]
+    ends = [_coordinate_descent(inputs, steps, start) for start in (_fit_shared(inputs), _fit_cell(den, loc, truth))]
+    losses = [inputs.mae(end) for end in ends]
     return ends[1] if losses[1] < losses[0] - _TIE * (1.0 + losses[0]) else ends[0]
 
 
 def fit_theta(den: ArrayLike, loc: ArrayLike, truth: ArrayLike, kind: str) -> Floats:
-    """theta_f of Eq. 4, fitted: (g,) thresholds in persons for counts (n, g) in persons. (18)
+    """Thresholds theta_f of Eq. 4, (g,) in persons, fitted to counts (n, g) in persons (18).
 
     - `cell`: for each cell the exact minimiser of that cell's summed absolute error.
     - `shared`: one number for all cells, the exact minimiser of the summed absolute error of the images' counts.
     - `image`: coordinate descent on the images' error over the g thresholds, from the `shared` and from the `cell`
-      solution; the better end is returned (on a tie the one from `shared`). It is a coordinate-wise optimum (no
-      single threshold can be moved to a lower error) and never worse than either start, but joint moves of
-      several thresholds might still improve it: it need not be the global optimum.
+      solution; the better result is returned, on a tie the one from `shared`. It is a coordinate-wise optimum and never
+      worse than either start, but not necessarily the global optimum: changing several thresholds may improve it.
 
-    The losses are piecewise constant in theta, so only the places between neighbouring means (den + loc) / 2 count:
-    thresholds lie halfway between them, or at -1e9 (always density) and 1e9 (never). Equally good ones: the lowest.
-    No random numbers; the order of the images does not matter. Raises RazError on an unknown kind, other shapes, no
-    images, or numbers that are not finite or too large to be counts.
+    The losses are piecewise constant in theta, so thresholds are midway between adjacent means (den + loc) / 2, or -1e9
+    (always density) or 1e9 (never). Of equally good thresholds the lowest is taken. The result is deterministic and
+    independent of the order of the images. Raises RazError for an unknown kind, other shapes, no images, and values
+    that are not finite or too large to be counts.
     """
     if kind not in KINDS:
         raise RazError("fusion.theta_f", f"{kind!r} is not a way to fit it", f"one of {', '.join(KINDS)}")
-    density, points, true = _counts("fit_theta", True, den=den, loc=loc, truth=truth)
+    density, points, true = _checked_counts("fit_theta", True, den=den, loc=loc, truth=truth)
     if kind == "cell":
         return _fit_cell(density, points, true)
     if kind == "shared":
@@ -291,19 +288,18 @@ def fit_theta(den: ArrayLike, loc: ArrayLike, truth: ArrayLike, kind: str) -> Fl
     return _fit_image(density, points, true)
 
 
-def folds_of(ids: Sequence[str], folds: int) -> NDArray[np.int64]:
-    """(n,) fold of each image, 0 to folds - 1: dealt out in the order of the sha256 of their ids. (28)
+def assign_folds(ids: Sequence[str], folds: int) -> NDArray[np.int64]:
+    """Fold of each image, (n,) from 0 to folds - 1: assigned in turn in the order of the sha256 of the ids (28).
 
-    So it depends on which images there are but not on their order, and fold sizes differ by at most one. Dealing
-    (instead of the hash modulo folds) keeps a small split from ending up in one fold. Raises RazError on fewer than
-    2 folds or an id that occurs twice.
+    The folds depend on the set of images but not on their order, and their sizes differ by at most one. Raises RazError
+    for fewer than 2 folds, or an id that occurs twice.
     """
     faults = []
     if folds < 2:
         faults.append(RazError("fusion.folds", f"got {folds}, expected 2 or more"))
     if len(set(ids)) < len(ids):
-        twice = sorted({name for name in ids if list(ids).count(name) > 1})
-        faults.append(RazError("folds_of", f"{len(twice)} ids occur twice: {', '.join(twice[:5])}"))
+        duplicates = sorted({name for name in ids if list(ids).count(name) > 1})
+        faults.append(RazError("assign_folds", f"{len(duplicates)} ids occur twice: {', '.join(duplicates[:5])}"))
     raise_all(faults)
     ranked = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
     fold = np.empty(len(ids), dtype=np.int64)
@@ -318,10 +314,9 @@ def cross_fit(
 
     den, loc, truth: (n, g) persons; ids: n names; rule: a name in `RULES`; kind as in `fit_theta`, or a number, which
     is used as it stands. Only `grid` reads theta, so for other rules nothing is fitted. Raises RazError on an
-    unknown rule or kind, faulty counts (see `fit_theta`) or ids (see `folds_of`), and when one image is all there is
-    to fit on.
+    unknown rule or kind, faulty counts (see `fit_theta`) or ids (see `assign_folds`), and for a single image.
     """
-    density, points, true = _counts("cross_fit", False, den=den, loc=loc, truth=truth)
+    density, points, true = _checked_counts("cross_fit", False, den=den, loc=loc, truth=truth)
     faults = []
     if rule not in RULES:
         faults.append(RazError("fusion.rule", f"{rule!r} is not a fusion rule", f"one of {', '.join(RULES)}"))
@@ -336,7 +331,7 @@ def cross_fit(
     if rule != "grid" or not isinstance(kind, str):
         theta = np.full(cells, 0.0 if isinstance(kind, str) else float(kind))
         return RULES[rule](density, points, theta)
-    fold = folds_of(ids, folds)
+    fold = assign_folds(ids, folds)
     if len(ids) == 1:
         raise RazError(
             "cross_fit",

@@ -286,7 +286,7 @@ def score_split(
     fitted = fit(val, everything, train, depth, peaks, fusion)
     if name != "val":
         return score(split, [(range(len(split)), fitted)], depth, fusion, metrics)
-    fold = fuse.folds_of(val.ids, fusion.folds)
+    fold = fuse.assign_folds(val.ids, fusion.folds)
     fits = []
     for f in range(fusion.folds):
         inside = [i for i in everything if fold[i] == f]
