@@ -212,10 +212,10 @@ def test_a_changed_question_under_an_old_name_is_refused(tmp_path: Path) -> None
     with pytest.raises(RazError) as told:
         run(GRID.replace("[1, 2, 3]", "[1, 2]").replace("dataset: toy", "dataset: toy, set: {threads: 2}"), tmp_path)
     assert str(told.value) == (
-        "study grid: the study of this name asked something else:\n"
+        "study grid: the study of this name has another search space:\n"
         "  base.threads: 1 -> 2\n"
         '  parameters.depth: {"choice": [1, 2, 3]} -> {"choice": [1, 2]}\n'
-        "  try: give the new question a new name"
+        "  try: use another study name"
     )
 
 

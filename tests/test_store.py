@@ -187,9 +187,9 @@ def test_a_new_study_and_a_collection_shut_each_other_out(store: Path) -> None:
     fresh = space(SPACE.replace("study: depths", "study: fresh"))
     table = parse_table(parse((HERE / "ablations" / "recurrence.yaml").read_text(), "recurrence.yaml"))
     with exclusive(store):
-        with pytest.raises(RazError, match="it is being cleared up"), open_ledger(store, fresh):
+        with pytest.raises(RazError, match="garbage collection is running"), open_ledger(store, fresh):
             pass
-        with pytest.raises(RazError, match="it is being cleared up"):
+        with pytest.raises(RazError, match="garbage collection is running"):
             record_table_run(store, table, "toy", [fresh.base])
     assert not journal_path(store, "fresh").exists()
     lock = filelock.FileLock(lock_path(journal_path(store, "fresh")))  # a driver that has not written a line yet
@@ -268,7 +268,7 @@ def test_gc_refuses_while_somebody_works(store: Path) -> None:
     with open_ledger(store, space()):
         before = files(store)
         code, _, err = call("store", "gc", "--store", str(store))
-        assert (code, err.splitlines()[0]) == (2, f"store {store}: somebody works in it: study depths has a driver")
+        assert (code, err.splitlines()[0]) == (2, f"store {store}: is in use: study depths has a driver")
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(store / "leases")], stdout=subprocess.PIPE, cwd=HERE)
     assert process.stdout is not None
     try:

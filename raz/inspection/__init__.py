@@ -1,1 +1,1 @@
-"""Looking at studies and at this machine; nothing is changed."""
+"""Read-only views of studies, of a store's state and of this machine."""

@@ -137,17 +137,17 @@ def exclusive(store: Path) -> Iterator[None]:
 
 def _refusal(store: Path, working: Sequence[str]) -> RazError:
     shown = ", ".join(working[:3]) + (f" and {len(working) - 3} more" if len(working) > 3 else "")
-    return RazError(f"store {store}", f"somebody works in it: {shown}", "wait for it, or stop it; --dry-run shows")
+    return RazError(f"store {store}", f"is in use: {shown}", "wait for it, or stop it; --dry-run shows")
 
 
 # ------------------------------------------------------------------ plan
 
 
 def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -> CollectionPlan:
-    """What a collection deletes, given everything that is reached."""
+    """What a collection deletes, given what is reached."""
     garbage: list[Garbage] = []
     notes = [f"everything of data set {name} is kept, since it cannot be opened: {why}" for name, why in
-             sorted(reached.closed.items())]  # fmt: skip
+             sorted(reached.unreadable.items())]  # fmt: skip
 
     paths = StorePaths(store)
 
@@ -159,10 +159,10 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -
         dataset = artifact.manifest.config.get("dataset") if artifact.manifest else None
         if artifact.manifest is None:
             drop(artifact.path, "damaged")
-        elif (artifact.stage, artifact.key) in reached.users or dataset in reached.closed:
+        elif (artifact.stage, artifact.key) in reached.users or dataset in reached.unreadable:
             kept.append(artifact)
         else:
-            drop(artifact.path, "no study and no table asks for it")
+            drop(artifact.path, "no study and no table reaches it")
     for stage in folders(paths.stages):
         for entry in entries(Path(stage.path)):
             if entry.name.startswith(ATTEMPT):
@@ -172,8 +172,8 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -
     for stage in folders(paths.failures):
         for entry in entries(Path(stage.path)):
             key = entry.name.removesuffix(".json")
-            if KEY.fullmatch(key) and (stage.name, key) not in reached.users and not reached.closed:
-                drop(Path(entry.path), "no study and no table asks for it")
+            if KEY.fullmatch(key) and (stage.name, key) not in reached.users and not reached.unreadable:
+                drop(Path(entry.path), "no study and no table reaches it")
     for entry in entries(StorePaths(store).leases):
         dead = entry.name.startswith(".") or (
             entry.name.endswith(LEASE_SUFFIX) and holder_alive(Path(entry.path)) is False
@@ -200,8 +200,8 @@ def _chains(store: Path, reached: Reachability, drop: Callable[[Path, str], None
         for entry in folders(Path(stage.path)):
             if not KEY.fullmatch(entry.name):
                 continue
-            if (stage.name, entry.name) not in reached.chains and not reached.closed:
-                drop(Path(entry.path), "no study and no table asks for it")
+            if (stage.name, entry.name) not in reached.chains and not reached.unreadable:
+                drop(Path(entry.path), "no study and no table reaches it")
                 continue
             for inner in entries(Path(entry.path)):
                 if inner.name.startswith(ATTEMPT):

@@ -1,8 +1,8 @@
-"""Which stages of a store somebody can still ask for: studies, tables that were run, tables that are shipped.
+"""Reachability: which stages of a store studies and tables can still use, and which of them do.
 
-A stage is reached by a key that a study recorded, by the configuration of a trial (running, waiting, lost, pruned and
-failed trials record no keys, and the best trial's test images are predicted after the search), by a row of a table,
-and as what another reached stage was made from.
+A stage is reached by a key that a study recorded; by the configuration of a trial (running, waiting, lost, pruned and
+failed trials record no keys, and the best trial's test images are predicted after the search); by a row of a table that
+was run in the store or is shipped; and as an input of another reached stage.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from raz.store.inventory import StoredStage
 from raz.store.paths import StorePaths
 from raz.study.index import StudySnapshot, base_parameters, read_study
 from raz.study.journal import study_names
-from raz.study.table_runs import _remembered
+from raz.study.table_runs import read_table_run
+from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json, as_int, as_list, as_object, get_list, get_object
 
 if TYPE_CHECKING:
     from raz.spec.ablation import AblationTable
 
 SPLITS = ("val", "test")
+StageId = tuple[str, str]  # stage, key
 
 
 @dataclass
 class Reachability:
-    """Who can ask for what."""
+    """The reached stages and chains of a store."""
 
-    users: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (stage, key) -> studies and tables
+    users: dict[StageId, set[str]] = field(default_factory=dict)  # stage -> studies and tables that reach it
     chains: set[tuple[str, str]] = field(default_factory=set)  # (stage, chain)
-    closed: dict[str, str] = field(default_factory=dict)  # data set -> why its keys cannot be known
-    _done: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)  # configuration -> its stages
+    unreadable: dict[str, str] = field(default_factory=dict)  # data set -> why the keys of its stages are unknown
+    _stages: dict[str, tuple[StageId, ...]] = field(default_factory=dict)  # digest of a configuration -> its stages
 
     def add(self, stage: str, key: str, user: str) -> None:
+        """Records that a study or table reaches a stage."""
         self.users.setdefault((stage, key), set()).add(user)
 
 
@@ -52,41 +55,42 @@ def compute_reachability(
     data_root: Path | None = None,
     tables: Sequence[AblationTable] = (),
 ) -> Reachability:
-    """Everything that a study of the store, a table run in it, or one of `tables` can ask for.
+    """Everything that the studies of the store, the tables run in it, and `tables` reach.
 
-    A configuration whose data set cannot be opened is put down in `closed`. Raises RazError when a journal cannot
-    be read: what it asks for cannot be known then.
+    Data sets that cannot be opened are listed in `unreadable`. Raises RazError when a journal or a note of a table
+    cannot be read, because it is then unknown what it reaches.
     """
-    found = Reachability()
+    reached = Reachability()
     present = {str(a.manifest.config.get("dataset")) for a in artifacts if a.manifest}
     for name in study_names(store):
-        _study(found, read_study(store, name), data_root)
+        _add_study(reached, read_study(store, name), data_root)
     for path in sorted(StorePaths(store).tables.glob("*.json")):
-        for title, config in _remembered(path):
-            _mark(found, config, f"table {title}", data_root)
+        run = read_table_run(path)
+        for config in run.configs:
+            _add_config(reached, config, f"table {run.table}", data_root)
     for table in tables:
         for profile in table.profiles.values():
             if present.isdisjoint(profile.datasets):
                 continue
             for trial in table.trials(profile):
                 if trial.dataset in present:
-                    _mark(found, trial.config, f"table {table.table}", data_root)
-    _mark_transitively(found, artifacts)
-    return found
+                    _add_config(reached, trial.config, f"table {table.table}", data_root)
+    _add_inputs(reached, artifacts)
+    return reached
 
 
-def _study(found: Reachability, study: StudySnapshot, data_root: Path | None) -> None:
+def _add_study(reached: Reachability, study: StudySnapshot, data_root: Path | None) -> None:
     best = {trial.number for trial in study.front}
     for trial, extra in zip(study.trials, study.extras, strict=True):
         for stage in trial.stages:
-            found.add(stage_of(stage.stage), stage.key, study.name)
-        if trial.state == "complete" and trial.stages and trial.number not in best:
+            reached.add(stage_of(stage.stage), stage.key, study.name)
+        if trial.state == TrialStatus.COMPLETE and trial.stages and trial.number not in best:
             continue
         config = _config(study, trial.config, extra)
         if config is None:
             continue
         for seed in _seeds(study) or (config.seed,):
-            _mark(found, replace(config, seed=seed), study.name, data_root)
+            _add_config(reached, replace(config, seed=seed), study.name, data_root)
 
 
 def _seeds(study: StudySnapshot) -> tuple[int, ...]:
@@ -127,44 +131,45 @@ def _config(study: StudySnapshot, config: Mapping[str, Json], extra: Mapping[str
         return None
 
 
-def _mark(found: Reachability, config: TrialConfig, user: str, data_root: Path | None) -> None:
+def _add_config(reached: Reachability, config: TrialConfig, user: str, data_root: Path | None) -> None:
+    """Adds all stages of a configuration for the user; keys of equal configurations are computed once."""
     from raz.pipeline.keys import stage_keys
 
-    name = digest(parameters(config.resolved()))
-    if name not in found._done:
-        if config.dataset in found.closed:
+    config_id = digest(parameters(config.resolved()))
+    if config_id not in reached._stages:
+        if config.dataset in reached.unreadable:
             return
         try:
             keys = stage_keys(config, data_root=data_root, splits=SPLITS)
         except RazError as error:
-            found.closed[config.dataset] = str(error)
+            reached.unreadable[config.dataset] = str(error)
             return
-        found._done[name] = tuple((node.stage, key.key) for node, key in keys.items())
-        found.chains |= {
+        reached._stages[config_id] = tuple((node.stage, key.key) for node, key in keys.items())
+        reached.chains |= {
             (node.stage, chain_key(key)) for node, key in keys.items() if STAGES[node.stage].kind == "trained"
         }
-    for stage, key in found._done[name]:
-        found.add(stage, key, user)
+    for stage, key in reached._stages[config_id]:
+        reached.add(stage, key, user)
 
 
-def _mark_transitively(found: Reachability, artifacts: Sequence[StoredStage]) -> None:
-    """Adds what reached stages were made from, and the chains that they were trained in."""
+def _add_inputs(reached: Reachability, artifacts: Sequence[StoredStage]) -> None:
+    """Adds the inputs of reached stages, transitively, and the chains that they were trained in."""
     by_key = {(a.stage, a.key): a for a in artifacts}
-    pending = list(found.users)
+    pending = list(reached.users)
     while pending:
-        place = pending.pop()
-        artifact = by_key.get(place)
+        stage_id = pending.pop()
+        artifact = by_key.get(stage_id)
         if artifact is None or artifact.manifest is None:
             continue
-        users = found.users[place]
+        users = reached.users[stage_id]
         for node, key in artifact.needs.items():
             needed = (stage_of(node), key)
-            if not users <= found.users.get(needed, set()):
-                found.users.setdefault(needed, set()).update(users)
+            if not users <= reached.users.get(needed, set()):
+                reached.users.setdefault(needed, set()).update(users)
                 pending.append(needed)
-        known = STAGES.get(artifact.stage)
-        if known is not None and known.kind == "trained":
+        spec = STAGES.get(artifact.stage)
+        if spec is not None and spec.kind == "trained":
             try:
-                found.chains.add((artifact.stage, chain_key(StageKey.of_manifest(artifact.manifest))))
+                reached.chains.add((artifact.stage, chain_key(StageKey.of_manifest(artifact.manifest))))
             except ValueError:  # a key of another layout
                 continue

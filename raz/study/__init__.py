@@ -1,1 +1,1 @@
-"""What is asked: search spaces, ablation tables, and the ledger of what was found."""
+"""Studies: Optuna's journal of trials, its samplers and pruners, and how a study is read."""

@@ -1,7 +1,7 @@
-"""What drivers note of a store in a bucket: journals and tables, written on the driver's own disk and copied there.
+"""Copies journals and notes of tables from the driver's disk to the store's bucket.
 
-One driver writes a study, and a lock on its machine says so. S3 has no lock: before a journal is put over another,
-that one has to be its beginning, so a second driver of the same study on another machine is found out and told.
+A study has one driver, which holds a lock on its machine. S3 has no lock, so a journal is written over another only
+where it continues it; a second driver of the same study on another machine gets an error.
 """
 
 from __future__ import annotations
@@ -16,64 +16,68 @@ from raz.store.paths import StorePaths
 from raz.store.s3 import Bucket, bucket_for
 from raz.study.journal import journal_path, study_names
 
-INTERVAL = 20.0  # seconds between two copies while a run goes on
+INTERVAL = 20.0  # seconds between two copies
 
 
 @contextmanager
 def sync_to_bucket(store: Path) -> Iterator[None]:
-    """While a run goes on within, its notes are copied to the store's bucket, if it has one, and once more at its
-    end. Raises RazError when another driver has written there, OSError when the bucket does not answer."""
+    """Copies to the store's bucket, if it has one, every INTERVAL while the context lasts, and once at its end.
+
+    Raises RazError when another driver has written one of the studies there, OSError when the bucket does not answer.
+    """
     bucket = bucket_for(store)
     if bucket is None:
         yield
         return
-    copies = _JournalUploader(store, bucket)
-    over = threading.Event()
+    uploader = _JournalUploader(store, bucket)
+    ended = threading.Event()
 
-    def go() -> None:
-        while not over.wait(INTERVAL):
+    def upload_regularly() -> None:
+        while not ended.wait(INTERVAL):
             try:
-                copies.send()
+                uploader.upload()
             except (RazError, OSError):
-                continue  # the next time; at the end it is told
+                continue  # tried again; the last upload raises it
 
-    thread = threading.Thread(target=go, daemon=True, name="notes to the bucket")
+    thread = threading.Thread(target=upload_regularly, daemon=True, name="upload of journals")
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()
-        copies.send()
+        uploader.upload()
 
 
 class _JournalUploader:
+    """Uploads the journals and notes of a store."""
+
     def __init__(self, store: Path, bucket: Bucket) -> None:
         self.store, self.bucket = store, bucket
-        self._seen: dict[str, tuple[int, int]] = {}  # as it was when it was known to be ours
+        self._uploaded: dict[str, tuple[int, int]] = {}  # name -> the bucket's entry after the last upload
 
-    def send(self) -> None:
-        """Copies what has grown."""
+    def upload(self) -> None:
+        """Uploads every journal that has grown, and every note that the bucket lacks. Raises as `sync_to_bucket`."""
         paths = StorePaths(self.store)
-        there = self.bucket.names(paths.relative(paths.studies))
+        remote = self.bucket.names(paths.relative(paths.studies))
         for study in study_names(self.store):
             name = paths.relative(paths.journal(study))
             data = journal_path(self.store, study).read_bytes()
             data = data[: data.rfind(b"\n") + 1]
-            told = there.get(name)
-            if told is not None and told != self._seen.get(name):
+            entry = remote.get(name)
+            if entry is not None and entry != self._uploaded.get(name):
                 before = self.bucket.read(name) or b""
                 if before.startswith(data):
-                    continue  # a study of another driver, which was only read here
+                    continue  # another driver's study, which this machine has only read
                 if not data.startswith(before):
                     raise RazError(
                         f"study {study}", f"another driver has written it in {self.bucket.url}",
                         "one machine runs a study at a time; give this one another name",
                     )  # fmt: skip
-            if told is None or told[0] != len(data):
+            if entry is None or entry[0] != len(data):
                 self.bucket.write(name, data)
-                self._seen[name] = self.bucket.names(paths.relative(paths.studies))[name]
-        known = self.bucket.names(paths.relative(paths.tables))
+                self._uploaded[name] = self.bucket.names(paths.relative(paths.studies))[name]
+        remote_tables = self.bucket.names(paths.relative(paths.tables))
         for path in paths.tables.glob("*.json"):
-            if paths.relative(path) not in known:
+            if paths.relative(path) not in remote_tables:
                 self.bucket.write(paths.relative(path), path.read_bytes())

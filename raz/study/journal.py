@@ -52,7 +52,7 @@ def registration_lock(store: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise RazError(
-            f"store {store}", "it is being cleared up (raz-sweep store gc)", "wait until that is done"
+            f"store {store}", "garbage collection is running (raz-sweep store gc)", "wait until it has ended"
         ) from None
     try:
         yield

@@ -338,7 +338,7 @@ def _open(journal: Journal, space: SearchSpace, pruner: StagePruner) -> optuna.S
         raise RazError(
             f"study {space.study}",
             _difference(with_later_fields(meaning), with_later_fields(space.meaning())),
-            "give the new question a new name",
+            "use another study name",
         )
     base = StudyHeader.of(study).base
     for trial in trials:
@@ -357,4 +357,4 @@ def _difference(old: Mapping[str, Json], new: Mapping[str, Json]) -> str:
 
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     lines = [f"  {name}: {shown(old, name)} -> {shown(new, name)}" for name in names]
-    return "the study of this name asked something else:\n" + "\n".join(lines)
+    return "the study of this name has another search space:\n" + "\n".join(lines)

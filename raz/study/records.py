@@ -45,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended, as its process reports it to the driver: `asdict` makes it JSON, `from_dict` reads that."""
+    """How a trial ended, as its process sends it to the driver."""
 
     state: TrialStatus  # COMPLETE, PRUNED or FAILED
     seconds: float = 0.0
@@ -57,17 +57,6 @@ class Outcome:
     device: str = ""  # where it ran
     data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint of what it read
     seeds: Mapping[str, Mapping[str, float]] | None = None  # of a trial over several seeds: seed -> metrics
-
-    @staticmethod
-    def from_dict(document: Mapping[str, Json]) -> Outcome:
-        """The outcome in a JSON document. Raises ValueError for an unknown state."""
-        common = TrialAttributes.parse(document)
-        trace = document.get("trace")
-        return Outcome(
-            TrialStatus(str(document["state"])), common.seconds, common.metrics, common.stages,
-            reason=common.reason or "", message=common.message, trace=trace if isinstance(trace, str) else "",
-            device=common.device, data=common.data, seeds=common.seeds or None,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
