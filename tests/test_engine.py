@@ -526,7 +526,7 @@ def test_a_process_that_was_killed_for_memory_says_so(tmp_path: Path, error: str
         search = SourceSearch(StudySource(ledger), NullEvents(), RunSpec(FAKE, tmp_path), CostModel(tmp_path))
         assert search.suggest("a") != "FINISHED"
         assert search.suggest("b") == "FINISHED"
-        trial = SimpleNamespace(trial_id="a", get_error=lambda: error)
+        trial = SimpleNamespace(trial_id="a", get_error=lambda: error, get_pickled_error=lambda: None)
         wrapped = SimpleNamespace(searcher=SimpleNamespace(searcher=search))
         SourceScheduler().on_trial_error(SimpleNamespace(search_alg=wrapped), trial)
         search.on_trial_complete("a", None, error=True)

@@ -397,21 +397,23 @@ def _(folder: Path) -> None:
     assert ray_internals.searcher_of(Controller) is inner
 
 
-@borrowed("Trial.get_error", RAY)
+@borrowed("Trial.get_error, Trial.get_pickled_error", RAY)
 def _(folder: Path) -> None:
     from ray.exceptions import OutOfMemoryError
     from ray.tune.experiment import Trial
 
-    assert signature(Trial.get_error) == ["self"]
+    assert signature(Trial.get_error) == signature(Trial.get_pickled_error) == ["self"]
     assert "OutOfMemory" in OutOfMemoryError.__name__
 
     class Killed:
-        def __init__(self, error: object) -> None:
-            self.get_error = lambda: error
+        def __init__(self, error: object, pickled: Exception | None = None) -> None:
+            self.get_error, self.get_pickled_error = lambda: error, lambda: pickled
 
     assert ray_internals.out_of_memory(
         Killed(OutOfMemoryError("Task was killed due to the node running low on memory."))
     )
+    assert ray_internals.out_of_memory(Killed("a text of its own", OutOfMemoryError("killed")))
+    assert not ray_internals.out_of_memory(Killed("a text of its own", ValueError("a bug")))
     assert not ray_internals.out_of_memory(Killed(None))
     assert not ray_internals.out_of_memory(Killed(ValueError("a bug")))
 

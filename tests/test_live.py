@@ -24,7 +24,7 @@ from rich.console import Console
 
 from raz.engine.events import ConsoleProgress
 from raz.engine.interrupt import OUT_OF_TIME, RunInterrupted, StopRequest, handle_signals
-from raz.engine.progress import MOST_LINES, ProgressView, spent_and_saved, spent_and_saved_seconds
+from raz.engine.progress import MAX_STAGE_LINES, ProgressView, spent_and_saved, spent_and_saved_seconds
 from raz.engine.study_runner import run_study
 from raz.engine.table_runner import run_table
 from raz.pipeline.events import StageEvent, StageUse
@@ -162,8 +162,8 @@ def test_a_screen_stays_small() -> None:
         board.finished(record(1000 + i, "failed", reason="error", message="x" * 500))
         board.finished(record(2000 + i, "pruned"))
     lines = screen(board, width=80).splitlines()
-    assert len(lines) <= MOST_LINES + 8
-    assert f"and {100 - MOST_LINES} more" in "\n".join(lines)
+    assert len(lines) <= MAX_STAGE_LINES + 8
+    assert f"and {100 - MAX_STAGE_LINES} more" in "\n".join(lines)
     assert max(map(len, lines)) <= 80
 
 
@@ -211,7 +211,7 @@ def test_time_is_up_when_the_clock_says_so() -> None:
 def test_once_asks_and_twice_interrupts() -> None:
     told: list[str] = []
     stop = StopRequest()
-    stop.told = lambda: told.append("once")
+    stop.on_signal = lambda: told.append("once")
     before = signal.getsignal(signal.SIGINT)
     with handle_signals(stop):
         signal.raise_signal(signal.SIGINT)

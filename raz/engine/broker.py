@@ -37,7 +37,7 @@ from raz.engine.broker_protocol import (
 )
 from raz.engine.ray_session import capacity, coordinator_affinity
 from raz.engine.stage_queue import StageJob, StageQueue, gpus_of
-from raz.engine.trial_runner import import_function
+from raz.engine.trial_runner import import_builder
 from raz.errors import FailureReason, RazError, TrialFailure
 from raz.pipeline.events import StageEvent
 from raz.pipeline.failures import classify, fatal_os_error
@@ -259,7 +259,7 @@ def _build_stage_task(
             handle.report.remote(number, event)
 
     try:
-        import_function(build.builder)(
+        import_builder(build.builder)(
             build.config, build.store, list(nodes), data_root=build.data_root, tell=report_epoch, made=report_made,
             log=log,
         )  # fmt: skip

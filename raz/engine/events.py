@@ -1,10 +1,10 @@
-"""What the person watching a run sees: one calm screen on a terminal, one line an event otherwise."""
+"""What a run shows while it runs: one screen on a terminal, else one line for each event."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -12,34 +12,48 @@ from rich.live import Live
 from raz.engine.progress import ProgressView
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import TRAINED
-from raz.study.records import Outcome, TrialRecord
+from raz.study.records import Outcome, TrialRecord, TrialStatus
 from raz.utils.formatting import assignments, duration
+from raz.utils.json_types import Json
 
-REFRESH = 4  # times a second
+REFRESH_RATE = 4  # redraws a second
 
 
 class TrialEvents(Protocol):
-    """What an executor tells."""
+    """Callbacks of an executor. `number` is that of the trial in its study or table."""
 
-    def started(self, number: int, values: Mapping[str, Any]) -> None: ...
-    def step(self, number: int, step: int, value: float) -> None: ...
-    def stage(self, number: int, event: StageEvent) -> None: ...
-    def finished(self, record: TrialRecord) -> None: ...
-    def done(self, number: int, text: str, outcome: Outcome | None = None) -> None: ...
-    def note(self, text: str) -> None: ...
-    def stopping(self, text: str) -> None: ...
+    def started(self, number: int, values: Mapping[str, Json]) -> None:
+        """A trial starts; `values` are those that set it apart from the others."""
+
+    def step(self, number: int, step: int, value: float) -> None:
+        """A validation value of a trial."""
+
+    def stage(self, number: int, event: StageEvent) -> None:
+        """An event of a stage of a trial."""
+
+    def finished(self, record: TrialRecord) -> None:
+        """A trial of a study has ended."""
+
+    def done(self, number: int, text: str, outcome: Outcome | None = None) -> None:
+        """A trial without a record has ended, or is queued again: `text` is its line. `outcome`: that of a table's."""
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+
+    def stopping(self, text: str) -> None:
+        """A clean stop was requested; may be called in a signal handler."""
 
 
 def trial_line(record: TrialRecord, metric: str) -> str:
-    """A finished trial in one line."""
+    """A finished trial in one line: its value, or why it has none, its seconds and its searched values."""
     head = f"trial {record.number}"
     tail = f"({duration(record.seconds)})  {assignments(record.values)}"
-    if record.state == "complete":
+    if record.state == TrialStatus.COMPLETE:
         shared = sum(stage.hit for stage in record.stages)
         from_store = f", {shared} of {len(record.stages)} stages from the store" if record.stages else ""
-        found = "complete" if record.value is None else f"{metric} {record.value:.4g}"
-        return f"{head}: {found}{from_store} {tail}"
-    if record.state == "pruned" and record.pruned_at:
+        result = "complete" if record.value is None else f"{metric} {record.value:.4g}"
+        return f"{head}: {result}{from_store} {tail}"
+    if record.state == TrialStatus.PRUNED and record.pruned_at:
         step, value = record.pruned_at
         return f"{head}: pruned at step {step} ({value:.4g}) {tail}"
     message = record.message.splitlines()[0] if record.message else ""
@@ -47,18 +61,18 @@ def trial_line(record: TrialRecord, metric: str) -> str:
 
 
 class ConsoleProgress:
-    """Events on a rich console. Use as a context."""
+    """TrialEvents on a rich console. A context manager."""
 
     def __init__(
         self, console: Console, total: int, metric: str, direction: str = "minimize", title: str = "raz-sweep"
     ) -> None:
         self.console, self.metric = console, metric
-        self.board = ProgressView(title, total, metric, direction)
+        self.view = ProgressView(title, total, metric, direction)
         self._live: Live | None = None
-        self._made: set[tuple[str, str]] = set()  # stage lines told: several trials may tell the same
+        self._shown: set[tuple[str, str]] = set()  # (kind, key) of stage lines: several trials may report the same
         if console.is_terminal:
             self._live = Live(
-                console=console, get_renderable=lambda: self.board, refresh_per_second=REFRESH, transient=True,
+                console=console, get_renderable=lambda: self.view, refresh_per_second=REFRESH_RATE, transient=True,
                 redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
 
@@ -75,46 +89,44 @@ class ConsoleProgress:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def stopping(self, text: str) -> None:
-        """A clean stop was asked for. May be called in a signal's handler."""
         if self._live is None:
             self.note(text)
-        self.board.stopping = text
+        self.view.stopping = text
 
-    def started(self, number: int, values: Mapping[str, Any]) -> None:
-        self.board.started(number, values)
+    def started(self, number: int, values: Mapping[str, Json]) -> None:
+        self.view.started(number, values)
         if self._live is None:
             self.note(f"trial {number}: started  {assignments(values)}")
 
     def step(self, number: int, step: int, value: float) -> None:
-        """Told by the stage's epoch as well."""
+        """Nothing: the event of its epoch is shown."""
 
     def stage(self, number: int, event: StageEvent) -> None:
-        self.board.stage(number, event)
-        told = event.kind in ("started", "finished", "stopped", "failed") and event.stage in TRAINED
-        if self._live is None and (event.kind == "note" or told) and (event.kind, event.key) not in self._made:
+        self.view.stage(number, event)
+        training = event.kind in ("started", "finished", "stopped", "failed") and event.stage in TRAINED
+        if self._live is None and (event.kind == "note" or training) and (event.kind, event.key) not in self._shown:
             self.note(f"  {event}")
-            self._made.add((event.kind, event.key))
-        if event.kind in ("stopped", "failed"):  # whoever goes on with it tells its start again
-            self._made.discard(("started", event.key))
+            self._shown.add((event.kind, event.key))
+        if event.kind in ("stopped", "failed"):  # its next start is shown again
+            self._shown.discard(("started", event.key))
 
     def finished(self, record: TrialRecord) -> None:
-        self.board.finished(record)
+        self.view.finished(record)
         if self._live is None:
             self.note(trial_line(record, self.metric))
 
     def done(self, number: int, text: str, outcome: Outcome | None = None) -> None:
-        """One of the total is over, and this is how; `outcome` is that of a trial that no study keeps."""
         if outcome is not None:
-            self.board.table_trial_finished(text, outcome)
-        self.board.done(number)
+            self.view.table_trial_finished(text, outcome)
+        self.view.done(number)
         if self._live is None:
             self.note(text)
 
 
 class NullEvents:
-    """Events that nobody watches."""
+    """TrialEvents that show nothing."""
 
-    def started(self, number: int, values: Mapping[str, Any]) -> None: ...
+    def started(self, number: int, values: Mapping[str, Json]) -> None: ...
     def step(self, number: int, step: int, value: float) -> None: ...
     def stage(self, number: int, event: StageEvent) -> None: ...
     def finished(self, record: TrialRecord) -> None: ...

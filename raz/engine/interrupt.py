@@ -1,9 +1,8 @@
-"""Stopping a run: cleanly when asked once, now when asked twice. The study and the store are such that the same
-command goes on from either.
+"""Stopping a run, cleanly or at once. The same command resumes it after either.
 
-Asked once (Ctrl-C, or the time of --max-hours is up), no further trial starts, running epochs end, checkpoints are
-kept, and what was not finished is queued again. SIGTERM and a second Ctrl-C end the run at once: at most an epoch of
-each running stage is lost.
+A clean stop (the first Ctrl-C, or the end of --max-hours) starts no further trial, finishes the running epochs, keeps
+checkpoints and queues unfinished trials again. SIGTERM and a second Ctrl-C end the run at once and lose at most an
+epoch of each running stage.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = "stopping: running epochs end and are kept; Ctrl-C again stops now"
-OUT_OF_TIME = 3  # the exit code when --max-hours ended a run that has more to do
+OUT_OF_TIME = 3  # exit code of a run that --max-hours ended before its last trial
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """A run ended at once by SIGINT or SIGTERM, with the exit code a shell expects."""
+    """A run that SIGINT or SIGTERM ended at once. `code` is its exit code, 128 plus the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -27,22 +26,24 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a run should come to its end. Whoever runs trials asks it before a trial and after each step."""
+    """Whether a run should stop cleanly: after a signal, or after `hours`. Executors check `asked` before each trial
+    and after each step. `clock()` gives seconds."""
 
     def __init__(self, hours: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.hours, self._clock = hours, clock
         self._end = None if hours is None else clock() + 3600 * hours
         self._signum = 0
-        self.told: Callable[[], None] | None = None  # called when a signal asks
+        self.on_signal: Callable[[], None] | None = None  # called when a signal asks for the stop
 
     def ask(self, signum: int = signal.SIGINT) -> None:
-        """From now on `asked` is true."""
+        """Asks for a clean stop, for the signal `signum`."""
         self._signum = signum
-        if self.told is not None:
-            self.told()
+        if self.on_signal is not None:
+            self.on_signal()
 
     @property
     def asked(self) -> bool:
+        """Whether the run should stop: a signal has come or the time is up."""
         return bool(self._signum) or (self._end is not None and self._clock() >= self._end)
 
     @property
@@ -52,39 +53,39 @@ class StopRequest:
 
     @property
     def why(self) -> str:
-        """In words, once it is asked."""
+        """The reason in words, once `asked` is true."""
         return "stopped by Ctrl-C" if self._signum else f"the {self.hours:g} hours of --max-hours are up"
 
     @property
     def code(self) -> int:
-        """The exit code of a run that it ended."""
+        """Exit code of a run that stopped before its last trial: 128 plus the signal's number, or OUT_OF_TIME."""
         return 128 + self._signum if self._signum else OUT_OF_TIME
 
 
 @contextmanager
 def handle_signals(stop: StopRequest | None = None) -> Iterator[None]:
-    """Within it, the first SIGINT asks `stop`; SIGTERM, a second SIGINT, and the first without a `stop` end in
-    Interrupted in the main thread."""
-    seen: list[int] = []
+    """Within the context the first SIGINT asks `stop` for a clean stop. SIGTERM, a second SIGINT, and the first one
+    without a `stop` raise RunInterrupted. Does nothing outside the main thread."""
+    received: list[int] = []
 
-    def raised(signum: int, frame: FrameType | None) -> None:
-        seen.append(signum)
+    def handle(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
         if stop is not None and signum == signal.SIGINT and not stop.asked:
             stop.ask(signum)
             return
         raise RunInterrupted(signum)
 
     try:
-        before = {number: signal.signal(number, raised) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: its owner decides about signals
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, which alone may set handlers
         yield
         return
     try:
         yield
     except RunInterrupted:
         raise
-    except KeyboardInterrupt:  # compiled code in between passes on the bare kind
-        raise RunInterrupted(seen[-1] if seen else signal.SIGINT) from None
+    except KeyboardInterrupt:  # compiled code replaces RunInterrupted by its base class
+        raise RunInterrupted(received[-1] if received else signal.SIGINT) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

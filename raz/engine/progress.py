@@ -1,7 +1,7 @@
-"""One screen of a run: what its events add up to, and how that is drawn.
+"""The screen of a run: sums over its events, and how they are drawn.
 
-Several trials may wait for one stage and each tells what happens to it, so stages are known by their keys and an
-epoch is counted once, whoever tells it.
+Several trials may wait for one stage and each reports its events, so stages are identified by their keys and an epoch
+counts once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -18,29 +17,30 @@ from rich.table import Table
 from rich.text import Text
 
 from raz.pipeline.events import StageEvent, StageUse
-from raz.study.records import Outcome, TrialRecord
+from raz.study.records import Outcome, TrialRecord, TrialStatus
 from raz.utils.formatting import assignments, duration
+from raz.utils.json_types import Json
 
-MOST_LINES = 8  # of stages that are shown running
-MOST_REASONS = 3  # of pruned and of failed trials that are shown, the last ones
-RECENT = 5  # epochs whose mean says how long the next ones take
+MAX_STAGE_LINES = 8  # of running stages
+MAX_PRUNED_SHOWN = 3  # the last pruned trials
+RECENT_EPOCHS = 5  # whose mean duration predicts that of the next
 
 
 @dataclass
-class Running:
-    """A stage that is being made."""
+class RunningStage:
+    """A stage that is being built."""
 
     name: str
-    began: float
+    began: float  # by the view's clock
     epoch: int = 0
     epochs: int = 0
     loss: float | None = None
     value: float | None = None
-    seconds: list[float] = field(default_factory=list)  # of the last epochs
-    trials: set[int] = field(default_factory=set)  # that make it or wait for it
+    seconds: list[float] = field(default_factory=list)  # of the last RECENT_EPOCHS
+    trials: set[int] = field(default_factory=set)  # that wait for it
 
     def left(self, now: float) -> float | None:
-        """Seconds until it is done, should it not stop early; None before anything can be said."""
+        """Seconds until its last epoch, without early stopping; None before the first epoch or image."""
         if not self.epoch:
             return None
         each = sum(self.seconds) / len(self.seconds) if self.seconds else (now - self.began) / self.epoch
@@ -48,7 +48,7 @@ class Running:
 
 
 class ProgressView:
-    """What is known of a run. The methods are those of Events."""
+    """The state of a run, by its events; methods as TrialEvents. `clock()` gives seconds."""
 
     def __init__(
         self, title: str, total: int, metric: str, direction: str = "minimize",
@@ -56,11 +56,11 @@ class ProgressView:
     ) -> None:  # fmt: skip
         self.title, self.total, self.metric, self.direction = title, total, metric, direction
         self.clock, self.began = clock, clock()
-        self.trials: dict[int, Mapping[str, Any]] = {}  # running -> their values
-        self.running: dict[str, Running] = {}
+        self.trials: dict[int, Mapping[str, Json]] = {}  # running trials and their values
+        self.running: dict[str, RunningStage] = {}
         self.waiting: dict[str, set[int]] = {}  # key -> trials
         self.made: set[str] = set()
-        self.stored: set[str] = set()  # found, and not made in this run
+        self.stored: set[str] = set()  # found in the store, and not made in this run
         self.over = 0
         self.best: TrialRecord | None = None
         self.counts: Counter[str] = Counter()
@@ -72,7 +72,7 @@ class ProgressView:
 
     # ------------------------------------------------------------------ events
 
-    def started(self, number: int, values: Mapping[str, Any]) -> None:
+    def started(self, number: int, values: Mapping[str, Json]) -> None:
         self.trials[number] = values
 
     def stage(self, number: int, event: StageEvent) -> None:
@@ -86,16 +86,16 @@ class ProgressView:
                 self.stored.add(key)
         elif event.kind in ("started", "epoch", "images"):
             if key in self.made:
-                return  # the late word of a trial that waited for it
+                return  # the late event of a trial that waited for it
             shown = self.running.get(key)
             if shown is None:
-                shown = self.running[key] = Running(event.stage, self.clock())
+                shown = self.running[key] = RunningStage(event.stage, self.clock())
                 shown.trials |= self.waiting.pop(key, set())
             shown.trials.add(number)
             if event.kind != "started" and event.epoch > shown.epoch:
                 shown.epoch, shown.epochs, shown.loss, shown.value = event.epoch, event.epochs, event.loss, event.value
                 if event.kind == "epoch":
-                    shown.seconds = [*shown.seconds, event.seconds][-RECENT:]
+                    shown.seconds = [*shown.seconds, event.seconds][-RECENT_EPOCHS:]
         elif event.kind == "finished":
             self.running.pop(key, None)
             self.waiting.pop(key, None)
@@ -105,14 +105,14 @@ class ProgressView:
 
     def finished(self, record: TrialRecord) -> None:
         self.counts[record.state] += 1
-        if record.state == "complete" and record.value is not None:
+        if record.state == TrialStatus.COMPLETE and record.value is not None:
             sign = 1 if self.direction == "minimize" else -1
             if self.best is None or self.best.value is None or sign * record.value < sign * self.best.value:
                 self.best = record
-        elif record.state == "pruned":
+        elif record.state == TrialStatus.PRUNED:
             at = f" at step {record.pruned_at[0]} ({record.pruned_at[1]:.4g})" if record.pruned_at else ""
             self.pruned.append(f"trial {record.number}{at}")
-        elif record.state == "failed":
+        elif record.state == TrialStatus.FAILED:
             self.reasons[record.reason] += 1
             first = record.message.splitlines()[0] if record.message else ""
             self.failed.append(f"trial {record.number}: {record.reason} {first}")
@@ -120,9 +120,9 @@ class ProgressView:
         self.done(record.number)
 
     def table_trial_finished(self, text: str, outcome: Outcome) -> None:
-        """How a table's trial ended, which has no record."""
+        """How a trial of a table ended; `text` is its line."""
         self.counts[outcome.state] += 1
-        if outcome.state == "failed":
+        if outcome.state == TrialStatus.FAILED:
             self.reasons[outcome.reason] += 1
             self.failed.append(text)
         self._add_compute(outcome.stages)
@@ -139,10 +139,10 @@ class ProgressView:
             self._leave(key, number)
 
     def _leave(self, key: str, number: int) -> None:
-        """A trial has no more to do with a stage; a stage that nobody makes or waits for is not shown."""
-        for place in (self.waiting.get(key), self.running[key].trials if key in self.running else None):
-            if place is not None:
-                place.discard(number)
+        """Removes a trial from a stage. A stage without trials is no longer shown."""
+        for trials in (self.waiting.get(key), self.running[key].trials if key in self.running else None):
+            if trials is not None:
+                trials.discard(number)
         if key in self.waiting and not self.waiting[key]:
             del self.waiting[key]
         if key in self.running and not self.running[key].trials:
@@ -156,7 +156,7 @@ class ProgressView:
         if self.running:
             parts.append(self._stages(now))
         elif not (self.waiting or self.made or self.stored or self.over):
-            # Under Ray some ten processes load torch first: seconds, on a busy machine a minute.
+            # Under Ray about ten processes import torch first: seconds, on a busy machine a minute.
             parts.append(Text("  starting: no stage has begun yet", style="dim"))
         parts.append(self._facts())
         if self.stopping:
@@ -165,12 +165,12 @@ class ProgressView:
 
     def _head(self, now: float) -> RenderableType:
         grid = Table.grid(padding=(0, 1), expand=False)
-        said = f"{self.over}/{self.total} trials"
+        counts = f"{self.over}/{self.total} trials"
         if self.trials:
-            said += f", {len(self.trials)} running"
+            counts += f", {len(self.trials)} running"
         grid.add_row(
             Text(self.title, style="bold"), ProgressBar(total=max(1, self.total), completed=self.over, width=24),
-            Text(said), Text(duration(now - self.began), style="dim"),
+            Text(counts), Text(duration(now - self.began), style="dim"),
         )  # fmt: skip
         return grid
 
@@ -178,20 +178,19 @@ class ProgressView:
         grid = Table.grid(padding=(0, 1), expand=False)
         for _ in range(5):
             grid.add_column(no_wrap=True)
-        for shown in list(self.running.values())[:MOST_LINES]:
+        for shown in list(self.running.values())[:MAX_STAGE_LINES]:
             bar = ProgressBar(total=max(1, shown.epochs), completed=shown.epoch, width=16)
-            numbers = [f"loss {shown.loss:.4g}"] if shown.loss is not None else []
-            numbers += [f"val {shown.value:.4g}"] if shown.value is not None else []
+            curve = [f"loss {shown.loss:.4g}"] if shown.loss is not None else []
+            curve += [f"val {shown.value:.4g}"] if shown.value is not None else []
             left = shown.left(now)
             about = f"{duration(left)} left" if left is not None else f"for {duration(now - shown.began)}"
-            more = len(shown.trials)
-            for_whom = f"trials {', '.join(map(str, sorted(shown.trials)[:3]))}{' …' if more > 3 else ''}"
-            if more == 1:
-                for_whom = for_whom.replace("trials", "trial")
-            count = f"{shown.epoch}/{shown.epochs}" if shown.epochs else ""
-            grid.add_row(f"  {shown.name}", bar, count, Text("  ".join([*numbers, about])), Text(for_whom, style="dim"))
-        if len(self.running) > MOST_LINES:
-            grid.add_row(f"  and {len(self.running) - MOST_LINES} more")
+            count = len(shown.trials)
+            numbers = ", ".join(map(str, sorted(shown.trials)[:3]))
+            trials = f"{'trial' if count == 1 else 'trials'} {numbers}{' …' if count > 3 else ''}"
+            epochs = f"{shown.epoch}/{shown.epochs}" if shown.epochs else ""
+            grid.add_row(f"  {shown.name}", bar, epochs, Text("  ".join([*curve, about])), Text(trials, style="dim"))
+        if len(self.running) > MAX_STAGE_LINES:
+            grid.add_row(f"  and {len(self.running) - MAX_STAGE_LINES} more")
         return grid
 
     def _facts(self) -> RenderableType:
@@ -216,11 +215,11 @@ class ProgressView:
 
 
 def _last(lines: list[str]) -> str:
-    return f"{len(lines)}: " + ", ".join(lines[-MOST_REASONS:])
+    return f"{len(lines)}: " + ", ".join(lines[-MAX_PRUNED_SHOWN:])
 
 
 def spent_and_saved_seconds(stages: Sequence[StageUse]) -> tuple[float, float]:
-    """Seconds spent on a trial's stages, and those saved by serving it what others had made."""
+    """Seconds spent on a trial's stages, and seconds saved by stages that other trials had made."""
     return sum(use.spent for use in stages), sum(use.seconds for use in stages if use.hit)
 
 

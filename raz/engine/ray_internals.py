@@ -1,52 +1,61 @@
-"""What is borrowed from inside Ray, all of it, and why. Other modules use Ray's public names alone.
+"""Everything that is used of Ray beyond its documented names, with the reason. Other modules use public names alone.
 
-Each borrowed thing has a case in `tests/test_internals.py`, which fails by its name when Ray changes it. Ray is
-imported by the functions, not with the module: the environment must be set before.
+Each item has a case in `tests/test_internals.py`, which fails by its name when Ray changes it. The functions import
+Ray, not the module: the environment must be set before.
 
-- Environment variables that no page of Ray documents (`QUIET`, `LOCAL_ONLY`, `STOP`): a quiet session that listens on
-  this machine alone, and jobs that are stopped by SIGINT.
-- The underscored arguments of `ray.init`: the session's folder and address.
-- The cluster launcher's schema, defaults, validation and AWS bootstrap, which `ray up` alone runs otherwise: a cluster
-  file is checked without a cluster.
-- The module of Ray's command line, so that it runs under this interpreter.
-- The way from Tune's controller to the searcher, and the words of Ray's memory monitor: a scheduler is told neither.
+- Undocumented environment variables (`QUIET`, `LOCAL_ONLY`, `STOP`): a quiet session that listens on this machine
+  alone, and jobs that are stopped by SIGINT.
+- The underscored arguments of `ray.init`: folder and address of the session.
+- Schema, defaults, validation and AWS bootstrap of the cluster launcher, which otherwise run in `ray up` alone: a
+  cluster file is checked without a cluster.
+- The module of Ray's command line, which runs under this interpreter.
+- The searcher inside Tune's controller, and the text of Ray's memory monitor: a scheduler is given neither.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from raz.errors import FailureReason
+from raz.pipeline.failures import classify, is_ray_oom_text
+from raz.utils.json_types import JsonObject, parse_object
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
+    from ray.tune.search import Searcher
+
+ClusterConfig: TypeAlias = dict[str, Any]  # a cluster file's document, as Ray's own functions take and return it
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would return from fit() as if all were well
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's handler would return from fit() as after success
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial without a GPU of its own must still see the node's
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial that holds no GPU still sees those of its node
     "RAY_DEDUP_LOGS": "1",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints a lost worker to stdout; the trial's own line says it
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints a lost worker to stdout; the trial's line reports it
 }
-# A setting that is 0 on other systems: nothing of a session listens beyond this machine.
+# With 0, no process of a session listens beyond this machine.
 LOCAL_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# A job's stop is a Ctrl-C: the running epochs end and are kept. Who takes longer is killed, and loses that epoch.
+# A job is stopped as by Ctrl-C: running epochs are finished and kept. A job that takes longer is killed.
 STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
-MEMORY_WORDS = ("OutOfMemory", "low on memory")  # in what Ray says of a process that it killed for memory
 
 
-def ray_command(*words: str) -> list[str]:
-    """Ray's command line, that of this interpreter: its `ray` may lie on no PATH."""
-    return [sys.executable, "-m", "ray.scripts.scripts", *words]
+def ray_command(*arguments: str) -> list[str]:
+    """The arguments that run Ray's command line under this interpreter, whose `ray` may be on no PATH."""
+    return [sys.executable, "-m", "ray.scripts.scripts", *arguments]
 
 
 def start_local(cpus: int, object_store: int, folder: Path) -> None:
-    """Starts a quiet local Ray with `cpus` logical CPUs and `object_store` bytes, on the loopback, its files in
-    `folder`."""
+    """Starts a quiet local Ray on the loopback with `cpus` logical CPUs and `object_store` bytes of shared memory. Its
+    files are in `folder`."""
     import ray
 
     ray.init(
@@ -58,53 +67,53 @@ def start_local(cpus: int, object_store: int, folder: Path) -> None:
 # ------------------------------------------------------------------ cluster files
 
 
-def cluster_schema() -> dict[str, Any]:
+def cluster_schema() -> JsonObject:
     """The JSON schema of a cluster file."""
     spec = importlib.util.find_spec("ray")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    text = (Path(spec.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json").read_text()
-    schema: dict[str, Any] = json.loads(text)
-    return schema
+    return parse_object((Path(spec.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json").read_text())
 
 
-def prepared(raw: dict[str, Any]) -> dict[str, Any]:
-    """A cluster file with Ray's defaults filled in. Ray raises what it likes, and may end the process (SystemExit)."""
+def prepared(raw: ClusterConfig) -> ClusterConfig:
+    """A cluster file with Ray's defaults filled in. Raises any exception of Ray, also SystemExit."""
     from ray.autoscaler._private.util import prepare_config
 
-    config: dict[str, Any] = prepare_config(raw)
+    config: ClusterConfig = prepare_config(raw)
     return config
 
 
-def validate(config: dict[str, Any]) -> None:
+def validate(config: ClusterConfig) -> None:
     """Ray's own check of a prepared cluster file; raises as `prepared`."""
     from ray.autoscaler._private.util import validate_config
 
     validate_config(config)
 
 
-def bootstrapped(config: dict[str, Any]) -> dict[str, Any]:
+def bootstrapped(config: ClusterConfig) -> ClusterConfig:
     """A prepared cluster file after Ray's bootstrap on AWS, which asks the AWS that boto3 reaches and writes keys
     into ~/.ssh; raises as `prepared`."""
     from ray.autoscaler._private.aws.config import bootstrap_aws
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
-    found: dict[str, Any] = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
-    return found
+    result: ClusterConfig = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
+    return result
 
 
 # ------------------------------------------------------------------ Tune's controller
 
 
-def searcher_of(controller: Any) -> Any:
-    """The searcher that the run was given; Tune wraps it to limit how many trials run at a time."""
-    search = controller.search_alg
+def searcher_of(controller: TuneController) -> Searcher:
+    """The searcher that the run was given. Tune wraps it to limit how many trials run at a time."""
+    search: Searcher = controller.search_alg
     while hasattr(search, "searcher"):
         search = search.searcher
     return search
 
 
-def out_of_memory(trial: Any) -> bool:
-    """Whether Ray killed the process of a Tune trial because its machine had no memory left."""
-    said = str(trial.get_error())
-    return any(word in said for word in MEMORY_WORDS)
+def out_of_memory(trial: Trial) -> bool:
+    """Whether Ray killed the process of a Tune trial because its machine ran out of memory."""
+    error = trial.get_pickled_error()
+    if error is not None and classify(error).reason is FailureReason.OOM:
+        return True
+    return is_ray_oom_text(str(trial.get_error()))

@@ -1,4 +1,5 @@
-"""A Ray session for one run: small, quiet, on the loopback, gone afterwards."""
+"""A Ray session for one run, on a cluster or local. A local one is small, quiet, on the loopback, and removed at its
+end."""
 
 from __future__ import annotations
 
@@ -20,31 +21,29 @@ from raz.engine.ray_internals import LOCAL_ONLY, QUIET, start_local
 from raz.errors import RazError
 
 COORDINATOR = "coordinator"
-AUTOSCALER_LIMITS = {
-    "CPU": "most_cpus",
-    "GPU": "most_gpus",
-}  # the head of a cluster that grows offers as many as it may have
-PREFIX = "raz-ray-"  # then the driver's process id
-OBJECT_STORE = 100 * 2**20  # bytes; arrays and weights travel by path, not through Ray
+# Custom resources of the head of a cluster that grows: as many CPUs and GPUs as its workers may have.
+AUTOSCALER_LIMITS = {"CPU": "most_cpus", "GPU": "most_gpus"}
+PREFIX = "raz-ray-"  # of a session's folder; the driver's process id follows
+OBJECT_STORE = 100 * 2**20  # bytes: arrays and weights are passed by path, not through Ray
 
 
 def set_ray_environment() -> None:
-    """Sets the environment that Ray reads. To be called before Ray is imported, which keeps what it read."""
+    """Sets the environment variables that Ray reads when it is imported; call it before."""
     os.environ.update(QUIET)
     if "ray" in sys.modules or "RAY_ADDRESS" in os.environ:
-        return  # its owner, or the cluster, has decided how processes prove who they are
+        return  # the caller, or the cluster, has chosen how processes authenticate
     for name, value in LOCAL_ONLY.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    given = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    if os.environ["RAY_AUTH_MODE"] == "token" and not any(name in os.environ for name in given):
-        # for this session only: the file that Ray would write outlives it, and others may read it
+    tokens = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if os.environ["RAY_AUTH_MODE"] == "token" and not any(name in os.environ for name in tokens):
+        # A token for this session only: the file that Ray would write stays, and other users may read it.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def prepare_client() -> None:
-    """Sets the environment for reaching a Ray that others started: with the token in this user's home, if it is there.
-    To be called before Ray is imported."""
+    """Sets the environment variables for joining a Ray cluster that is already up, with the token in this user's home
+    where there is one. Call it before Ray is imported."""
     os.environ.update(QUIET)
     if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").is_file():
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -52,14 +51,14 @@ def prepare_client() -> None:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Connected to the Ray at `auto` or HOST:PORT, which every `session` within then uses. Does nothing without an
-    address. Raises RazError when none answers there, or refuses this process."""
+    """Joins the Ray cluster at `auto` or HOST:PORT; every `session` within the context uses it. Does nothing without an
+    address. Raises RazError when no Ray answers there, or when it refuses this process."""
     if address is None:
         yield
         return
     if address != "auto" and not re.fullmatch(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
         raise RazError("--address", f"{address!r} is neither auto nor HOST:PORT", "--address 10.0.0.1:6379")
-    if address == "auto":  # a job is told its own cluster; by itself Ray would take any that it finds on this machine
+    if address == "auto":  # a job finds its cluster in RAY_ADDRESS; Ray itself would take any on this machine
         address = os.environ.get("RAY_ADDRESS") or address
     os.environ["RAY_ADDRESS"] = address
     prepare_client()
@@ -67,10 +66,10 @@ def connected(address: str | None) -> Iterator[None]:
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray's own kinds differ with what is wrong: nobody listens, the token, the version
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    except Exception as error:  # Ray's classes differ by cause: no process listens, the token, the version
+        message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         hint = "`ray status` on that machine; run it on a node of the cluster, with its ~/.ray/auth_token"
-        raise RazError("--address", f"no Ray at {address} that takes this process: {said}", hint) from None
+        raise RazError("--address", f"no Ray at {address} that takes this process: {message}", hint) from None
     try:
         yield
     finally:
@@ -78,37 +77,37 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def capacity() -> dict[str, float]:
-    """CPUs and GPUs that stages may count on: those there are, or those the cluster may grow to, which its head says
-    (`resources: {"most_cpus": 32, "most_gpus": 8}`). Asked for, they make Ray's autoscaler start machines; from what is
-    there alone, a cluster of no workers would never be asked for one."""
+    """CPUs and GPUs that stages may request: those of the cluster, or those that it may grow to, which its head offers
+    as custom resources (`resources: {"most_cpus": 32, "most_gpus": 8}`). Requests beyond the present nodes make Ray's
+    autoscaler start machines, also where there are no workers yet."""
     import ray
 
-    there = ray.cluster_resources()
-    return {name: max(there.get(name, 0.0), there.get(most, 0.0)) for name, most in AUTOSCALER_LIMITS.items()}
+    present = ray.cluster_resources()
+    return {name: max(present.get(name, 0.0), present.get(limit, 0.0)) for name, limit in AUTOSCALER_LIMITS.items()}
 
 
 def cluster_jobs(threads: int) -> int | None:
-    """Stages of `threads` CPUs, and a GPU each where there are any, that may run at a time on the cluster this process
-    has joined; None when it is its own machine that counts."""
+    """Stages of `threads` CPUs, and of one GPU where there are any, that run at a time on the cluster that this process
+    has joined; None where it has joined none."""
     ray = sys.modules.get("ray")
     if ray is None or "RAY_ADDRESS" not in os.environ or not ray.is_initialized():
         return None
-    room = capacity()
-    by_cpus = int(room["CPU"]) // threads
-    return max(1, min(by_cpus, int(room["GPU"])) if room["GPU"] >= 1 else by_cpus)
+    available = capacity()
+    by_cpus = int(available["CPU"]) // threads
+    return max(1, min(by_cpus, int(available["GPU"])) if available["GPU"] >= 1 else by_cpus)
 
 
 def coordinator_affinity() -> dict[str, float]:
-    """A place, however small, on a node where coordinators belong; empty when the cluster has none."""
+    """Ray resources that pin an actor to a coordinator node; {} if the cluster defines none."""
     import ray
 
     return {COORDINATOR: 0.001} if ray.cluster_resources().get(COORDINATOR, 0.0) >= 1 else {}
 
 
 def coordinator_resources() -> dict[str, float]:
-    """What a trial's own process holds: no CPU, since it waits. On a cluster a place where coordinators belong, if it
-    has nodes that offer some (`resources: {"coordinator": 64}`), so that a spot node's end takes none along; else a
-    little memory, since Tune places nothing that holds nothing."""
+    """Ray resources of a trial's process. It holds no CPU, since it only waits: one unit of `coordinator` where nodes
+    offer it (`resources: {"coordinator": 64}`), so that the loss of a spot node loses no trial; else one MiB of
+    memory, since Tune places no trial without resources."""
     import ray
 
     offered = ray.cluster_resources().get(COORDINATOR, 0.0)
@@ -117,15 +116,16 @@ def coordinator_resources() -> dict[str, float]:
 
 @contextmanager
 def session(cpus: int) -> Iterator[Path]:
-    """Ray is up within it; gives a folder that may be thrown away.
+    """Yields a temporary folder; Ray is up within the context.
 
-    A session that its caller began is used and left alone, and with RAY_ADDRESS set the cluster there
-    is joined; else a local one with `cpus` logical CPUs is started and ended.
+    A session that the caller has started is used and kept. Else the cluster at RAY_ADDRESS is joined, or without it a
+    local session of `cpus` logical CPUs is started, and ended with the context. Raises RunInterrupted on SIGTERM while
+    Ray starts.
     """
     set_ray_environment()
     import ray
 
-    # A worker that died is an outcome of its trial, and told as such.
+    # The loss of a worker is reported as its trial's outcome.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         with tempfile.TemporaryDirectory(prefix="raz-", dir=_short_tmpdir()) as name:
@@ -138,11 +138,11 @@ def session(cpus: int) -> Iterator[Path]:
         if "RAY_ADDRESS" in os.environ:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
-            # The workers import what the driver can import, also from a checkout that is not installed.
+            # Workers import the same modules, also from a checkout that is not installed.
             os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
             start_local(cpus, OBJECT_STORE, folder)
         yield folder
-    except SystemExit as error:  # while it starts, Ray answers SIGTERM itself
+    except SystemExit as error:  # while Ray starts, it handles SIGTERM itself
         if error.code != signal.SIGTERM:
             raise
         raise RunInterrupted(signal.SIGTERM) from None
@@ -156,7 +156,7 @@ def session(cpus: int) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Processes that are just ending may still write their last line into it."""
+    """Deletes a folder into which ending processes may still write: up to ten tries in two seconds."""
     for _ in range(10):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -165,7 +165,7 @@ def _remove(folder: Path) -> None:
 
 
 def _remove_stale_sessions() -> None:
-    """Removes what drivers that were killed have left: folders of ours whose process is gone."""
+    """Deletes the session folders of this user whose driver is gone, as a killed driver leaves them."""
     for folder in Path(_short_tmpdir() or tempfile.gettempdir()).glob(f"{PREFIX}*"):
         pid = folder.name.removeprefix(PREFIX).partition("-")[0]
         try:
@@ -173,10 +173,11 @@ def _remove_stale_sessions() -> None:
                 os.kill(int(pid), 0)
         except ProcessLookupError:
             _remove(folder)
-        except OSError:  # gone meanwhile, or its process is another user's
+        except OSError:  # deleted meanwhile, or the process is another user's
             continue
 
 
 def _short_tmpdir() -> str | None:
-    """Ray's sockets lie below it, and a socket's path may not be longer than 107 bytes."""
+    """`/tmp` where the usual temporary folder has a long path, else None. Ray's sockets are below it, and the path of a
+    socket has at most 107 bytes."""
     return "/tmp" if os.path.isdir("/tmp") and len(tempfile.gettempdir()) > 20 else None

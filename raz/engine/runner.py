@@ -47,7 +47,7 @@ def run_trials(source: TrialSource, execution: Execution, events: TrialEvents, s
     if not source.left:
         return
     if stop is not None:
-        stop.told = lambda: events.stopping(STOPPING)
+        stop.on_signal = lambda: events.stopping(STOPPING)
     if execution.inline:
         run_inline(
             source, execution.store, data_root=execution.data_root, run_trial=execution.run_trial, events=events,

@@ -45,7 +45,7 @@ def run_table(
     stop = stop or StopRequest()
     outcomes: dict[int, Outcome] = {}
     with handle_signals(stop), watch or nullcontext(NullEvents()) as events:
-        stop.told = lambda: events.stopping(STOPPING)
+        stop.on_signal = lambda: events.stopping(STOPPING)
         for dataset, why in left_out.items():
             events.note(f"{dataset} is left out: {why}")
         waiting = set(range(len(trials)))

@@ -1,4 +1,4 @@
-"""One trial in one process: from a configuration to an Outcome, whatever happens on the way."""
+"""One trial in one process: from a configuration to an Outcome, also where it fails."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raz.config import TrialConfig, from_parameters
 from raz.engine.broker_protocol import RemoteStageError
@@ -16,76 +16,125 @@ from raz.pipeline.events import EventCallback, StageEvent, StageUse
 from raz.pipeline.failures import classify, fatal_os_error
 from raz.study.records import Outcome, TrialStatus
 from raz.study.seed_average import run_over_seeds
+from raz.utils.json_types import Json
 
-RunTrial = Callable[..., Any]  # as raz.pipeline.trial.run_trial
+if TYPE_CHECKING:  # both import torch
+    from raz.pipeline.executor import StageProvider
+    from raz.pipeline.graph import Node
+    from raz.pipeline.trial import TrialResult
+
 Progress = Callable[[int, float], bool]  # (step, value) -> stop?
 
-DEFAULT_RUN_TRIAL = "raz.pipeline.trial:run_trial"  # by dotted name, so that it crosses a process border
+# Functions are passed between processes by dotted names.
+DEFAULT_RUN_TRIAL = "raz.pipeline.trial:run_trial"
+
+
+class RunTrial(Protocol):
+    """A function as raz.pipeline.trial.run_trial."""
+
+    def __call__(
+        self,
+        config: TrialConfig,
+        store: Path,
+        *,
+        data_root: Path | None = None,
+        splits: tuple[str, ...] = ("val",),
+        progress: Progress | None = None,
+        log: EventCallback | None = None,
+        make: StageProvider | None = None,
+    ) -> TrialResult: ...
+
+
+class BuildStages(Protocol):
+    """A function as raz.pipeline.trial.build_stages."""
+
+    def __call__(
+        self,
+        config: TrialConfig,
+        store: Path,
+        nodes: Sequence[Node],
+        *,
+        data_root: Path | None = None,
+        tell: Callable[[Node, int, float], bool] | None = None,
+        made: Callable[[Node], None] | None = None,
+        log: EventCallback | None = None,
+    ) -> None: ...
 
 
 def import_function(name: str) -> RunTrial:
-    """The function of a dotted name, `package.module:function`."""
-    module, colon, function = name.partition(":")
+    """The trial function of a dotted name, `package.module:function`. Raises ValueError for a name without a colon,
+    ImportError and AttributeError where there is no such function."""
+    function: RunTrial = _attribute(name)
+    return function
+
+
+def import_builder(name: str) -> BuildStages:
+    """The building function of a dotted name; raises as `import_function`."""
+    function: BuildStages = _attribute(name)
+    return function
+
+
+def _attribute(name: str) -> Any:
+    module, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(f"{name!r} is no dotted name, expected package.module:function")
-    found: RunTrial = getattr(importlib.import_module(module), function)
-    return found
+    return getattr(importlib.import_module(module), attribute)
 
 
 def run_attempt(
     run_trial: RunTrial,
-    config: Mapping[str, Any],
+    config: Mapping[str, Json],
     store: Path,
     *,
     data_root: Path | None = None,
     progress: Progress | None = None,
     log: EventCallback | None = None,
     splits: tuple[str, ...] = ("val",),
-    make: Any = None,
+    make: StageProvider | None = None,
     seeds: Sequence[int] = (),
 ) -> Outcome:
-    """Runs one trial and says how it ended. A search scores the validation split only; a table names the test split.
+    """Runs one trial and returns how it ended. `config`: the flat parameters of a TrialConfig.
 
-    With `seeds` the trial is run once a seed and judged by the mean (`raz.study.seed_average.run_over_seeds`).
-    `make` is handed on: an engine's way to have stages made by other processes (raz.pipeline.executor.StageProvider).
-    `config` are the flat parameters of a TrialConfig. A TrialFailure keeps its reason, memory that ran
-    out is `oom`, a configuration that cannot be run is `invalid`, anything else is `error` with its
-    traceback. An OSError that would meet every trial (HOPELESS) goes through, and so does what is no
-    Exception: a stop must reach the caller.
+    `splits`: those to score; a search scores validation images only, a table the test images too. `make`: has other
+    processes build stages. With `seeds` the trial is run once for each and judged by the mean
+    (raz.study.seed_average.run_over_seeds).
+
+    The outcome of an exception has the reason of raz.pipeline.failures.classify. Raised are an OSError that every trial
+    would meet (raz.pipeline.failures.fatal_os_error), and what is no Exception, such as KeyboardInterrupt.
     """
     if seeds:
 
-        def run(one: Mapping[str, Any], told: Progress | None) -> Outcome:
+        def run(config: Mapping[str, Json], progress: Progress | None) -> Outcome:
             return run_attempt(
-                run_trial, one, store, data_root=data_root, progress=told, log=log, splits=splits, make=make
+                run_trial, config, store, data_root=data_root, progress=progress, log=log, splits=splits, make=make
             )
 
         return run_over_seeds(run, config, seeds, progress)
     began = time.monotonic()
     stopped = False
-    walked: list[StageUse] = []  # stages so far, for a trial that ends early
+    uses: list[StageUse] = []  # stages so far, for a trial that ends early
 
-    def heard(event: StageEvent) -> None:
+    def add_use(event: StageEvent) -> None:
         if event.kind in ("hit", "finished", "stopped", "failed"):
-            walked.append(StageUse(event.stage, event.key, event.kind == "hit", event.seconds, event.spent))
+            uses.append(StageUse(event.stage, event.key, event.kind == "hit", event.seconds, event.spent))
         if log is not None:
             log(event)
 
-    def watched(step: int, value: float) -> bool:
+    def report(step: int, value: float) -> bool:
         nonlocal stopped
         stopped = stopped or (progress is not None and progress(step, float(value)))
         return stopped
 
     def failed(reason: FailureReason, message: str, trace: str = "") -> Outcome:
         seconds = time.monotonic() - began
-        return Outcome(TrialStatus.FAILED, seconds, stages=tuple(walked), reason=reason, message=message, trace=trace)
+        return Outcome(TrialStatus.FAILED, seconds, stages=tuple(uses), reason=reason, message=message, trace=trace)
 
     try:
         trial: TrialConfig = from_parameters(config)
-        result = run_trial(trial, store, data_root=data_root, splits=splits, progress=watched, log=heard, make=make)
+        result = run_trial(trial, store, data_root=data_root, splits=splits, progress=report, log=add_use, make=make)
     except Exception as error:
-        if stopped:  # however the trial took the word to stop, stopping is what it did
-            return Outcome(TrialStatus.PRUNED, time.monotonic() - began, stages=tuple(walked))
+        if stopped:  # whatever a stopped trial raises, it was stopped
+            return Outcome(TrialStatus.PRUNED, time.monotonic() - began, stages=tuple(uses))
         if (fatal := fatal_os_error(error)) is not None:
             raise fatal from None
         reason = classify(error).reason
@@ -95,7 +144,7 @@ def run_attempt(
             return failed(reason, str(error) or type(error).__name__)
         return failed(reason, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
     if stopped:
-        return Outcome(TrialStatus.PRUNED, time.monotonic() - began, stages=tuple(walked))
+        return Outcome(TrialStatus.PRUNED, time.monotonic() - began, stages=tuple(uses))
     return Outcome(
         TrialStatus.COMPLETE,
         time.monotonic() - began,
