@@ -11,16 +11,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import yaml
 
 from raz.errors import RazError, RazErrorGroup, raise_all
 from raz.utils.json_types import Json
 from raz.utils.suggestions import did_you_mean
-
-if TYPE_CHECKING:
-    from yaml._yaml import Mark as CMark
 
 MAX_BYTES = 1 << 20  # bytes; these files are written by hand
 MAX_DEPTH = 32  # levels
@@ -192,7 +189,14 @@ def describe_value(value: Json) -> str:
     return repr(value)
 
 
-def _fault(name: str, mark: yaml.Mark | CMark | None, what: str, hint: str = "") -> RazError:
+class Mark(Protocol):
+    """A position in a YAML file, as the parsers in Python and in C give it."""
+
+    @property
+    def line(self) -> int: ...  # from 0
+
+
+def _fault(name: str, mark: Mark | None, what: str, hint: str = "") -> RazError:
     return RazError(f"{name}:{mark.line + 1 if mark else 1}", what, hint)
 
 
