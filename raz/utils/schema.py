@@ -256,11 +256,11 @@ class Keys(Generic[T]):
             raise Invalid
         problems.keys(place, value, (*self.items, *self.also), self.required)
         out: dict[str, T] = {}
-        for key_, schema in self.items.items():
-            if key_ not in value:
+        for key_, raw in value.items():
+            if key_ not in self.items:
                 continue
             try:
-                out[key_] = schema.read(value[key_], (*place, key_), problems)
+                out[key_] = self.items[key_].read(raw, (*place, key_), problems)
             except Invalid:
                 continue
         return out
