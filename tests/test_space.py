@@ -191,7 +191,7 @@ parameters: {depth: {choice: [1, 2]}}
 f.yaml:3: base.preset is 'tinny', expected one of paper, small, tiny
   try: did you mean tiny?
 f.yaml:3: dataset is 'toyy', expected one of {", ".join(DATASETS)}
-  try: did you mean toy?; one of your own needs --data-root (`raz-sweep data add DIR` describes it)""",
+  try: did you mean toy?; a custom data set needs --data-root (`raz-sweep data add DIR` describes a folder)""",
     ),
     (
         HEAD
