@@ -18,13 +18,13 @@ from raz.spec.space_yaml import parse_space
 from raz.study.ledger import open_ledger
 from raz.study.records import Outcome, read_records
 from raz.utils.yamlfile import parse
-from tests.test_pruning import PRUNERS, run, space_of
+from tests.test_stage_pruner import PRUNERS, run, space_of
 
 DRIVER = """\
 import sys, time
 from pathlib import Path
 from raz.study.records import Outcome; from raz.study.ledger import open_ledger
-from tests.test_pruning import PRUNERS, curve, run, space_of
+from tests.test_stage_pruner import PRUNERS, curve, run, space_of
 
 name, store = sys.argv[1], Path(sys.argv[2])
 with open_ledger(store, space_of(PRUNERS[name])) as ledger:

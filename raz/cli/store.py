@@ -46,14 +46,14 @@ def ls_(
     raz-sweep store ls --stage counting --json
     """
     from raz.maintenance.reachability import compute_reachability
-    from raz.maintenance.store_reports import artifact_list, list_artifacts
+    from raz.maintenance.store_reports import describe_artifacts, list_artifacts
 
     store = resolve_store(store)
     artifacts = list_artifacts(store)
     users: Mapping[tuple[str, str], set[str]] = {}
     if artifacts:
         users = compute_reachability(store, artifacts, data_root=data_root, tables=_tables(None, data_root)).users
-    listed = artifact_list(store, artifacts, users, stage)
+    listed = describe_artifacts(store, artifacts, users, stage)
     typer.echo(json.dumps(listed.to_list(), indent=1) if as_json else listed.to_text())
 
 
@@ -104,14 +104,14 @@ def gc_(
     """
     from contextlib import nullcontext
 
-    from raz.maintenance.garbage_collection import CollectionResult, collect, exclusive, plan
+    from raz.maintenance.garbage_collection import CollectionResult, collect, locked_store, plan
     from raz.maintenance.reachability import compute_reachability
     from raz.maintenance.store_reports import list_artifacts
 
     store = resolve_store(store)
     tables = _tables(keep_table, data_root)
     list_artifacts(store)
-    with nullcontext() if dry_run else exclusive(store):
+    with nullcontext() if dry_run else locked_store(store):
         artifacts = list_artifacts(store)
         planned = plan(store, artifacts, compute_reachability(store, artifacts, data_root=data_root, tables=tables))
         freed = planned.bytes if dry_run else collect(store, planned.garbage)

@@ -9,7 +9,7 @@ from raz.engine.interrupt import StopRequest
 from raz.engine.trial_runner import import_function, run_attempt
 from raz.engine.trial_source import NextTrial, TrialSource
 from raz.pipeline.events import StageEvent
-from raz.study.records import TrialStatus
+from raz.study.trial_status import TrialStatus
 
 
 def run_inline(

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from raz.engine.progress import spent_and_saved_seconds
-from raz.study.records import Outcome, TrialRecord, TrialStatus
+from raz.study.records import Outcome, TrialRecord
+from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json, JsonLike
 
 

@@ -24,8 +24,9 @@ from raz.spec.search_space import SearchSpace
 from raz.store.cache import DETERMINISTIC_FAILURES
 from raz.study.attributes import StudyAttributes
 from raz.study.ledger import Ledger, open_ledger
-from raz.study.records import TrialRecord, TrialStatus
+from raz.study.records import TrialRecord
 from raz.study.remaining import RecordedTrial, run_target, superseded
+from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
 
 ENDED = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)

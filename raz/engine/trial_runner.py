@@ -14,8 +14,9 @@ from raz.engine.broker_protocol import RemoteStageError
 from raz.errors import FailureReason, RazError
 from raz.pipeline.events import EventCallback, StageEvent, StageUse
 from raz.pipeline.failures import classify, fatal_os_error
-from raz.study.records import Outcome, TrialStatus
+from raz.study.records import Outcome
 from raz.study.seed_average import run_over_seeds
+from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
 
 if TYPE_CHECKING:  # both import torch

@@ -15,7 +15,8 @@ from raz.spec.ablation import TableTrial
 from raz.spec.search_space import SPLITS as SEARCH_SPLITS
 from raz.spec.stage_resources import Resources
 from raz.study.ledger import Ledger
-from raz.study.records import Outcome, TrialStatus
+from raz.study.records import Outcome
+from raz.study.trial_status import TrialStatus
 from raz.utils.formatting import duration
 from raz.utils.json_types import Json
 

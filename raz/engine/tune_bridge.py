@@ -25,7 +25,8 @@ from raz.engine.trial_source import TrialSource
 from raz.errors import FailureReason
 from raz.planning.cost_model import CostModel
 from raz.planning.work_order import expected_seconds
-from raz.study.records import Outcome, TrialStatus
+from raz.study.records import Outcome
+from raz.study.trial_status import TrialStatus
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

@@ -21,7 +21,7 @@ from raz.errors import RazError
 from raz.store.inventory import check_store
 from raz.study.journal import NoLock, journal_path, study_names
 from raz.study.optuna_internals import CREATE_STUDY, CREATE_TRIAL
-from raz.study.records import load_study
+from raz.study.records import load_optuna_study
 from raz.utils.json_types import Json, as_int
 
 READ_METHODS = ("GET", "HEAD")
@@ -75,7 +75,7 @@ def application(store: Path, study: str | None = None, hosts: Sequence[str] = LO
     if not names:
         raise RazError(f"store {store}", "has no studies yet", "raz-sweep run fusion")
     for name in names:
-        load_study(store, name)  # raises for a missing or damaged study before the server starts
+        load_optuna_study(store, name)  # raises for a missing or damaged study before the server starts
     if find_spec("optuna_dashboard") is None:
         raise RazError("dashboard", "optuna-dashboard is not installed", "pip install 'raz-sweep[dashboard]'")
     import optuna_dashboard

@@ -34,7 +34,7 @@ from raz.store.s3 import bucket_for
 from raz.study.dataframe import frame
 from raz.study.index import read_study, split_study
 from raz.study.journal import journal_path
-from raz.study.records import TrialRecord, exclusive, load_study
+from raz.study.records import TrialRecord, load_optuna_study, locked_study
 from raz.utils import formatting
 from raz.utils.atomic import atomic_write
 from raz.utils.json_types import Json, JsonLike, as_int, as_object, as_str, parse_object
@@ -315,9 +315,11 @@ def _install(store: Path, path: Path, folder: Path, name: str, files: Mapping[st
     check_store = folder / "check"
     journal_path(check_store, name).parent.mkdir(parents=True)
     shutil.copyfile(journal, journal_path(check_store, name))
-    trials = len(load_study(check_store, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
+    trials = len(
+        load_optuna_study(check_store, name).get_trials(deepcopy=False)
+    )  # raises RazError for a damaged journal
     final = journal_path(store, name)
-    with exclusive(store, name, "wait for it, or import into another --store"):
+    with locked_study(store, name, "wait for it, or import into another --store"):
         known = final.exists()
         if known and file_digest(final) != file_digest(journal):
             raise RazError(f"study {name}", f"{store} has another study of this name", "import into another --store")

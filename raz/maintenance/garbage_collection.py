@@ -116,7 +116,7 @@ def held_leases(store: Path) -> list[str]:
 
 
 @contextmanager
-def exclusive(store: Path) -> Iterator[None]:
+def locked_store(store: Path) -> Iterator[None]:
     """Keeps drivers of studies, also of new ones, from starting while the context lasts.
 
     Raises RazError when a process works in the store.

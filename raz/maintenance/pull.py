@@ -22,7 +22,7 @@ from raz.store.manifest import read_manifest
 from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import bucket_for
 from raz.study.journal import journal_path, registration_lock, study_names
-from raz.study.records import exclusive, load_study
+from raz.study.records import load_optuna_study, locked_study
 from raz.utils import formatting
 from raz.utils.json_types import JsonLike
 from raz.utils.suggestions import did_you_mean
@@ -130,8 +130,8 @@ def _pull_study(source: Path, store: Path, name: str, folder: Path) -> PulledStu
     checked = journal_path(folder, name)
     checked.parent.mkdir(exist_ok=True)
     checked.write_bytes(data)
-    trials = len(load_study(folder, name).get_trials(deepcopy=False))  # raises RazError for a damaged journal
-    with exclusive(store, name, "pull into another --store"):
+    trials = len(load_optuna_study(folder, name).get_trials(deepcopy=False))  # raises for a damaged journal
+    with locked_study(store, name, "pull into another --store"):
         mine = final.read_bytes() if final.exists() else b""
         if mine.startswith(data):
             return PulledStudy(name, trials, "as it was" if mine == data else "this store's is newer")

@@ -75,7 +75,7 @@ class ArtifactList:
         return "\n".join(formatting.columns(header, rows, right=(2, 3, 4)))
 
 
-def artifact_list(
+def describe_artifacts(
     store: Path,
     artifacts: Iterable[StoredStage],
     users: Mapping[tuple[str, str], set[str]],

@@ -57,7 +57,7 @@ def select_trial(store: Path, parts: list[str], source: str) -> TrialRecord:
     `source` is the text that named it, for messages. Raises RazError if there is no such study or complete trial.
     """
     from raz.study.journal import study_names
-    from raz.study.records import load_study, read_records
+    from raz.study.records import load_optuna_study, read_records
 
     names = study_names(store)
     if not parts:
@@ -66,7 +66,7 @@ def select_trial(store: Path, parts: list[str], source: str) -> TrialRecord:
             hint = f"{store}#{names[0]}" if names else f"raz-sweep run fusion --store {store}; or STORE#KEY of a score"
             raise RazError(str(store), what, hint)
         parts = [names[0]]
-    study = load_study(store, parts[0])  # raises RazError with the most similar name
+    study = load_optuna_study(store, parts[0])  # raises RazError with the most similar name
     done = [r for r in read_records(store, parts[0]) if r.state == "complete" and r.value is not None]
     if len(parts) == 2:
         if not parts[1].isdecimal() or int(parts[1]) not in {r.number for r in done}:

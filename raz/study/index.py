@@ -29,8 +29,9 @@ from raz.spec.search_space import STUDY_NAME
 from raz.study.attributes import StudyAttributes, objectives_in, parse_stage_use
 from raz.study.journal import journal_path
 from raz.study.optuna_internals import fixed_values
-from raz.study.records import TrialRecord, TrialStatus, base_in, is_running, load_study, records, with_later_fields
+from raz.study.records import TrialRecord, base_in, is_running, load_optuna_study, records, with_later_fields
 from raz.study.remaining import superseded
+from raz.study.trial_status import TrialStatus
 from raz.utils.atomic import atomic_write
 from raz.utils.json_types import Json
 
@@ -148,7 +149,7 @@ def _journal_signature(journal: Path) -> dict[str, Json] | None:
 
 
 def _replay(store: Path, name: str) -> StudySnapshot:
-    study = load_study(store, name)
+    study = load_optuna_study(store, name)
     extras = tuple(_extras(trial) for trial in study.get_trials(deepcopy=False))
     directions = tuple(direction.name.lower() for direction in study.directions)
     return StudySnapshot(name, store, True, directions, study.user_attrs, records(study, alive=True), extras)

@@ -30,18 +30,13 @@ from raz.study.journal import (
     lock_path,
     open_journal,
     registration_lock,
-    study_names,
     truncate_partial_line,
 )
 from raz.study.optuna_internals import fixed_values, set_state, trial_id, trial_in, trial_numbered
 from raz.study.records import (
     Outcome,
-    StudyHeader,  # fmt: skip
+    StudyHeader,
     TrialRecord,
-    TrialStatus,
-    is_running,
-    load_study,
-    read_records,
     reconstruct_config,
     record_of,
     records,
@@ -50,14 +45,10 @@ from raz.study.records import (
 from raz.study.remaining import RecordedTrial, queue_order, study_progress
 from raz.study.samplers import make_sampler
 from raz.study.stage_pruner import StagePruner
+from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
 from raz.utils.provenance import environment_versions
 from raz.utils.suggestions import did_you_mean
-
-__all__ = [
-    "Ledger", "Outcome", "TrialRecord", "is_running", "journal_path", "load_study", "open_ledger", "read_records",
-    "records", "study_names",
-]  # fmt: skip
 
 
 class NewTrial(NamedTuple):

@@ -25,23 +25,6 @@ from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
 from raz.utils.suggestions import did_you_mean
 
-__all__ = [
-    "Outcome",
-    "StudyHeader",
-    "TrialRecord",
-    "TrialStatus",
-    "exclusive",
-    "is_running",
-    "journal_path",
-    "load_study",
-    "lock_path",
-    "read_records",
-    "reconstruct_config",
-    "record_of",
-    "records",
-    "study_names",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -93,7 +76,7 @@ class TrialRecord:
         return last, self.steps[last]
 
 
-def load_study(store: Path, name: str) -> optuna.Study:
+def load_optuna_study(store: Path, name: str) -> optuna.Study:
     """Opens a study for reading. Raises RazError where there is no such store or study, or its journal is damaged."""
     path = journal_path(store, name)
     if not path.is_file():
@@ -111,9 +94,9 @@ def _name_hint(store: Path, name: str) -> str:
 
 
 def read_records(store: Path, name: str) -> tuple[TrialRecord, ...]:
-    """The trials of a study by number. Raises RazError as `load_study`."""
+    """The trials of a study by number. Raises RazError as `load_optuna_study`."""
     alive = is_running(store, name)  # before reading: a driver that ends in between leaves no running trial
-    return records(load_study(store, name), alive=alive)
+    return records(load_optuna_study(store, name), alive=alive)
 
 
 def is_running(store: Path, name: str) -> bool:
@@ -133,7 +116,7 @@ def is_running(store: Path, name: str) -> bool:
 
 
 @contextmanager
-def exclusive(store: Path, name: str, hint: str) -> Iterator[None]:
+def locked_study(store: Path, name: str, hint: str) -> Iterator[None]:
     """Holds the study's lock, so that no driver starts while the study is copied into the store.
 
     Raises RazError with `hint` when a driver runs.

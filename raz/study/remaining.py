@@ -173,7 +173,7 @@ def upcoming_trials(
         from raz.study import records as reading
 
         alive = reading.is_running(store, space.study)
-        study = reading.load_study(store, space.study)
+        study = reading.load_optuna_study(store, space.study)
         trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
         records = {record.number: record for record in reading.records(study, alive=alive)}
     progress = study_progress(records.values(), retry=retry)

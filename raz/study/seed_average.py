@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from raz.pipeline.graph import total_steps
-from raz.study.records import Outcome, TrialStatus
+from raz.study.records import Outcome
+from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
 
 Progress = Callable[[int, float], bool]  # (step, value) -> whether to stop

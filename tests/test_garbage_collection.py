@@ -17,7 +17,7 @@ import pytest
 from raz.config import TrialConfig, configure, from_parameters, parameters
 from raz.engine.study_runner import run_study
 from raz.errors import RazError
-from raz.maintenance.garbage_collection import exclusive
+from raz.maintenance.garbage_collection import locked_store
 from raz.pipeline.events import StageUse
 from raz.pipeline.graph import STAGES, Node, chain_key
 from raz.pipeline.keys import stage_keys
@@ -186,14 +186,14 @@ def test_a_trial_over_seeds_keeps_what_each_seed_will_ask_for(tmp_path: Path, le
 def test_a_new_study_and_a_collection_shut_each_other_out(store: Path) -> None:
     fresh = space(SPACE.replace("study: depths", "study: fresh"))
     table = parse_table(parse((HERE / "ablations" / "recurrence.yaml").read_text(), "recurrence.yaml"))
-    with exclusive(store):
+    with locked_store(store):
         with pytest.raises(RazError, match="garbage collection is running"), open_ledger(store, fresh):
             pass
         with pytest.raises(RazError, match="garbage collection is running"):
             record_table_run(store, table, "toy", [fresh.base])
     assert not journal_path(store, "fresh").exists()
     lock = filelock.FileLock(lock_path(journal_path(store, "fresh")))  # a driver that has not written a line yet
-    with lock, pytest.raises(RazError, match="study fresh has a driver"), exclusive(store):
+    with lock, pytest.raises(RazError, match="study fresh has a driver"), locked_store(store):
         pass
     with open_ledger(store, fresh):
         pass
