@@ -12,7 +12,8 @@ from rich.live import Live
 from raz.engine.progress import ProgressView
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import TRAINED
-from raz.study.records import Outcome, TrialRecord, TrialStatus
+from raz.study.records import Outcome, TrialRecord
+from raz.study.trial_status import TrialStatus
 from raz.utils.formatting import assignments, duration
 from raz.utils.json_types import Json
 

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from raz.pipeline.events import StageEvent, StageUse
-from raz.study.records import Outcome, TrialRecord, TrialStatus
+from raz.study.records import Outcome, TrialRecord
+from raz.study.trial_status import TrialStatus
 from raz.utils.formatting import assignments, duration
 from raz.utils.json_types import Json
 
