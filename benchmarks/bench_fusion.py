@@ -8,7 +8,7 @@ import numpy as np
 from _alt import Bench
 from numpy.typing import NDArray
 
-from raz.paper.fusion import RULES, fit_theta, fusion_inputs, grid_density
+from raz.paper.fusion import RULES, FusionInputs, fit_theta, grid_density
 
 Floats = NDArray[np.float64]
 Rows = Floats | list[list[float]]
@@ -53,10 +53,10 @@ def main() -> int:
     bench = Bench("fusion: Eq. 4 and its thresholds")
     den, loc, truth = counts()
     true = truth.sum(axis=1)
-    replay = fusion_inputs(den, loc, truth)
+    inputs = FusionInputs.of(den, loc, truth)
     theta = np.random.default_rng(1).uniform(5, 80, CELLS)
     lists = den.tolist(), loc.tolist(), true.tolist(), theta.tolist()
-    bench.exact("one theta against the loop, relative", abs(replay.mae(theta) / loop(*lists) - 1), 1e-12)
+    bench.exact("one theta against the loop, relative", abs(inputs.mae(theta) / loop(*lists) - 1), 1e-12)
 
     def evaluate(t: float) -> float:
         fused = RULES["grid"](den, loc, np.full(CELLS, t))
@@ -65,12 +65,12 @@ def main() -> int:
     # Every threshold that can matter, among 120 images.
     few = slice(0, 120)
     means = np.unique((den[few] + loc[few]) / 2)
-    least = min(fusion_inputs(den[few], loc[few], truth[few]).mae(t) for t in means)
+    least = min(FusionInputs.of(den[few], loc[few], truth[few]).mae(t) for t in means)
     fitted = fit_theta(den[few], loc[few], truth[few], "shared")
-    error = fusion_inputs(den[few], loc[few], truth[few]).mae(fitted) / least - 1
+    error = FusionInputs.of(den[few], loc[few], truth[few]).mae(fitted) / least - 1
     bench.exact(f"shared theta against all {len(means)}, relative", abs(error), 1e-12)
     tried = np.quantile((den + loc) / 2, np.linspace(0, 1, TRIED))
-    losses = {kind: replay.mae(fit_theta(den, loc, truth, kind)) for kind in ("cell", "shared", "image")}
+    losses = {kind: inputs.mae(fit_theta(den, loc, truth, kind)) for kind in ("cell", "shared", "image")}
     bench.exact("shared is no worse than a grid search", losses["shared"] - min(map(evaluate, tried)), 1e-9)
     bench.exact("image is no worse than shared or cell", losses["image"] - min(losses.values()), 0.0)
     print("  mean absolute error: " + ", ".join(f"{kind} {loss:.2f}" for kind, loss in losses.items()))
@@ -78,18 +78,18 @@ def main() -> int:
     work = f"{IMAGES * CELLS * 16 / 1e3:.0f} kB read"
     bench.compare(
         "one trial, loop",
-        lambda: replay.mae(theta),
+        lambda: inputs.mae(theta),
         lambda: loop(den, loc, true, theta),
         against="loop over the arrays",
         target=100,
         work=work,
     )
     bench.compare(
-        "one trial, lists", lambda: replay.mae(theta), lambda: loop(*lists), against="loop over lists of floats"
+        "one trial, lists", lambda: inputs.mae(theta), lambda: loop(*lists), against="loop over lists of floats"
     )
     bench.compare(
         "one trial, numpy",
-        lambda: replay.mae(theta),
+        lambda: inputs.mae(theta),
         lambda: np.abs(RULES["grid"](den, loc, theta).sum(axis=1) - true).mean(),
         against="Eq. 4 with np.where",
     )

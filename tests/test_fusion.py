@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raz.errors import RazError
-from raz.paper.fusion import KINDS, RULES, assign_folds, cross_fit, fit_theta, fusion_inputs, grid_density, grid_points
+from raz.paper.fusion import KINDS, RULES, FusionInputs, assign_folds, fit_theta, grid_density, grid_points
 
 Floats = NDArray[np.float64]
 
@@ -107,13 +107,13 @@ def test_image_is_a_coordinatewise_optimum_and_often_the_global_one() -> None:
 def test_image_is_a_coordinatewise_optimum_at_full_size(seed: int) -> None:
     den, loc, truth = counts(seed, n=40, g=16, quarters=True)
     theta = fit_theta(den, loc, truth, "image")
-    replay = fusion_inputs(den, loc, truth)
-    reached = replay.mae(theta)
+    inputs = FusionInputs.of(den, loc, truth)
+    reached = inputs.mae(theta)
     for cell in range(16):
         for t in candidates(((den + loc) / 2)[:, cell].tolist()):
             moved = theta.copy()
             moved[cell] = t
-            assert replay.mae(moved) >= reached
+            assert inputs.mae(moved) >= reached
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -186,17 +186,17 @@ def test_a_rule_returns_its_own_array() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_replay_equals_the_rule(seed: int) -> None:
+def test_prepared_inputs_give_the_errors_of_the_rule(seed: int) -> None:
     den, loc, truth = counts(seed, n=20, g=16, quarters=True)
-    replay = fusion_inputs(den, loc, truth)
+    inputs = FusionInputs.of(den, loc, truth)
     for theta in (
         np.full(16, 3.25),
         np.random.default_rng(seed).uniform(0, 10, 16),
         fit_theta(den, loc, truth, "cell"),
     ):
         fused = RULES["grid"](den, loc, theta)
-        assert np.array_equal(replay.errors(theta), fused.sum(axis=1) - truth.sum(axis=1))
-        assert replay.mae(theta) == image_loss(den, loc, truth, theta) / 20
+        assert np.array_equal(inputs.errors(theta), fused.sum(axis=1) - truth.sum(axis=1))
+        assert inputs.mae(theta) == image_loss(den, loc, truth, theta) / 20
 
 
 # --- grids --------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_padding_counts_in_the_last_cells() -> None:
     assert grid_density(density, 9, 9, 8, 3).tolist() == [0.0] * 8 + [5.0]
 
 
-# --- folds and cross-fitting --------------------------------------------------------------------------------------
+# --- folds --------------------------------------------------------------------------------------------------------
 
 
 def test_folds_depend_on_ids_alone_and_are_even() -> None:
@@ -266,40 +266,6 @@ def test_folds_depend_on_ids_alone_and_are_even() -> None:
     assert not np.array_equal(folds, np.arange(23) % 5)
     back = assign_folds(ids[::-1], 5)
     assert np.array_equal(folds, back[::-1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_cross_fit_uses_other_folds_only(kind: str) -> None:
-    den, loc, truth = counts(1, n=17, g=4, quarters=True)
-    ids = [f"IMG_{i}" for i in range(17)]
-    fused = cross_fit(den, loc, truth, ids, "grid", kind, 5)
-    fold = assign_folds(ids, 5)
-    for i in range(17):
-        others = fold != fold[i]
-        theta = fit_theta(den[others], loc[others], truth[others], kind)
-        assert fused[i].tolist() == [eq4(d, p, t) for d, p, t in zip(den[i], loc[i], theta, strict=True)]
-    # So the truth of a fold cannot reach its own prediction.
-    lied = truth.copy()
-    lied[fold == 2] += 1000.0
-    assert np.array_equal(cross_fit(den, loc, lied, ids, "grid", kind, 5)[fold == 2], fused[fold == 2])
-    assert not np.array_equal(cross_fit(den, loc, lied, ids, "grid", kind, 5), fused)
-
-
-def test_cross_fit_of_fewer_images_than_folds_leaves_one_out() -> None:
-    den, loc, truth = counts(2, n=3, g=4, quarters=True)
-    fused = cross_fit(den, loc, truth, ["a", "b", "c"], "grid", "cell", 5)
-    theta = fit_theta(den[1:], loc[1:], truth[1:], "cell")
-    assert fused[0].tolist() == RULES["grid"](den[:1], loc[:1], theta)[0].tolist()
-
-
-def test_cross_fit_without_anything_to_fit() -> None:
-    den, loc, truth = counts(3, n=1, g=4, quarters=True)
-    for rule in ("average", "density", "localization"):
-        assert np.array_equal(cross_fit(den, loc, truth, ["a"], rule, "cell", 5), RULES[rule](den, loc, np.zeros(4)))
-    fixed = cross_fit(den, loc, truth, ["a"], "grid", 4.0, 5)
-    assert np.array_equal(fixed, RULES["grid"](den, loc, np.full(4, 4.0)))
-    with pytest.raises(RazError, match="out of fold"):
-        cross_fit(den, loc, truth, ["a"], "grid", "cell", 5)
 
 
 # --- faults -------------------------------------------------------------------------------------------------------
@@ -319,12 +285,7 @@ def test_faulty_counts_are_refused_all_at_once() -> None:
         fit_theta(good, good, good, "cells")
 
 
-def test_faulty_cross_fits_are_refused_all_at_once() -> None:
-    good = np.ones((3, 4))
-    with pytest.raises(RazError) as caught:
-        cross_fit(good, good, good, ["a", "b"], "mean", "cells", 5)
-    for part in ("'mean' is not a fusion rule", "'cells' is not a way", "2 ids for 3 images"):
-        assert part in str(caught.value)
+def test_faulty_folds_are_refused_all_at_once() -> None:
     with pytest.raises(RazError) as caught:
         assign_folds(["a", "b", "a"], 1)
     for part in ("2 or more", "twice: a"):

@@ -25,7 +25,7 @@ from raz.pipeline.graph import STAGES, TRAINED, Node, chain_key, declared_inputs
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.scoring import ceiling_counts
 from raz.pipeline.training_loop import TrialPruned
-from raz.pipeline.trial import devices_of, run_trial, stored_metrics
+from raz.pipeline.trial import devices_of, run_trial
 from raz.store.cache import Artifact, StageCache, StageKey
 from raz.store.manifest import Manifest
 from tests.conftest import write_mat
@@ -64,6 +64,18 @@ def artifacts(store: Path) -> dict[str, dict[str, str]]:
     for manifest in sorted((store / "stages").glob("*/*/manifest.json")):
         files = json.loads(manifest.read_text())["files"]
         out["/".join(manifest.parts[-3:-1])] = {n: d for n, d in files.items() if n != "curve.json"}
+    return out
+
+
+def stored_metrics(config: TrialConfig, store: Path, data_root: Path) -> dict[str, float] | None:
+    """The metrics of a trial's scores in the store, of both splits; None where one is missing."""
+    keys, out = stage_keys(config, data_root=data_root, splits=("val", "test")), {}
+    for split in ("val", "test"):
+        artifact = StageCache(store).find(keys[Node("score", split)])
+        if artifact is None:
+            return None
+        metrics = json.loads((artifact.folder / "metrics.json").read_text())
+        out |= {f"{split}.{name}": value for name, value in metrics.items()}
     return out
 
 

@@ -10,7 +10,6 @@ A new rule is a function in this module and an entry in `RULES`.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -112,7 +111,7 @@ def grid_density(density: ArrayLike, height: int, width: int, stride: int, cells
     return np.ravel(_overlaps(height, stride, cells) @ mass @ _overlaps(width, stride, cells).T)
 
 
-def _checked_counts(where: str, need_images: bool, **arrays: ArrayLike) -> tuple[Floats, ...]:
+def _checked_counts(where: str, **arrays: ArrayLike) -> tuple[Floats, ...]:
     """The arrays as float64. Raises RazError unless they have one shape (n, g) and plausible, finite values."""
     counts = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
     faults = []
@@ -121,7 +120,7 @@ def _checked_counts(where: str, need_images: bool, **arrays: ArrayLike) -> tuple
     if len(first) != 2 or len(set(shapes.values())) > 1:
         text = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         faults.append(RazError(where, f"shapes are {text}, expected one shape (images, cells)"))
-    elif first[1] < 1 or (need_images and first[0] < 1):
+    elif first[1] < 1 or first[0] < 1:
         faults.append(RazError(where, f"counts have shape {first}: nothing to fit a threshold to"))
     for name, array in counts.items():
         if not np.isfinite(array).all():
@@ -144,6 +143,12 @@ class FusionInputs:
     gain: Floats  # (g, n) density count minus mean
     base: Floats  # (n,) signed error of each image if no cell chooses density
 
+    @staticmethod
+    def of(den: Floats, loc: Floats, truth: Floats) -> FusionInputs:
+        """The terms for counts (n, g) in persons."""
+        mean = (den + loc) / 2
+        return FusionInputs(mean.T.copy(), (den - mean).T.copy(), (mean - truth).sum(axis=1))
+
     def errors(self, theta: ArrayLike) -> Floats:
         """Signed count error of each image under Eq. 4, (n,) persons; theta is (g,) or one number."""
         chosen = self.mean >= np.asarray(theta, dtype=np.float64).reshape(-1, 1)
@@ -153,17 +158,6 @@ class FusionInputs:
     def mae(self, theta: ArrayLike) -> float:
         """Mean absolute count error of the images under Eq. 4, in persons; theta is (g,) or one number."""
         return float(np.abs(self.errors(theta)).mean())
-
-
-def fusion_inputs(den: ArrayLike, loc: ArrayLike, truth: ArrayLike) -> FusionInputs:
-    """The `Replay` of counts (n, g) in persons, n >= 1. Raises RazError as `fit_theta` does."""
-    density, points, true = _checked_counts("prepare", True, den=den, loc=loc, truth=truth)
-    return _prepare(density, points, true)
-
-
-def _prepare(den: Floats, loc: Floats, truth: Floats) -> FusionInputs:
-    mean = (den + loc) / 2
-    return FusionInputs(mean.T.copy(), (den - mean).T.copy(), (mean - truth).sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -257,7 +251,7 @@ def _coordinate_descent(inputs: FusionInputs, steps: Sequence[_ThresholdPath], t
 
 
 def _fit_image(den: Floats, loc: Floats, truth: Floats) -> Floats:
-    inputs = _prepare(den, loc, truth)
+    inputs = FusionInputs.of(den, loc, truth)
     steps = [_ThresholdPath.of(means) for means in inputs.mean]
     ends = [_coordinate_descent(inputs, steps, start) for start in (_fit_shared(inputs), _fit_cell(den, loc, truth))]
     losses = [inputs.mae(end) for end in ends]
@@ -280,11 +274,11 @@ def fit_theta(den: ArrayLike, loc: ArrayLike, truth: ArrayLike, kind: str) -> Fl
     """
     if kind not in KINDS:
         raise RazError("fusion.theta_f", f"{kind!r} is not a way to fit it", f"one of {', '.join(KINDS)}")
-    density, points, true = _checked_counts("fit_theta", True, den=den, loc=loc, truth=truth)
+    density, points, true = _checked_counts("fit_theta", den=den, loc=loc, truth=truth)
     if kind == "cell":
         return _fit_cell(density, points, true)
     if kind == "shared":
-        return _fit_shared(_prepare(density, points, true))
+        return _fit_shared(FusionInputs.of(density, points, true))
     return _fit_image(density, points, true)
 
 
@@ -305,42 +299,3 @@ def assign_folds(ids: Sequence[str], folds: int) -> NDArray[np.int64]:
     fold = np.empty(len(ids), dtype=np.int64)
     fold[ranked] = np.arange(len(ids)) % folds
     return fold
-
-
-def cross_fit(
-    den: ArrayLike, loc: ArrayLike, truth: ArrayLike, ids: Sequence[str], rule: str, kind: str | float, folds: int
-) -> Floats:
-    """Fused counts (n, g) in persons, each image under a theta fitted to the *other* folds only. (18, 28)
-
-    den, loc, truth: (n, g) persons; ids: n names; rule: a name in `RULES`; kind as in `fit_theta`, or a number, which
-    is used as it stands. Only `grid` reads theta, so for other rules nothing is fitted. Raises RazError on an
-    unknown rule or kind, faulty counts (see `fit_theta`) or ids (see `assign_folds`), and for a single image.
-    """
-    density, points, true = _checked_counts("cross_fit", False, den=den, loc=loc, truth=truth)
-    faults = []
-    if rule not in RULES:
-        faults.append(RazError("fusion.rule", f"{rule!r} is not a fusion rule", f"one of {', '.join(RULES)}"))
-    if isinstance(kind, str) and kind not in KINDS:
-        faults.append(RazError("fusion.theta_f", f"{kind!r} is not a way to fit it", f"one of {', '.join(KINDS)}"))
-    elif not isinstance(kind, str) and not math.isfinite(kind):
-        faults.append(RazError("fusion.theta_f", f"{kind!r} is not a finite number"))
-    if len(ids) != len(density):
-        faults.append(RazError("cross_fit", f"{len(ids)} ids for {len(density)} images"))
-    raise_all(faults)
-    cells = density.shape[1]
-    if rule != "grid" or not isinstance(kind, str):
-        theta = np.full(cells, 0.0 if isinstance(kind, str) else float(kind))
-        return RULES[rule](density, points, theta)
-    fold = assign_folds(ids, folds)
-    if len(ids) == 1:
-        raise RazError(
-            "cross_fit",
-            "one image cannot be scored out of fold",
-            "more validation images, or a number as fusion.theta_f",
-        )
-    fused = np.empty_like(density)
-    for left_out in np.unique(fold):
-        held, used = fold == left_out, fold != left_out
-        theta = fit_theta(density[used], points[used], true[used], kind)
-        fused[held] = RULES[rule](density[held], points[held], theta)
-    return fused

@@ -29,6 +29,7 @@ from raz.config import (
     without_before,
 )
 from raz.store.cache import StageKey
+from raz.utils.json_types import Json, as_int
 
 Kind = Literal["trained", "inferred", "computed"]
 KINDS = ("trained", "inferred", "computed")
@@ -165,30 +166,30 @@ def dependency_closure(config: TrialConfig, nodes: Iterable[Node]) -> list[Node]
     return list(out)
 
 
-def stage_of_step(values: Mapping[str, Any], step: int) -> tuple[str, int]:
+def stage_of_step(values: Mapping[str, Json], step: int) -> tuple[str, int]:
     """The trained stage that a trial's step belongs to, and the epoch of that stage, from 1.
 
     `values` are the trial's parameters. Steps run from 1 through the epoch caps of the stages (`first_step`).
     """
     for stage in TRAINED:
-        epochs = int(values[STAGES[stage].epochs])
+        epochs = as_int(values[STAGES[stage].epochs])
         if step <= epochs:
             break
         step -= epochs if stage != TRAINED[-1] else 0
     return stage, max(1, step)
 
 
-def step_offset(values: Mapping[str, Any], stage: str) -> int:
+def step_offset(values: Mapping[str, Json], stage: str) -> int:
     """Epoch caps of the trained stages before this one: its epoch e is the trial's step `first_step + e`."""
-    return sum(int(values[STAGES[name].epochs]) for name in TRAINED[: TRAINED.index(stage)])
+    return sum(as_int(values[STAGES[name].epochs]) for name in TRAINED[: TRAINED.index(stage)])
 
 
-def total_steps(values: Mapping[str, Any]) -> int:
+def total_steps(values: Mapping[str, Json]) -> int:
     """Epoch caps of all trained stages together."""
-    return sum(int(values[STAGES[name].epochs]) for name in TRAINED)
+    return sum(as_int(values[STAGES[name].epochs]) for name in TRAINED)
 
 
-def comparability_key(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+def comparability_key(values: Mapping[str, Json], stage: str) -> dict[str, Json]:
     """Those of a trial's parameters that a stage's validation value is measured by."""
     wanted = COMPARABLE_INPUTS[stage]
     if values.get("raz.regions") == "same":
@@ -196,7 +197,7 @@ def comparability_key(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
     return {n: v for n, v in values.items() if any(n == w or n.startswith(f"{w}.") for w in wanted)}
 
 
-def inputs_of(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+def inputs_of(values: Mapping[str, Json], stage: str) -> dict[str, Json]:
     """The declared inputs as dotted names with JSON values, out of all the parameters of a resolved trial."""
     return {name: values[name] for name in _read_by(stage, tuple(values))}
 

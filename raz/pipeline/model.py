@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,11 +36,12 @@ from raz.pipeline import builders
 from raz.pipeline.assembly import TrainedStage, main_net, raz_net
 from raz.pipeline.graph import TRAINED, declared_inputs, stage_of
 from raz.pipeline.inference import TILE_PIXELS, FeatureLru, Network
-from raz.pipeline.regions import candidates, points_of, zoom_pass
+from raz.pipeline.regions import MapFunction, candidates, points_of, zoom_pass
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, cell_counts
-from raz.store.cache import StageCache
+from raz.store.cache import Artifact, StageCache
 from raz.store.paths import FITTED, WEIGHTS
 from raz.utils.atomic import atomic_write
+from raz.utils.json_types import Json, JsonObject, parse_object
 
 FORMAT = "raz-sweep model 1"
 CROP_BYTES = 1 << 28  # of remembered features of one image's crops
@@ -64,7 +64,7 @@ class Prediction:
     size: tuple[int, int]  # (H, W)
     seconds: float  # of the networks and what joins them
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """JSON values: counts, points as [x, y, score], regions; without the map."""
         points = np.column_stack([self.points, self.scores]).tolist() if len(self.points) else []
         return {
@@ -81,7 +81,7 @@ class Model:
     config: TrialConfig
     trained: Mapping[str, TrainedStage]
     fitted: FittedThresholds
-    about: Mapping[str, Any]
+    about: Mapping[str, Json]
 
     @property
     def max_depth(self) -> int:
@@ -141,7 +141,7 @@ class Model:
         passes = [points_of(maps.pop("response"), 0, 1)]
         regions: list[NDArray[np.float64]] = []
 
-        def raz_map(kind: str) -> Any:
+        def raz_map(kind: str) -> MapFunction:
             # the pass after the second looks at the same crops for its proposals: their features are remembered
             kept = memo if depth > 2 else None
             return lambda crop, part: self.raz.maps(crop, (kind,), self.device, kept, part, tile)[kind]
@@ -211,7 +211,7 @@ def _pixels(image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uin
 # ------------------------------------------------------------------ out of a store
 
 
-def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None) -> Model:
+def stored_model(store: Path, score: str, about: Mapping[str, Json] | None = None) -> Model:
     """The model behind a score of a store, given the score's key (hex). Opens no data set.
 
     Raises RazError when the key is not there, the score was made by a version that kept no thresholds, or a trained
@@ -219,7 +219,7 @@ def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None
     """
     cache = StageCache(store)
 
-    def found(stage: str, key: str) -> Any:
+    def found(stage: str, key: str) -> Artifact:
         artifact = cache.get(stage, key) if _KEY.fullmatch(key) else None
         if artifact is None:
             hint = "run the study again: what is missing is made, the rest is served"
@@ -245,12 +245,15 @@ def stored_model(store: Path, score: str, about: Mapping[str, Any] | None = None
             given = declared_inputs(from_parameters(artifact.manifest.config), stage)
             trained[stage] = TrainedStage(keys[stage], given, weights)
     try:
-        fitted = FittedThresholds.from_json(json.loads((found("score", score).folder / FITTED).read_text("utf-8")))
+        fitted = FittedThresholds.from_json(parse_object((found("score", score).folder / FITTED).read_text("utf-8")))
     except FileNotFoundError:
         hint = "run the study again: scores are made anew, in seconds, nothing is trained"
         raise RazError(f"store {store}", "this score keeps no thresholds: it is of an older version", hint) from None
-    stages = {stage: key.key for stage, key in trained.items()} | {"score": score}
-    source = {"stages": stages, "made": {"versions": dict(manifest.versions), "device": manifest.device}}
+    stages: JsonObject = {**{stage: each.key for stage, each in trained.items()}, "score": score}
+    source: JsonObject = {
+        "stages": stages,
+        "made": {"versions": {**manifest.versions}, "device": manifest.device},
+    }
     return Model(config, trained, fitted, {**(about or {}), **source})
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from raz.paper.groundtruth import head_labels
 from raz.paper.metrics import Matches, localization_scores, mae, match, rmse
 from raz.paper.peaks import find_peaks, fit_threshold
 from raz.paper.zoom import Points
+from raz.utils.json_types import Json, JsonObject, as_float, as_list, get_float
 
 FloatArray = NDArray[np.float64]
 ISOLATED_PEAK = 0.5  # a lone plus of true labels averages 5/9 at its centre and 4/9 at its arms (13)
@@ -77,15 +77,16 @@ class FittedThresholds:
         """Which points count: their score reaches the threshold of the network that found them."""
         return np.asarray(points.score >= np.where(points.network == 0, self.main, self.raz))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """JSON values; a theta_f that no count reaches, or every one, is a word."""
-        theta = [float(t) if np.isfinite(t) else str(float(t)) for t in self.theta_f]
+        theta: list[Json] = [float(t) if np.isfinite(t) else str(float(t)) for t in self.theta_f]
         return {"main": float(self.main), "raz": float(self.raz), "theta_f": theta}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> FittedThresholds:
-        """The inverse. Raises KeyError, TypeError or ValueError on anything else."""
-        return cls(float(values["main"]), float(values["raz"]), np.array([float(t) for t in values["theta_f"]]))
+    def from_json(cls, document: Mapping[str, Json]) -> FittedThresholds:
+        """The inverse. Raises ValueError for another document."""
+        theta = [float(t) if isinstance(t, str) else as_float(t, "theta_f") for t in as_list(document.get("theta_f"))]
+        return cls(get_float(document, "main"), get_float(document, "raz"), np.array(theta))
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Scores:
     """
 
     metrics: dict[str, float]
-    per_image: dict[str, NDArray[Any]]
+    per_image: Mapping[str, NDArray[np.generic]]
     fitted: FittedThresholds
 
 
@@ -241,7 +242,7 @@ def score(
     out["threshold_main"], out["threshold_raz"] = last.main, last.raz
     if fusion.rule == "grid":
         out |= {f"theta_f_{g}": float(t) for g, t in enumerate(last.theta_f) if np.isfinite(t)}
-    per_image: dict[str, NDArray[Any]] = {
+    per_image: dict[str, NDArray[np.generic]] = {
         "ids": np.array(split.ids), "parts": np.array(split.parts or [""] * len(split)),
         "truth": truth, "fused": fused, "density": den, "localization": loc,
         "ceiling": split.ceiling, "regions": zoomed.T, **{f"cells_{name}": values for name, values in cells.items()},
@@ -251,7 +252,7 @@ def score(
     return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image, fits[-1][1])
 
 
-def _packed(matches: Sequence[Matches]) -> dict[str, NDArray[Any]]:
+def _packed(matches: Sequence[Matches]) -> dict[str, NDArray[np.generic]]:
     """The ranked points of all images, one after the other; single precision suffices to draw and to resample them."""
     none = np.zeros(0)
     return {

@@ -20,26 +20,13 @@ import torch
 from raz.config import TrialConfig
 from raz.pipeline.context import TrialState
 from raz.pipeline.events import EventCallback, StageUse
-from raz.pipeline.executor import StageExecutor, StageProvider, StageRequest
+from raz.pipeline.executor import StageExecutor, StageProvider
 from raz.pipeline.graph import STAGES, Node, dependency_closure, topological_order
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.malloc import keep_freed_memory
-from raz.pipeline.training_loop import Progress, TrialPruned
+from raz.pipeline.training_loop import Progress
 from raz.store.cache import Artifact, StageCache
 from raz.store.paths import METRICS
-
-__all__ = [
-    "STAGES",
-    "StageRequest",
-    "StageUse",
-    "TrialPruned",
-    "TrialResult",
-    "build_stages",
-    "forget_failures",
-    "run_trial",
-    "stage_keys",
-    "stored_metrics",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,21 +38,6 @@ class TrialResult:
     seconds: float
     device: str = ""  # on which its networks were trained and run, wherever the trial itself was
     data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint of what was read
-
-
-def stored_metrics(
-    config: TrialConfig, store: Path, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val", "test")
-) -> dict[str, float] | None:
-    """The metrics of a trial as the store holds them; None where a score is not there. Makes nothing."""
-    keys = stage_keys(config, data_root=data_root, splits=splits)
-    cache = StageCache(store)
-    out: dict[str, float] = {}
-    for split in splits:
-        found = cache.find(keys[Node("score", split)])
-        if found is None:
-            return None
-        out |= _read_metrics(found, split)
-    return out
 
 
 def run_trial(

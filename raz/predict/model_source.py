@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from raz.errors import RazError
 from raz.store.paths import StorePaths
+from raz.utils.json_types import JsonObject
 from raz.utils.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def model_of_trial(store: Path, record: TrialRecord) -> Model:
     scores = [use.key for use in record.stages if use.stage.startswith("score@")]
     if not scores:
         raise RazError(f"trial {record.number} of {record.study}", "names no stages", "run the study again")
-    about = {"study": record.study, "trial": record.number, "value": record.value, "values": dict(record.values)}
+    about: JsonObject = {
+        "study": record.study, "trial": record.number, "value": record.value, "values": {**record.values},
+    }  # fmt: skip
     return stored_model(store, scores[0], about)
 
 

@@ -97,8 +97,8 @@ def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: Ev
         weights = read_state(artifact.folder / WEIGHTS)
         stages[node.stage] = TrainedStage(keys[node].key, declared_inputs(config, node.stage), weights)
     items = open_cached(config.dataset, data_root).items
-    about = {
-        **searched.about, "final": True, "epochs": best, "images": len(items["train"]),
+    about: JsonObject = {
+        **searched.about, "final": True, "epochs": {**best}, "images": len(items["train"]),
         "search": searched.about["stages"], "stages": {stage: trained.key for stage, trained in stages.items()},
     }  # fmt: skip
     model = Model(config, stages, searched.fitted, about)

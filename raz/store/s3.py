@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote, urlparse
 
 from raz.errors import RazError
@@ -129,7 +129,7 @@ class Bucket:
         skip = len(self.prefix) + 1
         return {i.path[skip:]: (i.size, i.mtime_ns) for i in found if i.type == FileType.File}
 
-    def _retry(self, call: Callable[[Any], T]) -> T:
+    def _retry(self, call: Callable[[FileSystem], T]) -> T:
         end = time.monotonic() + float(os.environ.get("RAZ_S3_SECONDS") or RETRY_SECONDS)
         pause = 0.2
         while True:
@@ -152,10 +152,10 @@ class Bucket:
             pause = min(2 * pause, 10.0)
 
 
-def _connect() -> Any:
+def _connect() -> FileSystem:
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-    options: dict[str, Any] = {}
+    options: dict[str, str] = {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         parts = urlparse(endpoint)
