@@ -20,7 +20,7 @@ from raz.utils.schema import (
     Nothing,
     Record,
     Schema,
-    WithPlace,
+    WithPath,
     boolean,
     choice,
     integer,
@@ -40,7 +40,7 @@ def read(schema: Schema[Any], yaml: str) -> tuple[Any, list[str]]:
     document = parse(f"# a file\nx: {yaml}\n", "f.yaml")
     problems = Problems(document)
     value = read_or(schema, document.data["x"], ("x",), problems, "-")
-    return value, [str(fault).removeprefix("f.yaml:").replace("\n  try: ", " | ") for fault in problems.found]
+    return value, [str(fault).removeprefix("f.yaml:").replace("\n  try: ", " | ") for fault in problems.faults]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def read(schema: Schema[Any], yaml: str) -> tuple[Any, list[str]]:
         (MapOf(integer()), "[1]", "-", ["2: x is a list, expected keys with values"]),
         (Keys({"a": integer(), "b": text()}, required=("b",), also=("c",)), "{a: 1, c: 2, dd: 3}", {"a": 1},
          ["2: unknown key 'x.dd' | legal are a, b, c", "2: x.b is missing"]),
-        (ListOf(WithPlace(integer()), repeats=True), "[7, a, 8]",
+        (ListOf(WithPath(integer()), repeats=True), "[7, a, 8]",
          (Located(7, ("x", 0)), Located(8, ("x", 2))), ["2: x has 'a', expected a whole number"]),
     ],
 )  # fmt: skip
@@ -127,7 +127,7 @@ def test_a_record_becomes_a_dataclass() -> None:
     document = parse("layers: [{kind: pool}, {kind: conv, width: 2}]\nclass: b\n", "f.yaml")
     problems = Problems(document)
     assert Record(Net).read(document.data, (), problems) == Net((Layer(8, "pool"), Layer(2, "conv")), "b")
-    assert problems.found == []
+    assert problems.faults == []
 
 
 def test_all_faults_of_nested_records_are_reported_with_their_lines_and_the_rest_is_read() -> None:
@@ -162,4 +162,4 @@ def test_a_value_that_does_not_fit_is_an_exception_for_who_cannot_go_on() -> Non
     problems = Problems(parse("x: 1\n", "f.yaml"))
     with pytest.raises(Invalid):
         text().read(1, ("x",), problems)
-    assert len(problems.found) == 1
+    assert len(problems.faults) == 1

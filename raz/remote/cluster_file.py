@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from raz.errors import RazError, RazErrorGroup, raise_all
+from raz.errors import RazError, flatten_errors, raise_all
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Problems, parse
 
@@ -63,31 +63,31 @@ def check_file(path: Path, name: str = "") -> ClusterFileReport:
     if re.search(r"^apiVersion:", text, re.MULTILINE):
         return _check_kubernetes(text, name)
     document = parse(text, name, strict=False, aliases=True)
-    faults = Problems(document)
-    faults.found += placeholders(text, name)
+    problems = Problems(document)
+    problems.faults += placeholders(text, name)
     provider = document.data.get("provider")
     kind = provider.get("type") if isinstance(provider, dict) else None
     if kind not in PROVIDER:
-        faults.add(
+        problems.add(
             ("provider", "type"), f"provider.type is {kind!r}, expected one of {', '.join(PROVIDER)}",
             did_you_mean(str(kind), PROVIDER),
         )  # fmt: skip
-        faults.raise_if_any()
+        problems.raise_if_any()
     from raz.remote.ray_validation import ray_validation_errors, schema_errors
 
     misshapen = list(schema_errors(document))
-    faults.found += misshapen
+    problems.faults += misshapen
     if not misshapen:
-        _rules(document, faults, str(kind))
+        _rules(document, problems, str(kind))
         notes: list[str] = []
-        if not faults.found:  # Ray's own code stops at the first fault, and without a line
-            faults.found += ray_validation_errors(document)
+        if not problems.faults:  # Ray's own code stops at the first fault, and without a line
+            problems.faults += ray_validation_errors(document)
         if kind == "aws":
             from raz.remote.ray_validation import aws_errors
 
-            found, notes = aws_errors(document, boot=not faults.found)
-            faults.found += found
-    faults.raise_if_any()
+            found, notes = aws_errors(document, boot=not problems.faults)
+            problems.faults += found
+    problems.raise_if_any()
     if kind == "gcp":
         notes = ["the node types were not checked against Google Cloud: there is no mock of it"]
     return ClusterFileReport(str(kind), tuple(notes))
@@ -109,107 +109,107 @@ def _commands(document: Document, key: str) -> Iterator[tuple[tuple[str | int, .
         yield (key, i), str(command)
 
 
-def _rules(document: Document, faults: Problems, kind: str) -> None:
+def _rules(document: Document, problems: Problems, kind: str) -> None:
     """Settings that Ray accepts and that would break a sweep or expose the cluster."""
     data: Section = document.data
-    faults.keys(("provider",), data["provider"], PROVIDER[kind], ("type",))
+    problems.keys(("provider",), data["provider"], PROVIDER[kind], ("type",))
     for key in LISTS:
         if key not in data:
-            faults.add((), f"{key} is missing: Ray fills in its own, such as an open dashboard", f"{key}: []")
-    _versions(document, faults)
-    _start(document, faults)
-    _mounts(document, faults)
+            problems.add((), f"{key} is missing: Ray fills in its own, such as an open dashboard", f"{key}: []")
+    _versions(document, problems)
+    _start(document, problems)
+    _mounts(document, problems)
     for key in LISTS:
         for place, command in _commands(document, key):
             if _SECRET.search(command):
-                faults.add(place, "a secret stands in the file", "file_mounts, or the machine's own role")
+                problems.add(place, "a secret stands in the file", "file_mounts, or the machine's own role")
             stderr = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False).stderr
             if stderr:
                 what = stderr.splitlines()[0].rpartition("line ")[2].partition(": ")[2]
-                faults.add(place, f"no shell command: {what}", "in YAML a # after a space begins a comment: quote it")
+                problems.add(place, f"no shell command: {what}", "in YAML a # after a space begins a comment: quote it")
     if kind == "local":
-        _hosts(data["provider"], faults)
+        _hosts(data["provider"], problems)
     else:
-        _nodes(data, faults, kind)
+        _nodes(data, problems, kind)
 
 
-def _versions(document: Document, faults: Problems) -> None:
+def _versions(document: Document, problems: Problems) -> None:
     here, python = metadata.version("ray"), f"{sys.version_info.major}.{sys.version_info.minor}"
     pins = 0
     for place, command in _commands(document, "setup_commands"):
         for pin in _PIN.findall(command):
             pins += 1
             if pin != here:
-                faults.add(place, f"Ray {pin} on the nodes, {here} on this machine", f"ray[default,tune]=={here}")
+                problems.add(place, f"Ray {pin} on the nodes, {here} on this machine", f"ray[default,tune]=={here}")
         for version in set(_PYTHON.findall(command)):
             if version != python:
-                faults.add(place, f"Python {version} on the nodes, {python} on this machine", f"python{python}")
+                problems.add(place, f"Python {version} on the nodes, {python} on this machine", f"python{python}")
     if not pins:
-        faults.add(("setup_commands",), "no command pins Ray's version", f"pip install 'ray[default,tune]=={here}'")
+        problems.add(("setup_commands",), "no command pins Ray's version", f"pip install 'ray[default,tune]=={here}'")
     if not any("RAY_AUTH_MODE=token" in command for key in LISTS for _, command in _commands(document, key)):
-        faults.add(("setup_commands",), "nothing sets RAY_AUTH_MODE=token: anyone who reaches a port can run code",
+        problems.add(("setup_commands",), "nothing sets RAY_AUTH_MODE=token: anyone who reaches a port can run code",
                    "export RAY_AUTH_MODE=token in ~/.bashrc")  # fmt: skip
 
 
-def _start(document: Document, faults: Problems) -> None:
+def _start(document: Document, problems: Problems) -> None:
     ports = []
     for key, head in (("head_start_ray_commands", True), ("worker_start_ray_commands", False)):
         commands = list(_commands(document, key))
         starts = [(place, command) for place, command in commands if "ray start" in command]
         if key in document.data and not starts:
-            faults.add((key,), f"{key} has no `ray start`")
+            problems.add((key,), f"{key} has no `ray start`")
         if starts and not any("ray stop" in command for _, command in commands):
-            faults.add((key,), "`ray stop` is missing before `ray start`: a second `ray up` would fail", "- ray stop")
+            problems.add((key,), "`ray stop` is missing before `ray start`: a second `ray up` would fail", "- ray stop")
         for place, command in starts:
             for host in re.findall(r"--dashboard-host[= ](\S+)", command):
                 if host not in ("127.0.0.1", "localhost"):
-                    faults.add(place, f"the dashboard listens on {host}", "--dashboard-host=127.0.0.1")
+                    problems.add(place, f"the dashboard listens on {host}", "--dashboard-host=127.0.0.1")
             if head and "--head" not in command:
-                faults.add(place, "the head starts without --head")
+                problems.add(place, "the head starts without --head")
             if head and "--autoscaling-config" not in command:
-                faults.add(place, "no --autoscaling-config: no worker would ever be started",
+                problems.add(place, "no --autoscaling-config: no worker would ever be started",
                            "--autoscaling-config=~/ray_bootstrap_config.yaml")  # fmt: skip
             if not head and "$RAY_HEAD_IP" not in command:
-                faults.add(place, "a worker does not join the head", "--address=$RAY_HEAD_IP:6379")
+                problems.add(place, "a worker does not join the head", "--address=$RAY_HEAD_IP:6379")
             pattern = r"--port[= ](\d+)" if head else r"\$RAY_HEAD_IP:(\d+)"
             ports += [(place, port) for port in re.findall(pattern, command)]
     if len({port for _, port in ports}) > 1:
-        faults.add(ports[-1][0], f"workers join port {ports[-1][1]}, the head listens on {ports[0][1]}")
+        problems.add(ports[-1][0], f"workers join port {ports[-1][1]}, the head listens on {ports[0][1]}")
 
 
-def _mounts(document: Document, faults: Problems) -> None:
+def _mounts(document: Document, problems: Problems) -> None:
     data: Section = document.data
     mounts = data.get("file_mounts") or {}
     if not any(str(remote).endswith(".ray/auth_token") for remote in mounts):
-        faults.add(("file_mounts",), "the token does not reach the nodes", "~/.ray/auth_token: ~/.ray/auth_token")
+        problems.add(("file_mounts",), "the token does not reach the nodes", "~/.ray/auth_token: ~/.ray/auth_token")
     for remote, local in mounts.items():
         place, source = ("file_mounts", remote), Path(os.path.expanduser(str(local)))
         if source.name == "auth_token":
             if not source.is_file():
-                faults.add(
+                problems.add(
                     place, f"{local} is not there", "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"
                 )
             elif source.stat().st_mode & 0o077:
-                faults.add(place, f"{local} may be read by others on this machine", f"chmod 600 {local}")
+                problems.add(place, f"{local} may be read by others on this machine", f"chmod 600 {local}")
         elif not source.exists():
-            faults.add(place, f"{local} is not there, seen from {os.getcwd()}", "call it from the top of a clone")
+            problems.add(place, f"{local} is not there, seen from {os.getcwd()}", "call it from the top of a clone")
 
 
-def _hosts(provider: Section, faults: Problems) -> None:
+def _hosts(provider: Section, problems: Problems) -> None:
     head, workers = provider.get("head_ip"), provider.get("worker_ips")
     if not isinstance(head, str) or not isinstance(workers, list):
-        faults.add(("provider",), "head_ip or worker_ips is missing")
+        problems.add(("provider",), "head_ip or worker_ips is missing")
         return
     named = {head}
     for i, worker in enumerate(workers):
         if worker in named and PLACEHOLDER not in str(worker):
-            faults.add(("provider", "worker_ips", i), f"{worker} is named twice")
+            problems.add(("provider", "worker_ips", i), f"{worker} is named twice")
         named.add(worker)
     for place, host in (("head_ip", head), *((f"worker_ips.{i}", worker) for i, worker in enumerate(workers))):
         if not re.fullmatch(r"[A-Za-z0-9_.:-]+", str(host)) or (
             re.fullmatch(r"[\d.]+", str(host)) and not _address(host)
         ):
-            faults.add(
+            problems.add(
                 ("provider", *(int(p) if p.isdigit() else p for p in place.split("."))), f"{host!r} is no address"
             )
 
@@ -222,81 +222,84 @@ def _address(text: str) -> bool:
     return True
 
 
-def _nodes(data: Section, faults: Problems, kind: str) -> None:
+def _nodes(data: Section, problems: Problems, kind: str) -> None:
     types, head = data.get("available_node_types") or {}, data.get("head_node_type")
     if head not in types:
-        faults.add(
+        problems.add(
             ("head_node_type",), f"head_node_type {head!r} is none of the node types", did_you_mean(str(head), types)
         )
     for name, node in types.items():
         place = ("available_node_types", name)
         config, least, most = node["node_config"], node.get("min_workers", 0), node.get("max_workers", 0)
         if least > most and name != head:
-            faults.add((*place, "min_workers"), f"min_workers {least} is more than max_workers {most}")
+            problems.add((*place, "min_workers"), f"min_workers {least} is more than max_workers {most}")
         spot = "InstanceMarketOptions" in config or "SPOT" in str(config.get("scheduling"))
         if name == head and spot:
             what = "the head is a spot machine: the run ends when it is reclaimed"
-            faults.add((*place, "node_config"), what, "on demand")
+            problems.add((*place, "node_config"), what, "on demand")
         if kind == "aws":
-            _check_aws_node(config, (*place, "node_config"), faults, head=name == head)
+            _check_aws_node(config, (*place, "node_config"), problems, head=name == head)
         for i, disk in enumerate(config.get("disks") or []):
             image = str((disk.get("initializeParams") or {}).get("sourceImage", "")) if isinstance(disk, dict) else ""
             if "/family/" in image or not image:
-                faults.add(
+                problems.add(
                     (*place, "node_config", "disks", i), "the image is not pinned", "images/NAME, not family/NAME"
                 )
     grows = any(node.get("max_workers", 0) > node.get("min_workers", 0) for name, node in types.items() if name != head)
     if grows and head in types and "most_cpus" not in str(types[head].get("resources")):
         what = "most_cpus is missing from its resources: a run without workers asks for one, no more"
-        faults.add(("available_node_types", str(head)), what, "most_cpus and most_gpus: what all workers have together")
+        problems.add(
+            ("available_node_types", str(head)), what,
+            "most_cpus and most_gpus: what all workers have together",
+        )  # fmt: skip
     for key in ("image", "head_image", "worker_image"):
         reference = (data.get("docker") or {}).get(key)
         if reference and "@sha256:" not in reference:
-            faults.add(("docker", key), f"the image {reference} is not pinned", "NAME@sha256:DIGEST")
+            problems.add(("docker", key), f"the image {reference} is not pinned", "NAME@sha256:DIGEST")
     if kind == "aws":
-        _network(data["provider"], faults)
+        _network(data["provider"], problems)
 
 
-def _check_aws_node(config: Section, place: tuple[str, ...], faults: Problems, *, head: bool) -> None:
+def _check_aws_node(config: Section, place: tuple[str, ...], problems: Problems, *, head: bool) -> None:
     image = config.get("ImageId")
     if image is None:
-        faults.add(place, "ImageId is missing: Ray would take an Ubuntu 18.04", "ImageId: ami-…")
+        problems.add(place, "ImageId is missing: Ray would take an Ubuntu 18.04", "ImageId: ami-…")
     elif PLACEHOLDER not in str(image) and not re.fullmatch(r"ami-[0-9a-f]{8,17}", str(image)):
-        faults.add((*place, "ImageId"), f"the image {image!r} is not pinned", "ami- and 8 to 17 hexadecimal digits")
+        problems.add((*place, "ImageId"), f"the image {image!r} is not pinned", "ami- and 8 to 17 hexadecimal digits")
     if head and "IamInstanceProfile" not in config:
-        faults.add(place, "IamInstanceProfile is missing: Ray would make a role that may do everything in EC2 and S3",
+        problems.add(place, "IamInstanceProfile is missing: Ray would make a role that may do everything in EC2 and S3",
                    "IamInstanceProfile: {Name: raz-head}")  # fmt: skip
     options = config.get("MetadataOptions")
     if not isinstance(options, dict) or options.get("HttpTokens") != "required":
-        faults.add((*place, "MetadataOptions"), "IMDSv1 is on: any process may read the machine's credentials",
+        problems.add((*place, "MetadataOptions"), "IMDSv1 is on: any process may read the machine's credentials",
                    "MetadataOptions: {HttpTokens: required}")  # fmt: skip
 
 
-def _network(provider: Section, faults: Problems) -> None:
+def _network(provider: Section, problems: Problems) -> None:
     region = str(provider.get("region"))
     for zone in str(provider.get("availability_zone", region)).split(","):
         if not zone.strip().startswith(region):
-            faults.add(("provider", "availability_zone"), f"zone {zone.strip()} is not in region {region}")
+            problems.add(("provider", "availability_zone"), f"zone {zone.strip()} is not in region {region}")
     group = provider.get("security_group") or {}
     if "IpPermissions" not in group:
-        faults.add(("provider",), "security_group.IpPermissions is missing: Ray opens SSH to everybody")
+        problems.add(("provider",), "security_group.IpPermissions is missing: Ray opens SSH to everybody")
     for i, rule in enumerate(group.get("IpPermissions") or []):
         place = ("provider", "security_group", "IpPermissions", i)
         if not isinstance(rule, dict):
-            faults.add(place, f"{rule!r} is no rule", "{FromPort: 22, ToPort: 22, IpProtocol: tcp, IpRanges: [...]}")
+            problems.add(place, f"{rule!r} is no rule", "{FromPort: 22, ToPort: 22, IpProtocol: tcp, IpRanges: [...]}")
             continue
         if (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
             what = f"ports {rule.get('FromPort')} to {rule.get('ToPort')} are open from outside"
-            faults.add(place, what, "only 22; `ray dashboard FILE` leads the rest through SSH")
+            problems.add(place, what, "only 22; `ray dashboard FILE` leads the rest through SSH")
         for entry in [*(rule.get("IpRanges") or []), *(rule.get("Ipv6Ranges") or [])]:
             cidr = str(entry.get("CidrIp", entry.get("CidrIpv6")) if isinstance(entry, dict) else entry)
             if PLACEHOLDER in cidr:
                 continue
             try:
                 if ipaddress.ip_network(cidr).prefixlen < 8:
-                    faults.add(place, f"open to {cidr}, which is everybody", "your own address and /32")
+                    problems.add(place, f"open to {cidr}, which is everybody", "your own address and /32")
             except ValueError:
-                faults.add(place, f"{cidr!r} is no network", "an address and /32")
+                problems.add(place, f"{cidr!r} is no network", "an address and /32")
 
 
 def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
@@ -305,24 +308,24 @@ def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
     for part in re.split(r"^---\n", text, flags=re.MULTILINE):
         document = parse("\n" * line + part, name, strict=False)
         line += part.count("\n") + 1
-        faults = Problems(document)
+        problems = Problems(document)
         kinds.append(str(document.data.get("kind")))
         if document.data.get("kind") == "RayCluster":
             raw = document.data.get("spec")
             spec: Section = raw if isinstance(raw, dict) else {}
             version = spec.get("rayVersion")
             if str(version) != here:
-                faults.add(("spec", "rayVersion"), f"Ray {version} on the pods, {here} on this machine", here)
+                problems.add(("spec", "rayVersion"), f"Ray {version} on the pods, {here} on this machine", here)
             for place, value in _leaves(document.data):
                 if place[-1] == "image" and "@sha256:" not in str(value):
-                    faults.add(place, f"the image {value} is not pinned", "NAME@sha256:DIGEST")
+                    problems.add(place, f"the image {value} is not pinned", "NAME@sha256:DIGEST")
                 if place[-1] == "dashboard-host" and value not in ("127.0.0.1", "localhost"):
-                    faults.add(place, f"the dashboard listens on {value}", "127.0.0.1")
+                    problems.add(place, f"the dashboard listens on {value}", "127.0.0.1")
                 if place[-1] == "serviceType" and value in ("LoadBalancer", "NodePort"):
-                    faults.add(place, f"a service of type {value} is open to the outside", "kubectl port-forward")
+                    problems.add(place, f"a service of type {value} is open to the outside", "kubectl port-forward")
             if "RAY_AUTH_MODE" not in str(spec):
-                faults.add(("spec",), "nothing sets RAY_AUTH_MODE=token")
-        errors += faults.found
+                problems.add(("spec",), "nothing sets RAY_AUTH_MODE=token")
+        errors += problems.faults
     if "RayCluster" not in kinds:
         errors.append(RazError(f"{name}:1", f"no RayCluster in it, but {', '.join(kinds)}"))
     _raise(errors)
@@ -364,7 +367,7 @@ def _raise(errors: list[RazError]) -> None:
     def line(error: RazError) -> int:
         return int(error.where.rpartition(":")[2])
 
-    flat = [one for error in errors for one in (error.faults if isinstance(error, RazErrorGroup) else (error,))]
+    flat = [one for error in errors for one in flatten_errors(error)]
     raise_all(sorted(flat, key=line))
 
 

@@ -17,7 +17,7 @@ from unittest import mock
 from raz.engine.ray_internals import bootstrapped, cluster_schema, prepared, validate
 from raz.errors import RazError
 from raz.utils.suggestions import did_you_mean
-from raz.utils.yamlfile import Document, Place
+from raz.utils.yamlfile import Document, YamlPath
 
 ClusterConfig = dict[str, Any]  # as Ray's own functions take and return it
 BOOT = ("provider",)  # Ray's bootstrap reports no line, so its errors are shown here
@@ -37,7 +37,7 @@ def schema_errors(document: Document) -> Iterator[RazError]:
     import jsonschema
 
     for error in jsonschema.Draft7Validator(cluster_schema()).iter_errors(document.data):
-        place: Place = tuple(error.absolute_path)
+        place: YamlPath = tuple(error.absolute_path)
         prefix = "".join(f"{part}." for part in place)
         if error.validator == "additionalProperties":
             legal = list(error.schema.get("properties", {}))
@@ -96,7 +96,7 @@ def _run_instances() -> Shape:
     return shape
 
 
-def _compare(value: object, shape: Shape, place: Place) -> Iterator[tuple[Place, str, str]]:
+def _compare(value: object, shape: Shape, place: YamlPath) -> Iterator[tuple[YamlPath, str, str]]:
     """(path in the file, fault, hint) wherever a value does not fit botocore's shape."""
     kind = shape.type_name
     if kind == "structure":

@@ -14,7 +14,7 @@ from raz.utils.schema import (
     Located,
     MapOf,
     Record,
-    WithPlace,
+    WithPath,
     choice,
     integer,
     key,
@@ -89,11 +89,11 @@ class TableFile:
         default={}, required=True,
     )  # fmt: skip
     misprints: tuple[Located[MisprintSection], ...] = key(
-        ListOf(WithPlace(Record(MisprintSection)), repeats=True), default=()
+        ListOf(WithPath(Record(MisprintSection)), repeats=True), default=()
     )
     claims: tuple[Located[ClaimSection], ...] = key(
         ListOf(
-            WithPlace(Record(ClaimSection, hint="{say: …, rows: {loc_2: 1, loc_1: -1}, expect: less}")), repeats=True
+            WithPath(Record(ClaimSection, hint="{say: …, rows: {loc_2: 1, loc_1: -1}, expect: less}")), repeats=True
         ),
         default=(),
     )

@@ -44,7 +44,7 @@ from raz.utils.schema import (
     read_or,
 )
 from raz.utils.suggestions import did_you_mean
-from raz.utils.yamlfile import Document, Place, Problems, describe_value, read
+from raz.utils.yamlfile import Document, Problems, YamlPath, describe_value, read
 
 __all__ = [
     "REGIONS", "AblationTable", "Claim", "Misprint", "Profile", "Row", "TableTrial", "dataset_title", "load_table",
@@ -103,13 +103,13 @@ def parse_table(
 # ------------------------------------------------------------------ metrics
 
 
-def _check_metrics(metrics: tuple[str, ...], place: Place, problems: Problems) -> None:
+def _check_metrics(metrics: tuple[str, ...], path: YamlPath, problems: Problems) -> None:
     """Note metrics that no trial scores."""
     bases = [*COUNTING, *(f"{name}@{sigma}" for name in LOCALIZATION for sigma in (40, 20, 5))]
     legal = [f"{split}.{name}" for split in ("test", "val") for name in bases]
     for i, metric in enumerate(metrics):
         if not _is_metric(metric):
-            problems.add((*place, i), f"unknown metric {metric!r}", did_you_mean(metric, legal))
+            problems.add((*path, i), f"unknown metric {metric!r}", did_you_mean(metric, legal))
 
 
 def _is_metric(metric: str) -> bool:
@@ -166,20 +166,20 @@ def _profiles(
     run = default_profile(file.profiles) if profile is None else profile
     out = {}
     for name, section in file.profiles.items():
-        place: Place = ("profiles", name)
+        path: YamlPath = ("profiles", name)
         if section.base.dataset is not None:
-            problems.add((*place, "base", "dataset"), f"profiles.{name}.base names a dataset", "datasets: [toy]")
+            problems.add((*path, "base", "dataset"), f"profiles.{name}.base names a dataset", "datasets: [toy]")
         for parameter in ("dataset", "seed"):
             if parameter in section.base.set:
                 what = f"profiles.{name}.base sets {parameter}"
-                problems.add((*place, "base", "set", parameter), what, f"use {parameter}s")
+                problems.add((*path, "base", "set", parameter), what, f"use {parameter}s")
         # Settings that fit the profile that is run, such as pretrained weights, need not fit the others.
         config = base_config(
-            section.base, problems, settings if name == run else {}, (*place, "base"), data_root=data_root
+            section.base, problems, settings if name == run else {}, (*path, "base"), data_root=data_root
         )
         for i, dataset in enumerate(section.datasets):
             if dataset not in legal:
-                problems.add((*place, "datasets", i), f"unknown data set {dataset!r}", did_you_mean(dataset, legal))
+                problems.add((*path, "datasets", i), f"unknown data set {dataset!r}", did_you_mean(dataset, legal))
         out[name] = Profile(name, config, section.datasets, section.base.preset)
     return out
 
@@ -192,12 +192,12 @@ def _rows(file: TableFile, problems: Problems, profiles: Mapping[str, Profile], 
 
     out = []
     for name, section in file.rows.items():
-        place: Place = ("rows", name)
+        path: YamlPath = ("rows", name)
         if not ROW_NAME.fullmatch(name):
-            problems.add(place, f"row {name!r}, expected a name of letters, digits, _ . + and -")
+            problems.add(path, f"row {name!r}, expected a name of letters, digits, _ . + and -")
         if section.source and (section.set or not section.paper):
             what = "sets something" if section.set else "has no numbers"
-            problems.add(place, f"rows.{name} is quoted (source) and {what}", "{source: …, paper: …}")
+            problems.add(path, f"rows.{name} is quoted (source) and {what}", "{source: …, paper: …}")
         for parameter in settings:
             if parameter in section.set:
                 what = f"row {name} sets it, so the value would be lost"
@@ -205,7 +205,7 @@ def _rows(file: TableFile, problems: Problems, profiles: Mapping[str, Profile], 
         _check_settings(name, section.set, problems, profiles)
         printed = _printed(name, section.paper, problems, profiles, metrics_of)
         out.append(Row(name, section.set, printed, section.source))
-    if not problems.found:
+    if not problems.faults:
         _check_distinct(out, problems, profiles)
     return tuple(out)
 
@@ -214,15 +214,15 @@ def _check_settings(
     row: str, settings: Mapping[str, Json], problems: Problems, profiles: Mapping[str, Profile]
 ) -> None:
     """Note what is wrong with what a row sets: first each value alone, then all together on every profile's base."""
-    before = len(problems.found)
+    before = len(problems.faults)
     for name, value in settings.items():
-        place: Place = ("rows", row, "set", name)
+        path: YamlPath = ("rows", row, "set", name)
         if name in ("dataset", "seed"):
-            problems.add(place, f"row {row} sets {name}, which a table repeats over", f"use {name}s")
+            problems.add(path, f"row {row} sets {name}, which a table repeats over", f"use {name}s")
             continue
         for error in check_types({name: value}):
-            problems.add(place, error.what, error.hint)
-    if len(problems.found) > before:
+            problems.add(path, error.what, error.hint)
+    if len(problems.faults) > before:
         return
     reported = set()
     for profile in profiles.values():
@@ -258,32 +258,32 @@ def _printed(
     row: str, raw: Json, problems: Problems, profiles: Mapping[str, Profile], metrics_of: MetricsOf
 ) -> dict[str, dict[str, float]]:
     """The printed numbers of a row: a list in the order of the data sets of profile `paper`, or by data set."""
-    place: Place = ("rows", row, "paper")
+    path: YamlPath = ("rows", row, "paper")
     if isinstance(raw, list):
         if "paper" not in profiles:
             problems.add(
-                place, f"rows.{row}.paper is a list, and no profile `paper` says of which data sets",
+                path, f"rows.{row}.paper is a list, and no profile `paper` says of which data sets",
                 "{shanghaitech_a: [67.5, 109.5]}",
             )  # fmt: skip
             return {}
         names = profiles["paper"].datasets
         if len(raw) != len(names):
             problems.add(
-                place, f"rows.{row}.paper has {len(raw)} lists, expected {len(names)}: {', '.join(names)}",
+                path, f"rows.{row}.paper has {len(raw)} lists, expected {len(names)}: {', '.join(names)}",
                 "write null for a data set without printed numbers",
             )  # fmt: skip
             return {}
         by_name: dict[str, Located[Json]] = {
-            names[i]: Located(cells, (*place, i)) for i, cells in enumerate(raw) if cells is not None
+            names[i]: Located(cells, (*path, i)) for i, cells in enumerate(raw) if cells is not None
         }
     elif isinstance(raw, dict):
-        by_name = {name: Located(cells, (*place, name)) for name, cells in raw.items()}
+        by_name = {name: Located(cells, (*path, name)) for name, cells in raw.items()}
         for name in raw:
             if name not in PUBLISHED:
                 what = f"rows.{row}.paper: unknown data set {name!r}"
-                problems.add((*place, name), what, did_you_mean(name, PUBLISHED))
+                problems.add((*path, name), what, did_you_mean(name, PUBLISHED))
     else:
-        problems.wrong(place, describe_value(raw), "numbers by data set")
+        problems.wrong(path, describe_value(raw), "numbers by data set")
         return {}
     out: dict[str, dict[str, float]] = {}
     for dataset, cells in by_name.items():
@@ -291,7 +291,7 @@ def _printed(
         if not isinstance(raw_cells, list) or (metrics and len(raw_cells) != len(metrics)):
             shown = f"{len(raw_cells)} numbers" if isinstance(raw_cells, list) else describe_value(raw_cells)
             problems.add(
-                cells.place,
+                cells.path,
                 f"rows.{row}.paper has {shown} for {dataset}, expected {len(metrics)}: {', '.join(metrics)}",
                 "write null for a number that is not printed",
             )
@@ -299,7 +299,7 @@ def _printed(
         cell: Schema[float | None] = Either(
             lambda value: value is None, Nothing(), number(expected=f"a number for {dataset} or null")
         )
-        numbers = read_or(ListOf(cell, repeats=True), raw_cells, cells.place, problems, ())
+        numbers = read_or(ListOf(cell, repeats=True), raw_cells, cells.path, problems, ())
         # A whole number stays one: the paper prints 126, not 126.0.
         out[dataset] = {m: value for m, value in zip(metrics, numbers, strict=False) if value is not None}
     return out
@@ -325,27 +325,27 @@ def _claims(
     names = [row.name for row in rows]
     out = []
     for section in sections:
-        claim, place = section.value, section.place
-        weights = _known(claim.rows, names, "row", (*place, "rows"), problems)
-        of = _known(claim.of, metrics, "metric of this table", (*place, "of"), problems)
+        claim, path = section.value, section.path
+        weights = _known(claim.rows, names, "row", (*path, "rows"), problems)
+        of = _known(claim.of, metrics, "metric of this table", (*path, "of"), problems)
         chosen = claim.metrics
         if chosen is None:
             chosen = () if claim.of else metrics
         for metric in chosen:
             if metric not in metrics:
                 what = f"{metric} is no metric of this table"
-                problems.add((*place, "metrics"), what, did_you_mean(metric, metrics))
+                problems.add((*path, "metrics"), what, did_you_mean(metric, metrics))
         out.append(Claim(claim.say, weights, "less" if claim.expect == "less" else "more", chosen, of))
     return tuple(out)
 
 
 def _known(
-    weights: Mapping[str, float], legal: list[str] | tuple[str, ...], noun: str, place: Place, problems: Problems
+    weights: Mapping[str, float], legal: list[str] | tuple[str, ...], noun: str, path: YamlPath, problems: Problems
 ) -> dict[str, float]:
     """The weights of legal names; notes the others."""
     for name in weights:
         if name not in legal:
-            problems.add((*place, name), f"no {noun} {name!r}", did_you_mean(name, legal))
+            problems.add((*path, name), f"no {noun} {name!r}", did_you_mean(name, legal))
     return {name: float(weight) for name, weight in weights.items() if name in legal}
 
 
@@ -356,13 +356,13 @@ def _misprints(
     by_name = {row.name: row for row in rows}
     out = []
     for section in sections:
-        mark, place = section.value, section.place
+        mark, path = section.value, section.path
         row = by_name.get(mark.row)
         if row is None:
-            problems.add((*place, "row"), f"misprints: no row {mark.row!r}", did_you_mean(mark.row, by_name))
+            problems.add((*path, "row"), f"misprints: no row {mark.row!r}", did_you_mean(mark.row, by_name))
         elif mark.metric not in row.paper.get(mark.dataset, {}):
             what = f"misprints: row {mark.row} has no printed {mark.metric} of {mark.dataset}"
-            problems.add((*place, "metric"), what, did_you_mean(mark.metric, row.paper.get(mark.dataset, {})))
+            problems.add((*path, "metric"), what, did_you_mean(mark.metric, row.paper.get(mark.dataset, {})))
         else:
             out.append(Misprint(mark.row, mark.dataset, mark.metric, mark.note))
     return tuple(out)

@@ -12,7 +12,7 @@ from raz.utils.json_types import Json, to_json
 from raz.utils.schema import Anything, MapOf, Record, choice, key, text
 from raz.utils.shipped import find_shipped
 from raz.utils.suggestions import did_you_mean
-from raz.utils.yamlfile import Document, Place, Problems, describe_value, read, scalar
+from raz.utils.yamlfile import Document, Problems, YamlPath, describe_value, read, scalar
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def base_config(
     section: BaseSection,
     problems: Problems,
     settings: Settings,
-    place: Place = ("base",),
+    path: YamlPath = ("base",),
     *,
     data_root: Path | None = None,
 ) -> TrialConfig:
     """The configuration that a base section means, with the command line's settings on top.
 
-    Notes what is wrong with the section, at its place in the file. Raises RazError(s) for wrong settings: the command
+    Notes what is wrong with the section, at its path in the file. Raises RazError(s) for wrong settings: the command
     line has no line to name.
     """
     settings = dict(settings)
@@ -108,7 +108,7 @@ def base_config(
     chosen |= section.set
     legal: dict[str, Json] = {}
     for name, value in chosen.items():
-        where = (*place, "set", name) if name in section.set else (*place, "dataset")
+        where = (*path, "set", name) if name in section.set else (*path, "dataset")
         errors = check_types({name: value}, data_root)
         for error in errors:
             problems.add(where, error.what, error.hint)
@@ -119,7 +119,7 @@ def base_config(
         config = configure(config, legal)
     except RazError as error:  # legal one by one, and out of range, alone or together
         for fault in flatten_errors(error):
-            where = (*place, "set", fault.parameter) if fault.parameter in legal else place
+            where = (*path, "set", fault.parameter) if fault.parameter in legal else path
             problems.add(where, fault.what, fault.hint)
     if settings:
         known = all(name in parameter_types() for name in settings)

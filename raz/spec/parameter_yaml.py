@@ -30,7 +30,7 @@ from raz.utils.schema import (
     read_or,
 )
 from raz.utils.suggestions import did_you_mean
-from raz.utils.yamlfile import Place, Problems, describe_value
+from raz.utils.yamlfile import Problems, YamlPath, describe_value
 
 KINDS: tuple[Literal["choice", "int", "float"], ...] = ("choice", "int", "float")
 KEYS = (*KINDS, "log", "step", "grid", "when")
@@ -125,24 +125,24 @@ def read_parameters(
 
 def _parameter(name: str, body: Json, problems: Problems) -> Parameter:
     """One parameter. Raises Invalid where anything in it is wrong."""
-    place: Place = (SECTION, name)
-    before = len(problems.found)
+    path: YamlPath = (SECTION, name)
+    before = len(problems.faults)
     if not isinstance(body, dict):
         hint = f"{name}: {{choice: {json.dumps(body)}}}" if isinstance(body, list) else f"{name}: {{int: [1, 4]}}"
-        problems.wrong(place, describe_value(body), "choice, int or float", hint)
+        problems.wrong(path, describe_value(body), "choice, int or float", hint)
         raise Invalid
-    problems.keys(place, body, KEYS)
+    problems.keys(path, body, KEYS)
     kinds = [kind for kind in KINDS if kind in body]
     if len(kinds) != 1:
         got = " and ".join(kinds) if kinds else "no range"
         what = f"{name} has {got}, expected one of choice, int and float"
-        problems.add(place, what, f"{name}: {{choice: [1, 2]}}")
+        problems.add(path, what, f"{name}: {{choice: [1, 2]}}")
         raise Invalid
-    conditions = read_or(_WHEN, body.get("when", {}), (*place, "when"), problems, {})
+    conditions = read_or(_WHEN, body.get("when", {}), (*path, "when"), problems, {})
     when: When = tuple(conditions.items())
     read_kind = _choice if kinds == ["choice"] else _range
     parameter = read_kind(name, kinds[0], body, when, problems)
-    if len(problems.found) > before:
+    if len(problems.faults) > before:
         raise Invalid
     return parameter
 
@@ -150,22 +150,20 @@ def _parameter(name: str, body: Json, problems: Problems) -> Parameter:
 def _choice(
     name: str, kind: Literal["choice", "int", "float"], body: Mapping[str, Json], when: When, problems: Problems
 ) -> Parameter:
-    place: Place = (SECTION, name, "choice")
+    path: YamlPath = (SECTION, name, "choice")
     for other in ("log", "step", "grid"):
         if other in body:
-            problems.add(
-                (*place[:2], other), f"{name} has {other} beside choice", f"leave {other} out, or give a range"
-            )
+            problems.add((*path[:2], other), f"{name} has {other} beside choice", f"leave {other} out, or give a range")
     values = body["choice"]
     if isinstance(values, dict) and values:
         sets = _named(name, values, problems)
         return Parameter(name, kind, tuple(sets), when=when, sets=sets)
     if not values and isinstance(values, (list, dict)):
-        problems.wrong(place, "empty", "a list", "[1, 2]")
+        problems.wrong(path, "empty", "a list", "[1, 2]")
         raise Invalid
     hint = f"{{this: {{{name}: …}}, that: …}}"
     item: Scalar[Json] = Scalar(_value, "values", lambda value: hint if isinstance(value, dict) else "")
-    choices = ListOf(item, hint="[1, 2]", same=_same_label).read(values, place, problems)
+    choices = ListOf(item, hint="[1, 2]", same=_same_label).read(values, path, problems)
     return Parameter(name, kind, choices, when=when)
 
 
@@ -196,30 +194,30 @@ def _named(name: str, values: Mapping[str, Json], problems: Problems) -> dict[st
 def _range(
     name: str, kind: Literal["choice", "int", "float"], body: Mapping[str, Json], when: When, problems: Problems
 ) -> Parameter:
-    place: Place = (SECTION, name)
-    low, high = _BOUNDS[kind].read(body[kind], (*place, kind), problems)
-    options = _RANGE.read({k: v for k, v in body.items() if k in ("log", "grid")}, place, problems)
+    path: YamlPath = (SECTION, name)
+    low, high = _BOUNDS[kind].read(body[kind], (*path, kind), problems)
+    options = _RANGE.read({k: v for k, v in body.items() if k in ("log", "grid")}, path, problems)
     step: float | None = None
     if "step" in body:
-        step = read_or(_STEP[kind], body["step"], (*place, "step"), problems, None)
+        step = read_or(_STEP[kind], body["step"], (*path, "step"), problems, None)
     if low > high:
         what = f"{name}.{kind} is [{low}, {high}], the lowest is above the highest"
-        problems.add((*place, kind), what, f"[{high}, {low}]")
+        problems.add((*path, kind), what, f"[{high}, {low}]")
     if options.log and low <= 0:
         what = f"{name} has log: true and starts at {low}, expected more than 0"
-        problems.add((*place, "log"), what, "a higher lowest value")
+        problems.add((*path, "log"), what, "a higher lowest value")
     if step is not None:
         if options.log:
-            problems.add((*place, "step"), f"{name} has both step and log: true", "leave one out")
+            problems.add((*path, "step"), f"{name} has both step and log: true", "leave one out")
         elif low <= high and abs((high - low) / step - round((high - low) / step)) > 1e-9:
             top = low + math.floor((high - low) / step) * step
             what = f"{name}.step {step} does not lead from {low} to {high}"
-            problems.add((*place, "step"), what, f"[{low}, {top:g}]")
+            problems.add((*path, "step"), what, f"[{low}, {top:g}]")
     if options.grid is not None:
         if "step" in body:
-            problems.add((*place, "grid"), f"{name} has both step and grid", "leave one out")
+            problems.add((*path, "grid"), f"{name} has both step and grid", "leave one out")
         elif low == high:
-            problems.add((*place, "grid"), f"{name} has a grid over the one value {low}", "leave grid out")
+            problems.add((*path, "grid"), f"{name} has a grid over the one value {low}", "leave grid out")
     return Parameter(name, kind, low=low, high=high, step=step, log=options.log, grid=options.grid, when=when)
 
 
@@ -243,23 +241,23 @@ def _check_condition(
     problems: Problems,
 ) -> None:
     """Note a condition on a parameter that the file lacks, or on a value that the parameter never has."""
-    place: Place = (SECTION, name, "when", other)
+    path: YamlPath = (SECTION, name, "when", other)
     if other not in raw:
         known = parameter_types()
         hint = f"add {other} to parameters" if other in known else did_you_mean(other, known)
-        problems.add(place, f"{name} depends on {other!r}, which is no parameter of this file", hint)
+        problems.add(path, f"{name} depends on {other!r}, which is no parameter of this file", hint)
         return
     if other not in by_name:
         return  # it has a fault of its own
     parent = by_name[other]
     if parent.kind == "float":
         what = f"{name} depends on {other}, a range of floats, expected a choice or whole numbers"
-        problems.add(place, what)
+        problems.add(path, what)
         return
     for value in legal:
         if not contains_exactly(value, parent.values()):
             shown = parent.values() if len(parent.values()) <= 12 else (*parent.values()[:12], "…")
-            problems.add(place, f"{name}.when: {other} is never {value!r}", "one of " + ", ".join(map(str, shown)))
+            problems.add(path, f"{name}.when: {other} is never {value!r}", "one of " + ", ".join(map(str, shown)))
 
 
 def _ordered(by_name: Mapping[str, Parameter], problems: Problems) -> tuple[Parameter, ...]:
@@ -295,7 +293,7 @@ def _try_values(
         for error in validate_settings(base, {**context, **parameter.settings(value)}, data_root):
             if error.what not in reported:
                 reported.add(error.what)
-                inner: Place = (str(value), error.parameter) if parameter.sets else (i,)
+                inner: YamlPath = (str(value), error.parameter) if parameter.sets else (i,)
                 problems.add((SECTION, parameter.name, parameter.kind, *inner), error.what, error.hint)
 
 

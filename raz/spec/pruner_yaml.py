@@ -10,7 +10,7 @@ from raz.spec.metric_names import metric_names, stages_of_metric
 from raz.spec.search_space import Objective, Pruning
 from raz.utils.json_types import Json
 from raz.utils.schema import Invalid, Keys, ListOf, Scalar, choice, integer, number, read_or
-from raz.utils.yamlfile import Place, Problems, describe_value
+from raz.utils.yamlfile import Problems, YamlPath, describe_value
 
 MAX_OPTION = 1_000_000
 
@@ -49,40 +49,42 @@ def read_pruning(raw: Json, problems: Problems, base: TrialConfig, objectives: t
 
 
 def _pruner(
-    raw: Json, place: Place, problems: Problems, also: tuple[str, ...] = (), expected: str = "a pruner"
+    raw: Json, path: YamlPath, problems: Problems, also: tuple[str, ...] = (), expected: str = "a pruner"
 ) -> Pruning:
     if not isinstance(raw, dict):
-        problems.wrong(place, describe_value(raw), expected, "{name: median}")
+        problems.wrong(path, describe_value(raw), expected, "{name: median}")
         raise Invalid
-    given = raw.get("name", "none")
-    name = _NAME.read("none" if given == "nop" else given, (*place, "name"), problems)  # as Optuna calls it
+    raw_name = raw.get("name", "none")
+    if raw_name == "nop":  # as Optuna calls it
+        raw_name = "none"
+    name = _NAME.read(raw_name, (*path, "name"), problems)
     inner = ("pruner",) if name == "patient" else ()
-    options = Keys(OPTIONS[name], REQUIRED.get(name, ()), ("name", *inner, *also)).read(raw, place, problems)
-    _check_combination(name, options, raw, place, problems)
+    options = Keys(OPTIONS[name], REQUIRED.get(name, ()), ("name", *inner, *also)).read(raw, path, problems)
+    _check_combination(name, options, raw, path, problems)
     wrapped = None
     if inner and "pruner" in raw:
         try:
-            wrapped = _pruner(raw["pruner"], (*place, "pruner"), problems)
+            wrapped = _pruner(raw["pruner"], (*path, "pruner"), problems)
         except Invalid:  # noted; without it the rest is still checked
             wrapped = None
     return Pruning(name, options, inner=wrapped)
 
 
 def _check_combination(
-    name: str, options: Mapping[str, float], raw: Mapping[str, Json], place: Place, problems: Problems
+    name: str, options: Mapping[str, float], raw: Mapping[str, Json], path: YamlPath, problems: Problems
 ) -> None:
     """Note options that are legal one by one and not together."""
     if name == "threshold":
         if "lower" not in raw and "upper" not in raw:
-            problems.add(place, "a threshold pruner needs lower, upper or both", "upper: 200")
+            problems.add(path, "a threshold pruner needs lower, upper or both", "upper: 200")
         elif options.get("lower", -1e300) > options.get("upper", 1e300):
-            problems.add((*place, "lower"), f"lower is {options['lower']}, above upper, which is {options['upper']}")
+            problems.add((*path, "lower"), f"lower is {options['lower']}, above upper, which is {options['upper']}")
     if name == "successive_halving" and options.get("bootstrap_count") and "min_resource" not in raw:
-        problems.add((*place, "bootstrap_count"), "bootstrap_count needs a min_resource", "min_resource: 1")
+        problems.add((*path, "bootstrap_count"), "bootstrap_count needs a min_resource", "min_resource: 1")
     if name == "hyperband" and options.get("max_resource", MAX_OPTION) < options.get("min_resource", 1):
         least = options.get("min_resource", 1)
         what = f"max_resource is {options['max_resource']}, below min_resource, which is {least}"
-        problems.add((*place, "max_resource"), what)
+        problems.add((*path, "max_resource"), what)
 
 
 def _stages(

@@ -43,7 +43,7 @@ from raz.utils.schema import (
     MapOf,
     Record,
     Scalar,
-    WithPlace,
+    WithPath,
     choice,
     integer,
     key,
@@ -52,7 +52,7 @@ from raz.utils.schema import (
     text,
 )
 from raz.utils.suggestions import did_you_mean
-from raz.utils.yamlfile import Document, Place, Problems, describe_value, read
+from raz.utils.yamlfile import Document, Problems, YamlPath, describe_value, read
 
 MOST_SEEDS = 100
 MOST_OBJECTIVES = 8
@@ -126,7 +126,7 @@ class SpaceFile:
 _FILE = Record(SpaceFile)
 _ONE_OBJECTIVE = Record(ObjectiveSection, hint="{metric: val.mae}")
 _OBJECTIVES = ListOf(
-    WithPlace(Record(ListedObjective, hint="{metric: val.mae}")), f"1 to {MOST_OBJECTIVES} metrics",
+    WithPath(Record(ListedObjective, hint="{metric: val.mae}")), f"1 to {MOST_OBJECTIVES} metrics",
     "[{metric: val.mae}]", fewest=1, most=MOST_OBJECTIVES, repeats=True,
 )  # fmt: skip
 
@@ -174,10 +174,10 @@ def parse_space(document: Document, settings: Settings | None = None, *, data_ro
 def _check_design(document: Document, design: DesignSection, problems: Problems) -> None:
     """Note options of the design that its sampler lacks or does not take."""
     raw, sampler = document.data.get("design"), design.sampler
-    given = raw if isinstance(raw, dict) else {}
-    if "design" in document.data and sampler not in DESIGNS and "trials" not in given:
+    keys = raw if isinstance(raw, dict) else {}
+    if "design" in document.data and sampler not in DESIGNS and "trials" not in keys:
         problems.add(("design",), "design.trials is missing", "trials: 40")
-    if "population" in given and sampler not in POPULATION_SAMPLERS:
+    if "population" in keys and sampler not in POPULATION_SAMPLERS:
         what = f"design.population is not for {sampler}, which draws no generations"
         problems.add(("design", "population"), what, f"sampler: {POPULATION_SAMPLERS[-1]}, or leave it out")
     if design.proposals > 1 and sampler not in CANDIDATE_SAMPLERS:
@@ -200,47 +200,47 @@ def _objectives(
     legal = metric_names(base, "val")
     out: list[Objective] = []
     for section in sections:
-        metric, place = section.value.metric, (*section.place, "metric")
+        metric, path = section.value.metric, (*section.path, "metric")
         if not isinstance(metric, str) or not (metric in legal or (searches_sigmas and "@" in metric)):
-            _wrong_metric(metric, place, base, problems)
+            _wrong_metric(metric, path, base, problems)
         elif metric in [o.metric for o in out]:
-            problems.add(place, f"objective has {metric} twice", "leave one out")
+            problems.add(path, f"objective has {metric} twice", "leave one out")
         out.append(Objective(str(metric), section.value.direction))
     return tuple(out) or (Objective("val.mae"),)
 
 
-def _wrong_metric(metric: Json, place: Place, base: TrialConfig, problems: Problems) -> None:
+def _wrong_metric(metric: Json, path: YamlPath, base: TrialConfig, problems: Problems) -> None:
     """Note why a metric is no objective."""
-    name = problems.name(place)
+    name = problems.name(path)
     if not isinstance(metric, str) or not metric.startswith("val."):
         hint = "val.mae"
         if isinstance(metric, str) and metric.startswith("test."):
             hint = f"val.{metric.removeprefix('test.')}: the test split is for the rows of a report only"
-        problems.wrong(place, describe_value(metric), "a metric of the validation split", hint)
+        problems.wrong(path, describe_value(metric), "a metric of the validation split", hint)
         return
     stem, at, sigma = metric.removeprefix("val.").partition("@")
     if stem in LOCALIZATION and at:
         sigmas = ", ".join(f"{s:g}" for s in base.metrics.sigmas)
         what = f"{name} is {metric!r}, and the base scores sigma {sigmas} only"
-        problems.add(place, what, f"metrics.sigmas: [{sigma}]")
+        problems.add(path, what, f"metrics.sigmas: [{sigma}]")
         return
     what = f"{name} is {metric!r}, which no trial scores"
-    problems.add(place, what, did_you_mean(metric, metric_names(base, "val")))
+    problems.add(path, what, did_you_mean(metric, metric_names(base, "val")))
 
 
 def _derived(file: SpaceFile, problems: Problems, parameters: tuple[Parameter, ...]) -> tuple[Derived, ...]:
     """The derived parameters, each after those it reads."""
     out: dict[str, Derived] = {}
     for name, arithmetic in file.derive.items():
-        place: Place = ("derive", name)
+        path: YamlPath = ("derive", name)
         if any(name in p.names() for p in parameters):
-            problems.add(place, f"{name} is both searched and derived", "leave one out")
+            problems.add(path, f"{name} is both searched and derived", "leave one out")
         if name in file.base.set:
-            problems.add(place, f"{name} is both derived and set in the base", "leave one out")
+            problems.add(path, f"{name} is both derived and set in the base", "leave one out")
         try:
             out[name] = parse_derived(name, arithmetic)
         except RazError as error:
-            problems.add(place, error.what, error.hint)
+            problems.add(path, error.what, error.hint)
     try:
         return topological_order(out)
     except ValueError as error:
@@ -321,13 +321,13 @@ def _try_design(space: SearchSpace, problems: Problems) -> None:
                 what = f"{parameter.name}: the base's value is none of its values, and the base is the centre of ofat"
                 hint = f"add {_base_values(space.base, parameter)}, or sampler: loo"
                 problems.add((parameter_yaml.SECTION, parameter.name), what, hint)
-    if problems.found:
+    if problems.faults:
         return
     try:
         _ = space.points
     except RazError as error:
-        place: Place = (parameter_yaml.SECTION, error.parameter) if error.parameter else ("design",)
-        problems.add(place, error.what, error.hint)
+        path: YamlPath = (parameter_yaml.SECTION, error.parameter) if error.parameter else ("design",)
+        problems.add(path, error.what, error.hint)
 
 
 def _base_values(base: TrialConfig, parameter: Parameter) -> str:

@@ -143,8 +143,8 @@ def write_space(
     if out.exists() and not force:
         raise RazError(str(out), "is there already", "another --out, or --force to write over it")
     try:
-        with atomic_write(out) as aside:
-            aside.write_text(text, encoding="utf-8")
+        with atomic_write(out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RazError(str(out), f"cannot be written ({error.strerror or error})", "choose another --out") from error
     return study

@@ -19,15 +19,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     if not path.name:  # pathlib takes an empty name for the current folder
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        os.replace(aside, path)
+        yield temporary
+        os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (aside, str(aside)):
+        if error.filename in (temporary, str(temporary)):
             error.filename = str(path)
         raise
     finally:
         with suppress(NotADirectoryError):  # where a part of the path is a file
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from raz.utils.json_types import Json
 from raz.utils.suggestions import did_you_mean
-from raz.utils.yamlfile import Place, Problems, describe_value
+from raz.utils.yamlfile import Problems, YamlPath, describe_value
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -43,15 +43,15 @@ class Invalid(Exception):
 class Schema(Protocol[T_co]):
     """What a value must be."""
 
-    def read(self, value: Json, place: Place, problems: Problems) -> T_co:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> T_co:
         """The value, checked and converted. Notes its faults; raises Invalid where no value is left."""
         ...
 
 
-def read_or(schema: Schema[T], value: Json, place: Place, problems: Problems, default: T) -> T:
+def read_or(schema: Schema[T], value: Json, path: YamlPath, problems: Problems, default: T) -> T:
     """The value, or `default` where it does not fit the schema."""
     try:
-        return schema.read(value, place, problems)
+        return schema.read(value, path, problems)
     except Invalid:
         return default
 
@@ -68,12 +68,12 @@ class Scalar(Generic[T]):
     hint: str | Callable[[Json], str] = ""
     show: Callable[[Json], str] = describe_value  # the value in the message
 
-    def read(self, value: Json, place: Place, problems: Problems) -> T:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> T:
         """See `Schema`."""
         out = self.convert(value)
         if out is None:
             hint = self.hint if isinstance(self.hint, str) else self.hint(value)
-            problems.wrong(place, self.show(value), self.expected, hint)
+            problems.wrong(path, self.show(value), self.expected, hint)
             raise Invalid
         return out
 
@@ -82,7 +82,7 @@ class Scalar(Generic[T]):
 class Anything:
     """Any value. What it may be depends on other parts of the file."""
 
-    def read(self, value: Json, place: Place, problems: Problems) -> Json:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> Json:
         """See `Schema`."""
         return value
 
@@ -91,10 +91,10 @@ class Anything:
 class Nothing:
     """null."""
 
-    def read(self, value: Json, place: Place, problems: Problems) -> None:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> None:
         """See `Schema`."""
         if value is not None:
-            problems.wrong(place, describe_value(value), "nothing")
+            problems.wrong(path, describe_value(value), "nothing")
             raise Invalid
 
 
@@ -103,18 +103,18 @@ class Located(Generic[T]):
     """A value, and where in the file it is."""
 
     value: T
-    place: Place
+    path: YamlPath
 
 
 @dataclass(frozen=True)
-class WithPlace(Generic[T]):
-    """A value whose place is needed later, to report what is wrong with it beside other values."""
+class WithPath(Generic[T]):
+    """A value whose path is needed later, to report what is wrong with it beside other values."""
 
     item: Schema[T]
 
-    def read(self, value: Json, place: Place, problems: Problems) -> Located[T]:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> Located[T]:
         """See `Schema`."""
-        return Located(self.item.read(value, place, problems), place)
+        return Located(self.item.read(value, path, problems), path)
 
 
 def text(expected: str = "a text", hint: str = "") -> Scalar[str]:
@@ -189,23 +189,23 @@ class ListOf(Generic[T]):
     repeats: bool = False  # whether a value may stand in it twice
     same: Callable[[Any, Any], bool] = operator.eq  # which two values are the same
 
-    def read(self, value: Json, place: Place, problems: Problems) -> tuple[T, ...]:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> tuple[T, ...]:
         """See `Schema`."""
         if not isinstance(value, list):
-            problems.wrong(place, describe_value(value), self.expected, self.hint)
+            problems.wrong(path, describe_value(value), self.expected, self.hint)
             raise Invalid
         if len(value) < self.fewest or (self.most is not None and len(value) > self.most):
             shown = f"a list of {len(value)}" if value else "empty"
-            problems.wrong(place, shown, self.expected, self.hint)
+            problems.wrong(path, shown, self.expected, self.hint)
             raise Invalid
         out: list[T] = []
         for i, raw in enumerate(value):
             try:
-                item = self.item.read(raw, (*place, i), problems)
+                item = self.item.read(raw, (*path, i), problems)
             except Invalid:
                 continue
             if not self.repeats and any(self.same(item, other) for other in out):
-                problems.add((*place, i), f"{problems.name(place)} has {raw!r} twice", "leave one out")
+                problems.add((*path, i), f"{problems.name(path)} has {raw!r} twice", "leave one out")
             else:
                 out.append(item)
         return tuple(out)
@@ -222,18 +222,18 @@ class MapOf(Generic[T]):
     noun: str = "name"  # what such a name is called
     may_be_empty: bool = True
 
-    def read(self, value: Json, place: Place, problems: Problems) -> dict[str, T]:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> dict[str, T]:
         """See `Schema`."""
         if not isinstance(value, dict) or not (value or self.may_be_empty):
-            problems.wrong(place, "empty" if value == {} else describe_value(value), self.expected, self.hint)
+            problems.wrong(path, "empty" if value == {} else describe_value(value), self.expected, self.hint)
             raise Invalid
         out: dict[str, T] = {}
         for key_, raw in value.items():
             if self.keys is not None and key_ not in self.keys:
-                problems.add((*place, key_), f"unknown {self.noun} {key_!r}", did_you_mean(key_, self.keys))
+                problems.add((*path, key_), f"unknown {self.noun} {key_!r}", did_you_mean(key_, self.keys))
                 continue
             try:
-                out[key_] = self.item.read(raw, (*place, key_), problems)
+                out[key_] = self.item.read(raw, (*path, key_), problems)
             except Invalid:
                 continue
         return out
@@ -249,18 +249,18 @@ class Keys(Generic[T]):
     expected: str = "keys with values"
     hint: str = ""
 
-    def read(self, value: Json, place: Place, problems: Problems) -> dict[str, T]:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> dict[str, T]:
         """See `Schema`."""
         if not isinstance(value, dict):
-            problems.wrong(place, describe_value(value), self.expected, self.hint)
+            problems.wrong(path, describe_value(value), self.expected, self.hint)
             raise Invalid
-        problems.keys(place, value, (*self.items, *self.also), self.required)
+        problems.keys(path, value, (*self.items, *self.also), self.required)
         out: dict[str, T] = {}
         for key_, raw in value.items():
             if key_ not in self.items:
                 continue
             try:
-                out[key_] = self.items[key_].read(raw, (*place, key_), problems)
+                out[key_] = self.items[key_].read(raw, (*path, key_), problems)
             except Invalid:
                 continue
         return out
@@ -274,9 +274,9 @@ class Either(Generic[T]):
     then: Schema[T]
     otherwise: Schema[T]
 
-    def read(self, value: Json, place: Place, problems: Problems) -> T:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> T:
         """See `Schema`."""
-        return (self.then if self.when(value) else self.otherwise).read(value, place, problems)
+        return (self.then if self.when(value) else self.otherwise).read(value, path, problems)
 
 
 # ------------------------------------------------------------------ records
@@ -300,19 +300,19 @@ class Record(Generic[D]):
     expected: str = "keys with values"
     hint: str = ""
 
-    def read(self, value: Json, place: Place, problems: Problems) -> D:
+    def read(self, value: Json, path: YamlPath, problems: Problems) -> D:
         """See `Schema`."""
         if not isinstance(value, dict):
-            problems.wrong(place, describe_value(value), self.expected, self.hint)
+            problems.wrong(path, describe_value(value), self.expected, self.hint)
             raise Invalid
         declared = {f.metadata["name"] or f.name: f for f in fields(self.cls) if "schema" in f.metadata}
         required = [key_ for key_, f in declared.items() if f.metadata["required"]]
-        problems.keys(place, value, declared, required)
+        problems.keys(path, value, declared, required)
         out = {}
         for key_, f in declared.items():
             if key_ in value:
                 try:
-                    out[f.name] = f.metadata["schema"].read(value[key_], (*place, key_), problems)
+                    out[f.name] = f.metadata["schema"].read(value[key_], (*path, key_), problems)
                 except Invalid:
                     continue
         return self.cls(**out)

@@ -63,9 +63,9 @@ def find_shipped(name: str, folders: tuple[str, ...] = ("search_spaces", "ablati
             bare.setdefault(stem, []).append(f"{folder}/{stem}.yaml")
     if f"{name.removesuffix('.yaml')}.yaml" in names:
         return names[f"{name.removesuffix('.yaml')}.yaml"]
-    meant = bare.get(name.removesuffix(".yaml"), [])
-    if len(meant) == 1:
-        return names[meant[0]]
-    if meant:
-        raise RazError(name, "two files have this name", " or ".join(meant))
+    matches = bare.get(name.removesuffix(".yaml"), [])
+    if len(matches) == 1:
+        return names[matches[0]]
+    if matches:
+        raise RazError(name, "two files have this name", " or ".join(matches))
     raise RazError(name, "no such file", did_you_mean(Path(name).stem, bare))

@@ -24,7 +24,7 @@ MAX_DEPTH = 32  # levels
 MAX_NODES = 100_000  # keys and items, aliases written out
 
 Key = str | int
-Place = tuple[Key, ...]
+YamlPath = tuple[Key, ...]
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Document:
 
     name: str  # as the user typed it
     data: dict[str, Json]
-    lines: Mapping[Place, int]
+    lines: Mapping[YamlPath, int]
     comment: str = ""  # the comment that opens the file, without the hashes
     faults: tuple[RazError, ...] = ()  # of a document that was not read strictly
 
-    def where(self, *place: Key) -> str:
+    def where(self, *path: Key) -> str:
         """`file:line` of a key or item, or of the nearest part above it that the file has."""
-        while place and place not in self.lines:
-            place = place[:-1]
-        return f"{self.name}:{self.lines.get(place, 1)}"
+        while path and path not in self.lines:
+            path = path[:-1]
+        return f"{self.name}:{self.lines.get(path, 1)}"
 
 
 @dataclass
@@ -49,41 +49,43 @@ class Problems:
     """The faults of one file, to be reported together in the order of the lines."""
 
     document: Document
-    found: list[RazError] = field(default_factory=list)
+    faults: list[RazError] = field(default_factory=list)
     unnamed: tuple[Key, ...] = ()  # sections that names of places leave out, since their keys are full names
 
     def __post_init__(self) -> None:
-        self.found += self.document.faults
+        self.faults += self.document.faults
 
-    def add(self, place: Place, what: str, hint: str = "") -> None:
+    def add(self, path: YamlPath, what: str, hint: str = "") -> None:
         """Note a fault at a key or item."""
-        self.found.append(RazError(self.document.where(*place), what, hint, ".".join(map(str, place))))
+        self.faults.append(RazError(self.document.where(*path), what, hint, ".".join(map(str, path))))
 
-    def wrong(self, place: Place, shown: str, expected: str, hint: str = "") -> None:
+    def wrong(self, path: YamlPath, shown: str, expected: str, hint: str = "") -> None:
         """Note that a value, described by `shown`, is not what was expected."""
-        if place and isinstance(place[-1], int):
-            self.add(place, f"{self.name(place[:-1])} has {shown}, expected {expected}", hint)
+        if path and isinstance(path[-1], int):
+            self.add(path, f"{self.name(path[:-1])} has {shown}, expected {expected}", hint)
         else:
-            self.add(place, f"{self.name(place)} is {shown}, expected {expected}", hint)
+            self.add(path, f"{self.name(path)} is {shown}, expected {expected}", hint)
 
-    def name(self, place: Place) -> str:
-        """A place as messages name it: `design.trials`."""
-        return ".".join(map(str, place[1:] if len(place) > 1 and place[0] in self.unnamed else place))
+    def name(self, path: YamlPath) -> str:
+        """A path as messages name it: `design.trials`."""
+        return ".".join(map(str, path[1:] if len(path) > 1 and path[0] in self.unnamed else path))
 
-    def keys(self, place: Place, value: Mapping[str, Json], legal: Iterable[str], required: Iterable[str] = ()) -> None:
+    def keys(
+        self, path: YamlPath, value: Mapping[str, Json], legal: Iterable[str], required: Iterable[str] = ()
+    ) -> None:
         """Note keys that are not legal, and required ones that are missing."""
         legal = list(legal)
-        prefix = f"{self.name(place)}." if place else ""
+        prefix = f"{self.name(path)}." if path else ""
         for key in value:
             if key not in legal:
-                self.add((*place, key), f"unknown key {prefix + str(key)!r}", did_you_mean(str(key), legal))
+                self.add((*path, key), f"unknown key {prefix + str(key)!r}", did_you_mean(str(key), legal))
         for key in required:
             if key not in value:
-                self.found.append(RazError(self.document.where(*place), f"{prefix}{key} is missing", "", prefix + key))
+                self.faults.append(RazError(self.document.where(*path), f"{prefix}{key} is missing", "", prefix + key))
 
     def raise_if_any(self) -> None:
         """Raise the faults, if there are any."""
-        raise_all(sorted(self.found, key=line_of))
+        raise_all(sorted(self.faults, key=line_of))
 
 
 def line_of(error: RazError) -> int:
@@ -133,7 +135,7 @@ def parse(text: str, name: str, *, strict: bool = True, aliases: bool = False) -
         raise RazError(f"{name}:{line}", f"not YAML: {error.problem or error.context}", hint) from None
     except yaml.YAMLError as error:
         raise RazError(f"{name}:1", f"not YAML: {str(error).splitlines()[0]}") from None
-    lines: dict[Place, int] = {(): 1}
+    lines: dict[YamlPath, int] = {(): 1}
     if node is None:
         raise RazError(f"{name}:1", "the file is empty")
     data = _Builder(name, lines, faults).build(node)
@@ -205,13 +207,13 @@ class _Builder:
     """Builds the data of a document from PyYAML's nodes, and notes lines and faults."""
 
     name: str
-    lines: dict[Place, int]
+    lines: dict[YamlPath, int]
     faults: list[RazError]
     too_large: bool = False
 
-    def build(self, node: yaml.Node, place: Place = ()) -> Json:
+    def build(self, node: yaml.Node, path: YamlPath = ()) -> Json:
         """The data of a node; None for a node that is a fault."""
-        if len(self.lines) > MAX_NODES or len(place) > MAX_DEPTH + 1:  # aliases of aliases, or of themselves
+        if len(self.lines) > MAX_NODES or len(path) > MAX_DEPTH + 1:  # aliases of aliases, or of themselves
             if not self.too_large:
                 self.too_large = True
                 self.fault(node.start_mark, f"aliases make more than {MAX_NODES:,} items or {MAX_DEPTH} levels")
@@ -226,12 +228,12 @@ class _Builder:
             for key_node, value_node in node.value:
                 key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
                 # YAML 1.1 reads the word `on` as true, which no key can mean.
-                word = key_node.tag == standard + "bool" and str(key).lower() not in ("true", "false")
-                if key is None or not (word or key_node.tag == standard + "str"):
+                boolean_name = key_node.tag == standard + "bool" and str(key).lower() not in ("true", "false")
+                if key is None or not (boolean_name or key_node.tag == standard + "str"):
                     shown = "a list or mapping" if key is None else repr(key)
                     self.fault(key_node.start_mark, f"key {shown} is not text", "quote it")
                     continue
-                here = (*place, key)
+                here = (*path, key)
                 if key in out:
                     what = f"key {key!r} is written twice, first on line {self.lines[here]}"
                     self.fault(key_node.start_mark, what)
@@ -242,8 +244,8 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             items: list[Json] = []
             for i, item in enumerate(node.value):
-                self.lines[(*place, i)] = item.start_mark.line + 1
-                items.append(self.build(item, (*place, i)))
+                self.lines[(*path, i)] = item.start_mark.line + 1
+                items.append(self.build(item, (*path, i)))
             return items
         return self.scalar(node)
 
