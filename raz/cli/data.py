@@ -69,9 +69,9 @@ def list_(data_root: DataRoot = None, as_json: Json = False) -> None:
 
 @data_app.command("check")
 def check_(name: _Name, data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Read a whole data set, count its images and heads, and report every fault.
+    """Count a data set's images and heads, and report faults.
 
-    Exits 0 with the faults listed, 2 if nothing can be read.
+    Every image is decoded and every annotation read. Exits 0 with the faults listed, 2 if nothing can be read.
 
     \b
     raz-sweep data check toy
@@ -104,7 +104,9 @@ def show_(
     index: Annotated[int, typer.Option(help="Index of the image in the split, from 0.")] = 0,
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("show.png"),
 ) -> None:
-    """Draw one image with its heads, density, attention and zoomed regions.
+    """Draw one image and its ground truth.
+
+    Four panels: the heads, the density, the attention and the regions to zoom.
 
     \b
     raz-sweep data show toy --index 3 --out crowd.png
@@ -145,7 +147,7 @@ def add_(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing description.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Describe a custom folder, so that it can be used like the published data sets.
+    """Describe a custom folder as a data set.
 
     Values that cannot be guessed are asked for; with --yes, or without a terminal, they are errors that name an option.
     The description is written to FOLDER/raz-dataset.yaml, which can be edited. Images: PNG, JPEG, TIFF, BMP, WebP.

@@ -1,4 +1,4 @@
-"""`raz-dataset.yaml`: the description of a custom data set, and what it may hold."""
+"""The description of a custom data set, raz-dataset.yaml, and its schema."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def _path(example: str) -> Schema[str]:
 
 
 def _fraction(value: Json) -> float | None:
+    """A float between 0 and 1, both exclusive."""
     return value if isinstance(value, float) and 0 < value < 1 else None
 
 
@@ -84,7 +85,7 @@ _COLUMNS = Keys(
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """The keys of the file."""
+    """The keys of the file and their schemas."""
 
     name: str = key(matching(NAME, "1 to 64 of a-z, 0-9, _ and -", "name: cells"), default="", required=True)
     title: str = key(text(), default="")
@@ -101,13 +102,12 @@ KEYS = tuple(f.name for f in fields(DatasetFile))
 
 
 def read_spec(path: Path) -> Spec:
-    """The description in a file. Raises RazError(s) with `file:line`, all faults at once, and OSError where the file
-    cannot be read."""
+    """The description in a file. Raises RazError naming all faults with `file:line`, OSError if it cannot be read."""
     return spec_of(read(path, strict=False), path.parent)
 
 
 def spec_of(document: Document, folder: Path) -> Spec:
-    """The description of a folder in a document. Raises RazError(s), all faults at once."""
+    """The description of a folder in a document. Raises RazError naming all faults."""
     problems = Problems(document)
     file = Record(DatasetFile).read(document.data, (), problems)
     problems.raise_if_any()
