@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,25 +19,23 @@ import pytest
 
 from raz.engine.broker_protocol import RemoteStageError
 from raz.engine.events import NullEvents
-from raz.engine.interrupt import RunInterrupted, StopRequest
+from raz.engine.interrupt import RunInterrupted
 from raz.engine.ray_session import session, set_ray_environment
-from raz.engine.results import StudyResult, TableResult
+from raz.engine.results import StudyResult
 from raz.engine.runner import parallel_trials
 from raz.engine.study_runner import run_study
 from raz.engine.summary import summary
-from raz.engine.table_runner import run_table
 from raz.engine.trial_runner import run_attempt
 from raz.engine.trial_source import StudySource
 from raz.errors import RazError
-from raz.pipeline.events import StageEvent, StageUse
+from raz.pipeline.events import StageUse
 from raz.planning.cost_model import CostModel
 from raz.planning.schedule import max_live_trials
-from raz.spec.ablation_yaml import parse_table
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
 from raz.study.journal import Journal, journal_path, study_names
 from raz.study.ledger import open_ledger
-from raz.study.records import Outcome, TrialRecord, is_running, read_records
+from raz.study.records import TrialRecord, is_running, read_records
 from raz.utils.yamlfile import parse
 from tests.fakes_engine import STEPS
 
@@ -349,55 +346,6 @@ def test_the_summary_of_several_objectives_shows_the_front(tmp_path: Path) -> No
     ]
 
 
-# ------------------------------------------------------------------ tables
-
-TABLE = """\
-table: tiny
-metrics: [test.mae]
-seeds: [0, 13]
-profiles:
-  toy: {base: {preset: tiny}, datasets: [toy]}
-  paper: {base: {preset: paper}, datasets: [shanghaitech_a, ucf_qnrf]}
-  both: {base: {preset: tiny}, datasets: [ucf_qnrf, toy]}
-rows:
-  main: {set: {depth: 1}}
-  twice: {set: {depth: 2}}
-"""
-
-
-def cells(result: TableResult) -> list[tuple[Any, ...]]:
-    return [
-        (c.row, c.dataset, c.seed, c.outcome.state, c.outcome.reason, dict(c.outcome.metrics or {}).get("test.mae"))
-        for c in result.cells
-    ]
-
-
-TOY_CELLS = [
-    ("main", "toy", 0, "complete", "", 20.0),
-    ("twice", "toy", 0, "complete", "", 10.0),
-    ("main", "toy", 13, "failed", "nan", None),
-    ("twice", "toy", 13, "failed", "nan", None),
-]
-
-
-def test_a_table_runs_its_rows_and_seeds_and_nothing_else(tmp_path: Path) -> None:
-    result = run_table(parse_table(parse(TABLE, "t.yaml")), tmp_path, inline=True, run_trial=FAKE)
-    assert cells(result) == TOY_CELLS
-    assert sorted(lines(tmp_path)) == sorted(
-        f"{depth} 100.0 {seed} val+test {os.getpid()}" for depth in (1, 2) for seed in (0, 13)
-    )
-    assert len(result.failed) == 2
-
-
-def test_a_data_set_that_is_not_there_is_left_out_and_named(tmp_path: Path) -> None:
-    table = parse_table(parse(TABLE, "t.yaml"))
-    result = run_table(table, tmp_path, profile="both", inline=True, run_trial=FAKE)
-    assert cells(result) == TOY_CELLS
-    assert "ucf_qnrf" in result.left_out["ucf_qnrf"]
-    with pytest.raises(RazError):  # neither of the two is there
-        run_table(table, tmp_path, profile="paper", data_root=tmp_path, inline=True, run_trial=FAKE)
-
-
 # ------------------------------------------------------------------ a driver that is stopped
 
 DRIVER = """
@@ -531,46 +479,6 @@ def test_a_process_that_was_killed_for_memory_says_so(tmp_path: Path, error: str
         SourceScheduler().on_trial_error(SimpleNamespace(search_alg=wrapped), trial)
         search.on_trial_complete("a", None, error=True)
         assert [(r.state, r.reason) for r in ledger.records()[:1]] == [("failed", reason)]
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_table_under_ray(tmp_path: Path) -> None:
-    table = parse_table(parse(TABLE, "t.yaml"))
-    assert cells(run_table(table, tmp_path, jobs=2, run_trial=FAKE)) == TOY_CELLS
-    assert str(os.getpid()) not in {line.split()[4] for line in lines(tmp_path)}
-
-    heard: set[tuple[int, str, str]] = set()
-
-    class Listening(NullEvents):
-        def stage(self, number: int, event: StageEvent) -> None:
-            heard.add((number, event.kind, event.key))
-
-    run_table(table, tmp_path, jobs=2, run_trial="tests.fakes_engine:telling", watch=nullcontext(Listening()))
-    kinds = ("started", "epoch", "finished")
-    assert heard == {(i, kind, f"key {1 + i % 2}") for i in range(4) for kind in kinds}
-    full = parse_table(parse(TABLE.replace("13", "16"), "t.yaml"))
-    with pytest.raises(OSError, match="No space left"):
-        run_table(full, tmp_path, jobs=2, run_trial=FAKE)
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_table_under_ray_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "sleep").write_text("0 0.5")
-    table = parse_table(parse(TABLE.replace("[0, 13]", "[0, 1, 2]"), "t.yaml"))
-    stop = StopRequest()
-
-    class Ending(NullEvents):
-        def done(self, number: int, text: str, outcome: Outcome | None = None) -> None:
-            stop.ask()
-
-    first = run_table(table, tmp_path, jobs=2, run_trial=FAKE, watch=nullcontext(Ending()), stop=stop)
-    assert first.stopped == "stopped by Ctrl-C"
-    assert 1 <= len(first.cells) < 6
-    assert len(first.cells) + first.left == 6
-    assert not first.failed  # a trial that the stop ended has not failed
-    (tmp_path / "sleep").unlink()
-    last = run_table(table, tmp_path, jobs=2, run_trial=FAKE)
-    assert (len(last.cells), last.left, last.stopped, last.failed) == (6, 0, "", ())
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -40,7 +40,7 @@ class StudyResult:
     best: TrialRecord | None
     changed: Mapping[str, tuple[Json, Json]]  # dotted name -> (base, best)
     held_out: Mapping[str, float]  # the best trial's metrics with the test split, predicted after the search
-    baselines: Mapping[str, Mapping[str, float]]  # the same errors of constant predictors: median, ridge
+    baselines: Mapping[str, Mapping[str, float]]  # the same errors of the baselines `median` and `ridge`
     front: tuple[TrialRecord, ...] = ()  # of several objectives: the trials that none beats in every one
     trouble: str = ""  # why the test images could not be predicted
     store: str = ""

@@ -149,7 +149,8 @@ def _held_out(
 
 
 def _baselines(ledger: Ledger, config: TrialConfig, data_root: Path | None) -> Mapping[str, Mapping[str, float]]:
-    """The errors of the data set's constant predictors, recorded in the study, since they read every image."""
+    """The errors of the data set's baselines (median, ridge regression), recorded in the study, since it takes
+    reading every image to compute them."""
     from raz.data import open_dataset
     from raz.data.baseline import baselines
 

@@ -38,7 +38,7 @@ def _compute_and_stop(result: StudyResult | TableResult) -> list[str]:
 
 
 def summary(result: StudyResult) -> list[str]:
-    """The best configuration, its validation metric, its test metrics beside constant predictors, and the next
+    """The best configuration, its validation metric, its test metrics beside those of baselines, and the next
     commands."""
     counts = result.counts
     out = [
@@ -85,12 +85,12 @@ def _held_out(result: StudyResult) -> list[str]:
     out = []
     for name in ("test.mae", "test.rmse"):
         if name in result.held_out:
-            guesses = [
+            shown = [
                 f"{title}: {result.baselines[key][name]:.4g}"
                 for key, title in (("median", "guessing the training median"), ("ridge", "ridge regression on edges"))
                 if key in result.baselines
             ]
-            baselines = f"  ({'; '.join(guesses)})" if guesses else ""
+            baselines = f"  ({'; '.join(shown)})" if shown else ""
             out.append(f"held out: {name} {result.held_out[name]:.4g}{baselines}")
     others = {
         name: value

@@ -279,8 +279,8 @@ class CostModel:
         ratios: dict[SimilarityKey, list[float]] = {}
         sizes_of: dict[SimilarityKey, list[int]] = {}
         for stage in STAGES:
-            found = sorted((StorePaths(self.store).stages / stage).glob(f"[0-9a-f]*/{MANIFEST}"))
-            for path in found[:: max(1, len(found) // MAX_MANIFESTS)]:
+            manifests = sorted((StorePaths(self.store).stages / stage).glob(f"[0-9a-f]*/{MANIFEST}"))
+            for path in manifests[:: max(1, len(manifests) // MAX_MANIFESTS)]:
                 try:
                     manifest = read_manifest(path.parent)
                     config = from_parameters(manifest.config)
