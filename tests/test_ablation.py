@@ -1,4 +1,4 @@
-"""Tables as files: what one says, what it is told when it is wrong, and that the shipped ones are the paper's."""
+"""Tables: reading a file, messages about a wrong one, and that the shipped tables print the paper's numbers."""
 
 from __future__ import annotations
 
@@ -163,9 +163,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "told"), BAD)
-def test_what_is_wrong_is_told_with_its_line(text: str, told: str) -> None:
-    assert complaint(text).startswith(told)
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_faults_are_reported_with_their_lines(text: str, message: str) -> None:
+    assert complaint(text).startswith(message)
 
 
 def test_all_faults_are_told_at_once_in_the_order_of_the_lines() -> None:
@@ -270,13 +270,15 @@ def test_a_quoted_row_is_never_run() -> None:
     assert [row.name for row in table.run_rows] == ["one", "two", "bare"]
     assert not any(trial.row == "other" for trial in table.trials(table.profile()))
     assert "rows.other is quoted (source) and has no numbers" in complaint(GOOD + "  other: {source: a}\n")
+    both = GOOD + "  other: {source: a, set: {}, paper: {ucf_qnrf: [9, 9]}}\n"
+    assert "rows.other is quoted (source) and sets something" in complaint(both)
 
 
 def test_two_rows_of_one_meaning_are_refused() -> None:
     text = GOOD.replace("bare: {}", "bare: {}\n  again: {set: {depth: 1}}")
-    told = complaint(text)
-    assert told.startswith("t.yaml:11: rows one and again mean the same trial in profile toy")
-    assert told.count("again") == 1  # once, though it holds in both profiles
+    message = complaint(text)
+    assert message.startswith("t.yaml:11: rows one and again mean the same trial in profile toy")
+    assert message.count("again") == 1  # once, though it holds in both profiles
 
 
 def test_claims_are_sums_of_cells() -> None:

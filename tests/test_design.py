@@ -128,11 +128,11 @@ def test_pairs_cover_every_pair_that_can_meet_in_few_points(seed: int) -> None:
     ],
 )  # fmt: skip
 def test_designs_that_cannot_be(text: str, message: str) -> None:
-    with pytest.raises(RazError) as told:
+    with pytest.raises(RazError) as caught:
         _ = design(
             text, "", "parameters:\n  depth: {choice: [1, 3]}\n  zooming.k_z: {choice: [2, 4], when: {depth: 3}}\n"
         )
-    assert str(told.value) == message
+    assert str(caught.value) == message
 
 
 # ------------------------------------------------------------------ grids on ranges
@@ -283,7 +283,7 @@ def test_what_is_no_arithmetic_is_refused_before_anything_is_computed(text: str)
     "text", ["1 / (depth - 3)", "9 ** 9 ** 9", "log(depth - 3)", "sqrt(-depth)", "(-depth) ** 0.5", "exp(1000)",
              "1e308 * 10", "fusion.rule * 2", "1 % (depth - 3)"],
 )  # fmt: skip
-def test_what_cannot_be_computed_is_told(text: str) -> None:
+def test_what_cannot_be_computed_is_reported(text: str) -> None:
     with pytest.raises(ValueError):
         parse_derived("localization.gamma", text).evaluate(DERIVED | {"fusion.rule": "grid"})
 

@@ -1,4 +1,4 @@
-"""Search spaces: what a file says, what it is told when it is wrong, and what is drawn from it."""
+"""Search spaces: reading a file, messages about a wrong one, and the values that are drawn from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raz.utils.yamlfile import parse, read
 
 HEAD = "study: s\ndesign: {sampler: tpe, trials: 4}\n"
 
-# A file, and all that it is told.
+# A file, and all of its faults.
 BAD = [
     (
         "",
@@ -532,10 +532,10 @@ def space_of(text: str, **settings: object) -> SearchSpace:
 
 
 @pytest.mark.parametrize(("text", "message"), BAD, ids=[message.splitlines()[0][:60] for _, message in BAD])
-def test_a_wrong_file_is_told_all_its_faults(text: str, message: str) -> None:
-    with pytest.raises(RazError) as told:
+def test_all_faults_of_a_file_are_reported(text: str, message: str) -> None:
+    with pytest.raises(RazError) as caught:
         space_of(text)
-    assert str(told.value) == message
+    assert str(caught.value) == message
 
 
 CONDITIONAL = """\
@@ -655,10 +655,10 @@ def test_settings_go_on_top_of_the_base() -> None:
                     "  try: set it in the file: depth: {choice: [2]}"),
     ],
 )  # fmt: skip
-def test_a_wrong_setting_is_told(pair: str, message: str) -> None:
-    with pytest.raises(RazError) as told:
+def test_a_wrong_setting_is_reported(pair: str, message: str) -> None:
+    with pytest.raises(RazError) as caught:
         space_of(CONDITIONAL, **parse_settings([pair]))
-    assert str(told.value) == message
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("name", sorted(shipped("search_spaces")))
@@ -696,9 +696,9 @@ def test_names_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
 def test_files_that_cannot_be_text(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_bytes(b"study: s\nx: \xff\n")
-    with pytest.raises(RazError) as told:
+    with pytest.raises(RazError) as caught:
         read(file, "a.yaml")
-    assert str(told.value) == "a.yaml:2: byte 0xff is not UTF-8\n  try: save the file as UTF-8"
+    assert str(caught.value) == "a.yaml:2: byte 0xff is not UTF-8\n  try: save the file as UTF-8"
     file.write_bytes(b"# " + b"x" * (1 << 20))
     with pytest.raises(RazError, match=r"a\.yaml:1: the file is larger than 1024 KiB"):
         read(file, "a.yaml")

@@ -68,7 +68,7 @@ def test_the_file_is_named_written_once_and_runs(tmp_path: Path) -> None:
     ("file", "study"),
     [("übung.yaml", "ubung"), ("Köln Süd 2.yaml", "koln_sud_2"), ("実験.yaml", "study"), ("it's.yaml", "it_s")],
 )
-def test_a_name_in_any_script_gives_a_study_that_runs_by_the_words_told(
+def test_a_name_in_any_script_gives_a_study_that_runs_by_the_printed_command(
     file: str, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,8 +95,8 @@ def test_a_folder_of_ones_own_is_known_below_the_data_root(
     assert added.exit_code == 0, added.output
     description = images.parent / FILE  # a line break in a title must not end the comment that holds it
     description.write_text(description.read_text().replace("title: mine", 'title: "a: [\\nb\\u2028c # d"'))
-    told = next(line for line in added.stdout.splitlines() if line.startswith("raz-sweep init"))
-    done = CliRunner().invoke(app, shlex.split(told.partition("   (")[0])[1:])  # its words work as they stand
+    printed = next(line for line in added.stdout.splitlines() if line.startswith("raz-sweep init"))
+    done = CliRunner().invoke(app, shlex.split(printed.partition("   (")[0])[1:])  # its words work as they stand
     assert done.exit_code == 0, done.output
     file = f"{name}.yaml"
     assert shlex.split(done.stdout.partition("then: ")[2]) == [

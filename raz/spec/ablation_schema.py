@@ -41,7 +41,7 @@ class ProfileSection:
 class RowSection:
     """A row as the file has it. What its numbers mean follows from the profiles and metrics."""
 
-    set: Mapping[str, Json] = key(MapOf(Anything(), "dotted names with values"), default={})
+    set: Mapping[str, Json] | None = key(MapOf(Anything(), "dotted names with values"), default=None)
     paper: Json = key(Anything(), default={})
     source: str = key(text("where the numbers are printed"), default="")
 

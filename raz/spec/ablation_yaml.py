@@ -195,16 +195,17 @@ def _rows(file: TableFile, problems: Problems, profiles: Mapping[str, Profile], 
         path: YamlPath = ("rows", name)
         if not ROW_NAME.fullmatch(name):
             problems.add(path, f"row {name!r}, expected a name of letters, digits, _ . + and -")
-        if section.source and (section.set or not section.paper):
-            what = "sets something" if section.set else "has no numbers"
+        row_settings = section.set or {}
+        if section.source and (section.set is not None or not section.paper):
+            what = "has no numbers" if section.set is None else "sets something"
             problems.add(path, f"rows.{name} is quoted (source) and {what}", "{source: …, paper: …}")
         for parameter in settings:
-            if parameter in section.set:
+            if parameter in row_settings:
                 what = f"row {name} sets it, so the value would be lost"
                 raise RazError(f"--set {parameter}", what, "edit the row", parameter)
-        _check_settings(name, section.set, problems, profiles)
+        _check_settings(name, row_settings, problems, profiles)
         printed = _printed(name, section.paper, problems, profiles, metrics_of)
-        out.append(Row(name, section.set, printed, section.source))
+        out.append(Row(name, row_settings, printed, section.source))
     if not problems.faults:
         _check_distinct(out, problems, profiles)
     return tuple(out)
