@@ -1,6 +1,6 @@
-"""Which trials of a study or of a table are finished, and which of them the next run begins.
+"""Which trials of a study or of a table are finished, and which ones the next run starts.
 
-A run, its dry run and the reports all ask here, so that they cannot disagree. A trial of a study is finished when it is
+Runs, dry runs and reports all use these functions, so that they agree. A trial of a study is finished when it is
 complete, pruned or failed for good: one that was lost with its process is run again, MAX_ATTEMPTS times in all. A trial
 of a table is finished when the store holds the scores that the table shows, whatever study or table made them.
 """
@@ -60,7 +60,7 @@ class RecordedTrial:
 
     @staticmethod
     def of(trial: FrozenTrial) -> RecordedTrial:
-        """Of a trial whose study no other process writes: one that is RUNNING has lost its process."""
+        """Of a trial in a study that no other process writes, so that a RUNNING trial has lost its process."""
         attributes = TrialAttributes.parse(trial.user_attrs)
         state = _STATES.get(trial.state.name, TrialStatus.LOST)
         return RecordedTrial(trial.number, state, attributes.reason or "", attributes.retry_of)
@@ -76,30 +76,29 @@ _STATES = {  # by the name of Optuna's state
 
 @dataclass(frozen=True)
 class StudyProgress:
-    """The trials of a study by what a run does with them, each by its number. Trials that another one runs again are
-    in none of the three."""
+    """The numbers of a study's trials by what a run does with them, without trials that another one retries."""
 
     finished: tuple[int, ...]
     waiting: tuple[int, ...]  # in the queue
-    retried: tuple[int, ...]  # failed or lost; a run puts them into the queue
+    retried: tuple[int, ...]  # failed or lost; a run enqueues them again
 
     def left(self, target: int) -> int:
-        """How many trials a run begins until the study has `target` finished ones."""
+        """Number of trials that a run starts until `target` are finished."""
         return max(0, target - len(self.finished))
 
 
 def superseded(trials: Iterable[TrialProgress]) -> frozenset[int]:
-    """The numbers of trials that another trial runs again. What became of them is what became of that one."""
+    """The numbers of trials that another trial retries; the result of that one replaces theirs."""
     return frozenset(trial.retry_of for trial in trials if trial.retry_of is not None)
 
 
 def study_progress(trials: Iterable[TrialProgress], *, retry: bool = False) -> StudyProgress:
-    """Sorts the trials of a study. With `retry` a run begins every failed trial again, not only lost ones."""
+    """Sorts the trials of a study. With `retry`, all failed trials are retried, not only lost ones."""
     by_number = {trial.number: trial for trial in trials}
-    again = superseded(by_number.values())
+    replaced = superseded(by_number.values())
     finished, waiting, retried = [], [], []
     for number, trial in sorted(by_number.items()):
-        if number in again or trial.state == TrialStatus.RUNNING:  # a running one is in another run
+        if number in replaced or trial.state == TrialStatus.RUNNING:  # running: in another run
             continue
         failed = trial.state in (TrialStatus.FAILED, TrialStatus.LOST)
         lost = trial.state == TrialStatus.LOST or (failed and trial.reason == FailureReason.LOST)
@@ -120,8 +119,8 @@ def _attempts(trial: TrialProgress, by_number: Mapping[int, TrialProgress]) -> i
 
 
 def run_target(space: SearchSpace, trials: int | None = None) -> int:
-    """How many finished trials a run of the study aims at: `trials`, else the file's. A fixed design has no more than
-    its points."""
+    """Number of finished trials that a run of the study aims at: `trials` (default: the file's), and for a fixed design
+    at most the number of its points."""
     target = space.target if trials is None else trials
     return min(target, space.target) if space.fixed else target
 
@@ -129,10 +128,10 @@ def run_target(space: SearchSpace, trials: int | None = None) -> int:
 def queue_order(
     space: SearchSpace, waiting: Sequence[int | None], begun: Sequence[bool], complete: Iterable[int | None]
 ) -> list[int]:
-    """In which order several slots begin the waiting trials of a fixed design, as indices into `waiting`: those that
-    had begun before, then those that share least (`trial_order`).
+    """The order in which parallel slots start the waiting trials of a fixed design, as indices into `waiting`: trials
+    that had started before, then those that share least (`trial_order`).
 
-    `waiting` and `complete` name trials by the index of their point, None for one that is no point of the design.
+    `waiting` and `complete` have the index of each trial's point; None for a trial that is no point of the design.
     """
     done = [config for point in complete if (config := _config_at(space, point)) is not None]
     order = trial_order([_config_at(space, point) for point in waiting], SPLITS, space.averaged_seeds, done)
@@ -140,7 +139,7 @@ def queue_order(
 
 
 def _config_at(space: SearchSpace, point: int | None) -> TrialConfig | None:
-    """The configuration of a design's point; None where there is none, or its values cannot go together."""
+    """The configuration of a design's point; None where there is no such point, or its values are invalid together."""
     if point is None:
         return None
     try:
@@ -154,16 +153,16 @@ class UpcomingTrials:
     """What the next run of a study does."""
 
     finished: int
-    left: int  # trials that it begins
-    known: tuple[TrialConfig, ...]  # those that are known before it draws any, in the order of the run
-    invalid: int  # further known ones, whose values cannot go together
+    left: int  # trials that it starts
+    known: tuple[TrialConfig, ...]  # those that are known before it samples any, in the order of the run
+    invalid: int  # number of known trials whose values are invalid together
 
 
 def upcoming_trials(
     space: SearchSpace, store: Path, target: int, *, slots: int = 1, retry: bool = False
 ) -> UpcomingTrials:
-    """What a run of the study in the store begins, as `Ledger.recover` and `Ledger.order_queue` arrange it. Writes
-    nothing. `slots` are the stages that can be made at a time.
+    """The trials that a run of the study in the store starts, ordered as by `Ledger.recover` and `Ledger.order_queue`.
+    Writes nothing. `slots`: number of stages that are made at a time.
 
     Raises RazError when the study's journal is damaged.
     """
@@ -198,7 +197,7 @@ def upcoming_trials(
 
 
 def _config_of(records: Mapping[int, TrialRecord], number: int) -> TrialConfig | None:
-    """The configuration of a drawn trial, or of the one that it runs again; None of one that was never recorded."""
+    """The configuration of a sampled trial, or of the one that it retries; None where none was recorded."""
     record = records[number]
     while not record.config and record.retry_of is not None:
         record = records[record.retry_of]

@@ -51,9 +51,9 @@ class StagePruner:
         # TPE reads Hyperband from the study itself, to learn only from trials of the same bracket.
         self.on_study = self._make() if self.pruning.name == "hyperband" else optuna.pruners.NopPruner()
         self._lanes: dict[str, StageStudy] = {}
-        self._live: dict[int, Mapping[str, Json]] = {}  # number -> parameters
+        self._configs: dict[int, Mapping[str, Json]] = {}  # number -> parameters
         self._measures: dict[int, dict[str, str]] = {}  # number -> stage -> digest of how its value is measured
-        self._at: dict[int, str] = {}  # number -> its current lane
+        self._lane_of: dict[int, str] = {}  # number -> its current lane
 
     @property
     def enabled(self) -> bool:
@@ -62,22 +62,22 @@ class StagePruner:
     def begin(self, number: int, config: Mapping[str, Json]) -> None:
         """A trial starts. `config`: dotted name -> value."""
         if self.enabled:
-            self._live[number], self._measures[number] = config, {}
+            self._configs[number], self._measures[number] = config, {}
 
     def report(self, number: int, step: int, value: float, *, ask: bool = True) -> bool:
         """Records a step of a trial and returns whether to prune it; always False without `ask`.
 
         A non-finite value never prunes: the trial itself fails with reason `nan`.
         """
-        lane_epoch = self._lane_epoch(number, step) if number in self._live else None
+        lane_epoch = self._lane_epoch(number, step) if number in self._configs else None
         if lane_epoch is None or not math.isfinite(value):
             return False
         name, epoch = lane_epoch
         lane = self._lane(name)
-        before = self._at.get(number)
+        before = self._lane_of.get(number)
         if before is not None and before != name:
             self._leave(number, before, TrialState.COMPLETE)
-        self._at[number] = name
+        self._lane_of[number] = name
         trial = self._trial(lane, number)
         if epoch in frozen_trial(lane.study, trial_id(trial)).intermediate_values:
             return False
@@ -88,16 +88,16 @@ class StagePruner:
 
     def pause(self, number: int) -> None:
         """A trial stops and waits to be started again. Its steps stay."""
-        self._live.pop(number, None)
+        self._configs.pop(number, None)
         self._measures.pop(number, None)
 
     def end(self, number: int, state: TrialState) -> dict[str, dict[str, float]]:
         """A trial ends. Returns the rung values of halving pruners, for `remember`: lane -> rung -> value."""
-        if self._live.pop(number, None) is None:
+        if self._configs.pop(number, None) is None:
             return {}
         self._measures.pop(number)
-        if number in self._at:
-            self._leave(number, self._at.pop(number), state)
+        if number in self._lane_of:
+            self._leave(number, self._lane_of.pop(number), state)
         reached = {
             name: rungs(frozen_trial(lane.study, lane.ids[number]))
             for name, lane in self._lanes.items()
@@ -123,7 +123,7 @@ class StagePruner:
 
     def _lane_epoch(self, number: int, step: int) -> LaneEpoch | None:
         """The lane and epoch of a step; None for a stage that is not pruned in."""
-        config = self._live[number]
+        config = self._configs[number]
         seed, step = seed_of_step(config, step)
         stage, epoch = stage_of_step(config, step)
         if stage not in self.pruning.stages:
