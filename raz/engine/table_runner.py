@@ -58,7 +58,7 @@ def run_table(
                 outcomes |= source.outcomes
                 waiting -= finished
         threads = max(trial.config.threads for trial in trials)
-        slots = min(len(trials), jobs if jobs is not None else parallel_slots(threads))
+        slots = min(max(1, len(waiting)), jobs if jobs is not None else parallel_slots(threads))
         inline = inline or (slots == 1 and cluster_jobs(threads) is None)  # the head of a cluster does not train
         order = sorted(waiting)
         if not inline:
