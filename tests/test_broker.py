@@ -1,4 +1,4 @@
-"""The broker: each stage made once, whoever wants it, and no longer than somebody does."""
+"""The broker: each stage is built once for all trials that need it, and cancelled when none does."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Machines:
         self.queue.finish(job.number, outcome)
 
 
-def test_two_who_want_a_stage_have_it_made_once() -> None:
+def test_a_stage_that_two_trials_need_is_built_once() -> None:
     m = Machines()
     reply = m.poll("a", "x")
     assert reply == StageReply(StageStatus.RUNNING, reply.job, log=(), shared=False, charged=True)
@@ -91,23 +91,23 @@ def test_two_who_want_a_stage_have_it_made_once() -> None:
     assert m.names == ["x"]
 
 
-def test_what_has_the_longest_way_to_go_is_started_first() -> None:
+def test_the_longest_remaining_path_starts_first() -> None:
     m = Machines(cpus=1)
     m.poll("first", "x")
     for trial, remaining in (("short", 2.0), ("long", 9.0), ("middle", 5.0)):
         assert m.poll(trial, trial, remaining=remaining).status == "queued"
-    m.poll("longer yet", "short", remaining=7.0)  # a stage is as urgent as its neediest waiter
+    m.poll("longer yet", "short", remaining=7.0)  # a job has the priority of its waiter with the longest path
     for key in ("x", "long", "short"):
         m.end(key)
     assert m.names == ["x", "long", "short", "middle"]
 
 
-def test_no_more_runs_than_there_is_room() -> None:
+def test_jobs_that_do_not_fit_wait() -> None:
     m = Machines(cpus=4, gpus=1)
     for trial in "abc":
         m.poll(trial, trial, gpus=0.5)
     assert m.names == ["a", "b"]
-    m.poll("d", "d", cpus=2.0, gpus=0.0, remaining=0.5)  # small, and last in line: it does not overtake
+    m.poll("d", "d", cpus=2.0, gpus=0.0, remaining=0.5)  # fits, but is last in the queue: it does not overtake
     assert m.names == ["a", "b"]
     m.end("a")
     assert m.names == ["a", "b", "c", "d"]
@@ -116,14 +116,14 @@ def test_no_more_runs_than_there_is_room() -> None:
     assert wide.poll("b", "y", cpus=8.0).status == "queued"
 
 
-def test_a_stage_holds_a_device_where_there_is_one() -> None:
+def test_a_job_holds_a_gpu_where_there_is_one() -> None:
     m = Machines(cpus=8, gpus=2)
     for trial in "abc":
         m.poll(trial, trial)
     assert m.names == ["a", "b"]
 
 
-def test_chains_of_one_lane_follow_each_other() -> None:
+def test_jobs_of_one_lane_run_one_after_the_other() -> None:
     m = Machines(cpus=8)
     m.poll("a", "ten epochs", lane="chain")
     assert m.poll("b", "twenty epochs", lane="chain").status == "queued"
@@ -131,7 +131,7 @@ def test_chains_of_one_lane_follow_each_other() -> None:
     assert m.names == ["ten epochs", "twenty epochs"]
 
 
-def test_a_row_of_stages_is_made_together_but_for_what_others_make() -> None:
+def test_one_job_builds_the_stages_of_a_request_that_no_other_job_builds() -> None:
     m = Machines(cpus=8)
     m.poll("a", "points", "zoom")
     assert m.poll("b", "density", "points", "other zoom").status == "running"
@@ -142,14 +142,14 @@ def test_a_row_of_stages_is_made_together_but_for_what_others_make() -> None:
     m.poll("b", "other zoom")
     assert m.names == ["points+zoom", "density", "other zoom"]
     m.queue.leave("a")
-    assert m.cancelled == [(1, False)]  # b has what it wanted of it
+    assert m.cancelled == [(1, False)]  # b has its stage of that job
 
 
-def test_who_is_pruned_cancels_what_only_he_wanted() -> None:
+def test_a_pruned_trial_cancels_the_jobs_that_no_other_trial_waits_for() -> None:
     m = Machines()
     m.poll("a", "x")
     m.poll("b", "x")
-    m.poll("a", "y")  # goes on to another stage: x is b's now
+    m.poll("a", "y")  # moves on to another stage: b alone waits for x
     m.queue.leave("a")
     assert m.cancelled == [(2, False)]
     m.queue.finish(2, LOST)
@@ -163,7 +163,7 @@ def test_who_is_pruned_cancels_what_only_he_wanted() -> None:
     assert m.names == ["x", "y", "x"]
 
 
-def test_who_says_nothing_any_more_waits_no_more() -> None:
+def test_a_silent_trial_expires() -> None:
     m = Machines()
     m.poll("a", "x")
     for _ in range(3):
@@ -175,10 +175,10 @@ def test_who_says_nothing_any_more_waits_no_more() -> None:
     assert m.cancelled == [(1, False)]
 
 
-def test_a_lost_process_is_replaced_until_it_gains_nothing() -> None:
+def test_a_lost_process_is_replaced_while_it_makes_progress() -> None:
     m = Machines()
     m.poll("a", "x")
-    for _ in range(2 * MAX_WORKER_LOSSES):  # each gained an epoch: a spot node may go as often as it likes
+    for _ in range(2 * MAX_WORKER_LOSSES):  # each finished an epoch: spot nodes may be lost without limit
         m.queue.record(1, EpochReport("x", 1, 1.0))
         m.queue.finish(1, LOST)
     assert len(m.started) == 2 * MAX_WORKER_LOSSES + 1
@@ -187,29 +187,29 @@ def test_a_lost_process_is_replaced_until_it_gains_nothing() -> None:
         m.queue.finish(1, LOST)
     reply = m.poll("a", "x")
     assert (reply.status, reply.outcome) == ("failed", LOST)
-    assert m.poll("a", "x").status == "running"  # told once; asked again, it is tried again
+    assert m.poll("a", "x").status == "running"  # the failure was replied once: the next poll builds it again
 
 
-def test_a_lost_machine_is_not_held_against_a_stage() -> None:
+def test_lost_machines_count_apart_from_lost_processes() -> None:
     m = Machines()
     m.poll("a", "x")
     machine = WorkerLost(Loss.NODE, "its machine went away")
     for outcome in [LOST] * (MAX_WORKER_LOSSES - 1) + [machine] * (MAX_NODE_LOSSES - 1):
         m.queue.finish(1, outcome)
         assert m.poll("a", "x").status == "running"
-    m.queue.finish(1, machine)  # it may be what breaks them
+    m.queue.finish(1, machine)  # the stage itself may be the cause
     assert (m.poll("a", "x").status, len(m.started)) == ("failed", MAX_WORKER_LOSSES + MAX_NODE_LOSSES - 1)
 
 
-def test_a_cluster_that_grows_is_asked_for_all_it_may_have() -> None:
+def test_jobs_start_up_to_the_size_that_a_cluster_may_grow_to() -> None:
     m = Machines(cpus=0, gpus=0)
-    m.capacity |= {"CPU": 8.0, "GPU": 2.0}  # as `capacity` says it of a head that offers most_gpus
+    m.capacity |= {"CPU": 8.0, "GPU": 2.0}  # as `capacity` reads them from a head that offers most_gpus
     for trial in "abc":
         m.poll(trial, trial)
     assert m.names == ["a", "b"]
 
 
-def test_a_failure_reaches_all_that_waited_with_what_came_before() -> None:
+def test_a_failure_and_the_log_before_it_reach_every_waiter() -> None:
     m = Machines()
     m.poll("a", "x")
     m.poll("b", "x")
@@ -232,11 +232,11 @@ def test_a_stage_is_shared_with_every_living_trial_that_has_it_on_its_path() -> 
     assert not m.poll("a", "x").shared
 
 
-def test_a_restarted_broker_learns_from_the_next_asking() -> None:
+def test_a_restarted_broker_learns_its_state_from_the_next_poll() -> None:
     m = Machines()
     m.poll("a", "x")
-    again = Machines()
-    reply = again.poll("a", "x")
+    restarted = Machines()
+    reply = restarted.poll("a", "x")
     assert (reply.status, reply.charged) == ("running", True)
 
 
@@ -262,19 +262,19 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def grid(parameters: Mapping[str, Any], **settings: Any) -> Any:
     """A grid over the smallest real pipeline."""
-    given = {**MICRO, **settings}
+    base = {**MICRO, **settings}
     document = {
-        "study": "grid", "base": {"preset": "tiny", "set": given}, "design": {"sampler": "grid"},
+        "study": "grid", "base": {"preset": "tiny", "set": base}, "design": {"sampler": "grid"},
         "parameters": {name: {"choice": list(values)} for name, values in parameters.items()},
     }  # fmt: skip
     return parse_space(parse(json.dumps(document), "grid.yaml"))
 
 
 def check_once(store: Path, reference: Path, trials: int) -> None:
-    """Each distinct stage was made once, and all numbers are those of trials run one after the other without Ray."""
-    records, wanted = read_records(store, "grid"), read_records(reference, "grid")
+    """Each distinct stage was made once, and all values are those of a run without Ray."""
+    records, expected = read_records(store, "grid"), read_records(reference, "grid")
     assert [r.state for r in records] == ["complete"] * trials
-    assert [(r.values, r.metrics, r.steps) for r in records] == [(r.values, r.metrics, r.steps) for r in wanted]
+    assert [(r.values, r.metrics, r.steps) for r in records] == [(r.values, r.metrics, r.steps) for r in expected]
     assert artifacts(store) == artifacts(reference)
     finished = times(store, "finished")
     assert set(finished.values()) == {1}
@@ -286,7 +286,7 @@ def check_once(store: Path, reference: Path, trials: int) -> None:
     assert len(charged) == len(set(charged)) == sum("@test" not in stage for stage, _, _ in finished)
 
 
-@pytest.mark.timeout(1200)  # beside other work it takes ten times its time
+@pytest.mark.timeout(1200)  # on a busy machine it takes ten times as long
 @pytest.mark.usefixtures("ray_session")
 def test_each_distinct_stage_is_made_once(tmp_path: Path, crowd: Path) -> None:
     space = grid({"fusion.rule": ["density", "average"]}, depth=1)

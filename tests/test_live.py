@@ -1,4 +1,4 @@
-"""What a person sees of a run, and how it stops: the board's sums, real processes on a pty, real signals."""
+"""What a run shows and how it stops: the sums of the view, real processes on a pty, real signals."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ class Clock:
         return self.now
 
 
-def record(number: int, state: str = "complete", **given: Any) -> TrialRecord:
+def record(number: int, state: str = "complete", **fields: Any) -> TrialRecord:
     empty: dict[str, Any] = {
         "study": "s", "values": {}, "config": {}, "value": None, "metrics": {}, "stages": (), "steps": {},
         "reason": "", "message": "", "seconds": 1.0, "versions": {}, "retry_of": None, "started": None,
         "finished": None,
     }  # fmt: skip
     names = TrialRecord.__dataclass_fields__
-    return TrialRecord(**{k: v for k, v in (empty | given).items() if k in names}, number=number, state=state)
+    return TrialRecord(**{k: v for k, v in (empty | fields).items() if k in names}, number=number, state=state)
 
 
-def screen(board: ProgressView, width: int = 120) -> str:
+def screen(view: ProgressView, width: int = 120) -> str:
     console = Console(file=StringIO(), record=True, width=width, force_terminal=True)
-    console.print(board)
+    console.print(view)
     return console.export_text()
 
 
@@ -70,76 +70,76 @@ def epoch(key: str, number: int, seconds: float, of: int = 10) -> StageEvent:
     return StageEvent("epoch", "counting", key, epoch=number, epochs=of, loss=0.5, value=12.345, seconds=seconds)
 
 
-# ------------------------------------------------------------------ the board
+# ------------------------------------------------------------------ the view
 
 
-def test_a_stage_is_one_however_many_trials_tell_of_it() -> None:
+def test_a_stage_counts_once_however_many_trials_report_it() -> None:
     clock = Clock()
-    board = ProgressView("study s", 9, "val.mae", clock=clock)
+    view = ProgressView("study s", 9, "val.mae", clock=clock)
     for trial in (0, 1, 2):
-        board.started(trial, {})
-        board.stage(trial, StageEvent("waiting", "counting", "k"))
-    assert "0 made, 0 running, 1 waiting, 0 from the store" in screen(board)
+        view.started(trial, {})
+        view.stage(trial, StageEvent("waiting", "counting", "k"))
+    assert "0 made, 0 running, 1 waiting, 0 from the store" in screen(view)
     for trial in (2, 0, 1):
-        board.stage(trial, StageEvent("started", "counting", "k"))
-    for trial in (0, 1, 2):  # each tells every epoch
+        view.stage(trial, StageEvent("started", "counting", "k"))
+    for trial in (0, 1, 2):  # each reports every epoch
         for number in (1, 2, 3):
-            board.stage(trial, epoch("k", number, seconds=4.0))
-    assert "0 made, 1 running, 0 waiting, 0 from the store" in screen(board)
+            view.stage(trial, epoch("k", number, seconds=4.0))
+    assert "0 made, 1 running, 0 waiting, 0 from the store" in screen(view)
     # seven epochs of four seconds are left
-    assert "counting" in screen(board)
-    assert re.search(r"3/10 +loss 0\.5 +val 12\.3\d? +28\.0 s left +trials 0, 1, 2", screen(board))
+    assert "counting" in screen(view)
+    assert re.search(r"3/10 +loss 0\.5 +val 12\.3\d? +28\.0 s left +trials 0, 1, 2", screen(view))
     for trial in (0, 1, 2):
-        board.stage(trial, StageEvent("finished", "counting", "k", seconds=40))
-    board.stage(1, epoch("k", 10, seconds=4.0))  # a late word
-    board.stage(1, StageEvent("hit", "counting", "k", seconds=40))  # made in this run, so not from the store
-    board.stage(1, StageEvent("hit", "density@val", "other", seconds=1))
-    assert "1 made, 0 running, 0 waiting, 1 from the store" in screen(board)
+        view.stage(trial, StageEvent("finished", "counting", "k", seconds=40))
+    view.stage(1, epoch("k", 10, seconds=4.0))  # a late event
+    view.stage(1, StageEvent("hit", "counting", "k", seconds=40))  # made in this run, so not from the store
+    view.stage(1, StageEvent("hit", "density@val", "other", seconds=1))
+    assert "1 made, 0 running, 0 waiting, 1 from the store" in screen(view)
 
 
-def test_before_the_first_stage_it_says_so() -> None:
-    board = ProgressView("study s", 9, "val.mae", clock=Clock())
-    assert "starting: no stage has begun yet" in screen(board)
-    board.started(0, {})
-    assert "starting" in screen(board)
-    board.stage(0, StageEvent("waiting", "counting", "k"))
-    assert "starting" not in screen(board)
-    board = ProgressView("study s", 9, "val.mae", clock=Clock())
-    board.stage(0, StageEvent("hit", "counting", "k", seconds=1))
-    assert "starting" not in screen(board)
+def test_before_the_first_stage_the_view_shows_that_it_starts() -> None:
+    view = ProgressView("study s", 9, "val.mae", clock=Clock())
+    assert "starting: no stage has begun yet" in screen(view)
+    view.started(0, {})
+    assert "starting" in screen(view)
+    view.stage(0, StageEvent("waiting", "counting", "k"))
+    assert "starting" not in screen(view)
+    view = ProgressView("study s", 9, "val.mae", clock=Clock())
+    view.stage(0, StageEvent("hit", "counting", "k", seconds=1))
+    assert "starting" not in screen(view)
 
 
-def test_a_stage_that_nobody_makes_any_more_is_not_shown_running() -> None:
-    board = ProgressView("s", 3, "val.mae")
-    board.stage(0, StageEvent("started", "counting", "a"))
-    board.stage(1, StageEvent("started", "attention", "b"))
-    board.stage(2, StageEvent("waiting", "attention", "c"))
-    board.stage(1, StageEvent("failed", "attention", "b", reason="nan"))
-    board.done(0)  # stopped without a word of its stage
-    board.done(2)
-    assert "0 made, 0 running, 0 waiting" in screen(board)
+def test_a_stage_without_trials_is_not_shown_running() -> None:
+    view = ProgressView("s", 3, "val.mae")
+    view.stage(0, StageEvent("started", "counting", "a"))
+    view.stage(1, StageEvent("started", "attention", "b"))
+    view.stage(2, StageEvent("waiting", "attention", "c"))
+    view.stage(1, StageEvent("failed", "attention", "b", reason="nan"))
+    view.done(0)  # stopped without an event of its stage
+    view.done(2)
+    assert "0 made, 0 running, 0 waiting" in screen(view)
 
 
-def test_images_say_how_long_from_how_long_it_took() -> None:
+def test_the_time_left_of_a_prediction_follows_from_the_images_so_far() -> None:
     clock = Clock()
-    board = ProgressView("s", 1, "val.mae", clock=clock)
-    board.stage(0, StageEvent("started", "zoom2@val", "z"))
+    view = ProgressView("s", 1, "val.mae", clock=clock)
+    view.stage(0, StageEvent("started", "zoom2@val", "z"))
     clock.now += 10
-    board.stage(0, StageEvent("images", "zoom2@val", "z", epoch=5, epochs=20))
-    assert re.search(r"zoom2@val .*5/20 +30\.0 s left", screen(board))
+    view.stage(0, StageEvent("images", "zoom2@val", "z", epoch=5, epochs=20))
+    assert re.search(r"zoom2@val .*5/20 +30\.0 s left", screen(view))
 
 
 def test_the_best_the_pruned_the_failed_and_what_it_cost() -> None:
-    board = ProgressView("study s", 9, "val.mae", clock=Clock())
+    view = ProgressView("study s", 9, "val.mae", clock=Clock())
     stages = (StageUse("counting", "k", hit=False, seconds=60.0, spent=50.0),)
-    board.finished(record(0, value=5.0, values={"depth": 2}, stages=stages))
+    view.finished(record(0, value=5.0, values={"depth": 2}, stages=stages))
     hits = (StageUse("counting", "k", True, 60.0), StageUse("counting", "l", True, 90.0))
-    board.finished(record(1, value=3.0, values={"depth": 3}, stages=hits))
-    board.finished(record(2, value=4.0))
-    board.finished(record(3, "pruned", steps={1: 9.0, 4: 7.5}))
-    board.finished(record(4, "failed", reason="nan", message="diverged\nmore"))
-    board.finished(record(5, "failed", reason="oom", message="full"))
-    shown = screen(board)
+    view.finished(record(1, value=3.0, values={"depth": 3}, stages=hits))
+    view.finished(record(2, value=4.0))
+    view.finished(record(3, "pruned", steps={1: 9.0, 4: 7.5}))
+    view.finished(record(4, "failed", reason="nan", message="diverged\nmore"))
+    view.finished(record(5, "failed", reason="oom", message="full"))
+    shown = screen(view)
     assert "6/9 trials" in shown
     assert re.search(r"best +trial 1, val\.mae 3  depth=3", shown)
     assert re.search(r"pruned +1: trial 3 at step 4 \(7\.5\)", shown)
@@ -147,21 +147,21 @@ def test_the_best_the_pruned_the_failed_and_what_it_cost() -> None:
     assert re.search(r"compute +50\.0 s spent, 2 min 30 s saved by sharing \(4\.0 times less\)", shown)
 
 
-def test_what_is_best_depends_on_the_direction() -> None:
-    board = ProgressView("s", 2, "val.map", direction="maximize")
+def test_the_best_trial_depends_on_the_direction() -> None:
+    view = ProgressView("s", 2, "val.map", direction="maximize")
     for number, value in enumerate((0.2, 0.7, 0.5)):
-        board.finished(record(number, value=value))
-    assert "trial 1, val.map 0.7" in screen(board)
+        view.finished(record(number, value=value))
+    assert "trial 1, val.map 0.7" in screen(view)
 
 
 def test_a_screen_stays_small() -> None:
-    board = ProgressView("s", 500, "val.mae")
+    view = ProgressView("s", 500, "val.mae")
     for i in range(100):
-        board.started(i, {})
-        board.stage(i, StageEvent("started", "counting", f"k{i}"))
-        board.finished(record(1000 + i, "failed", reason="error", message="x" * 500))
-        board.finished(record(2000 + i, "pruned"))
-    lines = screen(board, width=80).splitlines()
+        view.started(i, {})
+        view.stage(i, StageEvent("started", "counting", f"k{i}"))
+        view.finished(record(1000 + i, "failed", reason="error", message="x" * 500))
+        view.finished(record(2000 + i, "pruned"))
+    lines = screen(view, width=80).splitlines()
     assert len(lines) <= MAX_STAGE_LINES + 8
     assert f"and {100 - MAX_STAGE_LINES} more" in "\n".join(lines)
     assert max(map(len, lines)) <= 80
@@ -177,7 +177,7 @@ def test_compute_is_conserved() -> None:
     assert spent_and_saved(0.0, 0.0) == "0.0 s spent, 0.0 s saved by sharing"
 
 
-def test_lines_are_told_once_where_there_is_no_terminal() -> None:
+def test_each_line_is_printed_once_where_there_is_no_terminal() -> None:
     out = StringIO()
     with ConsoleProgress(Console(file=out, width=200), 2, "val.mae") as events:
         for trial in (0, 1):
@@ -208,17 +208,17 @@ def test_time_is_up_when_the_clock_says_so() -> None:
     assert not StopRequest().asked
 
 
-def test_once_asks_and_twice_interrupts() -> None:
-    told: list[str] = []
+def test_the_first_signal_requests_a_stop_and_the_second_interrupts() -> None:
+    calls: list[str] = []
     stop = StopRequest()
-    stop.on_signal = lambda: told.append("once")
+    stop.on_signal = lambda: calls.append("once")
     before = signal.getsignal(signal.SIGINT)
     with handle_signals(stop):
         signal.raise_signal(signal.SIGINT)
-        assert (stop.asked, stop.code, told) == (True, 130, ["once"])
+        assert (stop.asked, stop.code, calls) == (True, 130, ["once"])
         with pytest.raises(RunInterrupted) as caught:
             signal.raise_signal(signal.SIGINT)
-    assert (caught.value.code, told) == (130, ["once"])
+    assert (caught.value.code, calls) == (130, ["once"])
     assert signal.getsignal(signal.SIGINT) == before
     with pytest.raises(RunInterrupted) as caught, handle_signals(StopRequest()):
         signal.raise_signal(signal.SIGTERM)
@@ -243,7 +243,7 @@ def test_a_run_that_is_out_of_time_goes_on_with_the_same_trials(tmp_path: Path) 
     assert (first.ran, first.left, first.stopped) == (1, 2, "stopped by Ctrl-C")
     assert first.held_out == {}  # the test images wait for the end of the search
     assert Counter(r.state for r in read_records(tmp_path, "depths")) == {"complete": 1, "waiting": 2}
-    for _ in range(5):  # stopped more often than a lost trial may be lost
+    for _ in range(5):  # more often than a trial may be lost
         again = StopRequest()
         again.ask()
         assert run_study(space, tmp_path, stop=again, **options).left == 2
@@ -302,7 +302,7 @@ class Terminal:
             os.execve(sys.executable, [sys.executable, "-c", SCRIPT, *words], environment)
 
     def read(self, seconds: float) -> bool:
-        """What has come within the time; False at the end."""
+        """Reads the output of at most `seconds`; False at its end."""
         ready, _, _ = select.select([self.fd], [], [], seconds)
         if ready:
             try:
@@ -373,7 +373,7 @@ def test_ctrl_c_once_finishes_cleanly(here: Path, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ctrl_c_twice_stops_now(here: Path, engine: str) -> None:
-    (here / "store" / "sleep").write_text("600")  # an epoch that nobody would wait for
+    (here / "store" / "sleep").write_text("600")  # an epoch of ten minutes
     terminal = Terminal(words(engine), here)
     terminal.until(r"\d running")
     terminal.ctrl_c()
@@ -390,11 +390,11 @@ def test_max_hours_ends_with_a_code_of_its_own(here: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == OUT_OF_TIME
-    found = json.loads(done.stdout)
-    assert found["left"] >= 1
-    assert found["stopped"] == "the 0.0002 hours of --max-hours are up"
+    document = json.loads(done.stdout)
+    assert document["left"] >= 1
+    assert document["stopped"] == "the 0.0002 hours of --max-hours are up"
     assert done.stderr.splitlines()[-1].endswith("; the same command goes on from here")
     (here / "store" / "sleep").unlink()
     done = subprocess.run(command[:-3], cwd=here, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
-    assert f"3 complete, 0 pruned, 0 failed ({found['left']} run now" in done.stdout
+    assert f"3 complete, 0 pruned, 0 failed ({document['left']} run now" in done.stdout

@@ -22,7 +22,7 @@ from raz.spec.stage_resources import Resources, resources_for
 from raz.store.paths import StorePaths
 
 if TYPE_CHECKING:
-    from raz.pipeline.executor import StageRequest
+    from raz.pipeline.executor import EpochCallback, StageRequest
     from raz.store.cache import StageKey
 
 MAX_CALL_RETRIES = 10  # of a call to a broker that does not answer
@@ -76,25 +76,25 @@ class BrokerClient:
         self._trained_keys = [key.key for node, key in path.items() if STAGES[node.stage].kind == "trained"]
         self._later_seeds = self._later_seeds[1:]
 
-    def __call__(self, missing: StageRequest, hear: Callable[[int, float], bool]) -> bool | None:
-        """Returns once the first missing stage is in the store: whether this trial was the first to request it; None
-        for a computed stage, which the trial makes itself.
+    def __call__(self, request: StageRequest, on_epoch: EpochCallback) -> bool | None:
+        """Returns once the first stage of the request is in the store: whether this trial was the first to request it;
+        None for a computed stage, which the trial makes itself.
 
-        Calls `hear(epoch, value)` for its epochs. Raises the exception of the building process, TrialFailure where it
-        was lost too often, RazError where the artifact is damaged each time it is made.
+        Calls `on_epoch` for its epochs. Raises the exception of the building process, TrialFailure where it was lost
+        too often, RazError where the artifact is damaged each time it is made.
         """
         self._before_request()
-        node, key = missing.nodes[0], missing.keys[0].key
+        node, key = request.nodes[0], request.keys[0].key
         if STAGES[node.stage].kind == "computed":
             return None
         times = self._times_made.get(key, 0)
         if times >= MAX_WORKER_LOSSES:
             raise RazError(str(self.store), f"{node} is damaged each time it is made", "check the disk")
         self._join()
-        request, job, since = self._request(missing), 0, 0
+        build, job, since = self._build_request(request), 0, 0
         status: StageStatus | None = None
         while True:
-            reply = self._poll(request, job, since, ignore_stored=times > 0)
+            reply = self._poll(build, job, since, ignore_stored=times > 0)
             if reply.job != job:
                 job, since = reply.job, 0
             if reply.status is StageStatus.QUEUED and status is not StageStatus.QUEUED:
@@ -105,7 +105,7 @@ class BrokerClient:
                 if isinstance(message, StageEvent):
                     self._log(message)
                 elif isinstance(message, EpochReport) and message.key == key:
-                    self._forward_epoch(hear, message)
+                    self._forward_epoch(on_epoch, message)
             if status is StageStatus.MADE:
                 self._times_made[key] = times + 1
                 return reply.charged
@@ -115,10 +115,10 @@ class BrokerClient:
                 raise reply.outcome.error
             self._heartbeat()
 
-    def _forward_epoch(self, hear: Callable[[int, float], bool], report: EpochReport) -> None:
+    def _forward_epoch(self, on_epoch: EpochCallback, report: EpochReport) -> None:
         self.live = True
         try:
-            if hear(report.epoch, report.value):
+            if on_epoch(report.epoch, report.value):
                 raise WaitInterrupted
         finally:
             self.live = False
@@ -140,28 +140,28 @@ class BrokerClient:
     def _poll(self, request: BuildRequest, job: int, since: int, *, ignore_stored: bool) -> StageReply:
         return self._call(lambda broker: broker.poll.remote(request, job, since, ignore_stored))
 
-    def _request(self, missing: StageRequest) -> BuildRequest:
-        node, key, config = missing.nodes[0], missing.keys[0], missing.config
+    def _build_request(self, request: StageRequest) -> BuildRequest:
+        node, key, config = request.nodes[0], request.keys[0], request.config
         resources = resources_for(self.resources, node.stage)
         return BuildRequest(
             trial=self.trial,
-            nodes=missing.nodes,
-            keys=tuple(k.key for k in missing.keys),
+            nodes=request.nodes,
+            keys=tuple(k.key for k in request.keys),
             lane=chain_key(key) if STAGES[node.stage].kind == "trained" else key.key,
-            remaining=remaining_seconds(self._remaining_path(missing), self._is_stored),
+            remaining=remaining_seconds(self._remaining_path(request), self._is_stored),
             cpus=float(resources.cpus or config.threads),
             gpus=resources.gpus,
-            build=BuildSpec(config, self.store.resolve(), missing.data_root, self.builder),
+            build=BuildSpec(config, self.store.resolve(), request.data_root, self.builder),
         )
 
-    def _remaining_path(self, missing: StageRequest) -> Iterator[tuple[str, float]]:
-        """Each stage from the missing one to the end of the trial, with those of its later seeds: its folder below
+    def _remaining_path(self, request: StageRequest) -> Iterator[tuple[str, float]]:
+        """Each stage from the requested one to the end of the trial, with those of its later seeds: its folder below
         `stages/` and its expected seconds."""
-        path = [(node, self._path[node]) for node in missing.path]
+        path = [(node, self._path[node]) for node in request.path]
         splits = tuple(node.split for node in self._path if STAGES[node.stage].kind == "computed")
         for seed in self._later_seeds:
-            later = replace(missing.config, seed=seed)
-            path += stage_keys(later, data_root=missing.data_root, splits=splits).items()
+            later = replace(request.config, seed=seed)
+            path += stage_keys(later, data_root=request.data_root, splits=splits).items()
         for node, key in path:
             yield f"{node.stage}/{key.key}", self._seconds.get(str(node), 0.0)
 

@@ -17,8 +17,7 @@ from raz.pipeline.graph import Node
 
 
 class RemoteStageError(Exception):
-    """An exception that another process raised while it built a stage, and that no one place handles: its text and its
-    traceback."""
+    """An unexpected exception of a process that built a stage: its text and its traceback."""
 
     def __init__(self, text: str, trace: str) -> None:
         super().__init__(text, trace)
