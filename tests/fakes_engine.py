@@ -1,7 +1,7 @@
 """A stand-in for the pipeline: a trial of milliseconds with a known optimum, importable in any process.
 
 Truth, known in closed form: `val.mae` is 10 |depth - 3| + |log10(gamma) - 2| + seed, and the curve falls onto it as
-(1 + 4 / (step + 1)) times it. What else a trial does is told by files in the store, so that it reaches every process:
+(1 + 4 / (step + 1)) times it. Files in the store, which every process reads, set what else a trial does:
 `sleep` (seconds a step), `count` (a line is added for each trial run).
 """
 
@@ -59,7 +59,7 @@ def run_trial(
     if config.seed == 13:
         raise TrialFailure("localization", "the loss is not a number at epoch 2", "a lower rate", reason="nan")
     if config.seed == 14:
-        raise ZeroDivisionError("nobody thought of this")
+        raise ZeroDivisionError("an unexpected error")
     if config.seed == 15:
         os.kill(os.getpid(), 9)
     if config.seed == 16:
@@ -74,7 +74,7 @@ def run_trial(
 
 
 def telling(config: TrialConfig, store: Path, *, log: Any = None, **options: Any) -> FakeResult:
-    """As `run_trial`, and tells of a stage of its depth."""
+    """As `run_trial`, and logs events of a stage of its depth."""
     for kind in ("started", "epoch", "finished"):
         log(StageEvent(kind, "localization", f"key {config.depth}", epoch=1, epochs=1))
     return run_trial(config, store, log=log, **options)

@@ -1,4 +1,4 @@
-"""The real pipeline, which also writes down what each process works on: STORE/journal.jsonl, a line an event."""
+"""The real pipeline, which also appends each event of each process to STORE/journal.jsonl."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIPELINE = "tests.journaling:run_trial"
 
 
 def _writing(store: Path, log: Callable[[StageEvent], None] | None) -> Callable[[StageEvent], None]:
-    def heard(event: StageEvent) -> None:
+    def write(event: StageEvent) -> None:
         store.mkdir(parents=True, exist_ok=True)
         line = json.dumps(
             {"pid": os.getpid(), "kind": event.kind, "stage": event.stage, "key": event.key, "epoch": event.epoch}
@@ -28,7 +28,7 @@ def _writing(store: Path, log: Callable[[StageEvent], None] | None) -> Callable[
         if log is not None:
             log(event)
 
-    return heard
+    return write
 
 
 def run_trial(config: TrialConfig, store: Path, *, log: Any = None, make: Any = None, **options: Any) -> Any:
@@ -42,7 +42,7 @@ def build_stages(config: TrialConfig, store: Path, nodes: Any, *, log: Any = Non
 
 
 def journal(store: Path) -> list[dict[str, Any]]:
-    """The events, without a line that a kill cut short."""
+    """The events, without a line that a kill has cut off."""
     out = []
     for line in (store / "journal.jsonl").read_text().splitlines():
         try:
@@ -53,5 +53,5 @@ def journal(store: Path) -> list[dict[str, Any]]:
 
 
 def times(store: Path, kind: str) -> Counter[tuple[str, str, int]]:
-    """How often each (stage, key, epoch) has been told as `kind`."""
+    """How often each (stage, key, epoch) was logged as `kind`."""
     return Counter((e["stage"], e["key"], e["epoch"]) for e in journal(store) if e["kind"] == kind)

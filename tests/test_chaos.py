@@ -138,6 +138,7 @@ store, crowd, point = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 memory = {"object_store_memory": 100 * 2**20}
 head = {"num_cpus": 0, "resources": {"coordinator": 8}, "include_dashboard": False, **memory}
 folder = tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)
+os.makedirs("/tmp/ray", exist_ok=True)  # Cluster writes its address there and does not make the folder
 cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": folder.name})
 node = cluster.add_node(num_cpus=2, **memory)
 driver = subprocess.Popen(

@@ -418,7 +418,7 @@ def _(folder: Path) -> None:
     assert not ray_internals.out_of_memory(Killed(ValueError("a bug")))
 
 
-@borrowed("the words of the memory monitor", RAY)
+@borrowed("the text of the memory monitor", RAY)
 def _(folder: Path) -> None:
     assert b"low on memory" in (home() / "core/src/ray/raylet/raylet").read_bytes()
 
@@ -436,7 +436,7 @@ def _(folder: Path) -> None:
 
 @borrowed("tune.report raises SystemExit in a stopped trial", RAY)
 def _(folder: Path) -> None:
-    """`raz.engine.tune_runner` takes it for the word to stop."""
+    """`raz.engine.tune_runner` takes it as the order to stop."""
     from ray.train._internal.session import _TrainingResult, _TrainSession
 
     session = _TrainSession.__new__(_TrainSession)
