@@ -5,61 +5,26 @@ from __future__ import annotations
 import importlib
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from raz.config import TrialConfig, from_parameters
 from raz.engine.broker_protocol import RemoteStageError
 from raz.errors import FailureReason, RazError
 from raz.pipeline.events import EventCallback, StageEvent, StageUse
 from raz.pipeline.failures import classify, fatal_os_error
+from raz.pipeline.signatures import BuildStages, RunTrial
 from raz.study.records import Outcome
-from raz.study.seed_average import run_over_seeds
+from raz.study.seed_average import Progress, run_over_seeds
 from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
 
-if TYPE_CHECKING:  # both import torch
+if TYPE_CHECKING:  # imports torch
     from raz.pipeline.executor import StageProvider
-    from raz.pipeline.graph import Node
-    from raz.pipeline.trial import TrialResult
-
-Progress = Callable[[int, float], bool]  # (step, value) -> stop?
 
 # Functions are passed between processes by dotted names.
 DEFAULT_RUN_TRIAL = "raz.pipeline.trial:run_trial"
-
-
-class RunTrial(Protocol):
-    """A function as raz.pipeline.trial.run_trial."""
-
-    def __call__(
-        self,
-        config: TrialConfig,
-        store: Path,
-        *,
-        data_root: Path | None = None,
-        splits: tuple[str, ...] = ("val",),
-        progress: Progress | None = None,
-        log: EventCallback | None = None,
-        make: StageProvider | None = None,
-    ) -> TrialResult: ...
-
-
-class BuildStages(Protocol):
-    """A function as raz.pipeline.trial.build_stages."""
-
-    def __call__(
-        self,
-        config: TrialConfig,
-        store: Path,
-        nodes: Sequence[Node],
-        *,
-        data_root: Path | None = None,
-        tell: Callable[[Node, int, float], bool] | None = None,
-        made: Callable[[Node], None] | None = None,
-        log: EventCallback | None = None,
-    ) -> None: ...
 
 
 def import_function(name: str) -> RunTrial:

@@ -6,15 +6,15 @@ import math
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-from raz.config import TrialConfig, from_parameters
+from raz.config import from_parameters
 from raz.errors import FailureReason, RazError, TrialFailure
 from raz.inspection.study_details import UNKNOWN
 from raz.pipeline.events import EventCallback, StageUse
+from raz.pipeline.signatures import RunTrial
 from raz.store.cache import StageCache
 from raz.study.index import StudySnapshot, trial_index
 from raz.study.records import TrialRecord
@@ -23,27 +23,8 @@ from raz.utils import formatting
 from raz.utils.json_types import JsonLike
 from raz.utils.provenance import environment_versions
 
-if TYPE_CHECKING:
-    from raz.pipeline.trial import TrialResult
-
 COMPARABLE = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)
 NOT_REPRODUCIBLE = (FailureReason.LOST, FailureReason.ERROR, FailureReason.OOM)  # failures that a rerun need not repeat
-
-
-class RunTrial(Protocol):
-    """The part of `raz.pipeline.trial.run_trial` that a rerun calls."""
-
-    def __call__(
-        self,
-        config: TrialConfig,
-        store: Path,
-        /,
-        *,
-        data_root: Path | None,
-        splits: tuple[str, ...],
-        progress: Callable[[int, float], bool] | None,
-        log: EventCallback | None,
-    ) -> TrialResult: ...
 
 
 @dataclass(frozen=True)

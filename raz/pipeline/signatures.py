@@ -1,0 +1,48 @@
+"""Types of the functions that run a trial and build its stages, which engines and tests can replace. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from raz.config import TrialConfig
+from raz.pipeline.events import EventCallback
+
+if TYPE_CHECKING:  # these import torch
+    from raz.pipeline.executor import StageProvider
+    from raz.pipeline.graph import Node
+    from raz.pipeline.training_loop import Progress
+    from raz.pipeline.trial import TrialResult
+
+
+class RunTrial(Protocol):
+    """A function as raz.pipeline.trial.run_trial."""
+
+    def __call__(
+        self,
+        config: TrialConfig,
+        store: Path,
+        *,
+        data_root: Path | None = None,
+        splits: tuple[str, ...] = ("val",),
+        progress: Progress | None = None,
+        log: EventCallback | None = None,
+        make: StageProvider | None = None,
+    ) -> TrialResult: ...
+
+
+class BuildStages(Protocol):
+    """A function as raz.pipeline.trial.build_stages."""
+
+    def __call__(
+        self,
+        config: TrialConfig,
+        store: Path,
+        nodes: Sequence[Node],
+        *,
+        data_root: Path | None = None,
+        tell: Callable[[Node, int, float], bool] | None = None,
+        made: Callable[[Node], None] | None = None,
+        log: EventCallback | None = None,
+    ) -> None: ...
