@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from raz.errors import RazError
+from raz.inspection.trial_details import FITTED_METRICS
 from raz.study.index import StudySnapshot, parse_reference, read_study, trial_index
 from raz.study.records import TrialRecord
 from raz.utils import formatting
@@ -16,7 +17,6 @@ from raz.utils.json_types import Json, JsonLike
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-FITTED_METRICS = ("theta_f_", "threshold_")  # fitted parameters among the metrics, which text leaves out
 
 
 @dataclass(frozen=True)
