@@ -1,4 +1,4 @@
-"""Networks out of trained stages, wherever their weights lie: in a store's artifacts or in one exported file."""
+"""Main-Net and RAZ-Net from the weights of trained stages, which come from a store or an exported file."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from raz.pipeline.inference import Network, weights_of
 
 @dataclass(frozen=True)
 class TrainedStage:
-    """What a trained stage left: its key, the declared inputs that shaped it, its weights by `part.name`."""
+    """The result of a trained stage."""
 
     key: str
-    given: Declared
-    weights: Mapping[str, Tensor]
+    inputs: Declared  # that determine the shapes of its networks
+    weights: Mapping[str, Tensor]  # by `part.name`
 
     def has(self, part: str) -> bool:
+        """Whether the stage trained this part."""
         return bool(weights_of(self.weights, part))
 
     def load(self, module: nn.Module, part: str) -> None:
-        """One part's weights into `module`. Raises RazError when they are of another network."""
+        """Load the weights of one part into `module`. Raises RazError when their names or shapes differ."""
         builders.load_state_dict_strict(module, weights_of(self.weights, part), f"weights {self.key[:12]} ({part})")
 
 
-TrainedOf = Callable[[str], TrainedStage]  # name of a trained stage -> what it left
+TrainedOf = Callable[[str], TrainedStage]  # name of a trained stage -> its result
 
 
 def _freeze_and_move(width: float, device: torch.device, *parts: nn.Module) -> None:
-    """Move finished parts to the device, frozen, in the layout that suits their width."""
+    """Move parts to the device, freeze them, and choose the memory layout that is fast at their width."""
     for part in parts:
         part.to(device)
         builders.freeze(part)
@@ -42,33 +43,33 @@ def _freeze_and_move(width: float, device: torch.device, *parts: nn.Module) -> N
 
 
 def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
-    """Main-Net up to and with the branch `through` (counting, localization or attention)."""
+    """Main-Net with its branches up to `through` (counting, localization or attention)."""
     stage = trained("counting")
-    c = stage.given
-    width = c.backbone.width
+    config = stage.inputs
+    width = config.backbone.width
     if stage.has("backbone"):
         backbone = Backbone(width)
         stage.load(backbone, "backbone")
-    else:  # frozen: its weights are those it began with
-        backbone = builders.build_backbone(c.backbone, c.seed)
-    counting = builders.build_counting(c.counting, backbone, c.seed)
+    else:  # frozen: it has its initial weights
+        backbone = builders.build_backbone(config.backbone, config.seed)
+    counting = builders.build_counting(config.counting, backbone, config.seed)
     stage.load(counting, "counting")
     parts: list[nn.Module] = [backbone, counting]
     own, localization, attention, name = backbone, None, None, stage.key
     if through in ("localization", "attention"):
         stage = trained("localization")
-        c = stage.given
+        config = stage.inputs
         if stage.has("backbone"):
             own, name = Backbone(width), stage.key
             stage.load(own, "backbone")
             parts.append(own)
-        localization = builders.build_localization(c.localization, backbone, c.seed)
+        localization = builders.build_localization(config.localization, backbone, config.seed)
         stage.load(localization, "localization")
         parts.append(localization)
     if through == "attention" and localization is not None:
         stage = trained("attention")
-        c = stage.given
-        attention = builders.build_attention(c.attention, localization.channels + counting.channels, c.seed)
+        config = stage.inputs
+        attention = builders.build_attention(config.attention, localization.channels + counting.channels, config.seed)
         stage.load(attention, "attention")
         parts.append(attention)
     _freeze_and_move(width, device, *parts)
@@ -78,7 +79,7 @@ def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
 def raz_net(trained: TrainedOf, with_attention: bool, device: torch.device) -> Network:
     """RAZ-Net: its own localization branch and, if it was trained, backbone."""
     stage = trained("raz")
-    width = trained("counting").given.backbone.width
+    width = trained("counting").inputs.backbone.width
     base = main_net(trained, "localization", device)
     assert base.localization is not None
     backbone, name = base.localization_backbone, base.name
@@ -89,8 +90,8 @@ def raz_net(trained: TrainedOf, with_attention: bool, device: torch.device) -> N
     parts: list[nn.Module] = [backbone, base.localization]
     attention = None
     if with_attention:
-        c = trained("attention").given  # RAZ-Net's branch has the shape of Main-Net's
-        attention = builders.build_attention(c.attention, base.localization.channels, c.seed)
+        config = trained("attention").inputs  # RAZ-Net's branch has the shape of Main-Net's
+        attention = builders.build_attention(config.attention, base.localization.channels, config.seed)
         trained("raz_attention").load(attention, "attention")
         parts.append(attention)
     _freeze_and_move(width, device, *parts)

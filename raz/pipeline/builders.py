@@ -1,4 +1,4 @@
-"""Networks from a configuration and from artifacts: backbone weights, initialisation, composition."""
+"""Networks from a configuration: initialisation, backbone weights, and loading state dicts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, Locali
 from raz.pipeline.keys import weights_file
 from raz.pipeline.samples import seed_of
 
-NARROW = 0.25  # at and below this width channels_last trains and infers faster, above it trains slower
+NARROW = 0.25  # backbone width up to which channels_last is faster; above it, training is slower
 
 
 def device() -> torch.device:
-    """CUDA when it is there."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seeded(*parts: object) -> None:
-    """Seed torch from the parts alone."""
+    """Seed torch with a number that depends on the parts alone."""
     torch.manual_seed(seed_of(7, *parts))
 
 
 def build_backbone(config: BackboneConfig, seed: int) -> Backbone:
-    """The backbone with its pretrained weights, or He-initialised from the seed (`none`)."""
+    """The backbone with pretrained weights, or He-initialised from the seed (`none`). Raises RazError where weights are
+    missing or of another network."""
     backbone = Backbone(config.width)
     if config.weights == "none":
         seeded(seed, "backbone")
@@ -48,7 +49,7 @@ def _imagenet() -> Mapping[str, Tensor]:
         state: Mapping[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(
             progress=False, check_hash=True, weights_only=True
         )
-    except (OSError, RuntimeError) as error:  # no network, no permission, a download that does not match its hash
+    except (OSError, RuntimeError) as error:  # no internet, no permission, a wrong hash
         raise RazError(
             "backbone.weights: imagenet", f"the ImageNet weights of VGG-16 could not be fetched ({error})",
             "connect once so that torchvision can keep them, or set backbone.weights to a file you have, or to none",
@@ -67,7 +68,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise RazError(
             str(path), f"cannot be read ({error.strerror or error})", "check the path and its permissions"
         ) from error
-    except Exception as error:  # damaged pickles make torch's reader raise whatever it stumbles over
+    except Exception as error:  # damaged pickles make torch raise errors of many classes
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise RazError(str(path), f"is no checkpoint ({reason}), {expected}", "check that the file is whole") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -78,7 +79,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], where: str, extra: bool = False) -> None:
-    """Load as float32, refusing missing names and other shapes, all named. `extra` entries may be ignored."""
+    """Load a state dict as float32. Raises RazError with all missing names and wrong shapes, and, unless `extra`, all
+    unknown names."""
     wanted = module.state_dict()
     faults = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
@@ -95,6 +97,7 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], where
 
 
 def build_counting(config: CountingConfig, backbone: Backbone, seed: int) -> CountingBranch:
+    """A counting branch, initialised from the seed."""
     seeded(seed, "counting")
     branch = CountingBranch(backbone.channels, config.channels, config.output_stride)
     initialise(branch, config.init)
@@ -102,6 +105,7 @@ def build_counting(config: CountingConfig, backbone: Backbone, seed: int) -> Cou
 
 
 def build_localization(config: LocalizationConfig, backbone: Backbone, seed: int) -> LocalizationBranch:
+    """A localization branch, initialised from the seed."""
     seeded(seed, "localization")
     branch = LocalizationBranch(backbone.channels, config.channels, config.upsample)
     initialise(branch, config.init)
@@ -109,6 +113,7 @@ def build_localization(config: LocalizationConfig, backbone: Backbone, seed: int
 
 
 def build_attention(config: AttentionConfig, in_channels: int, seed: int) -> AttentionBranch:
+    """An attention branch, initialised from the seed."""
     seeded(seed, "attention")
     branch = AttentionBranch(in_channels, config.channels)
     initialise(branch, config.init)
@@ -116,8 +121,8 @@ def build_attention(config: AttentionConfig, in_channels: int, seed: int) -> Att
 
 
 def raz_attention_from(main: AttentionBranch, localization_channels: int, config: AttentionConfig) -> AttentionBranch:
-    """RAZ-Net's attention branch sees the localization features only; it starts from Main-Net's weights for
-    those channels, which come first in the concatenation (4, 5)."""
+    """RAZ-Net's attention branch, which reads the localization features only. It starts from Main-Net's weights for
+    these channels, which are the first of the concatenation (4, 5)."""
     branch = AttentionBranch(localization_channels, config.channels)
     state = {name: value.clone() for name, value in main.state_dict().items()}
     state["body.0.weight"] = state["body.0.weight"][:, :localization_channels].clone()
@@ -126,12 +131,13 @@ def raz_attention_from(main: AttentionBranch, localization_channels: int, config
 
 
 def to_channels_last(width: float, *modules: nn.Module) -> None:
-    """channels_last for narrow networks."""
+    """Use the channels_last memory layout for narrow networks."""
     if width <= NARROW:
         for module in modules:
             module.to(memory_format=torch.channels_last)
 
 
 def freeze(module: nn.Module) -> None:
+    """Switch off gradients, and switch to evaluation mode."""
     module.requires_grad_(False)
     module.eval()

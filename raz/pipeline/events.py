@@ -1,4 +1,4 @@
-"""What a trial tells while it walks its stages: events that cross process borders as plain dicts. No torch."""
+"""Events of a trial's stages, and the record of a stage that a trial used. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,22 +30,21 @@ class StageUse:
 class StageEvent:
     """Something happened to a stage. `dataclasses.asdict` makes it JSON, `str` a line.
 
-    waiting: asked for, and not started by this trial: another process makes it, or no device is free.
-    started, finished: being made. epoch: of a trained stage. images: of an inferred one, `epoch` of `epochs` are
-    predicted. hit: found in the store. stopped, failed: making it ended early; a trained stage keeps its epochs.
-    note: `reason` is worth a line.
+    waiting: requested, but another process makes it or no device is free. started, finished: it is made.
+    epoch: an epoch of a trained stage ended. images: `epoch` of `epochs` images are predicted. hit: found in the
+    store. stopped, failed: it ended early; a trained stage keeps its checkpoint. note: `reason` is a remark.
     """
 
     kind: Kind
     stage: str  # as str(Node): counting, density@val, zoom2@val
     key: str
     epoch: int = 0
-    epochs: int = 0  # the most there can be
+    epochs: int = 0  # most epochs, or images
     loss: float | None = None  # mean training loss of the epoch
     value: float | None = None  # validation value of the epoch; lower is better
-    seconds: float = 0.0  # epoch: of this epoch; finished, hit: what making the whole artifact took
-    spent: float = 0.0  # finished, stopped, failed: worked on it just now, without epochs found in a checkpoint
-    reason: str = ""  # of stopped and failed; a note's text
+    seconds: float = 0.0  # epoch: of this epoch; finished, hit: of the whole artifact
+    spent: float = 0.0  # finished, stopped, failed: of this attempt, without epochs from a checkpoint
+    reason: str = ""  # stopped, failed: why; note: its text
 
     def __str__(self) -> str:
         if self.kind == "epoch":
@@ -58,14 +57,14 @@ class StageEvent:
             return f"{self.stage}: {self.reason}"
         if self.kind == "finished":
             return f"{self.stage} done in {self.seconds:.0f} s"
-        said = {
+        texts = {
             "waiting": "waits: another process makes it, or no device is free",
             "started": "starts",
             "hit": "found in the store",
             "stopped": "stopped",
             "failed": "failed",
         }
-        return f"{self.stage} {said[self.kind]}{f' ({self.reason})' if self.reason else ''}"
+        return f"{self.stage} {texts[self.kind]}{f' ({self.reason})' if self.reason else ''}"
 
 
 EventCallback = Callable[[StageEvent], None]

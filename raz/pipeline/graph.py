@@ -1,8 +1,8 @@
-"""The stage tree: what each stage reads and needs, and from that its key. No torch, no training.
+"""The stage graph: what each stage reads and needs, and its key. Imports no torch.
 
-A stage's key is a sha256 over its name, the version of its meaning, its declared inputs, the keys of what
-it needs and the fingerprint of the data it reads. A stage's function gets its declared inputs and those of the
-stages it needs (`inputs_for`), nothing else.
+A stage's key is a sha256 over its name, its version, its declared inputs, the keys of the stages it needs and the
+fingerprint of the images it reads. A stage's function gets its declared inputs and those of the stages it needs
+(`inputs_for`), nothing else.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ COMMON = ("dataset", "seed", "threads", "input")
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A kind of work. Raise `version` when the same inputs would give another output."""
+    """One stage of the graph. Raise `version` when the same inputs give another output."""
 
     kind: Kind
     version: int
-    reads: tuple[str, ...]  # parts or single parameters, beside COMMON
+    reads: tuple[str, ...]  # declared inputs besides COMMON: parts of the configuration, or single parameters
     needs: tuple[str, ...]  # trained stages
-    epochs: str = ""  # the parameter that says how long a trained stage's chain is
+    epochs: str = ""  # of a trained stage: the parameter for its number of epochs
 
 
 STAGES: dict[str, StageSpec] = {
@@ -65,7 +65,7 @@ STAGES: dict[str, StageSpec] = {
     "score": StageSpec("computed", 3, ("depth", "peaks", "fusion", "metrics"), ()),
 }  # fmt: skip
 TRAINED = tuple(name for name, stage in STAGES.items() if stage.kind == "trained")
-# What a trained stage's validation value is measured by, beside its network: only values measured alike compare.
+# Parameters that change the meaning of a stage's validation value. The pruner compares trials only where they agree.
 COMPARABLE_INPUTS: dict[str, tuple[str, ...]] = {
     "counting": ("dataset", "input"),
     "localization": ("dataset", "input", "localization.gamma"),
@@ -116,13 +116,13 @@ def stage_of(text: str) -> str:
 
 
 def fits_theta_on_train(config: TrialConfig | Declared) -> bool:
-    """Whether theta_f is fitted on training images, so that they too must be predicted."""
+    """Whether theta_f is fitted on training images; then the trial predicts them too."""
     fusion = config.fusion
     return fusion.rule == "grid" and isinstance(fusion.theta_f, str) and fusion.fit_on == "train"
 
 
 def dependencies(config: TrialConfig, node: Node) -> list[Node]:
-    """The nodes whose artifacts `node` reads."""
+    """The nodes whose artifacts a node reads."""
     if node.stage == "score":
         splits = dict.fromkeys([node.split, "val", *(["train"] if fits_theta_on_train(config) else [])])
         return [
@@ -143,16 +143,16 @@ def dependencies(config: TrialConfig, node: Node) -> list[Node]:
 
 
 def topological_order(config: TrialConfig, splits: tuple[str, ...]) -> list[Node]:
-    """Every node of a trial, each after what it needs: what is trained, what is inferred, what is computed.
+    """Every node of a trial, each after the nodes it needs: trained stages, then inferred, then computed.
 
-    So a trial that is pruned has predicted nothing, and its predictions come in a row.
+    So a pruned trial has predicted nothing, and one process can make the inferred stages in a row.
     """
     nodes = dependency_closure(config, [Node("score", split) for split in splits])
     return sorted(nodes, key=lambda node: KINDS.index(STAGES[node.stage].kind))
 
 
 def dependency_closure(config: TrialConfig, nodes: Iterable[Node]) -> list[Node]:
-    """These nodes and all that they need, each after what it needs."""
+    """These nodes and all that they need, each after the nodes it needs."""
     out: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
@@ -167,9 +167,9 @@ def dependency_closure(config: TrialConfig, nodes: Iterable[Node]) -> list[Node]
 
 
 def stage_of_step(values: Mapping[str, Json], step: int) -> tuple[str, int]:
-    """The trained stage that a trial's step belongs to, and the epoch of that stage, from 1.
+    """The trained stage that a step of a trial belongs to, and the stage's epoch, from 1.
 
-    `values` are the trial's parameters. Steps run from 1 through the epoch caps of the stages (`first_step`).
+    `values` are the trial's parameters. Steps count the epochs of all trained stages from 1 (`step_offset`).
     """
     for stage in TRAINED:
         epochs = as_int(values[STAGES[stage].epochs])
@@ -180,17 +180,17 @@ def stage_of_step(values: Mapping[str, Json], step: int) -> tuple[str, int]:
 
 
 def step_offset(values: Mapping[str, Json], stage: str) -> int:
-    """Epoch caps of the trained stages before this one: its epoch e is the trial's step `first_step + e`."""
+    """Sum of the epoch caps of the trained stages before this one: its epoch e is the trial's step `offset + e`."""
     return sum(as_int(values[STAGES[name].epochs]) for name in TRAINED[: TRAINED.index(stage)])
 
 
 def total_steps(values: Mapping[str, Json]) -> int:
-    """Epoch caps of all trained stages together."""
+    """Sum of the epoch caps of all trained stages."""
     return sum(as_int(values[STAGES[name].epochs]) for name in TRAINED)
 
 
 def comparability_key(values: Mapping[str, Json], stage: str) -> dict[str, Json]:
-    """Those of a trial's parameters that a stage's validation value is measured by."""
+    """The parameters of COMPARABLE_INPUTS with the trial's values."""
     wanted = COMPARABLE_INPUTS[stage]
     if values.get("raz.regions") == "same":
         wanted = tuple("zooming" if name == "raz.regions" else name for name in wanted)
@@ -198,7 +198,7 @@ def comparability_key(values: Mapping[str, Json], stage: str) -> dict[str, Json]
 
 
 def inputs_of(values: Mapping[str, Json], stage: str) -> dict[str, Json]:
-    """The declared inputs as dotted names with JSON values, out of all the parameters of a resolved trial."""
+    """The declared inputs of a stage, dotted name -> JSON value, from all parameters of a resolved trial."""
     return {name: values[name] for name in _read_by(stage, tuple(values))}
 
 
@@ -209,7 +209,7 @@ def _read_by(stage: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class UndeclaredInput(AttributeError):
-    """A stage's function read a parameter that the stage does not declare, so that its key lacks it."""
+    """The function of a stage read a parameter that the stage does not declare, and that its key lacks."""
 
     def __init__(self, stage: str, parameter: str) -> None:
         super().__init__(
@@ -254,7 +254,7 @@ class Declared:
         object.__setattr__(self, "_path", path)
         object.__setattr__(self, "_values", inner)
 
-    if not TYPE_CHECKING:  # a name that is no parameter is told by the type checker
+    if not TYPE_CHECKING:  # the type checker reports names that are no parameters
 
         def __getattr__(self, name: str) -> Any:
             if name.startswith("_"):
@@ -269,7 +269,7 @@ class Declared:
 
 
 def declared_inputs(config: TrialConfig, stage: str) -> Declared:
-    """The declared inputs of a stage, with `raz.regions: same` written out."""
+    """The declared inputs of a stage, with `raz.regions: same` replaced by the regions of `zooming`."""
     paths = (*COMMON, *STAGES[stage].reads)
     if "raz.regions" in paths:
         config = config.resolved()
@@ -277,17 +277,17 @@ def declared_inputs(config: TrialConfig, stage: str) -> Declared:
     for path in paths:
         *outer, last = path.split(".")
         part: Any = config
-        place = values
+        target = values
         for name in outer:
             part = getattr(part, name)
-            place = place.setdefault(name, {})
-        place[last] = getattr(part, last)
+            target = target.setdefault(name, {})
+        target[last] = getattr(part, last)
     return Declared(stage, values)
 
 
 def inputs_for(config: TrialConfig, node: Node) -> dict[str, Declared]:
-    """What the function of a node's stage may read: the declared inputs of its stage and of all stages it needs, by
-    stage. The node's key holds the first, and the keys of what it needs hold the others."""
+    """What the function of a node's stage may read: stage -> declared inputs, of the node's stage and of all that it
+    needs. The node's key holds its own inputs, and the keys of the nodes it needs hold the others."""
     return {
         stage: declared_inputs(config, stage)
         for stage in dict.fromkeys(n.stage for n in dependency_closure(config, [node]))
@@ -300,9 +300,11 @@ def node_keys(
     fingerprint: Callable[[str], str],
     weights_identity: Callable[[str], str],
 ) -> dict[Node, StageKey]:
-    """The key of every node of a trial, in order of need. `fingerprint(split)` names the data.
+    """The key of every node of a trial, in topological order.
 
-    An input that came later (`raz.config.added`) is in a key only where it is not as it was before.
+    fingerprint: split -> digest of its images. weights_identity: `backbone.weights` -> what identifies them.
+    A parameter that was added later is in a key only where its value differs from the behaviour before
+    (`raz.config.without_before`).
     """
     out: dict[Node, StageKey] = {}
     path = topological_order(config, splits)
@@ -324,5 +326,5 @@ def node_keys(
 
 
 def chain_key(key: StageKey) -> str:
-    """The key of a trained stage's chain of epochs: how many epochs were asked for is left out (I4)."""
+    """The key of a trained stage's chain of epochs: the stage's key without the number of epochs (I4)."""
     return key.without(STAGES[key.stage].epochs).key

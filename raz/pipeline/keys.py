@@ -1,4 +1,4 @@
-"""A trial's keys from its configuration and its data set, without torch: what a plan needs, and a run."""
+"""The keys of a trial's stages, from its configuration and its data set. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ WITH_VALIDATION = "+val"
 
 @lru_cache(maxsize=4)
 def open_cached(name: str, root: Path | None) -> Dataset:
-    """The data set, opened once a process. Raises RazError as `open_dataset`.
+    """The data set, opened once per process. Raises RazError as `open_dataset`.
 
-    `NAME+val` is NAME whose validation images are training images, too: for a last training, whose keys then differ
-    by name and by data. Its validation values say nothing of new images.
+    `NAME+val` is NAME with the validation images among the training images too, for a final training. Its keys differ
+    by name and by data, and its validation values say nothing about new images.
     """
     if not name.endswith(WITH_VALIDATION):
         return open_dataset(name, root)
@@ -41,7 +41,8 @@ def _fingerprint(name: str, root: Path | None, split: str) -> str:
 def stage_keys(
     config: TrialConfig, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val",)
 ) -> dict[Node, StageKey]:
-    """Every stage of a trial with its key, in order of need; opens the data set, trains nothing."""
+    """The key of every stage of a trial, in topological order. Opens the data set, and raises as
+    `open_dataset`."""
     return node_keys(config, splits, lambda split: _fingerprint(config.dataset, data_root, split), weights_identity)
 
 
@@ -51,7 +52,7 @@ def _file_identity(path: str, size: int, changed: int) -> str:
 
 
 def weights_identity(weights: str) -> str:
-    """What goes into a key: the name, or the content of the file. Raises RazError for a missing file."""
+    """What a key holds for `backbone.weights`: the name, or the file's digest. Raises RazError for a missing file."""
     if weights in ("imagenet", "none"):
         return weights
     path = weights_file(weights)
@@ -60,7 +61,7 @@ def weights_identity(weights: str) -> str:
 
 
 def weights_file(weights: str) -> Path:
-    """The state dict's file. Raises RazError when it is not there."""
+    """The path of a file of weights. Raises RazError when there is no such file."""
     path = Path(weights).expanduser()
     if not path.is_file():
         raise RazError(
@@ -78,8 +79,8 @@ def score_keys(
 ) -> dict[int, dict[str, str]]:
     """{seed: {split: key of the score}} of one trial under many seeds.
 
-    The same as `stage_keys` for each, two hundred times as fast: only the seed and the keys that hang on it change in
-    what is hashed, so the rest is written out once. A table of 10,000 trials asks for as many.
+    The same as `stage_keys` for each seed, but 200 times as fast: only the seed and the keys that depend on it change
+    in the hashed text, so the rest is formatted once. A table may have 10,000 trials.
     """
     keys = stage_keys(replace(config, seed=_SEED_SENTINEL), data_root=data_root, splits=splits)
     change = re.compile("|".join([f"({_SEED_SENTINEL}", *[key.key for key in keys.values()]]) + ")")

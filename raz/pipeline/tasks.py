@@ -1,4 +1,4 @@
-"""The five training stages as tasks for the one loop: what is trained, on which windows, with which loss."""
+"""Training tasks: batches of windows, losses and validation values of the three branches."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from raz.pipeline.training_loop import TrainingTask
 
 Batch = list[Window]
 FeaturesOf = Callable[[Batch], Tensor]  # windows of one size -> (B, C, h/8, w/8)
-RichOf = Callable[[Batch], tuple[Tensor, Tensor | None]]  # the localization branch's last map, the counting branch's
+RichOf = Callable[[Batch], tuple[Tensor, Tensor | None]]  # last feature maps of the localization and counting branch
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training and validation images with their ground truth and, for a frozen backbone, its features."""
+    """Training and validation images of a stage."""
 
     train: Images
     val: Images
     seed: int
     device: torch.device
     k: int = 4
-    names: tuple[str, str] = ("", "")  # of the training and of the validation data, for what is remembered of them
+    names: tuple[str, str] = ("", "")  # ids of the two sets in the memo of distances; empty: not shared
 
     def batches(self, stage: str, config: TrainConfig) -> Callable[[int], Iterator[Batch]]:
+        """Epoch -> its batches of windows, the same for the same seed, stage and epoch."""
+
         def of_epoch(epoch: int) -> Iterator[Batch]:
             windows = iter(
                 draw_windows(
@@ -52,7 +54,7 @@ class TrainingData:
 def features_from(
     backbone: Backbone, images: Images, device: torch.device, frozen: FeatureCache | MultiScaleFeatures | None
 ) -> FeaturesOf:
-    """Features of windows: out of the cache of a frozen backbone, or computed with its gradient."""
+    """Features of windows: from the cache of a frozen backbone, or computed with gradients where `frozen` is None."""
     if frozen is not None:
         return lambda windows: torch.cat([frozen.crop(w) for w in windows])
     return lambda windows: backbone(torch.cat([crop_pixels(images, w, device) for w in windows]))
@@ -67,7 +69,7 @@ def _whole_windows(images: Images) -> list[Window]:
 
 
 def counting_task(
-    m: TrainingData,
+    data: TrainingData,
     modules: nn.ModuleDict,
     branch: CountingBranch,
     features: FeaturesOf,
@@ -78,28 +80,28 @@ def counting_task(
     kernel: Literal["raz", "csrnet"],
     kind: str,
 ) -> TrainingTask[Batch]:
-    """Eq. 1; validated by the mean absolute error of whole validation images' counts."""
-    truth = GroundTruth(m.train, neighbour_count(kernel, m.k))
+    """The loss of Eq. 1; validated by the mean absolute count error of whole images, in persons."""
+    truth = GroundTruth(data.train, neighbour_count(kernel, data.k))
 
     def loss(batch: Batch) -> Tensor:
         density, _ = branch(features(batch))
         maps = [truth.density(w, branch.output_stride, beta, kernel) for w in batch]
-        return counting_loss(density.float(), _stack(maps, m.device), kind)
+        return counting_loss(density.float(), _stack(maps, data.device), kind)
 
     def validate() -> float:
         errors = []
-        for i, w in enumerate(_whole_windows(m.val)):
+        for i, w in enumerate(_whole_windows(data.val)):
             density, _ = branch(val_features([w]))
-            height, width = m.val.pixels(i).shape[:2]
+            height, width = data.val.pixels(i).shape[:2]
             density = density[..., : -(-height // branch.output_stride), : -(-width // branch.output_stride)]
-            errors.append(abs(float(density.double().sum()) - len(m.val.heads(i))))
+            errors.append(abs(float(density.double().sum()) - len(data.val.heads(i))))
         return float(np.mean(errors))
 
-    return TrainingTask("counting", modules, m.batches("counting", config), loss, validate)
+    return TrainingTask("counting", modules, data.batches("counting", config), loss, validate)
 
 
 def localization_task(
-    m: TrainingData,
+    data: TrainingData,
     name: str,
     modules: nn.ModuleDict,
     branch: LocalizationBranch,
@@ -109,22 +111,23 @@ def localization_task(
     *,
     gamma: float,
 ) -> TrainingTask[Batch]:
-    """Eq. 3, for Main-Net on images and for RAZ-Net on zoomed regions; validated by the same loss on whole ones."""
-    train_truth, val_truth = GroundTruth(m.train), GroundTruth(m.val)
+    """The loss of Eq. 3, for Main-Net on images and for RAZ-Net on zoomed regions; validated by the same loss on whole
+    images or regions."""
+    train_truth, val_truth = GroundTruth(data.train), GroundTruth(data.val)
 
     def one(windows: Batch, of: FeaturesOf, truth: GroundTruth) -> Tensor:
         logits, _ = branch(of(windows))
-        return localization_loss(logits.float(), _stack([truth.labels(w) for w in windows], m.device), gamma)
+        return localization_loss(logits.float(), _stack([truth.labels(w) for w in windows], data.device), gamma)
 
     def validate() -> float:
-        return float(np.mean([float(one([w], val_features, val_truth)) for w in _whole_windows(m.val)]))
+        return float(np.mean([float(one([w], val_features, val_truth)) for w in _whole_windows(data.val)]))
 
-    batches = m.batches(name, config)
+    batches = data.batches(name, config)
     return TrainingTask(name, modules, batches, lambda batch: one(batch, features, train_truth), validate)
 
 
 def attention_task(
-    m: TrainingData,
+    data: TrainingData,
     name: str,
     modules: nn.ModuleDict,
     branch: AttentionBranch,
@@ -135,22 +138,22 @@ def attention_task(
     sigma_z: float,
     kind: str,
 ) -> TrainingTask[Batch]:
-    """Section 3.1's attention; everything before the branch is frozen. Validated by the same loss on whole images.
+    """The attention branch of section 3.1, on frozen branches; validated by the same loss on whole images.
 
-    `rich(windows)` gives the localization branch's last map and, in Main-Net, the counting branch's.
+    rich, val_rich: windows -> last feature map of the localization branch and, in Main-Net, of the counting branch.
     """
-    DISTANCES.evict_except(*m.names)
-    train_truth, val_truth = GroundTruth(m.train, name=m.names[0]), GroundTruth(m.val, name=m.names[1])
+    DISTANCES.evict_except(*data.names)
+    train_truth, val_truth = GroundTruth(data.train, name=data.names[0]), GroundTruth(data.val, name=data.names[1])
 
     def one(windows: Batch, of: RichOf, truth: GroundTruth) -> Tensor:
         with torch.no_grad():
             localization, counting = of(windows)
         logits = branch(localization, counting)
-        target = _stack([truth.attention(w, sigma_z) for w in windows], m.device)
+        target = _stack([truth.attention(w, sigma_z) for w in windows], data.device)
         return attention_loss(logits.float(), target, kind)
 
     def validate() -> float:
-        return float(np.mean([float(one([w], val_rich, val_truth)) for w in _whole_windows(m.val)]))
+        return float(np.mean([float(one([w], val_rich, val_truth)) for w in _whole_windows(data.val)]))
 
-    batches = m.batches(name, config)
+    batches = data.batches(name, config)
     return TrainingTask(name, modules, batches, lambda batch: one(batch, rich, train_truth), validate)

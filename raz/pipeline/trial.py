@@ -1,8 +1,7 @@
-"""A trial: its stages found or made, each once per key, and its metrics. Runs in a plain Python shell.
+"""Run a trial: find or make each of its stages, and read its metrics. Needs no engine.
 
-`run_trial(config, store)` is all that engines call. A stage is made under its lease: whoever waits for it finds
-the artifact when the lease is free, and a killed maker's training is continued from its last epoch. An engine
-that has other processes make the stages gives `make`, and these call `make_stages`.
+Engines call `run_trial`. An engine that has other processes make the stages passes `make`; those processes call
+`build_stages`.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from raz.store.paths import METRICS
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Metrics by dotted name (`val.mae`, `test.ap50@40` …), the stages behind them, the trial's own seconds."""
+    """What a finished trial gives."""
 
-    metrics: dict[str, float]
-    stages: tuple[StageUse, ...]
-    seconds: float
-    device: str = ""  # on which its networks were trained and run, wherever the trial itself was
-    data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint of what was read
+    metrics: dict[str, float]  # by dotted name: `val.mae`, `test.ap50@40`
+    stages: tuple[StageUse, ...]  # in order
+    seconds: float  # that the trial took, waiting included
+    device: str = ""  # see `devices_of`
+    data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint of its images
 
 
 def run_trial(
@@ -50,12 +49,14 @@ def run_trial(
     log: EventCallback | None = None,
     make: StageProvider | None = None,
 ) -> TrialResult:
-    """Make what is missing of a trial and return its metrics.
+    """Find or make every stage of a trial, and return its metrics.
 
-    `progress(step, value) -> stop?` hears each epoch of each trained stage, steps cumulated over the stages'
-    epoch caps, also those of stages found in the store. `log` hears what happens to each stage; `print` will do.
-    Raises Pruned when it says stop, TrialFailure with
-    its reason when the trial cannot give a number, RazError for what the user can put right.
+    progress: called with (step, validation value) of each epoch of each trained stage, also of stages from the store;
+        steps count the epoch caps of the stages before. True stops the trial.
+    log: called with each event of a stage; `print` will do.
+    make: has other processes make the stages.
+    Raises TrialPruned when `progress` stops, TrialFailure with its reason when the trial gives no score, RazError for
+    what the user can correct.
     """
     began = time.monotonic()
     state = _trial_state(config, store, data_root, log)
@@ -75,7 +76,7 @@ def run_trial(
 
 
 def devices_of(artifacts: Mapping[Node, Artifact]) -> str:
-    """Where the networks of a trial were trained and run, as its stages tell; a score runs wherever it is asked for."""
+    """The devices that trained and ran the networks, `, `-separated, from the manifests. A score uses no network."""
     devices = {a.manifest.device for node, a in artifacts.items() if STAGES[node.stage].kind != "computed"}
     return ", ".join(sorted(devices - {""}))
 
@@ -90,10 +91,10 @@ def build_stages(
     made: Callable[[Node], None] | None = None,
     log: EventCallback | None = None,
 ) -> None:
-    """Make these stages of a trial, in order, and what is missing of their needs.
+    """Find or make these stages of a trial, in order, and the stages that they need.
 
-    `tell(node, epoch, value) -> stop?` hears each epoch of those that are trained, `made(node)` when each is in
-    the store. Raises as `run_trial`.
+    tell: called with (node, epoch, validation value) of the epochs of `nodes`; True stops. made: called with each of
+    `nodes` when it is in the store. Raises as `run_trial`.
     """
     state = _trial_state(config, store, data_root, log)
     executor = StageExecutor(state)
@@ -108,7 +109,7 @@ def build_stages(
 def forget_failures(
     config: TrialConfig, store: Path, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val",)
 ) -> int:
-    """Lets the stages of a trial that failed by their own fault be tried again; how many there were."""
+    """Delete the recorded failures of a trial's stages, so that they are tried again. Returns their number."""
     cache = _cache(Path(store))
     return sum(cache.clear_failure(key) for key in stage_keys(config, data_root=data_root, splits=splits).values())
 
@@ -119,6 +120,7 @@ def _trial_state(config: TrialConfig, store: Path, data_root: Path | None, log: 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
+    """Set the number of threads of torch."""
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -130,7 +132,7 @@ def _threads(count: int) -> Iterator[None]:
 
 @lru_cache(maxsize=4)
 def _cache(store: Path) -> StageCache:
-    """One a process, so that an artifact is read through once, not once a trial."""
+    """One per process, so that an artifact is verified once, not once per trial."""
     return StageCache(store)
 
 
