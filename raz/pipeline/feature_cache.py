@@ -1,8 +1,8 @@
-"""What frozen parts of the networks give, computed once a store: features, rich maps, candidates of regions.
+"""Disk caches of what frozen networks compute: backbone features, last feature maps of branches, candidate regions.
 
-Files below `features/` of the store, one an image, named by what determines them, written aside and renamed: a killed
-stage finds them again, and a resumed run reads the same bits as an unbroken one. Half precision: the networks' maps
-are rounded by at most one part in 2048.
+Files lie below `features/` of the store, one per image, in folders named by a digest of their inputs. They are written
+to a temporary file and renamed, so that a killed stage finds them again, and a resumed run reads the same bits as an
+uninterrupted one. Maps are stored in half precision, rounded by at most one part in 2048.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from raz.paper.networks import STRIDE, Backbone, network_input
 from raz.pipeline.samples import Images, Window, round_up_to_stride
 from raz.utils.atomic import atomic_write
 
-RICH_BYTES = 1 << 32  # most that the rich maps of one split may take on disk
+RICH_BYTES = 1 << 32  # bytes on disk up to which the rich maps of a split are cached
 
 
 @dataclass
 class FeatureCache:
-    """A frozen backbone's features of whole images, and of their mirrors, half precision, on disk.
+    """A frozen backbone's features of whole images and of their mirror images.
 
-    Crops of these features know the context beyond the crop's edge, unlike features of a crop.
+    A crop of these features depends on pixels beyond its edge, unlike the features of a cropped image.
     """
 
     folder: Path
@@ -40,8 +40,8 @@ class FeatureCache:
 
     def get(self, index: int, mirrored: bool = False) -> Tensor:
         """(C, H/8, W/8) float16, mapped from the file."""
-        found = self._open.get((index, mirrored))
-        if found is None:
+        cached = self._open.get((index, mirrored))
+        if cached is None:
             pixels = self.images.pixels(index)
             shape = (
                 self.backbone.channels,
@@ -54,9 +54,9 @@ class FeatureCache:
                 features: Tensor = self.backbone(network_input(image, self.device))[0]
                 return features
 
-            found = _load_or_compute(_file(self.folder, index, mirrored), shape, compute)
-            self._open[index, mirrored] = found
-        return found
+            cached = _load_or_compute(_file(self.folder, index, mirrored), shape, compute)
+            self._open[index, mirrored] = cached
+        return cached
 
     def whole(self, index: int, mirrored: bool = False) -> Tensor:
         """(1, C, H/8, W/8) float32 on the device."""
@@ -72,7 +72,7 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class MultiScaleFeatures:
-    """The caches of `Sizes`, one a size."""
+    """The caches of `MultiScaleImages`, one per size."""
 
     caches: tuple[FeatureCache, ...]
 
@@ -84,10 +84,10 @@ class MultiScaleFeatures:
 
 @dataclass
 class BranchFeatureCache:
-    """A frozen branch's last rich map of whole images, and of their mirrors, half precision, on disk.
+    """A frozen branch's last feature map ("rich map") of whole images and of their mirror images.
 
-    The map has 8 / `stride` cells where the features have one. Rows and columns come before channels in the file, so
-    that a crop is read in long pieces and arrives in the layout that convolutions of few channels prefer.
+    The map has 8 / `stride` cells per cell of the features. In the file rows and columns come before channels, so that
+    a crop is read in long pieces, in the memory layout that is fast for convolutions of few channels.
     """
 
     folder: Path
@@ -99,8 +99,8 @@ class BranchFeatureCache:
 
     def get(self, index: int, mirrored: bool = False) -> Tensor:
         """(H/stride, W/stride, C) float16, mapped from the file."""
-        found = self._open.get((index, mirrored))
-        if found is None:
+        cached = self._open.get((index, mirrored))
+        if cached is None:
             height, width = self.features.images.pixels(index).shape[:2]
             shape = (round_up_to_stride(height) // self.stride, round_up_to_stride(width) // self.stride, self.channels)
 
@@ -108,12 +108,12 @@ class BranchFeatureCache:
                 rich: Tensor = self.branch(self.features.whole(index, mirrored))[1][0]
                 return rich.permute(1, 2, 0)
 
-            found = _load_or_compute(_file(self.folder, index, mirrored), shape, compute)
-            self._open[index, mirrored] = found
-        return found
+            cached = _load_or_compute(_file(self.folder, index, mirrored), shape, compute)
+            self._open[index, mirrored] = cached
+        return cached
 
     def crops(self, windows: Sequence[Window]) -> Tensor:
-        """(B, C, h/stride, w/stride) float32, channels last in memory; windows of one size; zero beyond the image."""
+        """(B, C, h/stride, w/stride) float32, channels last in memory, zero beyond the image. Windows have one size."""
         h, wd = windows[0].height // self.stride, windows[0].width // self.stride
         out = torch.empty((len(windows), h, wd, self.channels))
         for row, w in zip(out, windows, strict=True):
@@ -126,7 +126,7 @@ class BranchFeatureCache:
 
 
 def rich_bytes(images: Images, channels: Sequence[tuple[int, int]], mirrors: bool) -> int:
-    """Bytes on disk of rich maps of these (channels, stride) for all images, and for their mirrors."""
+    """Bytes on disk of rich maps with these (channels, stride) for all images, and for their mirror images."""
     cells = sum(
         round_up_to_stride(h) * round_up_to_stride(w)
         for h, w, _ in (images.pixels(i).shape for i in range(len(images)))
@@ -139,34 +139,34 @@ def _file(folder: Path, index: int, mirrored: bool) -> Path:
 
 
 def _load_or_compute(path: Path, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
-    """The file's array, computed and written first where it is missing or damaged."""
-    found = _mapped(path, shape)
-    if found is not None:
-        return found
+    """The array in the file; computed and written where it is missing or damaged. Raises OSError as the file system."""
+    mapped = _mapped(path, shape)
+    if mapped is not None:
+        return mapped
     with torch.inference_mode():
         computed = compute().half().cpu().contiguous().numpy()
-    with atomic_write(path) as aside:
-        np.save(aside, computed)
-    found = _mapped(path, shape)
-    if found is None:
+    with atomic_write(path) as temporary:
+        np.save(temporary, computed)
+    mapped = _mapped(path, shape)
+    if mapped is None:
         raise OSError(f"{path} cannot be read back after writing")
-    return found
+    return mapped
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The float16 array of an .npy file as a private map of it, or None where it is missing or not what it should be.
+    """The float16 array of an .npy file, memory-mapped; None where it is missing or of another shape.
 
-    torch's map, unlike numpy's, keeps no file descriptor: there are two files an image.
+    torch's map, unlike numpy's, holds no file descriptor: there are two files per image.
     """
     try:
         with path.open("rb") as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 return None
-            found, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+            stored, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
             start, size = file.tell(), os.fstat(file.fileno()).st_size
     except (OSError, ValueError, EOFError):
         return None
-    if found != shape or by_columns or dtype != np.float16 or size != start + 2 * int(np.prod(shape)):
+    if stored != shape or by_columns or dtype != np.float16 or size != start + 2 * int(np.prod(shape)):
         return None
     content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     return content[start:].view(torch.float16).view(shape)
@@ -174,23 +174,24 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
 # ------------------------------------------------------------------ candidates of regions
 
-Candidates = tuple[NDArray[np.int64], NDArray[np.float64]]  # boxes (m, 4), their mean attention (m,)
+Candidates = tuple[NDArray[np.int64], NDArray[np.float64]]  # boxes (m, 4) x0, y0, x1, y1; their mean attention (m,)
 
 
 def cached_candidates(path: Path, count: int, compute: Callable[[], list[Candidates]]) -> list[Candidates]:
-    """The candidates of `count` images out of the file, computed and written first where it is missing or damaged."""
-    found = _read_candidates(path, count)
-    if found is None:
-        found = compute()
-        boxes = np.concatenate([np.zeros((0, 4), np.int64), *[b for b, _ in found]])
-        means = np.concatenate([np.zeros(0), *[m for _, m in found]])
-        ends = np.cumsum([len(m) for _, m in found], dtype=np.int64)
-        with atomic_write(path) as aside:
-            np.savez(aside, allow_pickle=False, boxes=boxes, means=means, ends=ends)
-    return found
+    """The candidates of `count` images in the file; computed and written where it is missing or damaged."""
+    candidates = _read_candidates(path, count)
+    if candidates is None:
+        candidates = compute()
+        boxes = np.concatenate([np.zeros((0, 4), np.int64), *[b for b, _ in candidates]])
+        means = np.concatenate([np.zeros(0), *[m for _, m in candidates]])
+        ends = np.cumsum([len(m) for _, m in candidates], dtype=np.int64)
+        with atomic_write(path) as temporary:
+            np.savez(temporary, allow_pickle=False, boxes=boxes, means=means, ends=ends)
+    return candidates
 
 
 def _read_candidates(path: Path, count: int) -> list[Candidates] | None:
+    """The candidates in the file; None where it is missing, damaged or of another number of images."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             boxes, means, ends = arrays["boxes"], arrays["means"], arrays["ends"]

@@ -1,4 +1,4 @@
-"""Full-size inference: response, density and attention maps of an image, whole or by overlapping tiles."""
+"""Inference on whole images: response, density and attention maps, in one piece or by overlapping tiles."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from raz.paper.networks import (
 )
 from raz.pipeline.samples import round_up_to_stride
 
-# Images of more pixels are inferred by tiles of as many. All three maps of one tile raise the peak of memory by 2.7 GB
-# at full width (preset paper), 0.4 GB at 1/8 (tiny); those of 4000 x 6000 px, themselves 0.2 GB, by 1.1 GB at 1/8.
+# Larger images are predicted by tiles of this many pixels. All three maps of one tile raise the peak memory by 2.7 GB
+# at full width (preset paper) and 0.4 GB at 1/8 (tiny); those of 4000 x 6000 px, 0.2 GB themselves, by 1.1 GB at 1/8.
 TILE_PIXELS = 1 << 21
 MEMO_BYTES = 1 << 30
 
@@ -32,17 +32,19 @@ Maps = dict[str, NDArray[np.float32]]
 
 @dataclass
 class FeatureLru:
-    """Backbone features of whole images, so that stages of one process compute them once. Bounded."""
+    """A memo of backbone features of whole images, which the stages of one process share. Drops the least recently
+    used beyond `limit` bytes."""
 
     limit: int = MEMO_BYTES
     _held: OrderedDict[tuple[str, str], Tensor] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
     def get(self, weights: str, image: str, compute: Callable[[], Tensor]) -> Tensor:
-        found = self._held.get((weights, image))
-        if found is not None:
+        """The features of an image under weights with these ids; computed where they are not in the memo."""
+        cached = self._held.get((weights, image))
+        if cached is not None:
             self._held.move_to_end((weights, image))
-            return found
+            return cached
         value = compute()
         size = value.numel() * value.element_size()
         if size <= self.limit:
@@ -56,10 +58,10 @@ class FeatureLru:
 
 @dataclass(frozen=True)
 class Network:
-    """Main-Net, or RAZ-Net (no counting branch). `name` identifies its weights for the memo.
+    """Main-Net, or RAZ-Net (no counting branch).
 
-    `localization_backbone` is the backbone the localization branch was trained on: the counting
-    branch's own unless `localization.unfreeze: backbone`.
+    name: identifies the weights in the memo. localization_backbone: the backbone below the localization branch; the
+    counting branch's own unless `localization.unfreeze: backbone`.
     """
 
     name: str
@@ -79,7 +81,10 @@ class Network:
         image: str = "",
         tile_pixels: int = TILE_PIXELS,
     ) -> Maps:
-        """The wanted of `density` (ceil(H/s), ceil(W/s)), `response` and `attention` (both (H, W))."""
+        """The wanted maps, float32: `density` (ceil(H/s), ceil(W/s)), `response` and `attention` (both (H, W)).
+
+        memo, image: where to look for features of the image with this id. tile_pixels: larger images are tiled.
+        """
         height, width = pixels.shape[:2]
         if round_up_to_stride(height) * round_up_to_stride(width) > tile_pixels:
             return self._tiled(pixels, wanted, device, tile_pixels)
@@ -90,19 +95,19 @@ class Network:
         return out
 
     def _shape(self, name: str, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of a map of an image; what the padding adds beyond is cut off."""
+        """Rows and columns of a map of an image, without the padding."""
         step = self.counting.output_stride if self.counting is not None and name == "density" else 1
         return -(-height // step), -(-width // step)
 
     def _forward(self, x: Tensor, wanted: tuple[str, ...], memo: FeatureLru | None, image: str) -> Maps:
-        held: dict[str, Tensor] = {}  # both branches take them
+        computed: dict[str, Tensor] = {}  # shared by both branches
 
         def features(backbone: Backbone, kind: str) -> Tensor:
-            if kind not in held and memo is not None and image:
-                held[kind] = memo.get(f"{self.name}/{kind}", image, lambda: backbone(x))
-            elif kind not in held:
-                held[kind] = backbone(x)
-            return held[kind]
+            if kind not in computed and memo is not None and image:
+                computed[kind] = memo.get(f"{self.name}/{kind}", image, lambda: backbone(x))
+            elif kind not in computed:
+                computed[kind] = backbone(x)
+            return computed[kind]
 
         out: dict[str, Tensor] = {}
         shared = self.localization_backbone is self.backbone
@@ -119,7 +124,7 @@ class Network:
 
     @property
     def margin(self) -> int:
-        """How far an output pixel sees, rounded up to the stride."""
+        """Radius of the receptive field in px, rounded up to the stride."""
         backbone = receptive_field_radius(self.backbone)
         counting = STRIDE * receptive_field_radius(self.counting.body) if self.counting is not None else 0
         localization = STRIDE * receptive_field_radius(self.localization.body) if self.localization is not None else 0
@@ -127,7 +132,7 @@ class Network:
         return round_up_to_stride(backbone + max(counting, localization) + attention)
 
     def _tiled(self, pixels: NDArray[np.uint8], wanted: tuple[str, ...], device: torch.device, limit: int) -> Maps:
-        """The whole image's maps from tiles that overlap by the receptive field on every inner side."""
+        """The maps of the whole image from tiles that overlap by the receptive field on every inner side."""
         height, width = pixels.shape[:2]
         margin = self.margin
         side = max(STRIDE * 8, (int(limit**0.5) - 2 * margin) // STRIDE * STRIDE)
@@ -149,5 +154,5 @@ class Network:
 
 
 def weights_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The entries of one part (`counting.…`) without its name."""
+    """The entries of one part (`counting.…`), without its prefix."""
     return {name[len(part) + 1 :]: value for name, value in state.items() if name.startswith(f"{part}.")}

@@ -1,4 +1,5 @@
-"""Freed memory stays with the process, so that a training step need not fault in again what the last one freed."""
+"""Tuning of glibc's malloc: freed memory stays with the process, so that the next training step need not fault it in
+again."""
 
 from __future__ import annotations
 
@@ -16,22 +17,22 @@ _TUNABLES = ("glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold")
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to serve tensors of up to 1 GiB from its heap and to keep as much of it when they are freed.
+    """Make glibc serve tensors of up to 1 GiB from its heap, and keep up to 1 GiB of freed memory.
 
-    By default glibc maps what is larger than a threshold, which grows to 32 MiB at most, and unmaps it when it is
-    freed; it also returns the heap's free top beyond twice that threshold. PyTorch frees and allocates the same
-    activations at every step, so the kernel zeroes the same pages at every step. mallopt(3): M_MMAP_THRESHOLD and
-    M_TRIM_THRESHOLD; setting either also ends the threshold's growth by itself.
+    By default glibc maps blocks above a threshold, which grows to 32 MiB at most, and unmaps them when they are freed;
+    it also returns the free top of the heap beyond twice that threshold. PyTorch frees and allocates the same
+    activations at every step, so the kernel zeroes the same pages at every step. See mallopt(3), M_MMAP_THRESHOLD and
+    M_TRIM_THRESHOLD; setting either also stops the threshold from growing.
 
     Measured with benchmarks/bench_model.py and single runs of it (glibc 2.36, Linux 6.18, pages of 4 KiB, width 1/8,
-    one thread): the kernel took 19 to 26 % of the CPU time of a whole picture's maps, 15 to 19 % of a step on crops of
-    256 px and 0 to 18 % of one on crops of 128 px, as the heap happens to lie; with this, below 1 %. Whole pictures
-    came 1.2 times as fast. The peak of resident memory rose by 0 to 6 %; what is kept is not there for other
+    one thread): the kernel took 19 to 26 % of the CPU time of a whole image's maps, 15 to 19 % of a step on crops of
+    256 px and 0 to 18 % of one on crops of 128 px, depending on the layout of the heap; with this, below 1 %. Whole
+    images were 1.2 times as fast. The peak of resident memory rose by 0 to 6 %. Kept memory is not available to other
     processes.
 
-    Returns whether the settings hold, and may be called any number of times. It does nothing (False) where the C
-    library is not glibc (macOS, Windows, musl) and where the environment already sets one of the two
-    (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES): those were set on purpose. No result changes.
+    Returns whether the settings hold. May be called repeatedly. Does nothing (False) where the C library is not glibc
+    (macOS, Windows, musl), and where the environment already sets one of the two (MALLOC_MMAP_THRESHOLD_,
+    MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES). No result changes.
     """
     if not sys.platform.startswith("linux") or _set_by_environment():
         return False

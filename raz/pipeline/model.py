@@ -1,8 +1,8 @@
-"""A trained chain of networks as one thing that predicts: from a store's artifacts, or from one exported file.
+"""A trained model that predicts images, from a store's artifacts or from an exported file.
 
-The file is safetensors: the tensors of every trained stage (`counting/backbone.…`, `raz/localization.…`), and in its
-metadata JSON texts: the configuration, the fitted thresholds and theta_f, and where it all came from. A prediction
-needs nothing else, no store, no data set, no backbone weights. Nothing in it is executed.
+The file is safetensors: the tensors of every trained stage (`counting/backbone.…`, `raz/localization.…`), and JSON
+texts in its metadata: the configuration, the fitted thresholds and theta_f, and the provenance. A prediction needs no
+store, no data set and no backbone weights. Loading executes no code.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ from raz.utils.atomic import atomic_write
 from raz.utils.json_types import Json, JsonObject, parse_object
 
 FORMAT = "raz-sweep model 1"
-CROP_BYTES = 1 << 28  # of remembered features of one image's crops
-LARGE = 1 << 24  # px of an input from which on it is predicted by half tiles: their memory comes on top of the image's
+CROP_BYTES = 1 << 28  # most bytes of memoised features of one image's crops
+LARGE = 1 << 24  # px; larger inputs are predicted by tiles of half the size, to limit the peak memory
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image. Coordinates are px of the original image (27)."""
+    """The prediction for one image. Coordinates are px of the original image (27)."""
 
     count: float  # by the configuration's fusion rule
     density: float  # the density map's sum
     localization: int  # how many points count
-    points: NDArray[np.float64]  # (n, 2) x, y of the counted points, surest first
+    points: NDArray[np.float64]  # (n, 2) x, y of the counted points, by descending score
     scores: NDArray[np.float32]  # (n,)
     passes: NDArray[np.int8]  # (n,) the pass that found each point, from 1
-    density_map: NDArray[np.float32]  # (ceil(h/s), ceil(w/s)) persons a cell, at the network's input size
+    density_map: NDArray[np.float32]  # (ceil(h/s), ceil(w/s)) persons per cell, at the network's input size
     regions: tuple[NDArray[np.float64], ...]  # of pass 2, 3, …: (r, 4) x0, y0, x1, y1
     size: tuple[int, int]  # (H, W)
-    seconds: float  # of the networks and what joins them
+    seconds: float  # that it took
 
     def as_json(self) -> JsonObject:
         """JSON values: counts, points as [x, y, score], regions; without the map."""
@@ -76,7 +76,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Model:
-    """Trained stages, the configuration that shaped them, what was fitted on validation images, and provenance."""
+    """Trained stages with their configuration, the values fitted on validation images, and the provenance `about`."""
 
     config: TrialConfig
     trained: Mapping[str, TrainedStage]
@@ -85,7 +85,7 @@ class Model:
 
     @property
     def max_depth(self) -> int:
-        """The most passes it can make: RAZ-Net's attention is wanted from the third on."""
+        """The most passes that it can make: from the third on RAZ-Net's attention is needed."""
         if "raz" not in self.trained:
             return 1
         return 8 if "raz_attention" in self.trained else 2
@@ -108,10 +108,10 @@ class Model:
     ) -> Prediction:
         """Count and localize the heads of one image.
 
-        image: a file, or (H, W, 3) uint8 RGB. depth: how many passes, by default as configured; thresholds are those
-        fitted at the configured depth. name: what seeds the sampling of regions (15); by default the image's content,
-        so that the same picture gives the same points under any file name. Uses the configured number of threads,
-        since they decide the last bits. Raises RazError for a file that is no image, a wrong array, a depth that the
+        image: a file, or (H, W, 3) uint8 RGB. depth: number of passes, by default as configured; the thresholds are
+        those fitted at the configured depth. name: seeds the sampling of regions (15); by default the image's content,
+        so that the same image gives the same points under any file name. Uses the configured number of threads, on
+        which the last bits depend. Raises RazError for a file that is no image, a wrong array, or a depth that the
         model was not trained for.
         """
         pixels = _pixels(image)
@@ -142,12 +142,12 @@ class Model:
         regions: list[NDArray[np.float64]] = []
 
         def raz_map(kind: str) -> MapFunction:
-            # the pass after the second looks at the same crops for its proposals: their features are remembered
-            kept = memo if depth > 2 else None
-            return lambda crop, part: self.raz.maps(crop, (kind,), self.device, kept, part, tile)[kind]
+            # Pass 3 proposes regions inside the crops of pass 2: their features stay in the memo.
+            shared = memo if depth > 2 else None
+            return lambda crop, part: self.raz.maps(crop, (kind,), self.device, shared, part, tile)[kind]
 
         proposed = None
-        if depth > 1:  # of a large image the map is 0.2 GB, and not wanted again
+        if depth > 1:  # the map of a large image is 0.2 GB: it is freed after use
             proposed = candidates(maps.pop("attention"), config.zooming, config.seed, frames.ids[0], 2)
         for number in range(2, depth + 1):
             before = regions[-1] if regions else np.zeros((0, 4))
@@ -155,7 +155,7 @@ class Model:
                 frames, 0, number, passes[-1], before, config.zooming, config.seed, proposed,
                 raz_map("attention"), raz_map("response"),
             )  # fmt: skip
-            proposed = None  # deeper passes look inside the crops
+            proposed = None  # deeper passes propose inside the crops
             passes.append(points)
             regions.append(chosen)
         return self._count(frames, maps["density"], passes, regions, began)
@@ -189,7 +189,7 @@ class Model:
 
 
 def _content(pixels: NDArray[np.uint8]) -> str:
-    """What names an image by its content."""
+    """A digest of the image's content."""
     total = hashlib.sha256(repr(pixels.shape).encode())
     total.update(np.ascontiguousarray(pixels).data)
     return total.hexdigest()
@@ -208,25 +208,25 @@ def _pixels(image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uin
     return decode(data, str(path))
 
 
-# ------------------------------------------------------------------ out of a store
+# ------------------------------------------------------------------ from a store
 
 
 def stored_model(store: Path, score: str, about: Mapping[str, Json] | None = None) -> Model:
     """The model behind a score of a store, given the score's key (hex). Opens no data set.
 
-    Raises RazError when the key is not there, the score was made by a version that kept no thresholds, or a trained
-    stage behind it is missing or damaged.
+    Raises RazError when the store lacks the score, its version stored no thresholds, or one of its trained stages is
+    missing or damaged.
     """
     cache = StageCache(store)
 
-    def found(stage: str, key: str) -> Artifact:
+    def artifact_of(stage: str, key: str) -> Artifact:
         artifact = cache.get(stage, key) if _KEY.fullmatch(key) else None
         if artifact is None:
             hint = "run the study again: what is missing is made, the rest is served"
             raise RazError(f"store {store}", f"stage {stage} {key[:12]} is not there, or damaged", hint)
         return artifact
 
-    manifest = found("score", score).manifest
+    manifest = artifact_of("score", score).manifest
     config = from_parameters(manifest.config)
     keys: dict[str, str] = {}  # node ("counting", "zoom3@val") -> key
 
@@ -234,22 +234,24 @@ def stored_model(store: Path, score: str, about: Mapping[str, Json] | None = Non
         for node, key in needs.items():
             if node not in keys:
                 keys[node] = key
-                visit(found(stage_of(node), key).manifest.needs)
+                visit(artifact_of(stage_of(node), key).manifest.needs)
 
     visit(manifest.needs)
     trained = {}
     for stage in TRAINED:
         if stage in keys:
-            artifact = found(stage, keys[stage])
+            artifact = artifact_of(stage, keys[stage])
             weights = builders.read_state(artifact.folder / WEIGHTS)
-            given = declared_inputs(from_parameters(artifact.manifest.config), stage)
-            trained[stage] = TrainedStage(keys[stage], given, weights)
+            inputs = declared_inputs(from_parameters(artifact.manifest.config), stage)
+            trained[stage] = TrainedStage(keys[stage], inputs, weights)
     try:
-        fitted = FittedThresholds.from_json(parse_object((found("score", score).folder / FITTED).read_text("utf-8")))
+        fitted = FittedThresholds.from_json(
+            parse_object((artifact_of("score", score).folder / FITTED).read_text("utf-8"))
+        )
     except FileNotFoundError:
         hint = "run the study again: scores are made anew, in seconds, nothing is trained"
         raise RazError(f"store {store}", "this score keeps no thresholds: it is of an older version", hint) from None
-    stages: JsonObject = {**{stage: each.key for stage, each in trained.items()}, "score": score}
+    stages: JsonObject = {**{stage: result.key for stage, result in trained.items()}, "score": score}
     source: JsonObject = {
         "stages": stages,
         "made": {"versions": {**manifest.versions}, "device": manifest.device},
@@ -261,11 +263,11 @@ def stored_model(store: Path, score: str, about: Mapping[str, Json] | None = Non
 
 
 def save_model(model: Model, out: Path) -> None:
-    """Write a model to one safetensors file, aside and renamed. Raises RazError where it cannot be written."""
+    """Write a model to one safetensors file, atomically. Raises RazError where it cannot be written."""
     tensors: dict[str, Tensor] = {}
     for stage, trained in model.trained.items():
         tensors |= {f"{stage}/{name}": value.detach().cpu().contiguous() for name, value in trained.weights.items()}
-    if not model.trained["counting"].has("backbone"):  # frozen: the stage does not keep it, but its file is elsewhere
+    if not model.trained["counting"].has("backbone"):  # frozen: the stage does not store it
         state = model.main.backbone.state_dict()
         tensors |= {f"counting/backbone.{n}": v.detach().cpu().contiguous() for n, v in state.items()}
     metadata = {
@@ -276,15 +278,15 @@ def save_model(model: Model, out: Path) -> None:
         "about": json.dumps(dict(model.about), sort_keys=True),
     }
     try:
-        with atomic_write(out) as aside:
-            save_file(tensors, aside, metadata)
+        with atomic_write(out) as temporary:
+            save_file(tensors, temporary, metadata)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RazError(str(out), f"cannot be written ({reason})", "choose another --out") from error
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
-    """A model from an exported file. Raises RazError when it is none, or damaged."""
+    """A model from an exported file. Raises RazError for another file, or a damaged one."""
     path = Path(path)
     hint = "raz-sweep export STORE#study#trial --out model.safetensors"
     if path.is_dir():
@@ -317,7 +319,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     model = Model(config, trained, fitted, about)
     if config.depth > model.max_depth:
         raise RazError(str(path), f"is of depth {config.depth}, but holds networks for {model.max_depth}", hint)
-    _ = model.main  # tensors of another shape are told here, not in the middle of a folder of images
+    _ = model.main  # raise for tensors of another shape here, not at the first image
     if "raz" in trained:
         _ = model.raz
     return model

@@ -1,4 +1,4 @@
-"""Zoomed regions of a split's images, as images of their own to learn from, and the zooming passes."""
+"""Zoom passes over an image, and zoomed regions as training images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from raz.paper.zoom import (
 )
 from raz.pipeline.feature_cache import Candidates
 
-PEAK_FLOOR = 0.05  # least score of a peak that is kept; thresholds and `points: all` choose among these
-MapFunction = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, a name for the memo -> (H, W)
+PEAK_FLOOR = 0.05  # least score of a stored peak; thresholds and `points: all` select among these
+MapFunction = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, id in the memo -> (H, W)
 
 
 def candidates(
     attention: NDArray[np.float32], config: ZoomingConfig, seed: int, image: str, zoom_pass: int
 ) -> Candidates:
-    """What `chosen` chooses from: it depends on the anchors, the samples and how they are drawn alone."""
+    """The candidate regions of an image (15). They depend only on the attention map, the anchors and the sampling."""
     return candidate_regions(
         attention, generator_for(seed, image, zoom_pass),
         anchors=config.anchors, samples=config.samples, sampling=config.sampling,
@@ -36,7 +36,7 @@ def candidates(
 
 
 def select_candidates(of: Candidates, config: ZoomingConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Regions (r, 4) of one image, ranked, and their mean attention (15, 16)."""
+    """The selected regions of an image, ranked: (r, 4) x0, y0, x1, y1 input px, and their mean attention (15, 16)."""
     boxes, means = of
     best = select_regions(boxes, means, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)
     return boxes[best].astype(np.float64), means[best]
@@ -58,7 +58,7 @@ def zoom_image(
     zoom_pass: int,
     response_of: MapFunction,
 ) -> Points:
-    """The image's points after its regions were looked at again at factor^(pass - 1) (17)."""
+    """The image's points after RAZ-Net has seen its regions at factor^(pass - 1) times their size (17)."""
     zoom = float(config.factor ** (zoom_pass - 1))
     height, width = frames.size(index)
     inside = []
@@ -66,11 +66,11 @@ def zoom_image(
         pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
         per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)])
         response = response_of(pixels, f"{frames.ids[index]}#{zoom_pass}.{rank}")
-        del pixels  # a crop of a large photograph is as large: each goes as soon as it can
-        found = points_of(response, 1, zoom_pass)
+        del pixels  # a crop of a large image is as large: free it early
+        points = points_of(response, 1, zoom_pass)
         del response
-        found = Points(found.xy / per_px + [x0, y0], found.score, found.network, found.depth)
-        inside.append(owned_points(found, rank, regions, height, width, zoom=zoom, border=config.border))
+        points = Points(points.xy / per_px + [x0, y0], points.score, points.network, points.depth)
+        inside.append(owned_points(points, rank, regions, height, width, zoom=zoom, border=config.border))
     if not len(regions):
         return before
     return merge_points(before, regions, inside, height, width, zoom=zoom, border=config.border, seam=config.seam)
@@ -85,18 +85,21 @@ def propose_inside(
     zoom_pass: int,
     attention_of: MapFunction,
 ) -> NDArray[np.float64]:
-    """Regions of pass 3 and later: RAZ-Net's attention on each crop of the pass before proposes inside it; all
-    proposals of one image compete for the k_z places (17). (r, 4) input px, ranked."""
+    """Regions of pass 3 and later, (r, 4) input px, ranked.
+
+    RAZ-Net's attention on each crop of the pass before proposes regions inside it; all proposals of one image compete
+    for the k_z regions (17).
+    """
     zoom = float(config.factor ** (zoom_pass - 2))
     boxes, means = [np.zeros((0, 4))], [np.zeros(0)]
     for rank, (x0, y0, x1, y1) in enumerate(regions):
         pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
         name = f"{frames.ids[index]}#{zoom_pass - 1}.{rank}"
         inside = candidates(attention_of(pixels, name), config, seed, f"{frames.ids[index]}#{rank}", zoom_pass)
-        found, mean = select_candidates(inside, config)
+        selected, mean = select_candidates(inside, config)
         per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)] * 2)
         del pixels
-        inner = found / per_px + [x0, y0, x0, y0]
+        inner = selected / per_px + [x0, y0, x0, y0]
         boxes.append(np.clip(inner, [x0, y0, x0, y0], [x1, y1, x1, y1]))  # rounding must not leave the region
         means.append(mean)
     every, mean = np.concatenate(boxes), np.concatenate(means)
@@ -115,7 +118,7 @@ def zoom_pass(
     attention_of: MapFunction,
     response_of: MapFunction,
 ) -> tuple[Points, NDArray[np.float64]]:
-    """One image's points and regions after pass `number`: what to look at again, and what is seen there."""
+    """The points of one image after pass `number`, and the regions of this pass, (r, 4) input px."""
     if proposed is not None:
         regions, _ = select_candidates(proposed, config)
     else:
@@ -125,7 +128,7 @@ def zoom_pass(
 
 @dataclass(frozen=True)
 class RegionImages:
-    """Zoomed regions as images with heads: what RAZ-Net learns from (section 3.1)."""
+    """Zoomed regions as images with heads, on which RAZ-Net is trained (section 3.1)."""
 
     ids: tuple[str, ...]
     _pixels: Sequence[NDArray[np.uint8]]
@@ -142,7 +145,7 @@ class RegionImages:
 
 
 def region_images(frames: Frames, config: ZoomingConfig, proposed: Sequence[Candidates]) -> RegionImages:
-    """The regions chosen from what Main-Net's attention proposes, zoomed by `config.factor` from original pixels."""
+    """The regions selected among Main-Net's candidates, zoomed by `config.factor` from the original pixels."""
     ids: list[str] = []
     crops: list[NDArray[np.uint8]] = []
     heads: list[NDArray[np.float64]] = []

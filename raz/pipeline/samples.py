@@ -1,7 +1,7 @@
-"""What a training stage sees: crops of images with the ground truth of the same window.
+"""Training samples: crops of images, with the ground truth of the same window.
 
-A crop is drawn from (seed, stage, epoch, image, number), never from a running generator, so an epoch is
-the same after a crash, in another order and on another worker. Crops are aligned to the backbone's stride.
+A crop is drawn from (seed, stage, epoch, image, number), not from a running generator. So an epoch is the same after a
+crash, in another order and on another worker. Crops are aligned to the backbone's stride.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raz.paper.attention import AttentionDistances, attention_distances, attenti
 from raz.paper.groundtruth import density_window, label_window, mean_neighbour_distance
 from raz.paper.networks import STRIDE, normalise
 
-DISTANCE_BYTES = 1 << 28  # of remembered distances to heads: about 300 photographs of ShanghaiTech A
+DISTANCE_BYTES = 1 << 28  # most bytes of memoised distances to heads: about 300 images of ShanghaiTech A
 
 
 class Images(Protocol):
@@ -77,16 +77,17 @@ class Window:
 
 
 def seed_of(size: int, *parts: object) -> int:
-    """A whole number of `size` bytes that depends on the parts alone."""
+    """An unsigned integer of `size` bytes that depends on the parts alone."""
     return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:size], "big")
 
 
 def generator(*parts: object) -> np.random.Generator:
-    """A generator that depends on the parts alone."""
+    """A random generator that depends on the parts alone."""
     return np.random.Generator(np.random.PCG64(seed_of(16, *parts)))
 
 
 def round_up_to_stride(n: int) -> int:
+    """The least multiple of the backbone's stride that is not below n."""
     return -(-n // STRIDE) * STRIDE
 
 
@@ -99,17 +100,18 @@ def mirrored_heads(heads: NDArray[np.float64], width: int) -> NDArray[np.float64
 
 @dataclass
 class DistanceMemo:
-    """Distances to the nearest heads of whole images, so that every window, epoch and sigma_z after the first use
-    costs one exp. Bounded: what finds no place is computed a window at a time, to the same bits."""
+    """Distances to the nearest heads of whole images. With them an attention map costs one exp per pixel.
+
+    Bounded: beyond `limit` bytes distances are computed for each window, with the same bits.
+    """
 
     limit: int = DISTANCE_BYTES
     _held: dict[tuple[str, int], AttentionDistances] = field(default_factory=dict)
     _bytes: int = 0
 
     def evict_except(self, *images: str) -> None:
-        """When there is none left, forget the distances of all but these images: a task does so once, as it begins.
-
-        Within a task nothing is thrown out, since all of it is wanted again in the next epoch."""
+        """If the memo is full, drop the distances of all but these images. A task calls it once, at its start: within a
+        task every entry is used again in the next epoch."""
         if self._bytes >= self.limit:
             for key in [key for key in self._held if key[0] not in images]:
                 self._bytes -= self._held.pop(key).nbytes
@@ -117,7 +119,7 @@ class DistanceMemo:
     def get(
         self, images: str, index: int, sigma_z: float, compute: Callable[[], AttentionDistances]
     ) -> AttentionDistances | None:
-        """Distances of image `index` of the images with this name that serve `sigma_z`; None without a place."""
+        """Distances of one image that suffice for `sigma_z`: from the memo, or computed. None if the memo is full."""
         held = self._held.get((images, index))
         if held is not None and held.sigma_z >= sigma_z:
             return held
@@ -133,9 +135,9 @@ DISTANCES = DistanceMemo()
 
 
 class GroundTruth:
-    """Ground truth of windows; what belongs to a whole image (heads, distances) is computed once.
+    """Ground truth of windows. What belongs to a whole image (heads, distances) is computed once.
 
-    `name` tells images apart whose distances are remembered from one task of a process to the next.
+    name: id of the images in the memo that the tasks of a process share; empty: a memo of its own.
     """
 
     def __init__(self, images: Images, k: int = 4, *, name: str = "", memo: DistanceMemo | None = None) -> None:
@@ -157,7 +159,7 @@ class GroundTruth:
         return heads, distances, height, width, min(w.height, height - w.y0), min(w.width, width - w.x0)
 
     def density(self, w: Window, stride: int, beta: float, kernel: Literal["raz", "csrnet"]) -> NDArray[np.float32]:
-        """(h/stride, w/stride) persons a cell; zero where the window lies beyond the image."""
+        """The density map of a window, (h/stride, w/stride) persons per cell; zero beyond the image."""
         heads, distances, height, width, h, wd = self._place(w)
         rows, cols = -(-h // stride), -(-wd // stride)
         part = density_window(
@@ -167,20 +169,25 @@ class GroundTruth:
         return _padded(part, w.height // stride, w.width // stride)
 
     def labels(self, w: Window) -> NDArray[np.float32]:
+        """The label map of a window, (h, w) 0 or 1; zero beyond the image."""
         heads, _, height, width, h, wd = self._place(w)
         part = label_window(heads, height, width, w.x0, w.y0, h, wd)
         return _padded(part.astype(np.float32), w.height, w.width)
 
     def attention(self, w: Window, sigma_z: float) -> NDArray[np.float32]:
-        """(h, w); of a mirrored window the mirrored map."""
+        """The attention map of a window, (h, w); zero beyond the image. For a mirrored window the mirrored map."""
         heads, _, height, width = self.of_image(w.index)
         h, wd = min(w.height, height - w.y0), min(w.width, width - w.x0)
         x0 = width - w.x0 - wd if w.mirrored else w.x0
-        kept = self.memo.get(self.name, w.index, sigma_z, lambda: attention_distances(heads, height, width, sigma_z))
-        if kept is None:
+
+        def compute() -> AttentionDistances:
+            return attention_distances(heads, height, width, sigma_z)
+
+        distances = self.memo.get(self.name, w.index, sigma_z, compute)
+        if distances is None:
             part = attention_window(heads, height, width, x0, w.y0, h, wd, sigma_z)
         else:
-            part = attention_from_distances(kept, sigma_z, x0, w.y0, h, wd)
+            part = attention_from_distances(distances, sigma_z, x0, w.y0, h, wd)
         return _padded(np.ascontiguousarray(part[:, ::-1]) if w.mirrored else part, w.height, w.width)
 
 
@@ -195,9 +202,10 @@ def _padded(part: NDArray[np.float32], height: int, width: int) -> NDArray[np.fl
 def draw_windows(
     images: Images, *, seed: int, stage: str, epoch: int, crop: int, crops: int, flip: bool
 ) -> list[Window]:
-    """The windows of one epoch in the order in which they are learned from. crop 0 = whole images.
+    """The windows of one epoch, in training order.
 
-    Of images at several sizes each crop draws its own.
+    crop: side in px, 0 = whole images; crops: number of crops per image; flip: whether half of them are mirrored.
+    Of images at several sizes each crop draws its size.
     """
     windows = []
     sizes = len(images.images) if isinstance(images, MultiScaleImages) else 1
@@ -219,13 +227,13 @@ def draw_windows(
 
 
 def full_window(images: Images, index: int) -> Window:
-    """The window that is the whole image, padded to the stride."""
+    """The window of the whole image, padded to the stride."""
     height, width = images.pixels(index).shape[:2]
     return Window(index, False, 0, 0, round_up_to_stride(height), round_up_to_stride(width))
 
 
 def crop_pixels(images: Images, w: Window, device: torch.device) -> Tensor:
-    """(1, 3, h, w) normalised; what lies beyond the image is the mean colour."""
+    """The normalised pixels of a window, (1, 3, h, w) float32; the mean colour beyond the image."""
     pixels = images.pixels(w.index)
     if w.mirrored:
         pixels = pixels[:, ::-1]

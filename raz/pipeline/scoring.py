@@ -1,7 +1,7 @@
-"""From density maps and points to numbers: thresholds, two-stream fusion, the paper's metrics.
+"""Scores of a split from its density maps and points: thresholds, two-stream fusion, the paper's metrics.
 
-Everything fitted (thresholds, theta_f) is fitted on validation or training images. A validation score of
-something fitted on validation images is cross-fitted: each fold is scored with what the other folds gave (I9).
+Thresholds and theta_f are fitted on validation or training images. A validation score of a value fitted on validation
+images is cross-fitted: each fold is scored with the value fitted on the other folds (I9).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ISOLATED_PEAK = 0.5  # a lone plus of true labels averages 5/9 at its centre and
 
 @dataclass(frozen=True)
 class SplitPredictions:
-    """What is scored of one split; lists run over its images, in order."""
+    """The predictions for one split, and its ground truth. Lists have one entry per image, in order."""
 
     ids: tuple[str, ...]
     heads: list[FloatArray]  # (n, 2) original px
@@ -39,35 +39,35 @@ class SplitPredictions:
     passes: list[list[Points]]  # [pass - 1][image], input px
     regions: list[list[FloatArray]]  # [pass - 2][image] (r, 4) input px
     ceiling: NDArray[np.int64]  # (images,): see `ceiling_counts`
-    parts: tuple[str, ...] = ()  # of each image, where the data set's protocol scores parts by themselves
+    parts: tuple[str, ...] = ()  # the part of each image, where the data set's protocol scores parts separately
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def clip_to_roi(split: SplitPredictions, polygons: Sequence[Polygon]) -> SplitPredictions:
-    """The same with what lies outside each image's region of interest taken away: density, and points of all passes.
+    """The predictions without density and points outside each image's region of interest.
 
-    A density cell on the border keeps the share of its pixels inside. Heads outside are no item's to begin with.
+    A density cell on the border keeps the share of its pixels inside. Samples have no heads outside.
     """
     if not any(polygons):
         return split
-    density, passes = list(split.density), [list(found) for found in split.passes]
+    density, passes = list(split.density), [list(points) for points in split.passes]
     for i, polygon in enumerate(polygons):
         if not polygon:
             continue
         (height, width), (x, y) = split.sizes[i], split.to_original[i]
         density[i] = split.density[i] * cell_coverage(polygon, height, width, split.output_stride, (1 / x, 1 / y))
-        for found in passes:
-            points = found[i]
-            kept = in_polygon(polygon, points.xy * [x, y])
-            found[i] = Points(points.xy[kept], points.score[kept], points.network[kept], points.depth[kept])
+        for of_pass in passes:
+            points = of_pass[i]
+            inside = in_polygon(polygon, points.xy * [x, y])
+            of_pass[i] = Points(points.xy[inside], points.score[inside], points.network[inside], points.depth[inside])
     return replace(split, density=density, passes=passes)
 
 
 @dataclass(frozen=True)
 class FittedThresholds:
-    """Thresholds of Main-Net and RAZ-Net, and theta_f of each grid cell."""
+    """Score thresholds of Main-Net and RAZ-Net, and theta_f of each grid cell in persons."""
 
     main: float
     raz: float
@@ -78,7 +78,7 @@ class FittedThresholds:
         return np.asarray(points.score >= np.where(points.network == 0, self.main, self.raz))
 
     def as_json(self) -> JsonObject:
-        """JSON values; a theta_f that no count reaches, or every one, is a word."""
+        """JSON values; an infinite theta_f is a text."""
         theta: list[Json] = [float(t) if np.isfinite(t) else str(float(t)) for t in self.theta_f]
         return {"main": float(self.main), "raz": float(self.raz), "theta_f": theta}
 
@@ -100,14 +100,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the score of a split holds: its metrics, and the same image by image for pairing and figures.
+    """The metrics of a split, and their values per image for paired comparisons and figures.
 
     `per_image`: `ids` and `parts` (text); `truth`, `fused`, `density`, `localization`, `ceiling` (images,) persons;
     `regions` (images, passes - 1); `cells_truth`, `cells_density`, `cells_localization` (images, cells²) persons; and
     every ranked point of image i at `match_ends[i - 1]:match_ends[i]` of `match_score`, `match_distance` and
     `match_before` (see `raz.paper.metrics.Matches`; original px).
 
-    `fitted` is what images of any other kind are predicted with: fitted on all validation images, not fold by fold.
+    `fitted` is for other images: fitted on all validation images, not fold by fold.
     """
 
     metrics: dict[str, float]
@@ -116,7 +116,7 @@ class Scores:
 
 
 def ceiling_counts(heads: Sequence[FloatArray], sizes: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """How many heads the *true* label map of each image gives back, (images,): what the encoding allows (14).
+    """The number of heads that decoding the *true* label map of each image gives, (images,) (14).
 
     heads: (n, 2) x, y in input px; sizes: (H, W) of the input. Heads nearer than 4 px become one peak.
     """
@@ -128,9 +128,9 @@ def ceiling_counts(heads: Sequence[FloatArray], sizes: Sequence[tuple[int, int]]
 
 
 def thresholds(split: SplitPredictions, which: Sequence[int], peaks: PeaksConfig) -> tuple[float, float]:
-    """One threshold a network, fitted to the least count error of `which` images (13).
+    """One threshold per network, which minimises the count error of the images `which` (13).
 
-    Main-Net's on the points of pass 1; RAZ-Net's on those of pass 2, Main-Net's being given.
+    Main-Net's is fitted on the points of pass 1; RAZ-Net's then on those of pass 2, with Main-Net's fixed.
     """
     if not isinstance(peaks.threshold, str):
         return peaks.threshold, peaks.threshold
@@ -142,14 +142,14 @@ def thresholds(split: SplitPredictions, which: Sequence[int], peaks: PeaksConfig
     if not any((p.network == 1).any() for p in second):
         return main, main
     outside = np.array([int(((p.network == 0) & (p.score >= main)).sum()) for p in second])
-    left = np.maximum(truth - outside, 0)  # below 0 the error only grows by a constant
+    left = np.maximum(truth - outside, 0)  # below 0 the error grows by a constant only
     return main, fit_threshold([p.score[p.network == 1] for p in second], left.tolist())
 
 
 def cell_counts(
     split: SplitPredictions, fitted: FittedThresholds, which: Sequence[int], depth: int, cells: int
 ) -> Counts:
-    """Counts of each grid cell by both branches and in truth."""
+    """Counts of each grid cell of the images `which`: by both branches, and the true ones."""
     rows: list[tuple[FloatArray, FloatArray, FloatArray]] = []
     for i in which:
         height, width = split.sizes[i]
@@ -174,7 +174,7 @@ def fit(
     peaks: PeaksConfig,
     fusion: FusionConfig,
 ) -> FittedThresholds:
-    """Thresholds on the chosen validation images; theta_f there or on the training images (18)."""
+    """Thresholds fitted on the validation images `which`; theta_f fitted on them or on the training images (18)."""
     main, raz = thresholds(val, which, peaks)
     cells = fusion.cells * fusion.cells
     fitted = FittedThresholds(main, raz, np.zeros(cells))
@@ -196,11 +196,12 @@ def score(
     fusion: FusionConfig,
     metrics: MetricsConfig,
 ) -> Scores:
-    """The scores of a split whose images are divided among `fits` (one for test, the folds for validation).
+    """The scores of a split. Each of `fits` holds images and the values they are scored with: one for all test images,
+    one per fold of the validation images.
 
-    `mae` and `rmse` are of the fused count; the paper's "MSE" is the root (20). `*_ceiling` is of the counts that the
-    true label maps of pass 1 give back. Where the data set's protocol scores parts (WorldExpo's five scenes), these
-    errors are the means of the parts', and `mae@scene1` … stand beside.
+    `mae` and `rmse` are of the fused count; the paper's "MSE" is `rmse` (20). `*_ceiling` are of `ceiling_counts`.
+    Where the data set's protocol scores parts (WorldExpo's five scenes), these errors are means over the parts, and
+    `mae@scene1` … are those of each part.
     """
     fused, den, loc, truth = (np.zeros(len(split)) for _ in range(4))
     cells = {name: np.zeros((len(split), fusion.cells**2)) for name in ("density", "localization", "truth")}
@@ -218,9 +219,9 @@ def score(
         for i in which:
             truth[i] = len(split.heads[i])
             points = split.passes[depth - 1][i]
-            kept = fitted.counted(points) if metrics.points == "counted" else points.score >= metrics.floor
-            xy = points.xy[kept] * np.array(split.to_original[i])
-            matches[i] = match(xy, points.score[kept].astype(np.float64), split.heads[i])
+            ranked = fitted.counted(points) if metrics.points == "counted" else points.score >= metrics.floor
+            xy = points.xy[ranked] * np.array(split.to_original[i])
+            matches[i] = match(xy, points.score[ranked].astype(np.float64), split.heads[i])
     errors = {
         f"{name}{suffix}": {part: error(counts[which], truth[which]) for part, which in _parts(split.parts).items()}
         for suffix, counts in (("", fused), ("_density", den), ("_localization", loc), ("_ceiling", split.ceiling))
@@ -248,12 +249,12 @@ def score(
         "ceiling": split.ceiling, "regions": zoomed.T, **{f"cells_{name}": values for name, values in cells.items()},
         **_packed([matches[i] for i in range(len(split))]),
     }  # fmt: skip
-    # What is not defined (the recall of a split without heads) is left out.
+    # Undefined metrics (the recall of a split without heads) are left out.
     return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image, fits[-1][1])
 
 
 def _packed(matches: Sequence[Matches]) -> dict[str, NDArray[np.generic]]:
-    """The ranked points of all images, one after the other; single precision suffices to draw and to resample them."""
+    """The ranked points of all images in a row, in single precision, which suffices for figures and resampling."""
     none = np.zeros(0)
     return {
         "match_ends": np.cumsum([len(m.score) for m in matches], dtype=np.int64),
@@ -264,7 +265,7 @@ def _packed(matches: Sequence[Matches]) -> dict[str, NDArray[np.generic]]:
 
 
 def _parts(parts: Sequence[str]) -> dict[str, NDArray[np.intp] | slice]:
-    """The images of each part; all of them under "" where there are none."""
+    """Part -> its images; all images under "" where there are no parts."""
     if not any(parts):
         return {"": slice(None)}
     return {part: np.flatnonzero(np.array(parts) == part) for part in sorted(set(parts))}
@@ -280,7 +281,7 @@ def score_split(
     fusion: FusionConfig,
     metrics: MetricsConfig,
 ) -> Scores:
-    """The scores of `split` (`name` val, train or test). Raises TrialFailure when there is nothing to fit on."""
+    """The scores of `split` (`name`: val, train or test). Raises TrialFailure when there are no validation images."""
     if not len(val):
         raise TrialFailure("stage score", "the validation split has no images", "use more training images", "invalid")
     everything = range(len(val))
