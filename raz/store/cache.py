@@ -1,16 +1,12 @@
-"""Content-addressed artifacts in a folder: written aside, renamed into place, verified when read.
+"""The store's cache of stages: content-addressed artifacts, written atomically and verified when read.
 
-    STORE/stages/<stage>/<key>/            manifest.json beside the files it names with their sha256
-    STORE/stages/<stage>/.attempt-*        an attempt in the writing, or what a dead one left
-    STORE/chains/<stage>/<chain>/          checkpoint.pt: the training state of a chain of epochs
-    STORE/chains/<stage>/<chain>/.attempt-*  a checkpoint in the writing, or what a dead attempt left
-    STORE/failures/<stage>/<key>.json      why a stage cannot be made: what failed by its own fault fails but once
-    STORE/leases/<stage>-<key or chain>.lease  who makes it now (raz.store.lease)
+`raz.store.paths` has the layout of a store. Besides, `.attempt-*` in the folder of a stage or of a chain is a file or
+folder that a process writes now, or that a killed process left. Its name goes on with the token of the lease it is
+written under (without a lease: 32 random hexadecimal digits). The holder of a lease may remove the attempts of other
+tokens.
 
-Nothing half-written is ever read: an artifact appears by one rename, and a file whose digest is not its
-manifest's makes the artifact a miss. Whoever holds the lease of a key or chain may remove the attempts of its
-folder that bear another token; an attempt's name starts with `.attempt-` and the token of the lease it was made
-under (without a lease, 32 random hexadecimal digits).
+An artifact appears by one rename, so a partial one is never read. A file whose digest differs from the manifest makes
+the artifact a miss.
 """
 
 from __future__ import annotations
@@ -47,11 +43,11 @@ from raz.utils.json_types import (
     parse_object,
 )
 
-DETERMINISTIC_FAILURES = ("nan", "invalid", "oom")  # a lost process or a bug says nothing about the stage
+DETERMINISTIC_FAILURES = ("nan", "invalid", "oom")  # reasons that hold for the stage whenever it is made
 
 
 def canonical(value: JsonLike) -> str:
-    """A JSON value as one text, whatever the order of its keys."""
+    """The canonical text of a JSON value: its keys are sorted. Raises ValueError for nan and infinities."""
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
@@ -68,13 +64,13 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class StageKey:
-    """What an artifact is: sha256 over the stage's meaning, its inputs, its needs and the data it reads (I2)."""
+    """The key of an artifact: sha256 over the stage and its version, its inputs, its needs and its data (I2)."""
 
     stage: str
     version: int
     inputs: Mapping[str, Json]  # dotted parameter -> value
-    needs: Mapping[str, str]  # stage (or stage@split) -> its key
-    data: Mapping[str, str]  # what is read -> fingerprint
+    needs: Mapping[str, str]  # node -> key, of the stages that it reads
+    data: Mapping[str, str]  # split -> fingerprint of the images that it reads
 
     @property
     def content(self) -> JsonObject:
@@ -89,12 +85,13 @@ class StageKey:
 
     @cached_property
     def key(self) -> str:
+        """The digest, 64 hexadecimal digits."""
         return digest(self.content)
 
     def without(self, *names: str) -> StageKey:
-        """The same key with inputs left out: a chain leaves out its number of epochs (I4)."""
-        kept = {name: value for name, value in self.inputs.items() if name not in names}
-        return StageKey(self.stage, self.version, kept, self.needs, self.data)
+        """The key without these inputs: a chain leaves out its number of epochs (I4)."""
+        inputs = {name: value for name, value in self.inputs.items() if name not in names}
+        return StageKey(self.stage, self.version, inputs, self.needs, self.data)
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> StageKey:
@@ -130,7 +127,7 @@ def _stamp(folder: Path, manifest: Manifest) -> Stamp:
 class StageCache:
     """The store's artifacts. Safe for many processes, on one machine or on a shared folder.
 
-    Where the store stands for a bucket, what is not here is brought from there, and what is made goes there first.
+    With a bucket behind the store, missing artifacts are fetched from it, and new ones are uploaded first.
     """
 
     def __init__(self, store: Path) -> None:
@@ -140,23 +137,23 @@ class StageCache:
         self._verified: dict[Path, tuple[Stamp, Artifact]] = {}
 
     def find(self, key: StageKey) -> Artifact | None:
-        """The artifact, if it is there and whole. Damage is a miss."""
+        """The artifact of a key; None where it is missing or damaged."""
         return self.get(key.stage, key.key)
 
     def get(self, stage: str, key: str) -> Artifact | None:
-        """The artifact of a stage whose key (hex) is known but not what went into it, if it is there and whole."""
+        """The artifact of a key that is known by its digest (hex) only; None where it is missing or damaged."""
         folder = self.paths.stage(stage, key)
-        found = self._verified_artifact(folder)
+        artifact = self._verified_artifact(folder)
         if self.tier is None:
-            return found
-        if found is None and self.tier.fetch(stage, key):
-            found = self._verified_artifact(folder)
-        if found is not None and not self.tier.mark_used(folder):  # room was made of it just now
+            return artifact
+        if artifact is None and self.tier.fetch(stage, key):
+            artifact = self._verified_artifact(folder)
+        if artifact is not None and not self.tier.mark_used(folder):  # evicted meanwhile: fetch again
             return self.get(stage, key)
-        return found
+        return artifact
 
     def _verified_artifact(self, folder: Path) -> Artifact | None:
-        """The artifact in a folder. Its files are read through once, and again when one was touched."""
+        """The artifact in a folder, if whole. Its files are digested once, and again when one was touched."""
         known = self._verified.get(folder)
         try:
             if known is not None and known[0] == _stamp(folder, known[1].manifest):
@@ -176,11 +173,11 @@ class StageCache:
         self, key: StageKey, write: Callable[[Path], None], about: Manifest, lease: Lease | None = None,
         *, durable: bool = True,
     ) -> Artifact:  # fmt: skip
-        """Write the files in a folder of this attempt alone, then rename it into place.
+        """Call `write` with a temporary folder, then rename it into place.
 
-        What is not `durable` need not survive a machine that loses its power: then its digests tell, and it is a miss.
-        Where another writer was first its artifact stays and is returned. Raises RazError when the
-        store cannot be written (full disk, no permission), LostLease when `lease` is lost.
+        about: the manifest without `key` and `files`. durable: flush to the disk; otherwise an artifact may be damaged,
+        and so a miss, after a power loss. If another process was first, its artifact stays and is returned. Raises
+        RazError when the store cannot be written (full disk, no permission), LeaseLost when `lease` is lost.
         """
         final = self.paths.stage(key.stage, key.key)
         attempt = lease.temp_path(final.parent) if lease else final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
@@ -207,51 +204,51 @@ class StageCache:
                     _sync(final.parent)
             except FileNotFoundError:
                 if lease is not None:
-                    lease.check()  # the files went away because another has taken over
+                    lease.check()  # the holder that took over the lease removed the files
                 raise
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
-        found = self.find(key)
+        artifact = self.find(key)
         if self.tier is not None:
             self.tier.evict()
-        if found is None:
+        if artifact is None:
             raise RazError(str(final), "the artifact cannot be read back after writing", "check the disk")
-        return found
+        return artifact
 
     def _displace_damaged(self, key: StageKey, final: Path, move: Callable[[Path, Path], None]) -> None:
-        """Makes room where a damaged artifact lies; one that was made good meanwhile goes back."""
-        aside = final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
-        move(final, aside)
-        if self._verified_artifact(aside) is not None and not final.exists():
-            os.rename(aside, final)
-        shutil.rmtree(aside, ignore_errors=True)
+        """Remove a damaged artifact. One that another process repaired meanwhile is put back."""
+        damaged = final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
+        move(final, damaged)
+        if self._verified_artifact(damaged) is not None and not final.exists():
+            os.rename(damaged, final)
+        shutil.rmtree(damaged, ignore_errors=True)
 
     # ------------------------------------------------------------------ failures
 
     def failure(self, key: StageKey, device: str) -> TrialFailure | None:
-        """Why the stage cannot be made, if that is known. Memory that ran out counts on the same device only."""
+        """The recorded failure of a stage, or None. Lack of memory counts on a device of the same name only."""
         try:
             note = parse_object(self._failure(key))
             where, what, hint, reason = (get_str(note, name) for name in ("where", "what", "hint", "reason"))
             if reason == "oom" and note.get("device") != device:
                 return None
             return TrialFailure(where, what, hint, reason=reason)
-        except (OSError, ValueError):  # none, or a damaged note: the stage is tried again
+        except (OSError, ValueError):  # none, or damaged: the stage is tried again
             return None
 
     def record_failure(self, key: StageKey, failure: TrialFailure, device: str) -> None:
-        """Notes a failure that is the stage's own, so that no other trial pays for it."""
+        """Record a failure that any other trial would meet too. Others are ignored."""
         if failure.reason not in DETERMINISTIC_FAILURES:
             return
         path = self._failure_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"where": failure.where, "what": failure.what, "hint": failure.hint, "reason": failure.reason}
-        write_json(path, {**told, "device": device, "key": key.content})
+        note = {"where": failure.where, "what": failure.what, "hint": failure.hint, "reason": failure.reason}
+        write_json(path, {**note, "device": device, "key": key.content})
         if self.tier is not None:
             self.tier.bucket.write(self._failure_name(key), path.read_bytes())
 
     def clear_failure(self, key: StageKey) -> bool:
-        """Lets a stage that failed be tried again; whether there was anything to forget."""
+        """Delete the recorded failure of a stage, so that it is tried again. Returns whether there was one."""
         if self.tier is not None:
             self.tier.bucket.remove(self._failure_name(key))
         try:
@@ -261,7 +258,7 @@ class StageCache:
         return True
 
     def _failure(self, key: StageKey) -> bytes:
-        """The note of a failure; empty when there is none."""
+        """The JSON text of a recorded failure; empty when there is none."""
         try:
             return self._failure_path(key).read_bytes()
         except FileNotFoundError:
@@ -277,18 +274,19 @@ class StageCache:
 
     @contextmanager
     def lease(
-        self, name: str, places: Sequence[Path] = (), waiting: Callable[[], None] | None = None
+        self, name: str, folders: Sequence[Path] = (), waiting: Callable[[], None] | None = None
     ) -> Iterator[Lease]:
-        """Hold the lease `name` for writing in `places`. `waiting` is called while another process holds it."""
+        """Hold the lease `name` for writing in these folders. `waiting` is called while another process holds it.
+        Raises RazError when the store cannot be written."""
         with ExitStack() as stack:
             with store_errors(self.store):
-                lease = stack.enter_context(acquire(self.paths.leases, name, places, waiting=waiting))
+                lease = stack.enter_context(acquire(self.paths.leases, name, folders, waiting=waiting))
             yield lease
 
 
 @contextmanager
 def store_errors(store: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one clear message."""
+    """Raise RazError with a hint for an OSError that says that the store cannot be written."""
     try:
         yield
     except OSError as error:
@@ -307,13 +305,13 @@ def store_errors(store: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: JsonLike) -> None:
-    """JSON, written aside and renamed."""
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
+    """Write JSON atomically. Raises OSError as the file system, ValueError for nan and infinities."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
 
 
 def stored_curve(folder: Path) -> list[dict[str, float]]:
-    """The learning curve of a trained stage's artifact, a point an epoch: epoch, loss, value, seconds. Empty where it
+    """The learning curve in a trained stage's folder, a point per epoch: epoch, loss, value, seconds. Empty where it
     cannot be read."""
     try:
         points = as_list(parse_json((folder / CURVE).read_text(encoding="utf-8")), CURVE)

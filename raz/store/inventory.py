@@ -1,4 +1,4 @@
-"""What lies in a store: its artifacts with their size and age, and whether they are whole. Changes nothing."""
+"""The artifacts of a store with their size and age, their integrity, and disk usage. Changes nothing."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class StoredStage:
     key: str
     path: Path
     bytes: int
-    changed: float  # seconds since the epoch
+    changed: float  # when its manifest was written, seconds since 1970
     manifest: Manifest | None  # None: damaged
 
     @property
     def name(self) -> str:
-        """`zoom2@val`, as trials call it."""
+        """The node's name, such as zoom2@val."""
         return self.manifest.stage if self.manifest and self.manifest.stage else self.stage
 
     @property
     def needs(self) -> dict[str, str]:
-        """Node (`zoom2@val`) -> key of what it was made from."""
+        """Node (`zoom2@val`) -> key of each stage it was made from."""
         return self.manifest.needs if self.manifest else {}
 
 
@@ -45,21 +45,21 @@ def check_store(store: Path) -> None:
         raise RazError(f"store {store}", "there is no such folder", "--store DIR, or RAZ_STORE; a first run makes one")
 
 
-def folders(place: Path) -> Iterator[os.DirEntry[str]]:
-    """The entries of a folder that are folders themselves; none where it is missing. Links are not followed."""
-    yield from (entry for entry in entries(place) if entry.is_dir(follow_symlinks=False))
+def folders(path: Path) -> Iterator[os.DirEntry[str]]:
+    """The folders in a folder, by name; none where it is missing. Links are not followed."""
+    yield from (entry for entry in entries(path) if entry.is_dir(follow_symlinks=False))
 
 
-def entries(place: Path) -> list[os.DirEntry[str]]:
+def entries(path: Path) -> list[os.DirEntry[str]]:
     """The entries of a folder by name; none where it is missing, or a link."""
-    if place.is_symlink() or not place.is_dir():
+    if path.is_symlink() or not path.is_dir():
         return []
-    with os.scandir(place) as found:
-        return sorted(found, key=lambda entry: entry.name)
+    with os.scandir(path) as iterator:
+        return sorted(iterator, key=lambda entry: entry.name)
 
 
 def bytes_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder. Links are not followed, files that go away count nothing."""
+    """Bytes of a file, or of all files in a folder. Links are not followed; files that vanish count 0."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def bytes_of(path: Path) -> int:
 
 
 def stages(store: Path) -> Iterator[StoredStage]:
-    """Every finished artifact, by stage and key. Attempts in the writing are none."""
+    """Every finished artifact, by stage and key."""
     for stage in folders(StorePaths(store).stages):
         for entry in folders(Path(stage.path)):
             if KEY.fullmatch(entry.name):
@@ -90,14 +90,14 @@ def _manifest(folder: Path) -> tuple[Manifest | None, float]:
 
 
 def integrity_errors(artifact: StoredStage) -> list[str]:
-    """What is wrong with an artifact: every file is read and its sha256 compared, and the key with its content."""
+    """What is wrong with an artifact, a line per fault: checks the digests of its files and its key. Empty if whole."""
     if artifact.manifest is None:
         return [f"{MANIFEST} is missing or damaged"]
     out = []
     if digest(artifact.manifest.key) != artifact.key:
         out.append("the key is not that of its content")
-    named = artifact.manifest.files
-    for name, expected in sorted(named.items()):
+    listed = artifact.manifest.files
+    for name, expected in sorted(listed.items()):
         path = artifact.path / name
         if Path(name).name != name:
             out.append(f"{name} is no file's name")
@@ -107,13 +107,13 @@ def integrity_errors(artifact: StoredStage) -> list[str]:
                 out.append(f"{name} is not what was written")
         except OSError as error:
             out.append(f"{name}: {error.strerror or error}")
-    strangers = [e.name for e in entries(artifact.path) if e.name not in named and e.name != MANIFEST]
-    return out + [f"{name} does not belong to it" for name in strangers]
+    unlisted = [e.name for e in entries(artifact.path) if e.name not in listed and e.name != MANIFEST]
+    return out + [f"{name} does not belong to it" for name in unlisted]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one kind of thing takes in the store."""
+    """Disk usage of one kind of content."""
 
     what: str
     items: int
@@ -121,7 +121,7 @@ class Usage:
 
 
 def usage(store: Path) -> list[Usage]:
-    """Bytes by stage and by kind of cache, in the order of the store's folders."""
+    """Disk usage by stage, and by other folders of the store."""
     out = []
     paths = StorePaths(store)
     by_stage = (paths.stages, paths.chains)

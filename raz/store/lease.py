@@ -1,16 +1,15 @@
-"""The right to write under a name, held by one process at a time, on any folder that machines share.
+"""Leases: the exclusive right to write under a name, on a folder that many machines may share.
 
-    LEASES/<name>.lease            the holder: token, heartbeat, where it runs; linked into place, so one wins
-    LEASES/.<name>.dead-<token>    what was taken from a silent holder, until its successor has shut it out
+    LEASES/<name>.lease            the holder: token, heartbeat, host and process; created by a hard link, so one wins
+    LEASES/.<name>.dead-<token>    a broken lease, until the new holder has fenced off the old one
 
-Needs neither flock nor synchronised clocks: a holder counts up in its file, and a reader that sees the same
-count for `seconds` of its own clock takes the lease away by a rename. On the same machine a holder whose
-process is gone loses it at once.
+Needs neither flock nor synchronised clocks: the holder increments a count in its file, and a reader that sees the same
+count for `seconds` of its own clock breaks the lease by a rename. On the same machine a holder whose process is gone
+loses the lease at once.
 
-A holder may be paused at any instruction and wake up after its time. So all that it writes is written aside,
-under a name that starts with `.attempt-<token>`, and put into place by `commit`, which asks first whether the
-lease is still held; and who takes over removes the old holder's asides, after which nothing is left that it
-could put into place.
+A holder may be paused at any instruction and continue after it lost the lease. So it writes to temporary files, whose
+names start with `.attempt-<token>`, and renames them by `commit`, which first checks the lease. The new holder removes
+the temporary files of the old one, after which the old one has nothing to rename.
 """
 
 from __future__ import annotations
@@ -29,70 +28,72 @@ from raz.store.paths import LEASE_SUFFIX
 
 ATTEMPT = ".attempt-"
 SECONDS = 30.0  # of silence after which a holder has lost its lease; environment RAZ_LEASE_SECONDS
-HEARTBEATS = 6  # heartbeats in that time
-POLL = 0.2  # seconds at most between two looks of a process that waits
+HEARTBEATS = 6  # in that time
+POLL = 0.2  # seconds at most between two tries of a process that waits
 
 
 class LeaseLost(RuntimeError):
-    """Another process has taken over: nothing more may be put into place."""
+    """Another process has taken over the lease: nothing more may be committed."""
 
 
 def lease_seconds() -> float:
-    """Silence after which a lease is lost: environment RAZ_LEASE_SECONDS, else SECONDS."""
+    """Seconds of silence after which a lease is lost: environment RAZ_LEASE_SECONDS, else SECONDS."""
     return float(os.environ.get("RAZ_LEASE_SECONDS") or SECONDS)
 
 
 class Lease:
-    """A held lease. Get one from `hold`."""
+    """A held lease. `acquire` gives one."""
 
     def __init__(self, path: Path, token: str, handle: int) -> None:
         self.path, self.token = path, token
         self._handle = handle
         self._stop = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._heartbeat: threading.Thread | None = None
 
     def is_held(self) -> bool:
-        """Whether it is still this process's."""
+        """Whether this process still holds it."""
         return _token(self.path) == self.token
 
     def check(self) -> None:
-        """Raises LostLease when it is not."""
+        """Raises LeaseLost when this process does not hold it any more."""
         if not self.is_held():
             raise LeaseLost(self.path.stem)
 
     def temp_path(self, folder: Path, suffix: str = "") -> Path:
-        """A new path in `folder` for what `commit` will put into place."""
+        """A new path in `folder`, for a file or folder that `commit` will rename."""
         return folder / f"{ATTEMPT}{self.token}-{uuid.uuid4().hex[:8]}{suffix}"
 
-    def commit(self, aside: Path, final: Path) -> None:
-        """Renames `aside` to `final` if the lease is held. Raises LostLease, and OSError as os.replace does."""
+    def commit(self, temporary: Path, final: Path) -> None:
+        """Rename `temporary` to `final`. Raises LeaseLost when the lease is lost, OSError as os.replace."""
         self.check()
         try:
-            os.replace(aside, final)
+            os.replace(temporary, final)
         except FileNotFoundError:
-            if aside.exists():
+            if temporary.exists():
                 raise
-            raise LeaseLost(self.path.stem) from None  # whoever took over has removed it
+            raise LeaseLost(self.path.stem) from None  # the new holder has removed it
 
-    # ------------------------------------------------------------------ its heart
+    # ------------------------------------------------------------------ heartbeat
 
     def _start(self, every: float) -> None:
-        self._heart = threading.Thread(target=self._beat, args=(every,), daemon=True, name=f"lease {self.path.stem}")
-        self._heart.start()
+        self._heartbeat = threading.Thread(
+            target=self._beat, args=(every,), daemon=True, name=f"lease {self.path.stem}"
+        )
+        self._heartbeat.start()
 
     def _beat(self, every: float) -> None:
-        """Counts up in the open file: where another has taken the name, this touches nobody else's lease."""
+        """Increment the count in the open file, which stays this holder's also after the name was taken over."""
         count = 0
         while not self._stop.wait(every):
             count += 1
-            with suppress(OSError):  # a full disk or a server away: silence is what the others will see
+            with suppress(OSError):  # full disk, or no file server: other processes see no heartbeat
                 os.pwrite(self._handle, f"{count:012d}".encode(), len(self.token) + 1)
                 os.fsync(self._handle)
 
     def _end(self) -> None:
         self._stop.set()
-        if self._heart is not None:
-            self._heart.join()
+        if self._heartbeat is not None:
+            self._heartbeat.join()
         os.close(self._handle)
         with suppress(OSError):
             taken = _break_lease(self.path, self.token)
@@ -104,58 +105,58 @@ class Lease:
 def acquire(
     folder: Path,
     name: str,
-    places: Sequence[Path] = (),
+    folders: Sequence[Path] = (),
     *,
     seconds: float | None = None,
     waiting: Callable[[], None] | None = None,
 ) -> Iterator[Lease]:
-    """Hold the lease `name`, waiting while another process has it.
+    """Hold the lease `name`; wait while another process holds it.
 
-    `places` are the folders in which its holders write aside; what earlier, silenced holders have left there
-    is removed. `waiting` is called at every look while another holds it, and may raise. Raises OSError when
-    the folder cannot be written.
+    folders: where holders of this lease write; temporary files of earlier holders that lost it are removed there.
+    seconds: of silence after which another holder loses it. waiting: called at every try while another process holds
+    it; may raise. Raises OSError when the folder of leases cannot be written.
     """
     patience = seconds if seconds is not None else lease_seconds()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}{LEASE_SUFFIX}"
     token = uuid.uuid4().hex
-    aside = folder / f".{name}.new-{token}"
-    handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    temporary = folder / f".{name}.new-{token}"
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     lease = Lease(path, token, handle)
     try:
         os.write(handle, f"{token} {0:012d} {_holder_id()}\n".encode())
         os.fsync(handle)
-        _acquire(path, aside, token, patience, waiting)
+        _acquire(path, temporary, token, patience, waiting)
     except BaseException:
         os.close(handle)
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     lease._start(patience / HEARTBEATS)
     try:
         for dead in folder.glob(f".{name}.dead-*"):
-            _fence(dead, places)
+            _fence(dead, folders)
         yield lease
     finally:
         lease._end()
 
 
-def _acquire(path: Path, aside: Path, token: str, patience: float, waiting: Callable[[], None] | None) -> None:
-    seen, since = "", time.monotonic()
+def _acquire(path: Path, temporary: Path, token: str, patience: float, waiting: Callable[[], None] | None) -> None:
+    last, since = "", time.monotonic()
     pause = 0.01
     while True:
         try:
-            os.link(aside, path)
+            os.link(temporary, path)
             return
         except FileExistsError:
             text = _read(path)
-        if text.startswith(token):  # a file server's answer was lost and the link asked for twice
+        if text.startswith(token):  # the file server's answer was lost, and the link made twice
             return
         now = time.monotonic()
-        if text != seen:
-            seen, since = text, now
+        if text != last:
+            last, since = text, now
         if text and (now - since > patience or _process_dead(text)):
-            with suppress(FileNotFoundError):  # another was quicker
+            with suppress(FileNotFoundError):  # another process was faster
                 _break_lease(path, text.split(" ", 1)[0])
             continue
         if waiting is not None:
@@ -165,24 +166,25 @@ def _acquire(path: Path, aside: Path, token: str, patience: float, waiting: Call
 
 
 def _break_lease(path: Path, token: str) -> Path | None:
-    """Renames the lease aside if it is `token`'s, and says where to; another's is left, or put back."""
+    """Rename the lease of `token` to a `.dead-` file, and return that. None where another holds it: then it stays."""
     if _token(path) != token:
         return None
     dead = path.with_name(f".{path.stem}.dead-{uuid.uuid4().hex}")
     os.rename(path, dead)
     if _token(dead) == token:
         return dead
-    with suppress(FileExistsError):  # changed hands in between; if once more, its holder will find it lost
+    with suppress(FileExistsError):  # another took it meanwhile; if it changes again now, that holder finds it lost
         os.link(dead, path)
     dead.unlink()
     return None
 
 
-def _fence(dead: Path, places: Sequence[Path]) -> None:
+def _fence(dead: Path, folders: Sequence[Path]) -> None:
+    """Remove the temporary files of the holder of a broken lease, then the broken lease."""
     token = _token(dead)
     if token:
-        for place in places:
-            for left in place.glob(f"{ATTEMPT}{token}*"):
+        for folder in folders:
+            for left in folder.glob(f"{ATTEMPT}{token}*"):
                 if left.is_dir():
                     shutil.rmtree(left, ignore_errors=True)
                 else:
@@ -191,7 +193,7 @@ def _fence(dead: Path, places: Sequence[Path]) -> None:
 
 
 def holder_alive(path: Path) -> bool | None:
-    """Whether the holder of a lease file is there: None when it runs on a machine whose processes cannot be asked."""
+    """Whether the process that holds a lease file lives; None when it runs on another machine."""
     text = _read(path)
     fields = text.split()
     if not text or _process_dead(text):
@@ -200,7 +202,7 @@ def holder_alive(path: Path) -> bool | None:
 
 
 def heartbeat(path: Path) -> str:
-    """Token and heartbeat of a lease file: another text later means that its holder lives; empty when it is gone."""
+    """Token and heartbeat of a lease file; another text later means that the holder lives. Empty when there is none."""
     return " ".join(_read(path).split(" ", 2)[:2])
 
 
@@ -215,12 +217,12 @@ def _token(path: Path) -> str:
     return _read(path).split(" ", 1)[0]
 
 
-# ------------------------------------------------------------------ is a process of this machine still there?
+# ------------------------------------------------------------------ processes of this machine
 
 
 @lru_cache(maxsize=1)
 def _host_id() -> str:
-    """This machine since it was started, and its process numbers (a container has its own). Empty: unknown."""
+    """Identifies this machine's boot and PID namespace (a container has its own). Empty: unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
@@ -229,7 +231,7 @@ def _host_id() -> str:
 
 
 def _process_start_time(pid: str) -> str:
-    """When the process started, in ticks since boot; empty when it is gone, or waits to be buried."""
+    """Start time of a process in clock ticks since boot; empty if it has exited or is a zombie."""
     try:
         fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -238,11 +240,12 @@ def _process_start_time(pid: str) -> str:
 
 
 def _holder_id() -> str:
+    """Host, process number and start time of this process, as a lease file holds them."""
     return f"{_host_id() or '-'} {os.getpid()} {_process_start_time(str(os.getpid())) or '-'}"
 
 
 def _process_dead(text: str) -> bool:
-    """Whether the holder was a process of this machine that is no more."""
+    """Whether the holder in a lease file was a process of this machine that has exited."""
     fields = text.split()
     if len(fields) != 5:
         return False

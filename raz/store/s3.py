@@ -1,15 +1,14 @@
-"""A store or images in S3, and the folder of this machine that stands for it.
+"""A store or images in S3, and the local folder that stands for the bucket.
 
-    --store s3://BUCKET/PREFIX         this machine works in CACHE/s3%3A%2F%2FBUCKET%2FPREFIX
+    --store s3://BUCKET/PREFIX         works in the local folder CACHE/s3%3A%2F%2FBUCKET%2FPREFIX
     --data-root s3://BUCKET/PREFIX     mirrored there before it is read
 
-CACHE is RAZ_CACHE, else ~/.cache/raz-sweep, and has to be the same path on every node. The folder's name says which
-bucket it stands for, so a path that travels to another node is enough there. Whoever may use the bucket is found as
-Amazon's tools find it (environment, profile, the machine's own role); a key never stands in a path. AWS_ENDPOINT_URL
-leads to another server of the same protocol.
+CACHE is RAZ_CACHE, else ~/.cache/raz-sweep; it must be the same path on every node. The folder's name encodes the
+bucket, so the path suffices on another node. Credentials are found as by Amazon's tools (environment, profile, the
+machine's role), and never stand in a path. AWS_ENDPOINT_URL selects another server of the same protocol.
 
-S3 puts one object at once and whole, and has neither rename nor a lock: what is written over is never read in part,
-and what belongs together is tied by digests (raz.store.s3_tier).
+S3 writes each object atomically, and has neither rename nor locks: an overwritten object is never read in part, and
+objects that belong together are tied by digests (raz.store.s3_tier).
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ if TYPE_CHECKING:
 
 SCHEME = "s3://"
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?P<prefix>(?:/(?!\.)[A-Za-z0-9._=+-]+)*)/?")
-RETRY_SECONDS = 300.0  # seconds for which a bucket that does not answer is asked again; environment RAZ_S3_SECONDS
-ATTEMPTS = 4  # of one request, one right after the other
-SUMS = "SHA256SUMS"  # beside mirrored files: what sha256sum wrote of them
-# The words of arrow and Amazon for what no second try puts right.
+RETRY_SECONDS = 300.0  # for which a bucket that does not answer is tried again; environment RAZ_S3_SECONDS
+ATTEMPTS = 4  # of one request, immediately after each other
+SUMS = "SHA256SUMS"  # beside mirrored files: their digests, as sha256sum writes them
+# Texts in errors of Arrow and Amazon that a retry does not help.
 _PERMANENT_ERRORS = {
     "ACCESS_DENIED": errno.EACCES,
     "NO_SUCH_BUCKET": errno.EACCES,
@@ -52,23 +51,23 @@ T = TypeVar("T")
 
 
 def local_mirror_path(path: Path) -> Path:
-    """The folder that stands for a path: its own, or for s3://… that of this machine. Raises RazError for a URL that
-    is none."""
+    """The local folder for a path: the path itself, or the folder that stands for an s3:// URL. Raises RazError for a
+    malformed URL."""
     if not re.match(r"s3:(/|$)", str(path)):
         return path
-    url = SCHEME + str(path).removeprefix("s3:").lstrip("/")  # pathlib leaves out a slash
-    found = _URL.fullmatch(url)
-    if found is None:
+    url = SCHEME + str(path).removeprefix("s3:").lstrip("/")  # pathlib drops a slash
+    match = _URL.fullmatch(url)
+    if match is None:
         raise RazError(
             url.partition("@")[2] or url, "is no bucket and prefix",
             "s3://bucket/prefix, without keys or options: those are Amazon's own (AWS_PROFILE, AWS_ENDPOINT_URL …)",
         )  # fmt: skip
     root = Path(os.environ.get("RAZ_CACHE") or "~/.cache/raz-sweep").expanduser().absolute()
-    return root / quote(SCHEME + found["bucket"] + found["prefix"], safe="")
+    return root / quote(SCHEME + match["bucket"] + match["prefix"], safe="")
 
 
 def bucket_for(folder: Path) -> Bucket | None:
-    """What a folder stands for; None for a folder of its own."""
+    """The bucket that a local folder stands for; None for any other folder."""
     url = unquote(folder.name)
     return _bucket(url, os.getpid()) if url.startswith(SCHEME) else None
 
@@ -79,9 +78,10 @@ def _bucket(url: str, process: int) -> Bucket:
 
 
 class Bucket:
-    """Objects below a prefix, by their names there. Every call is tried again while the server does not answer.
+    """The objects below a prefix, by their names there. Every call is retried while the server does not answer.
 
-    Raises OSError: EACCES where the bucket refuses or is not there, EHOSTUNREACH when it did not answer for PATIENCE.
+    Raises OSError: EACCES where the bucket denies access or does not exist, EHOSTUNREACH when it did not answer for
+    RETRY_SECONDS.
     """
 
     def __init__(self, url: str) -> None:
@@ -105,7 +105,7 @@ class Bucket:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Puts an object, whole or not at all, over what was there."""
+        """Write an object, atomically; replaces an old one."""
 
         def put(system: FileSystem) -> None:
             with system.open_output_stream(f"{self.prefix}/{name}") as stream:
@@ -114,20 +114,20 @@ class Bucket:
         self._retry(put)
 
     def remove(self, name: str) -> None:
-        """Removes an object, if it is there."""
+        """Delete an object, if it exists."""
         try:
             self._retry(lambda system: system.delete_file(f"{self.prefix}/{name}"))
         except FileNotFoundError:
             return
 
     def names(self, below: str = "") -> dict[str, tuple[int, int]]:
-        """Every object below a part of the prefix: name -> (bytes, changed in ns)."""
+        """Every object whose name starts with `below`: name -> (bytes, ns since 1970 of its last change)."""
         from pyarrow.fs import FileSelector, FileType
 
         at = f"{self.prefix}/{below}".rstrip("/")
-        found = self._retry(lambda s: s.get_file_info(FileSelector(at, recursive=True, allow_not_found=True)))
+        infos = self._retry(lambda s: s.get_file_info(FileSelector(at, recursive=True, allow_not_found=True)))
         skip = len(self.prefix) + 1
-        return {i.path[skip:]: (i.size, i.mtime_ns) for i in found if i.type == FileType.File}
+        return {i.path[skip:]: (i.size, i.mtime_ns) for i in infos if i.type == FileType.File}
 
     def _retry(self, call: Callable[[FileSystem], T]) -> T:
         end = time.monotonic() + float(os.environ.get("RAZ_S3_SECONDS") or RETRY_SECONDS)
@@ -140,15 +140,15 @@ class Bucket:
             except FileNotFoundError:
                 raise
             except OSError as error:
-                said = str(error)
-                if any(word in said for word in _ABSENT):
+                text = str(error)
+                if any(word in text for word in _ABSENT):
                     raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from None
                 for word, number in _PERMANENT_ERRORS.items():
-                    if word in said:
-                        raise OSError(number, f"the bucket refuses: {said}", self.url) from None
+                    if word in text:
+                        raise OSError(number, f"the bucket refuses: {text}", self.url) from None
                 if time.monotonic() + pause > end:
-                    raise OSError(errno.EHOSTUNREACH, f"the bucket does not answer: {said}", self.url) from None
-            time.sleep(pause * (0.5 + random.random()))  # not every node at the same moment
+                    raise OSError(errno.EHOSTUNREACH, f"the bucket does not answer: {text}", self.url) from None
+            time.sleep(pause * (0.5 + random.random()))  # so that nodes do not retry at the same moment
             pause = min(2 * pause, 10.0)
 
 
@@ -169,12 +169,14 @@ def _connect() -> FileSystem:
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------ what drivers noted, and images
+# ------------------------------------------------------------------ journals, tables and images
 
 
 def download_journals(folder: Path) -> None:
-    """Brings the journals and tables that the bucket has and this machine lacks. A journal only grows: one of this
-    machine that is no beginning of the bucket's stays, and so does one whose driver runs here."""
+    """Download the journals and tables that are newer in the bucket.
+
+    Journals only grow: a local one that is no prefix of the bucket's stays, and so does one whose driver runs here.
+    """
     import filelock
 
     bucket = bucket_for(folder)
@@ -204,10 +206,10 @@ def download_journals(folder: Path) -> None:
 
 @lru_cache(maxsize=8)
 def mirror(folder: Path) -> Path:
-    """The folder, with the bucket's objects in it if it stands for one; looked at once a process.
+    """The folder; if it stands for a bucket, with the bucket's objects in it. Checks once per process.
 
-    What has another size or time than when it was brought is brought again, what is gone there goes here. Where the
-    prefix holds SHA256SUMS, each file in it is compared. Raises RazError for a file that arrives otherwise.
+    Objects of another size or time than at their last download are downloaded again; files without an object are
+    deleted. Files listed in SHA256SUMS are verified. Raises RazError for a file of another digest.
     """
     bucket = bucket_for(folder)
     if bucket is None:
@@ -215,38 +217,41 @@ def mirror(folder: Path) -> Path:
     import filelock
 
     folder.mkdir(parents=True, exist_ok=True)
-    noted = folder.with_name(f"{folder.name}.mirror.json")
+    index = folder.with_name(f"{folder.name}.mirror.json")
     with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
-        there = {name: list(told) for name, told in bucket.names().items()}
-        if not there:
+        remote = {name: list(stat) for name, stat in bucket.names().items()}
+        if not remote:
             raise RazError(bucket.url, "there is nothing below it", "--data-root s3://bucket/prefix")
         try:
-            here = json.loads(noted.read_text(encoding="utf-8"))
+            local = json.loads(index.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            here = {}
-        sums = _sums(bucket.read(SUMS) or b"") if SUMS in there else {}
-        for name, told in there.items():
-            to = folder / name
-            if ".." in Path(name).parts or (here.get(name) == told and to.is_file() and to.stat().st_size == told[0]):
+            local = {}
+        sums = _sums(bucket.read(SUMS) or b"") if SUMS in remote else {}
+        for name, stat in remote.items():
+            path = folder / name
+            if ".." in Path(name).parts or (
+                local.get(name) == stat and path.is_file() and path.stat().st_size == stat[0]
+            ):
                 continue
             data = bucket.read(name)
             if data is None:
-                continue  # it went meanwhile
+                continue  # deleted meanwhile
             if name in sums and hashlib.sha256(data).hexdigest() != sums[name]:
                 raise RazError(f"{bucket.url}/{name}", f"is not what {SUMS} says", "upload it again")
-            write_atomically(to, data)
-        for name in here.keys() - there.keys():
+            write_atomically(path, data)
+        for name in local.keys() - remote.keys():
             (folder / name).unlink(missing_ok=True)
-        write_atomically(noted, json.dumps(there).encode())
+        write_atomically(index, json.dumps(remote).encode())
     return folder
 
 
 def _sums(data: bytes) -> dict[str, str]:
+    """Name -> sha256, from a file of sha256sum."""
     lines = (line.split(maxsplit=1) for line in data.decode("utf-8", "replace").splitlines())
     return {words[1].strip().removeprefix("*").removeprefix("./"): words[0] for words in lines if len(words) == 2}
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Written aside and renamed."""
-    with atomic_write(path) as aside:
-        aside.write_bytes(data)
+    """Write to a temporary file and rename it."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)

@@ -1,14 +1,14 @@
-"""The bucket behind a store: what one node made, every other finds; and only so much is kept on each.
+"""The bucket behind a store: artifacts that one node made are found by all others, and each node caches some of them.
 
     PREFIX/stages/<stage>/<key>/<sha256>        a file of an artifact
     PREFIX/stages/<stage>/<key>/manifest.json   written last: which files it has, by their sha256
-    PREFIX/chains/<stage>/<chain>/checkpoint.pt the training state, after the sha256 of what follows
+    PREFIX/chains/<stage>/<chain>/checkpoint.pt the training state, after its sha256
     PREFIX/failures/<stage>/<key>.json          why a stage cannot be made
-    PREFIX/studies/, PREFIX/tables/             what the drivers noted (raz.study.bucket_sync)
+    PREFIX/studies/, PREFIX/tables/             journals and tables (raz.study.bucket_sync)
 
-An artifact is in the bucket before it appears in the folder of the node that made it. Two makers of one key leave
-files of their own names, and the last manifest wins; both are whole. Leases are the node's own: among the nodes of a
-cluster the broker sees to it that a stage is made once, among clusters nobody does.
+An artifact is in the bucket before it appears in the folder of the node that made it. Two nodes that make one key write
+files of different names, and the last manifest wins; both are whole. Leases do not go beyond a node: in a cluster the
+broker has each stage made once, between clusters a stage may be made twice.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import Bucket, bucket_for
 from raz.utils.json_types import parse_object
 
-CAP_GB = 50.0  # of artifacts kept on a node; environment RAZ_CACHE_GB
-RECENT = 3600.0  # seconds for which what was asked for stays, however full it is
-CHECK_INTERVAL = 60.0  # seconds between two looks at how full it is
+CAP_GB = 50.0  # GiB of artifacts that a node caches; environment RAZ_CACHE_GB
+RECENT = 3600.0  # seconds after its last use in which an artifact is not evicted
+CHECK_INTERVAL = 60.0  # seconds between two checks of the size
 HEX = 64  # characters of a sha256
 
 
@@ -44,44 +44,44 @@ class S3Tier:
     # ------------------------------------------------------------------ artifacts
 
     def push(self, stage: str, key: str, folder: Path, manifest: Manifest) -> None:
-        """Copies a finished artifact into the bucket, its manifest last. Raises OSError as Bucket."""
+        """Upload a finished artifact, its manifest last. Raises OSError as Bucket."""
         prefix = self.paths.relative(self.paths.stage(stage, key))
         for name, sha in manifest.files.items():
             self.bucket.write(f"{prefix}/{sha}", (folder / name).read_bytes())
         self.bucket.write(f"{prefix}/{MANIFEST}", (folder / MANIFEST).read_bytes())
 
     def fetch(self, stage: str, key: str) -> bool:
-        """Brings an artifact into the store; False when the bucket has none, or only a damaged one."""
+        """Download an artifact into the store. False when the bucket has none, or a damaged one."""
         final = self.paths.stage(stage, key)
         prefix = self.paths.relative(final)
-        found = self.bucket.read(f"{prefix}/{MANIFEST}")
-        if found is None:
+        manifest = self.bucket.read(f"{prefix}/{MANIFEST}")
+        if manifest is None:
             return False
-        aside = final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
+        temporary = final.parent / f"{ATTEMPT}{uuid.uuid4().hex}"
         try:
-            files = Manifest.from_json(parse_object(found)).files
+            files = Manifest.from_json(parse_object(manifest)).files
             if any(os.path.basename(name) != name or name == MANIFEST for name in files):
                 return False
-            aside.mkdir(parents=True)
+            temporary.mkdir(parents=True)
             for name, sha in files.items():
                 data = self.bucket.read(f"{prefix}/{sha}")
                 if data is None or hashlib.sha256(data).hexdigest() != sha:
                     return False
-                (aside / name).write_bytes(data)
-            (aside / MANIFEST).write_bytes(found)
-            if final.exists():  # what was asked for is not whole, or another process was quicker
-                final.rename(aside.with_name(f"{aside.name}-old"))
-            aside.rename(final)
+                (temporary / name).write_bytes(data)
+            (temporary / MANIFEST).write_bytes(manifest)
+            if final.exists():  # the local artifact is damaged, or another process was faster
+                final.rename(temporary.with_name(f"{temporary.name}-old"))
+            temporary.rename(final)
         except ValueError:
             return False
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.rmtree(aside.with_name(f"{aside.name}-old"), ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)
         self.evict()
         return True
 
     def mark_used(self, folder: Path) -> bool:
-        """Notes that an artifact is in use; False when it is not there any more."""
+        """Record that an artifact is in use. False when it was evicted meanwhile."""
         now = time.time()
         if now - self._touched.get(folder, 0.0) > CHECK_INTERVAL:
             manifest = folder / MANIFEST
@@ -93,47 +93,49 @@ class S3Tier:
         return True
 
     def evict(self, *, recent: float = RECENT) -> int:
-        """Removes the artifacts that were longest unused until the rest is below the cap; returns their bytes. Each
-        is in the bucket, and comes again when it is wanted. Looks once in LOOK seconds."""
+        """Remove the least recently used artifacts until the rest is below the cap; return the removed bytes.
+
+        All are in the bucket, and are fetched again when needed. Checks once in CHECK_INTERVAL seconds.
+        """
         if time.monotonic() - self._looked < CHECK_INTERVAL and recent:
             return 0
         self._looked = time.monotonic()
         cap = float(os.environ.get("RAZ_CACHE_GB") or CAP_GB) * 2**30
-        kept = []
+        cached = []
         for manifest in self.paths.stages.glob(f"*/[0-9a-f]*/{MANIFEST}"):
             try:
                 size = sum(entry.stat().st_size for entry in os.scandir(manifest.parent))
-                kept.append((manifest.stat().st_atime, size, manifest.parent))
-            except FileNotFoundError:  # another process makes room, too
+                cached.append((manifest.stat().st_atime, size, manifest.parent))
+            except FileNotFoundError:  # another process evicts, too
                 continue
-        total, freed = sum(size for _, size, _ in kept), 0
-        for used, size, folder in sorted(kept):
+        total, freed = sum(size for _, size, _ in cached), 0
+        for used, size, folder in sorted(cached):
             if total - freed <= cap or time.time() - used < recent:
                 break
-            aside = folder.with_name(f"{ATTEMPT}{uuid.uuid4().hex}")
+            temporary = folder.with_name(f"{ATTEMPT}{uuid.uuid4().hex}")
             try:
-                folder.rename(aside)
+                folder.rename(temporary)
             except FileNotFoundError:
                 continue
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             freed += size
         return freed
 
-    # ------------------------------------------------------------------ what is written over
+    # ------------------------------------------------------------------ objects that are overwritten
 
     def save(self, name: str, data: bytes) -> None:
-        """Puts what is replaced now and then; its digest goes before it."""
+        """Upload an object that may be overwritten later, with its digest in front."""
         self.bucket.write(name, hashlib.sha256(data).hexdigest().encode() + data)
 
     def load(self, name: str) -> bytes | None:
-        """The last that `save` put there; None when there is none, or it is damaged."""
-        found = self.bucket.read(name)
-        if found is None or hashlib.sha256(found[HEX:]).hexdigest().encode() != found[:HEX]:
+        """The object that `save` uploaded last; None when there is none, or it is damaged."""
+        stored = self.bucket.read(name)
+        if stored is None or hashlib.sha256(stored[HEX:]).hexdigest().encode() != stored[:HEX]:
             return None
-        return found[HEX:]
+        return stored[HEX:]
 
 
 def tier_for(store: Path) -> S3Tier | None:
-    """The bucket behind a store; None for a folder of its own."""
+    """The bucket behind a store; None for a store without one."""
     bucket = bucket_for(store)
     return S3Tier(store, bucket) if bucket is not None else None
