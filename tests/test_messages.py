@@ -663,6 +663,53 @@ f.yaml:4: depth.when is 3, expected parameters with values
     (
         """\
 study: s
+design: {sampler: grid}
+parameters:
+  seed: {int: [0, 4294967295]}
+""",
+        """\
+f.yaml:4: seed has more than 1,000,000 values
+  try: a larger step, grid: 8, or sampler: random""",
+    ),
+    (
+        """\
+study: s
+design: {sampler: ofat}
+parameters:
+  seed: {int: [0, 4294967295]}
+""",
+        """\
+f.yaml:4: seed has more than 1,000,000 values
+  try: a larger step, grid: 8, or sampler: random""",
+    ),
+    (
+        """\
+study: s
+design: {sampler: tpe, trials: 4}
+parameters:
+  seed: {int: [0, 4294967295]}
+  depth: {choice: [1, 2], when: {seed: 3}}
+""",
+        """\
+f.yaml:5: seed has more than 1,000,000 values
+  try: grid: 8, or a larger step""",
+    ),
+    (
+        """\
+study: s
+design: {sampler: tpe, trials: 4}
+parameters:
+  width: {choice: {a: {counting.k: 3}, b: {counting.k: 4}}}
+  depth: {choice: [1, 2], when: {width: {a: 1}}}
+  threads: {choice: [two, 1]}
+""",
+        """\
+f.yaml:5: depth.when.width is keys with values, expected a value or a list of values
+f.yaml:6: threads is 'two', expected a whole number""",
+    ),
+    (
+        """\
+study: s
 design: {sampler: tpe, trials: 4}
 parameters:
   depth: {choice: [.nan, .inf]}

@@ -35,7 +35,6 @@ from raz.spec.base_config import base_config, check_types
 from raz.utils.json_types import Json
 from raz.utils.schema import (
     Either,
-    ListOf,
     Located,
     Nothing,
     Schema,
@@ -300,7 +299,7 @@ def _printed(
         cell: Schema[float | None] = Either(
             lambda value: value is None, Nothing(), number(expected=f"a number for {dataset} or null")
         )
-        numbers = read_or(ListOf(cell, repeats=True), raw_cells, cells.path, problems, ())
+        numbers = [read_or(cell, raw, (*cells.path, i), problems, None) for i, raw in enumerate(raw_cells)]
         # A whole number stays one: the paper prints 126, not 126.0.
         out[dataset] = {m: value for m, value in zip(metrics, numbers, strict=False) if value is not None}
     return out

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from raz.config import added, changed_since
+from raz.errors import RazError
 from raz.utils.json_types import Json
+
+MAX_VALUES = 1_000_000  # of a range of whole numbers that is enumerated
 
 Label: TypeAlias = "bool | int | float | str | None"
 """A choice as Optuna stores it."""
@@ -69,14 +72,19 @@ class Parameter:
         return min(self._range_values(), key=lambda value: abs(scale(value) - scale(drawn)))
 
     def values(self) -> tuple[Json, ...]:
-        """All its values, for a design. Raises ValueError for a float range with neither step nor grid."""
+        """All its values, for a design. Raises ValueError for a float range with neither step nor grid, and RazError
+        for more than MAX_VALUES."""
         return self.choices if self.kind == "choice" else self._range_values()
 
     def _range_values(self) -> tuple[float, ...]:
         if self.grid:
             return self._grid_values(self.grid)
         if self.kind == "int":
-            return tuple(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+            step = int(self.step or 1)
+            if (self.high - self.low) // step >= MAX_VALUES:
+                what = f"{self.name} has more than {MAX_VALUES:,} values"
+                raise RazError("design", what, "a larger step, grid: 8, or sampler: random", self.name)
+            return tuple(range(int(self.low), int(self.high) + 1, step))
         if self.step is None:
             raise ValueError(f"{self.name} has no step")
         n = round((self.high - self.low) / self.step)

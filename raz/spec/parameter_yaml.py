@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from raz.config import TrialConfig, parameter_types
+from raz.errors import RazError
 from raz.spec.base_config import validate_settings
 from raz.spec.designs import DESIGNS
 from raz.spec.parameter import Parameter, Point, contains_exactly, optuna_label
@@ -86,12 +87,15 @@ _STEP = {
 
 def _legal(value: Json) -> tuple[Json, ...] | None:
     """The values of a condition: one, or a list with at least one."""
-    if isinstance(value, list):
-        return tuple(value) or None
-    return (value,)
+    values = value if isinstance(value, list) else [value]
+    return None if any(isinstance(one, dict) for one in values) else tuple(values) or None
 
 
-_CONDITION = Scalar(_legal, "a value or a list of values", show=lambda _: "empty, so its parameter is never drawn")
+def _shown_condition(value: Json) -> str:
+    return "empty, so its parameter is never drawn" if value == [] else describe_value(value)
+
+
+_CONDITION = Scalar(_legal, "a value or a list of values", show=_shown_condition)
 _WHEN = MapOf(_CONDITION, "parameters with values", "when: {fusion.rule: grid}")
 
 
@@ -254,9 +258,14 @@ def _check_condition(
         what = f"{name} depends on {other}, a range of floats, expected a choice or whole numbers"
         problems.add(path, what)
         return
+    try:
+        values = parent.values()
+    except RazError as error:
+        problems.add(path, error.what, "grid: 8, or a larger step")
+        return
     for value in legal:
-        if not contains_exactly(value, parent.values()):
-            shown = parent.values() if len(parent.values()) <= 12 else (*parent.values()[:12], "…")
+        if not contains_exactly(value, values):
+            shown = values if len(values) <= 12 else (*values[:12], "…")
             problems.add(path, f"{name}.when: {other} is never {value!r}", "one of " + ", ".join(map(str, shown)))
 
 
@@ -315,4 +324,4 @@ def activating_values(parameter: Parameter, by_name: Mapping[str, Parameter]) ->
 
 
 def _is_valid_choice(parameter: Parameter, value: Json) -> bool:
-    return not parameter.sets or value in parameter.sets
+    return not parameter.sets or (isinstance(value, str) and value in parameter.sets)

@@ -14,7 +14,7 @@ from raz.spec.derived import Derived, derive
 from raz.spec.designs import DESIGNS, points_of
 from raz.spec.parameter import Parameter, Point, SuggestApi
 from raz.spec.stage_resources import Resources
-from raz.utils.json_types import Json, get_int
+from raz.utils.json_types import Json
 
 SAMPLERS = ("tpe", "random", "grid", "cma-es", "nsga-ii", "loo", "ofat", "factorial", "pairs")
 POPULATION_SAMPLERS = ("cma-es", "nsga-ii")  # samplers that draw a generation at a time
@@ -202,5 +202,7 @@ def threads_of(base: TrialConfig, parameters: tuple[Parameter, ...]) -> int:
     counts = [base.threads]
     for parameter in parameters:
         if "threads" in parameter.names():
-            counts += [get_int(parameter.settings(value), "threads", 1) for value in parameter.values()]
+            ends = parameter.choices if parameter.kind == "choice" else (parameter.low, parameter.high)
+            threads = [parameter.settings(value).get("threads") for value in ends]
+            counts += [n for n in threads if isinstance(n, int)]  # another type is a fault of the file
     return max(counts)

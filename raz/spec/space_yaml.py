@@ -314,8 +314,12 @@ def _try_derived(space: SearchSpace, problems: Problems) -> None:
 
 def _try_design(space: SearchSpace, problems: Problems) -> None:
     """Note what is wrong with the points of a design, which are known before it runs."""
+    try:
+        centre = space.centre() if space.sampler == "ofat" else {}
+    except RazError as error:
+        problems.add((parameter_yaml.SECTION, error.parameter), error.what, error.hint)
+        return
     if space.sampler == "ofat":
-        centre = space.centre()
         for parameter in space.parameters:
             if parameter.name not in centre:
                 what = f"{parameter.name}: the base's value is none of its values, and the base is the centre of ofat"
