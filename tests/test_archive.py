@@ -89,7 +89,7 @@ def rewrite(path: Path, change: Callable[[dict[str, bytes], dict[str, Any]], Non
         file.writestr("study.json", json.dumps(index))
 
 
-def told(data: bytes) -> dict[str, Any]:
+def member_info(data: bytes) -> dict[str, Any]:
     import hashlib
 
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -98,7 +98,7 @@ def told(data: bytes) -> dict[str, Any]:
 def slip(name: str) -> Callable[[dict[str, bytes], dict[str, Any]], None]:
     def change(members: dict[str, bytes], index: dict[str, Any]) -> None:
         members[name] = b"evil"
-        index["members"][name] = told(b"evil")
+        index["members"][name] = member_info(b"evil")
 
     return change
 
@@ -106,7 +106,7 @@ def slip(name: str) -> Callable[[dict[str, bytes], dict[str, Any]], None]:
 def bomb(members: dict[str, bytes], index: dict[str, Any]) -> None:
     data = bytes(400 * 2**20 // 8)
     members["stages/score/" + "a" * 64 + "/x.bin"] = data
-    index["members"]["stages/score/" + "a" * 64 + "/x.bin"] = told(data)
+    index["members"]["stages/score/" + "a" * 64 + "/x.bin"] = member_info(data)
 
 
 def lie(members: dict[str, bytes], index: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def flip(members: dict[str, bytes], index: dict[str, Any]) -> None:
 
 def nonsense(members: dict[str, bytes], index: dict[str, Any]) -> None:
     members["studies/mixed.journal"] = b"nonsense\n{}\n"
-    index["members"]["studies/mixed.journal"] = told(b"nonsense\n{}\n")
+    index["members"]["studies/mixed.journal"] = member_info(b"nonsense\n{}\n")
 
 
 def rename(members: dict[str, bytes], index: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def rename(members: dict[str, bytes], index: dict[str, Any]) -> None:
 def fake_stage(members: dict[str, bytes], index: dict[str, Any]) -> None:
     name = "stages/score/" + "a" * 64 + "/manifest.json"
     members[name] = b'{"key": {"stage": "score"}, "files": {}}'
-    index["members"][name] = told(members[name])
+    index["members"][name] = member_info(members[name])
 
 
 @pytest.mark.parametrize(

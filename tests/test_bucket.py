@@ -34,9 +34,9 @@ ABOUT = Manifest(stage="counting", seconds=1.0)
 )
 def test_what_is_no_bucket_is_told_without_its_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAZ_CACHE", "/tmp/x")
-    with pytest.raises(RazError) as told:
+    with pytest.raises(RazError) as error:
         local_mirror_path(Path(url))
-    assert "secret" not in str(told.value).replace("without keys", "")
+    assert "secret" not in str(error.value).replace("without keys", "")
 
 
 def test_a_url_has_one_folder_and_the_folder_knows_its_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -142,14 +142,14 @@ def test_faults_that_pass_are_waited_for_and_others_are_told(
     s3.faulty = 0.0
     assert s3.refused > before
     assert sorted(store.names("x")) == sorted(f"x/{i}" for i in range(20))
-    with pytest.raises(OSError, match="NO_SUCH_BUCKET") as told:
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET") as error:
         Bucket("s3://no-such-bucket/x").write("y", b"")
-    assert told.value.errno == errno.EACCES
+    assert error.value.errno == errno.EACCES
     monkeypatch.setenv("RAZ_S3_SECONDS", "1")
     s3.faulty = 1.0
-    with pytest.raises(OSError, match="does not answer") as told:
+    with pytest.raises(OSError, match="does not answer") as error:
         store.read("x/1")
-    assert told.value.errno == errno.EHOSTUNREACH
+    assert error.value.errno == errno.EHOSTUNREACH
 
 
 @pytest.mark.slow
@@ -200,9 +200,9 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, obj
 
 
 def outcome(text: str) -> dict[str, object]:
-    told = json.loads(text)
-    best = told["best"]
-    return {"trials": told["trials"], "value": best["value"], "val": best["validation"], "test": best["test"]}
+    document = json.loads(text)
+    best = document["best"]
+    return {"trials": document["trials"], "value": best["value"], "val": best["validation"], "test": best["test"]}
 
 
 def trials(store: str, environment: dict[str, str]) -> list[object]:

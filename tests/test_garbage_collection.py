@@ -70,11 +70,11 @@ def make(store: Path, config: TrialConfig, splits: tuple[str, ...] = ("val",)) -
     return keys
 
 
-def study(store: Path, asked: SearchSpace) -> list[dict[Node, StageKey]]:
+def study(store: Path, searched: SearchSpace) -> list[dict[Node, StageKey]]:
     """A study whose trials found their stages made, but for the last, which was pruned and recorded none."""
     out = []
-    with open_ledger(store, asked) as ledger:
-        ledger.recover(asked.target)
+    with open_ledger(store, searched) as ledger:
+        ledger.recover(searched.target)
         while (trial := ledger.ask()) is not None:
             number, values, config = trial
             keys = make(store, from_parameters(config))
@@ -122,15 +122,15 @@ def test_gc_deletes_the_orphans_and_nothing_else(store: Path) -> None:
     (store / "studies" / "gone.parquet").write_bytes(b"index")
     before = files(store)
     code, out, _ = call("store", "gc", "--store", str(store), "--dry-run", "--json")
-    told = json.loads(out)
+    document = json.loads(out)
     assert (code, files(store)) == (0, before), "a dry run changes nothing"
     code, out, _ = call("store", "gc", "--store", str(store), "--json")
     assert code == 0
-    assert json.loads(out)["deleted"] == told["deleted"]
+    assert json.loads(out)["deleted"] == document["deleted"]
     after = files(store)
     gone = {name.split("/")[2] for name in before.keys() - after.keys() if name.startswith("stages/")}
     assert gone == {key.key for key in doomed.values()} | {attempt.name}
-    assert told["bytes"] == sum(before[name][0] for name in before.keys() - after.keys())
+    assert document["bytes"] == sum(before[name][0] for name in before.keys() - after.keys())
     trained = {key.key for key in doomed.values() if STAGES[key.stage].kind == "trained"}
     assert {n.split("/")[1] for n in before.keys() - after.keys() if n.startswith("features/")} == trained
     assert "packs/toy.rgb" in after
@@ -323,10 +323,10 @@ def test_ls_and_du(store: Path) -> None:
     assert nobody == ["attention", "localization", "points@val", "raz", "score@val", "zoom2@val"]
     assert all(len(row["key"]) == 64 and row["bytes"] > 0 for row in rows)
     _, out, _ = call("store", "du", "--store", str(store), "--json")
-    told = json.loads(out)
+    document = json.loads(out)
     index = (store / "studies" / "depths.parquet").stat().st_size
-    assert told["bytes"] == index + sum(size for size, _ in files(store).values())
-    assert {p["what"]: p["items"] for p in told["parts"]}["packs"] == 1
+    assert document["bytes"] == index + sum(size for size, _ in files(store).values())
+    assert {p["what"]: p["items"] for p in document["parts"]}["packs"] == 1
     code, _, err = call("store", "ls", "--store", str(store), "--stage", "nothing")
     assert code == 2
     assert "expected one of attention, counting" in err
@@ -341,9 +341,9 @@ def test_verify_names_each_damage(store: Path) -> None:
     (three / "made.txt").unlink()
     (four / "added").write_text("")
     code, out, _ = call("store", "verify", "--store", str(store), "--json")
-    told = {item["key"]: item["faults"] for item in json.loads(out)["damaged"]}
+    faults = {item["key"]: item["faults"] for item in json.loads(out)["damaged"]}
     assert code == 1
-    assert told == {
+    assert faults == {
         one.name: ["made.txt is not what was written"],
         two.name: ["manifest.json is missing or damaged"],
         three.name: ["made.txt: No such file or directory"],
@@ -364,9 +364,9 @@ def test_after_a_collection_a_run_is_served_from_the_store(tmp_path: Path) -> No
     (tmp_path / "studies" / "other.journal").unlink()
     made = {p.name: os.stat(p).st_mtime_ns for p in (tmp_path / "stages").glob("*/*")}
     code, out, _ = call("store", "gc", "--store", str(tmp_path), "--json")
-    told = json.loads(out)
+    document = json.loads(out)
     assert code == 0
-    assert {item["path"].split("/")[1] for item in told["deleted"] if item["path"].startswith("stages/")} >= {
+    assert {item["path"].split("/")[1] for item in document["deleted"] if item["path"].startswith("stages/")} >= {
         "counting"
     }
     first = read_records(tmp_path, "depths")

@@ -1,4 +1,4 @@
-"""Pruners: every one of Optuna's, each judging within one stage as Optuna alone would, and told as it is."""
+"""Pruners: every one of Optuna's, each judging within one stage as Optuna alone would."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_nobody_is_pruned_in_a_stage_that_another_trial_shares(tmp_path: Path) -
         assert alone is not None
         assert not ledger.report(shared[0], 1, 9.0, shared=True)
         assert ledger.report(alone[0], 1, 9.0)
-        assert not ledger.report(alone[0], 1, 9.0)  # told again by a restarted trial: decided once
+        assert not ledger.report(alone[0], 1, 9.0)  # a restarted trial reports it again: decided once
         assert ledger.record(shared[0]).steps == {1: 9.0}
 
 
@@ -188,8 +188,8 @@ CAPS_OF_TINY = 30  # epochs of the counting stage under the preset tiny
 
 def test_steps_belong_to_stages_as_the_trial_tells_them() -> None:
     caps = {f"{EPOCHS[stage]}.epochs": n for stage, n in CAPS.items()}
-    told = [(stage, epoch) for stage in TRAINED for epoch in range(1, CAPS[stage] + 1)]
-    assert [stage_of_step(caps, step) for step in range(1, len(told) + 1)] == told
+    steps = [(stage, epoch) for stage in TRAINED for epoch in range(1, CAPS[stage] + 1)]
+    assert [stage_of_step(caps, step) for step in range(1, len(steps) + 1)] == steps
 
 
 def test_with_several_objectives_the_named_metric_s_stages_are_judged(tmp_path: Path) -> None:
@@ -225,11 +225,11 @@ def test_seeds_of_a_trial_are_compared_seed_by_seed(tmp_path: Path) -> None:
     space = space_of(MEDIAN, design="{sampler: random, trials: 30, seeds: [3, 8]}")
     level = {3: 1.0, 8: 100.0}
 
-    def trial(config: dict[str, object], told: object, factor: float) -> Outcome:
+    def trial(config: dict[str, object], report: object, factor: float) -> Outcome:
         seed = config["seed"]
         assert isinstance(seed, int)
-        assert callable(told)
-        if told(1, level[seed] * factor):
+        assert callable(report)
+        if report(1, level[seed] * factor):
             return Outcome("pruned", 1.0)
         return Outcome("complete", 1.0, {"val.mae": level[seed] * factor}, (StageUse("counting", "", False, 0.0),))
 
@@ -241,7 +241,8 @@ def test_seeds_of_a_trial_are_compared_seed_by_seed(tmp_path: Path) -> None:
             assert asked is not None
             number = asked[0]
             outcome = run_over_seeds(
-                lambda config, told, factor=factor: trial(dict(config), told, factor), asked[2], space.averaged_seeds,
+                lambda config, report, factor=factor: trial(dict(config), report, factor),
+                asked.config, space.averaged_seeds,
                 lambda step, value, number=number: ledger.report(number, step, value),
             )  # fmt: skip
             record = ledger.tell(number, outcome)

@@ -215,9 +215,9 @@ def test_of_several_objectives_the_front_is_shown(tmp_path: Path) -> None:
     asked = space(TWO)
     with open_ledger(tmp_path, asked) as ledger:
         ledger.recover(4)
-        told = {1: (20.0, 30.0), 2: (10.0, 15.0), 3: (0.0, 0.0), 4: (12.0, 15.0)}
+        errors = {1: (20.0, 30.0), 2: (10.0, 15.0), 3: (0.0, 0.0), 4: (12.0, 15.0)}
         while (trial := ledger.ask()) is not None:
-            mae, rmse = told[trial[1]["depth"]]
+            mae, rmse = errors[trial[1]["depth"]]
             ledger.tell(trial[0], Outcome("complete", metrics={"val.mae": mae, "val.rmse": rmse}))
         front = [record.number for record in ledger.front()]
     assert front == [0, 1, 2]  # depth 4 is beaten by depth 2
@@ -230,7 +230,7 @@ def test_of_several_objectives_the_front_is_shown(tmp_path: Path) -> None:
     document = json.loads(call("show", "two", "--store", str(tmp_path), "--json")[1])
     assert document["best"] is None
     assert [trial["objectives"] for trial in document["front"]] == [
-        {"val.mae": told[depth][0], "val.rmse": told[depth][1]} for depth in (1, 2, 3)
+        {"val.mae": errors[depth][0], "val.rmse": errors[depth][1]} for depth in (1, 2, 3)
     ]
     assert "front of 3" in call("studies", "--store", str(tmp_path))[1]
 
