@@ -75,6 +75,18 @@ def write_part(tmp_path: Path) -> Callable[..., Part]:
     return write
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by the fixtures that take long, and those `quick` that no marker keeps out of the quick loop."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "ray_session" in fixtures:
+            item.add_marker(pytest.mark.ray)
+        if fixtures & {"undisturbed", "model", "exported"}:  # whole trials
+            item.add_marker(pytest.mark.long)
+        if not any(item.get_closest_marker(name) for name in ("long", "ray", "slow", "hosts")):
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture
 def real_root() -> Path:
     """The folder of real data sets, where there is one."""

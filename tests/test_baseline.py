@@ -1,6 +1,7 @@
 """Guesses that know next to nothing, against plain computations of the same."""
 
 import numpy as np
+import pytest
 
 from raz.data import open_dataset
 from raz.data.baseline import CELLS, PENALTIES, baselines, edge_counts, predict_ridge
@@ -45,6 +46,7 @@ def test_edges_are_counted_in_their_own_cell():
     assert counts[:, 1:].sum() == 0
 
 
+@pytest.mark.long
 def test_baselines_of_the_toy_crowd_lie_in_order():
     found = baselines(open_dataset("toy"))
     assert set(found) == {"median", "ridge"}

@@ -286,6 +286,7 @@ def check_once(store: Path, reference: Path, trials: int) -> None:
     assert len(charged) == len(set(charged)) == sum("@test" not in stage for stage, _, _ in finished)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # on a busy machine it takes ten times as long
 @pytest.mark.usefixtures("ray_session")
 def test_each_distinct_stage_is_made_once(tmp_path: Path, crowd: Path) -> None:

@@ -75,6 +75,7 @@ def test_version() -> None:
     assert call("--version") == (0, f"raz-sweep {raz.__version__}\n", "")
 
 
+@pytest.mark.long
 def test_a_run_tells_its_events_on_stderr_and_its_result_on_stdout(here: Path) -> None:
     code, out, err = call("run", "depths.yaml", "--inline", "--store", "mine")
     assert code == 0
@@ -202,6 +203,7 @@ def test_a_store_that_may_not_be_written(here: Path) -> None:
     assert err == "locked/studies: Permission denied\n  try: choose a --store that may be written\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_leaves_a_study_that_goes_on(here: Path, sent: signal.Signals, code: int) -> None:
     store = here / "raz-store"

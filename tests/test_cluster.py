@@ -59,6 +59,7 @@ def faults(path: Path) -> list[RazError]:
     return list(told.value.faults) if isinstance(told.value, RazErrorGroup) else [told.value]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(FILLED))
 def test_a_shipped_file_is_right_once_it_is_filled_in(name: str, clone: Path) -> None:
     assert isinstance(check_file(filled(name, clone)), ClusterFileReport)
@@ -129,6 +130,7 @@ if BOTO:
     PLANTED += BY_EC2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "old", "new", "at", "said"), PLANTED, ids=[f"{p[0]}-{p[4]}" for p in PLANTED])
 def test_a_planted_fault_is_told_with_its_line(name: str, old: str, new: str, at: str, said: str, clone: Path) -> None:
     path = filled(name, clone, (old, new))
@@ -175,6 +177,7 @@ def test_where_copies_a_file_once(tmp_path: Path) -> None:
     assert "gpu" in done.output
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="needs raz-sweep[cluster]")
 def test_rays_real_bootstrap_is_run(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray.autoscaler._private.aws.config as aws

@@ -96,6 +96,7 @@ def test_the_cheapest_changes_what_comes_last():
         assert tracker.cheapest_candidate([cheap, dear]) == 0
 
 
+@pytest.mark.long
 def test_what_a_trial_costs_does_not_decide_how_deep_it_zooms():
     tracker = after(BEGUN)
     new = {**BEGUN, "counting.beta": 0.6}
@@ -183,6 +184,7 @@ def test_several_objectives_and_seeds(tmp_path):
     assert len({json.dumps(values, sort_keys=True) for values in seen}) == 14
 
 
+@pytest.mark.long
 def test_proposals_share_more_of_the_training(tmp_path):
     def paid(proposals: int, seed: int) -> float:
         asked = space(proposals=proposals, seed=seed)
@@ -197,17 +199,20 @@ def test_proposals_share_more_of_the_training(tmp_path):
     assert cheapest < 0.95 * plain
 
 
+@pytest.mark.long
 def test_a_search_still_learns(tmp_path):
     trials = run(space(proposals=4, trials=60), tmp_path)
     late = [values["counting.beta"] for values in trials[30:]]
     assert sum(beta < 0.11 for beta in late) > 0.6 * len(late)  # 3 of 8 places; the error grows with beta
 
 
+@pytest.mark.long
 def test_no_trial_is_drawn_twice_while_others_are_left(tmp_path):
     trials = [json.dumps(values, sort_keys=True) for values in run(space(proposals=8), tmp_path)]
     assert len(set(trials)) == len(trials)
 
 
+@pytest.mark.long
 def test_a_resumed_search_knows_what_was_drawn(tmp_path):
     asked = space(proposals=8)
     first = run(asked, tmp_path, most=20)
@@ -240,6 +245,7 @@ def test_a_queued_value_stands_beside_proposed_ones(tmp_path):
     assert "fusion.theta_f" in got[1]
 
 
+@pytest.mark.long
 def test_random_draws_take_the_cheapest_too(tmp_path):
     def stages(proposals: int) -> int:
         asked = space(sampler="random", proposals=proposals)

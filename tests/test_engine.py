@@ -216,6 +216,7 @@ def test_a_changed_question_under_an_old_name_is_refused(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.long
 def test_one_driver_at_a_time(tmp_path: Path) -> None:
     assert not is_running(tmp_path / "none", "grid")
     with open_ledger(tmp_path, space_of(GRID)):
@@ -400,6 +401,7 @@ def check_resumed(store: Path, lost: int) -> None:
     assert result.counts == {"complete": 9, "pruned": 0, "failed": 0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_inline_driver_is_resumed_exactly(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     (tmp_path / "sleep").write_text("0 0 600")  # the third waits for the signal
@@ -428,6 +430,7 @@ def test_a_stopped_ray_driver_is_resumed_exactly(tmp_path: Path, sent: signal.Si
 # ------------------------------------------------------------------ under Ray
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_ray_and_inline_give_the_same_records(tmp_path: Path) -> None:
     text = GRID.replace("[0, 1]", "[0, 13, 14]")
@@ -447,6 +450,7 @@ def test_ray_and_inline_give_the_same_records(tmp_path: Path) -> None:
     assert len(workers) <= max_live_trials(2, eager=True) < 9  # processes are reused
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_ray_prunes_what_the_study_says(tmp_path: Path) -> None:
     (tmp_path / "sleep").write_text("0.01")
@@ -481,6 +485,7 @@ def test_a_process_that_was_killed_for_memory_says_so(tmp_path: Path, error: str
         assert [(r.state, r.reason) for r in ledger.records()[:1]] == [("failed", reason)]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_full_disk_under_ray(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"):

@@ -107,6 +107,7 @@ def store(tmp_path: Path) -> Path:
     return store
 
 
+@pytest.mark.long
 def test_gc_deletes_the_orphans_and_nothing_else(store: Path) -> None:
     kept = [keys for config in map(from_parameters, (r.config for r in read_records(store, "depths")))
             for keys in [stage_keys(config)]]  # fmt: skip
@@ -183,6 +184,7 @@ def test_a_trial_over_seeds_keeps_what_each_seed_will_ask_for(tmp_path: Path, le
     assert all(len(there(tmp_path, keys)) == len(keys) for keys in others)
 
 
+@pytest.mark.long
 def test_a_new_study_and_a_collection_shut_each_other_out(store: Path) -> None:
     fresh = space(SPACE.replace("study: depths", "study: fresh"))
     table = parse_table(parse((HERE / "ablations" / "recurrence.yaml").read_text(), "recurrence.yaml"))
@@ -199,6 +201,7 @@ def test_a_new_study_and_a_collection_shut_each_other_out(store: Path) -> None:
         pass
 
 
+@pytest.mark.long
 def test_tables_keep_their_rows_shipped_own_and_run(tmp_path: Path) -> None:
     own = """\
 table: own
@@ -228,6 +231,7 @@ rows: {main: {set: {depth: 1}}}
     assert there(store, keys) == [str(node) for node in keys]
 
 
+@pytest.mark.long
 def test_what_cannot_be_known_is_kept(tmp_path: Path) -> None:
     """A table of a data set that is not there could ask for anything made from it."""
     keys = make(tmp_path, space().base)
@@ -264,6 +268,7 @@ with acquire(Path(sys.argv[1]), "counting-ab"):
 """
 
 
+@pytest.mark.long
 def test_gc_refuses_while_somebody_works(store: Path) -> None:
     with open_ledger(store, space()):
         before = files(store)
@@ -286,6 +291,7 @@ def test_gc_refuses_while_somebody_works(store: Path) -> None:
     assert not list((store / "leases").glob("*.lease"))
 
 
+@pytest.mark.long
 def test_a_lease_of_another_machine_is_watched(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAZ_LEASE_SECONDS", "3")
     lease = store / "leases" / "counting-cd.lease"

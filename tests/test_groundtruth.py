@@ -219,6 +219,7 @@ def test_label_window_is_the_slice(seed: int, x0: int, y0: int, h: int) -> None:
 # --------------------------------------------------------------------------------------------- attention
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sigma_z", [0.5, 3.0, 25.0])
 @pytest.mark.parametrize("size", [*SIZES, (150, 170)])
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 60, 500])

@@ -93,6 +93,7 @@ def report(**more: object) -> Report:
     return Report(HOSTILE, (sheet,), (HOSTILE,), (record,), **fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @browser
 def test_the_page_works_as_a_reader_uses_it(tmp_path: Path) -> None:
     result = probe(page(report()), tmp_path)
@@ -105,6 +106,7 @@ def test_the_page_works_as_a_reader_uses_it(tmp_path: Path) -> None:
     assert int(str(result["drawn"])) >= 1
 
 
+@pytest.mark.long
 @browser
 def test_ten_thousand_trials_open_and_fit_a_phone(tmp_path: Path) -> None:
     from raz.report.study import study_report

@@ -449,6 +449,7 @@ def _(folder: Path) -> None:
         session._report_training_result(_TrainingResult(checkpoint=None, metrics={"x": 1}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RAY)
 def test_ray(name: str, tmp_path: Path, ray: Any) -> None:
     RAY[name](tmp_path)
@@ -493,6 +494,7 @@ def foreign(tree: ast.AST, ours: set[str]) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_nothing_private_is_used_elsewhere() -> None:
     trees = {str(file.relative_to(RAZ)): ast.parse(file.read_text()) for file in RAZ.rglob("*.py")}
     assert trees.keys() > INTERNALS

@@ -104,6 +104,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_crowd(tmp_path_factory.mktemp("crowd"), train=12, test=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_stage_runs_on_its_declared_inputs_alone(variant: str, crowd: Path, tmp_path: Path) -> None:
     config = configure(PRESETS["tiny"], DEEP | VARIANTS[variant]).resolved()

@@ -90,6 +90,7 @@ def test_a_killed_holder_of_this_machine_is_not_waited_for(tmp_path: Path) -> No
     first.wait()
 
 
+@pytest.mark.long
 def test_a_paused_holder_puts_nothing_into_place(tmp_path: Path) -> None:
     first = child(HOLD, tmp_path, seconds=0.6)
     heard(first, "held")
@@ -130,6 +131,7 @@ def test_a_holder_that_is_paused_between_the_look_and_the_rename(
     assert (tmp_path / "result").read_text() == "new"
 
 
+@pytest.mark.long
 def test_a_busy_holder_keeps_its_lease(tmp_path: Path) -> None:
     patience = 4.0  # six heartbeats: a machine whose disk is busy may take a second over one
     first = child(HOLD, tmp_path, seconds=patience)

@@ -74,6 +74,7 @@ def long_space(n: int) -> SearchSpace:
     return parse_space(parse(text, "f.yaml"))
 
 
+@pytest.mark.long
 def test_a_trial_writes_as_much_late_in_a_study_as_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cost of a trial counted, not timed: lines and bytes of the journal, and lists of all trials taken."""
     lists = 0

@@ -225,6 +225,7 @@ def test_the_first_signal_requests_a_stop_and_the_second_interrupts() -> None:
     assert caught.value.code == 143
 
 
+@pytest.mark.long
 def test_a_run_that_is_out_of_time_goes_on_with_the_same_trials(tmp_path: Path) -> None:
     space = parse_space(parse(SPACE, "f.yaml"))
     stop = StopRequest()
@@ -351,6 +352,7 @@ def words(engine: str) -> list[str]:
     return ["run", "depths.yaml", "--store", "store", *(["--inline"] if engine == "inline" else ["--jobs", "2"])]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ctrl_c_once_finishes_cleanly(here: Path, engine: str) -> None:
     terminal = Terminal(words(engine), here)
@@ -371,6 +373,7 @@ def test_ctrl_c_once_finishes_cleanly(here: Path, engine: str) -> None:
     assert Counter(r.state for r in read_records(here / "store", "depths")) == {"complete": 3}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ctrl_c_twice_stops_now(here: Path, engine: str) -> None:
     (here / "store" / "sleep").write_text("600")  # an epoch of ten minutes
@@ -385,6 +388,7 @@ def test_ctrl_c_twice_stops_now(here: Path, engine: str) -> None:
     assert {r.state for r in read_records(here / "store", "depths")} <= {"lost", "waiting"}
 
 
+@pytest.mark.long
 def test_max_hours_ends_with_a_code_of_its_own(here: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, *words("inline"), "--max-hours", "0.0002", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}

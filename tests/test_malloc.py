@@ -45,6 +45,7 @@ def child(word: str, **settings: str) -> list[str]:
     return run.stdout.split()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not GLIBC, reason="only glibc has the settings")
 def test_freed_tensors_are_not_faulted_in_again() -> None:
     *told, kept = child("keep")
@@ -54,6 +55,7 @@ def test_freed_tensors_are_not_faulted_in_again() -> None:
     assert int(kept) * 8 < int(plain)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not GLIBC, reason="only glibc has the settings")
 @pytest.mark.parametrize(
     "settings",

@@ -739,6 +739,7 @@ def test_all_faults_of_a_file_are_reported(text: str, message: str) -> None:
     assert str(caught.value) == message
 
 
+@pytest.mark.long
 def test_faults_are_reported_without_slow_imports() -> None:
     assert len(BAD) + len(MORE) >= 60
     code = (

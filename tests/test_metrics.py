@@ -136,6 +136,7 @@ def test_the_random_cases_hold_what_they_are_meant_to_hold() -> None:
 lattice = st.tuples(st.integers(0, 6), st.integers(0, 6)).map(lambda p: (float(p[0]), float(p[1])))
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(
     points=st.lists(st.tuples(lattice, st.sampled_from([0.25, 0.5, 1.0])), max_size=12),

@@ -23,6 +23,7 @@ from raz.paper.peaks import find_peaks
 from raz.pipeline.inference import Network
 
 
+@pytest.mark.long
 def test_backbone_is_torchvisions_vgg16_through_relu4_3() -> None:
     reference = vgg16(weights=None).features[:23]
     ours = Backbone()
@@ -152,6 +153,7 @@ def _network(seed: int = 0) -> Network:
 
 
 # The last is wider than a tile with its margins.
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(171, 202), (130, 136), (81, 420)])
 def test_tiles_equal_the_whole_image(size: tuple[int, int]) -> None:
     network = _network()

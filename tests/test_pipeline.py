@@ -84,6 +84,7 @@ def curve(store: Path, stage: str) -> list[float]:
     return [point["value"] for point in json.loads(path.read_text())]
 
 
+@pytest.mark.long
 def test_a_trial_gives_every_metric(crowd: Path, undisturbed: Path) -> None:
     metrics = stored_metrics(micro(), undisturbed, data_root=crowd)
     assert metrics is not None
@@ -95,6 +96,7 @@ def test_a_trial_gives_every_metric(crowd: Path, undisturbed: Path) -> None:
     assert metrics["test.images_zoomed_2"] > 0
 
 
+@pytest.mark.long
 def test_same_config_gives_the_same_bits(crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
     run_trial(micro(), tmp_path, data_root=crowd, splits=("val", "test"))
     assert artifacts(tmp_path) == artifacts(undisturbed)
@@ -108,6 +110,7 @@ def test_a_second_run_makes_nothing(crowd: Path, undisturbed: Path) -> None:
     assert after == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["counting", "localization", "raz"])
 def test_killed_in_mid_stage_ends_with_the_same_bits(
     stage: str, crowd: Path, undisturbed: Path, tmp_path: Path
@@ -134,6 +137,7 @@ def test_killed_in_mid_stage_ends_with_the_same_bits(
     assert artifacts(tmp_path) == artifacts(undisturbed)
 
 
+@pytest.mark.long
 def test_two_epochs_and_then_four_are_four_at_once(crowd: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"depth": 1, "fusion__rule": "density", "localization__train__epochs": 1}
     short = micro(counting__train__epochs=2, **settings)
@@ -223,6 +227,7 @@ def test_keys_are_what_they_were() -> None:
     assert {str(node): key.key for node, key in keys.items()} == golden
 
 
+@pytest.mark.long
 def test_damage_is_a_miss_and_is_made_good(crowd: Path, tmp_path: Path) -> None:
     config = micro(depth=1, localization__train__epochs=1)
     run_trial(config, tmp_path, data_root=crowd)
@@ -238,6 +243,7 @@ def test_damage_is_a_miss_and_is_made_good(crowd: Path, tmp_path: Path) -> None:
     assert artifacts(tmp_path) == wanted
 
 
+@pytest.mark.long
 def test_a_poisoned_test_split_changes_nothing_fitted(crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
     """I9: with the test annotations replaced by noise, validation results and every fitted number stay bit-equal."""
     poisoned = tmp_path / "poisoned"
@@ -347,6 +353,7 @@ def test_frozen_pretrained_weights_are_named_by_content(crowd: Path, tmp_path: P
     assert (c[Node("counting")].key == a.key) == same
 
 
+@pytest.mark.long
 def test_other_branches_of_the_tree_train(crowd: Path, tmp_path: Path) -> None:
     """Options off the presets' path: unfrozen localization, frozen RAZ-Net backbone, other strides and losses."""
     config = micro(
@@ -361,6 +368,7 @@ def test_other_branches_of_the_tree_train(crowd: Path, tmp_path: Path) -> None:
     assert len(chains) == 5
 
 
+@pytest.mark.long
 def test_no_region_leaves_raz_net_a_copy_of_main_net(crowd: Path, tmp_path: Path) -> None:
     lines: list[StageEvent] = []
     config = micro(raz__regions__theta_z=0.999, zooming__theta_z=0.999)
@@ -371,6 +379,7 @@ def test_no_region_leaves_raz_net_a_copy_of_main_net(crowd: Path, tmp_path: Path
     assert metrics["val.mae"] == one["val.mae"]
 
 
+@pytest.mark.long
 def test_a_waiting_process_takes_the_others_artifact(crowd: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.test_pipeline import micro; "

@@ -248,6 +248,7 @@ def test_random_draws_stay_within_the_space() -> None:
     assert {c.attention.sigma_z for c in configs} == {1 + 0.5 * i for i in range(15)}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("here")
 def test_a_plan_needs_neither_torch_nor_ray() -> None:
     code = (

@@ -84,6 +84,7 @@ def same(a: Any, b: Any) -> bool:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_model_predicts_what_the_pipeline_scored(store: Path, crowd: Path, model: Model) -> None:
     items = open_dataset("shanghaitech_a", crowd).items["test"]
     folder = store / "stages" / "score" / score_key(CONFIG, crowd)
@@ -117,6 +118,7 @@ def test_points_are_ranked_inside_the_image_and_in_its_own_pixels(model: Model) 
     assert model.predict(pixels, depth=1).regions == ()
 
 
+@pytest.mark.long
 def test_an_exported_model_needs_no_store_and_gives_the_same_bits(
     model: Model, exported: Path, tmp_path: Path, store: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_where_a_model_cannot_be_written_is_told_by_the_name_that_was_given(mode
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.long
 def test_a_frozen_pretrained_backbone_travels_with_the_export(crowd: Path, tmp_path: Path) -> None:
     from raz.pipeline.builders import build_backbone
 
@@ -349,6 +352,7 @@ def test_a_file_that_is_no_image_stops_nothing(exported: Path, photos: Path) -> 
     assert only.exit_code == 2
 
 
+@pytest.mark.long
 def test_a_study_s_best_trial_is_what_predict_and_export_take(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,6 +407,7 @@ def test_a_study_s_best_trial_is_what_predict_and_export_take(
         assert expected in told.stderr
 
 
+@pytest.mark.long
 def test_the_best_trial_is_trained_again_on_all_but_the_test_images(tmp_path: Path, crowd: Path) -> None:
     space = {
         "study": "last", "base": {"preset": "tiny", "dataset": "shanghaitech_a"}, "design": {"sampler": "grid"},

@@ -104,6 +104,7 @@ def test_unknown_studies_and_places_are_told(whole: Path, tmp_path: Path) -> Non
     assert call("pull", "--store", str(tmp_path / "s"))[0] == 2
 
 
+@pytest.mark.long
 def test_from_a_cluster_by_the_commands_that_its_head_runs(whole: Path, tmp_path: Path) -> None:
     """Everything but SSH is real: a folder stands in for the head's home, a shell for `ray exec`."""
     home = tmp_path / "home"

@@ -65,6 +65,7 @@ def run(store: Path, name: str, **options: bool | int) -> list[str]:
     return begun(store)[before:]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["grid", "search"])
 def test_lost_trials_are_run_again_and_planned_again(store: Path, name: str) -> None:
     """Trials whose processes died are FAIL in the journal, yet the next run begins them again."""
@@ -156,6 +157,7 @@ rows:
 """
 
 
+@pytest.mark.long
 def test_a_table_whose_scores_another_study_made_is_done(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dry run, the report and the run agree on the trials that are left, and the run begins no other."""
     Path("small.yaml").write_text(TABLE)

@@ -45,11 +45,13 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Values]:
     return stage_outputs(tmp_path_factory.mktemp("given"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_meaning_of_a_stage_is_that_of_its_version(stage: str, outputs: dict[str, Values]) -> None:
     assert not (wrong := changes(stage, stored().get(stage, {}), outputs[stage])), "\n".join(wrong)
 
 
+@pytest.mark.long
 def test_the_golden_outputs_do_not_hang_on_rounding(outputs: dict[str, Values], tmp_path: Path) -> None:
     """Weights that are off by ten times what single precision rounds give the same, so no value lies near a tie."""
     nudged = stage_outputs(tmp_path, nudge=1e-6)

@@ -33,6 +33,7 @@ def test_the_interval_over_seeds_covers_what_training_again_would_give(seeds: in
     assert 0.93 <= inside / studies <= 0.97
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_identical_variants_are_rarely_called_different(seeds: int) -> None:
     """Five rows of one truth: in at most 5 % of studies is any of them called different from the base."""
@@ -132,6 +133,7 @@ def effect_of(name: str, a_arrays: dict[str, NDArray[np.float64]], b_arrays: dic
     return image_effect(float(diff(one)[0]), diff(d.boot), len(x), (float(once[0]), every), flips)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "images", "least"),
     [
@@ -177,6 +179,7 @@ def test_identical_models_are_rarely_called_different_over_images() -> None:
     assert effect_of("mae", a, a).p == 1.0
 
 
+@pytest.mark.long
 def test_scipy_agrees_over_images() -> None:
     rng = np.random.default_rng(2)
     a = crowd(rng, 80, 0.3)

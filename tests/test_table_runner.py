@@ -74,6 +74,7 @@ def test_a_data_set_that_is_not_there_is_left_out_and_named(tmp_path: Path) -> N
         run_table(table, tmp_path, profile="paper", data_root=tmp_path, inline=True, run_trial=FAKE)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_table_under_ray(tmp_path: Path) -> None:
     table = parse_table(parse(TABLE, "t.yaml"))
@@ -94,6 +95,7 @@ def test_a_table_under_ray(tmp_path: Path) -> None:
         run_table(full, tmp_path, jobs=2, run_trial=FAKE)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_table_under_ray_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "sleep").write_text("0 0.5")

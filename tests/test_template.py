@@ -42,6 +42,7 @@ def test_what_it_suggests_in_comments_parses_too(weights: str) -> None:
     assert bold.base.input.scale == 0.5
 
 
+@pytest.mark.long
 def test_the_file_is_named_written_once_and_runs(tmp_path: Path) -> None:
     out = tmp_path / "My Crowd.yaml"
     done = CliRunner().invoke(app, ["init", "--out", str(out)])
