@@ -50,7 +50,9 @@ autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
 autodoc_inherit_docstrings = False  # those of Ray and Optuna are theirs
+autodoc_use_type_comments = False
 python_use_unqualified_type_names = True
+toc_object_entries = False  # a side bar with every function takes a third of the build
 # Only names of this package are looked up: those of numpy, torch and the rest would need the network.
 suppress_warnings = ["ref.python"]  # two classes of one name, where an annotation does not say which
 nitpick_ignore_regex = [("py:.*", r"(?!raz\.).*")]
@@ -104,7 +106,7 @@ def read_docstring(app: Sphinx, what: str, name: str, of: Any, options: Any, lin
             continue
         parts = re.split(r"`([^`]+)`", itemized(block))
         for i, part in enumerate(parts):
-            parts[i] = f"``{part}``" if i % 2 else re.sub(r"([\\*|_])", r"\\\1", part)
+            parts[i] = f"``{part.strip()}``" if i % 2 else re.sub(r"([\\*|_])", r"\\\1", part)
             if i % 2 == 0 and i and parts[i][:1].isalnum():  # a literal ends at something that is no letter
                 parts[i] = "\\ " + parts[i]
         out += ["".join(parts), ""]
