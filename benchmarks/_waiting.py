@@ -27,6 +27,7 @@ from raz.pipeline.graph import STAGES, Node, dependency_closure, inputs_of
 from raz.planning.cost_model import CostModel, DatasetSizes
 from raz.store.cache import Artifact, StageKey, digest, write_json
 from raz.store.lease import Lease
+from raz.utils.json_types import as_int
 
 RUN, MAKER = "_waiting:run_trial", "_waiting:make_stages"
 TOLD = 3  # epochs of a stage that are told, evenly spread: at a small part all would come faster than they ever do
@@ -85,7 +86,7 @@ def _value(config: TrialConfig, node: Node) -> float:
 def _trained(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Artifact:
     took, value = seconds(self.state.cache.store, self.state.config, node), _value(self.state.config, node)
     _begin(self.state.cache.store)
-    epochs = int(parameters(self.state.config)[STAGES[node.stage].epochs])
+    epochs = as_int(parameters(self.state.config)[STAGES[node.stage].epochs])
     curve = []
     for told in range(1, TOLD + 1):
         time.sleep(took / TOLD)

@@ -27,13 +27,26 @@ import optuna
 from raz.planning.schedule import max_live_trials
 from raz.planning.work_order import nominal_work
 from raz.spec.base_config import open_spec
+from raz.spec.parameter import Parameter
 from raz.spec.search_space import Pruning, SearchSpace
 from raz.spec.space_yaml import parse_space
 from raz.study.ledger import open_ledger
 from raz.study.records import Outcome
+from raz.study.trial_status import TrialStatus
+from raz.utils.json_types import Json, as_float
 
 SLOTS = 4
 Response = Callable[[Mapping[str, Any]], float]
+
+
+def share_of(weight: float, values: tuple[Json, ...], shares: list[float]) -> Callable[[Any], float]:
+    return lambda value: weight * shares[values.index(value)]
+
+
+def squared_distance(weight: float, parameter: Parameter, best: float) -> Callable[[Any], float]:
+    scale: Callable[[float], float] = math.log if parameter.log else float
+    width = scale(parameter.high) - scale(parameter.low)
+    return lambda value: 4 * weight * ((scale(value) - scale(best)) / width) ** 2
 
 
 def response_of(space: SearchSpace, seed: int) -> Response:
@@ -45,11 +58,9 @@ def response_of(space: SearchSpace, seed: int) -> Response:
         if parameter.kind == "choice":
             shares = [dice.uniform(0.2, 1.0) for _ in values]
             shares[dice.randrange(len(values))] = 0.0
-            parts[parameter.name] = lambda v, w=weight, values=values, shares=shares: w * shares[values.index(v)]
+            parts[parameter.name] = share_of(weight, values, shares)
         else:
-            scale = math.log if parameter.log else float
-            low, high, best = scale(parameter.low), scale(parameter.high), scale(dice.choice(values))
-            parts[parameter.name] = lambda v, w=weight, s=scale, b=best, r=high - low: 4 * w * ((s(v) - b) / r) ** 2
+            parts[parameter.name] = squared_distance(weight, parameter, as_float(dice.choice(values)))
     absent = {p.name: statistics.fmean(parts[p.name](value) for value in p.values()) for p in space.parameters}
     return lambda values: math.fsum(
         part(values[name]) if name in values else absent[name] for name, part in parts.items()
@@ -71,11 +82,11 @@ def run(space: SearchSpace, response: Response) -> list[tuple[float, float]]:
             best = min(best, error)
             out.append((spent, best))
             running.append((number, error))
-            if len(running) == max_live_trials(SLOTS, eager=space.eager):
+            if len(running) == max_live_trials(SLOTS, eager=space.overcommits):
                 number, error = running.pop(0)
-                ledger.tell(number, Outcome("complete", metrics={space.metric: error}))
+                ledger.tell(number, Outcome(TrialStatus.COMPLETE, metrics={space.metric: error}))
         for number, error in running:
-            ledger.tell(number, Outcome("complete", metrics={space.metric: error}))
+            ledger.tell(number, Outcome(TrialStatus.COMPLETE, metrics={space.metric: error}))
     return out
 
 

@@ -19,9 +19,10 @@ from raz.engine.study_runner import run_study
 from raz.pipeline.trial import run_trial
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
+from raz.utils.json_types import JsonLike
 from raz.utils.yamlfile import parse
 
-BASE = {
+BASE: dict[str, JsonLike] = {
     "dataset": "toy", "backbone.width": 0.0625, "counting.channels": [8], "localization.channels": [8],
     "localization.upsample": [8, 6, 4], "attention.channels": 4, "depth": 1, "fusion.rule": "density",
     "counting.train.epochs": 1, "localization.train.epochs": 1, "input.scale": 0.25, "counting.train.crop": 32,
@@ -35,7 +36,7 @@ def rss() -> int:
     return pages * 4096
 
 
-def space_of(name: str, trials: int, base: dict[str, object]) -> SearchSpace:
+def space_of(name: str, trials: int, base: dict[str, JsonLike]) -> SearchSpace:
     document = {
         "study": name, "base": {"preset": "tiny", "set": base},
         "design": {"sampler": "random", "trials": trials},
@@ -51,7 +52,7 @@ def main() -> None:
     options.add_argument("--memory", type=int, default=2000, help="trials over which memory is measured (0: none)")
     options.add_argument("--jobs", type=int, default=2)
     given = options.parse_args()
-    known: dict[str, object] = dict(BASE)
+    known = dict(BASE)
     config = configure(PRESETS["tiny"], known)
     with tempfile.TemporaryDirectory(prefix="raz-bench-") as folder:
         store = Path(folder)

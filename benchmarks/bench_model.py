@@ -110,7 +110,7 @@ class Computed:
 class Step:
     """One training step a call, over the batches of an epoch in turn."""
 
-    def __init__(self, task: TrainingTask, batches: list[list[Window]]) -> None:
+    def __init__(self, task: TrainingTask[list[Window]], batches: list[list[Window]]) -> None:
         self.task = task
         self.parameters = [p for p in task.modules.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=TRAIN.weight_decay)

@@ -43,7 +43,7 @@ def model_file(folder: Path, weights: str, depth: int, threads: int) -> Path:
     backbone = builders.build_backbone(config.backbone, 0)
     counting = builders.build_counting(config.counting, backbone, 0)
     localization = builders.build_localization(config.localization, backbone, 0)
-    parts = {
+    parts: dict[str, dict[str, torch.nn.Module]] = {
         "counting": {"backbone": backbone, "counting": counting},
         "localization": {"localization": localization},
         "attention": {

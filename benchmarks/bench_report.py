@@ -63,7 +63,7 @@ def write_store(store: Path, table: AblationTable, images: int = 40) -> int:
                     cells_localization=cells * 0.9, match_ends=np.arange(1, images + 1) * 20,
                     match_score=rng.uniform(0.2, 1, 20 * images).astype(np.float32),
                     match_distance=rng.exponential(6, 20 * images).astype(np.float32),
-                    match_before=np.full(20 * images, np.inf, np.float32), **counts,
+                    match_before=np.full(20 * images, np.inf, np.float32), allow_pickle=False, **counts,
                 )  # fmt: skip
             files = {p.name: file_digest(p) for p in sorted(folder.iterdir())}
             about = {

@@ -153,7 +153,8 @@ def plain(configs: list[TrialConfig], store: Path, run_trial: str, slots: int) -
     wall = time.monotonic() - began
     if results.num_errors:
         sys.exit(f"plain Ray Tune: {results.errors[0]}")
-    found = {result.config["trial"]: json.loads(result.metrics["found"]) for result in results}
+    done = [results[i] for i in range(len(results))]
+    found = {(result.config or {})["trial"]: json.loads((result.metrics or {})["found"]) for result in done}
     return Side(wall, 0.0, epochs_in(store), [found[i] for i in range(len(configs))])
 
 
@@ -181,7 +182,7 @@ def compare(space: SearchSpace, part: float, slots: int, real: bool, only_ours: 
             steps = steps_of(configs, store)
             if space.fixed:
                 steps = [steps[i] for i in trial_order(configs, ("val",))]
-            best = simulate(steps, slots, max_live_trials(slots, eager=space.eager))
+            best = simulate(steps, slots, max_live_trials(slots, eager=space.overcommits))
             all_, floor = best.busy / part, best.floor
             aim = ", aim 1.10" if all_ > LONG else ""
             print(
