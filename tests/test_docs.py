@@ -117,8 +117,9 @@ def test_the_commands_of_a_page_run(page: Path, copy: Path) -> None:
         words = shlex.split(line)
         if words[:2] == ["raz-sweep", "run"]:
             words += [*QUICK, *(["--trials", "1"] if "search_spaces/" in line else [])]
-        program = [sys.executable, "-m", *(["raz.cli.main", *words[1:]] if words[0] == "raz-sweep" else words[2:])]
+        program = [sys.executable, "-m", *(["raz.cli", *words[1:]] if words[0] == "raz-sweep" else words[2:])]
         done = subprocess.run(
             program, cwd=copy, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
+        assert done.stdout.strip() or words[0] != "raz-sweep", f"{line} printed nothing"
