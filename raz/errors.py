@@ -12,8 +12,8 @@ class RazError(Exception):
     where: a file with its line, an option, a data set.
     what: what was found, and what was expected.
     hint: what to try; may be empty.
-    parameter: the dotted name of the configuration parameter, or of the key of a file, that is wrong; '' where the
-        error is about none. It is not part of the message.
+    parameter: the dotted name of the wrong configuration parameter, or of the wrong key in a file; '' for other
+        errors. It is not part of the message.
     """
 
     def __init__(self, where: str, what: str, hint: str = "", parameter: str = "") -> None:

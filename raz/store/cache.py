@@ -1,12 +1,12 @@
 """The store's cache of stages: content-addressed artifacts, written atomically and verified when read.
 
-`raz.store.paths` has the layout of a store. Besides, `.attempt-*` in the folder of a stage or of a chain is a file or
-folder that a process writes now, or that a killed process left. Its name goes on with the token of the lease it is
-written under (without a lease: 32 random hexadecimal digits). The holder of a lease may remove the attempts of other
-tokens.
+`raz.store.paths` has the layout of a store. The folder of a stage or of a chain may also hold temporary files and
+folders named `.attempt-TOKEN…`, which a process is writing or a killed process left. TOKEN is the token of the lease
+that the process writes under (without a lease: 32 random hexadecimal digits). The holder of a lease may remove the
+temporary files of earlier holders.
 
-An artifact appears by one rename, so a partial one is never read. A file whose digest differs from the manifest makes
-the artifact a miss.
+An artifact appears by one rename, so a partial one is never read. If a file's digest differs from the manifest, the
+artifact is a miss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from raz.errors import RazError, TrialFailure
+from raz.errors import FailureReason, RazError, TrialFailure
 from raz.store.lease import ATTEMPT, Lease, acquire
 from raz.store.manifest import Manifest, read_manifest
 from raz.store.paths import CURVE, MANIFEST, StorePaths
@@ -43,7 +43,8 @@ from raz.utils.json_types import (
     parse_object,
 )
 
-DETERMINISTIC_FAILURES = ("nan", "invalid", "oom")  # reasons that hold for the stage whenever it is made
+# A stage that failed for one of these reasons would fail again.
+DETERMINISTIC_FAILURES = (FailureReason.NAN, FailureReason.INVALID, FailureReason.OOM)
 
 
 def canonical(value: JsonLike) -> str:
@@ -112,11 +113,11 @@ class Artifact:
 
     @property
     def seconds(self) -> float:
-        """Seconds that it took to make."""
+        """Seconds of work to make it, over all attempts."""
         return self.manifest.seconds
 
 
-Stamp = tuple[tuple[int, int], ...]  # (changed, size) of the manifest and each file
+Stamp = tuple[tuple[int, int], ...]  # (time of last change in ns, bytes) of the manifest and of each file
 
 
 def _stamp(folder: Path, manifest: Manifest) -> Stamp:
@@ -141,7 +142,7 @@ class StageCache:
         return self.get(key.stage, key.key)
 
     def get(self, stage: str, key: str) -> Artifact | None:
-        """The artifact of a key that is known by its digest (hex) only; None where it is missing or damaged."""
+        """The artifact of a stage and the digest (hex) of its key; None where it is missing or damaged."""
         folder = self.paths.stage(stage, key)
         artifact = self._verified_artifact(folder)
         if self.tier is None:
@@ -153,11 +154,12 @@ class StageCache:
         return artifact
 
     def _verified_artifact(self, folder: Path) -> Artifact | None:
-        """The artifact in a folder, if whole. Its files are digested once, and again when one was touched."""
-        known = self._verified.get(folder)
+        """The artifact in a folder; None where it is missing or damaged. Its files are digested once, and again after
+        one of them changed."""
+        verified = self._verified.get(folder)
         try:
-            if known is not None and known[0] == _stamp(folder, known[1].manifest):
-                return known[1]
+            if verified is not None and verified[0] == _stamp(folder, verified[1].manifest):
+                return verified[1]
             manifest = read_manifest(folder)
             stamp = _stamp(folder, manifest)
             for name, expected in manifest.files.items():
@@ -226,18 +228,18 @@ class StageCache:
     # ------------------------------------------------------------------ failures
 
     def failure(self, key: StageKey, device: str) -> TrialFailure | None:
-        """The recorded failure of a stage, or None. Lack of memory counts on a device of the same name only."""
+        """The recorded failure of a stage, or None. Running out of memory counts only on a device of the same name."""
         try:
-            note = parse_object(self._failure(key))
+            note = parse_object(self._read_failure(key))
             where, what, hint, reason = (get_str(note, name) for name in ("where", "what", "hint", "reason"))
-            if reason == "oom" and note.get("device") != device:
+            if reason == FailureReason.OOM and note.get("device") != device:
                 return None
             return TrialFailure(where, what, hint, reason=reason)
         except (OSError, ValueError):  # none, or damaged: the stage is tried again
             return None
 
     def record_failure(self, key: StageKey, failure: TrialFailure, device: str) -> None:
-        """Record a failure that any other trial would meet too. Others are ignored."""
+        """Record a failure for one of DETERMINISTIC_FAILURES. Other failures are ignored."""
         if failure.reason not in DETERMINISTIC_FAILURES:
             return
         path = self._failure_path(key)
@@ -257,7 +259,7 @@ class StageCache:
             return False
         return True
 
-    def _failure(self, key: StageKey) -> bytes:
+    def _read_failure(self, key: StageKey) -> bytes:
         """The JSON text of a recorded failure; empty when there is none."""
         try:
             return self._failure_path(key).read_bytes()
@@ -268,6 +270,7 @@ class StageCache:
         return self.paths.failure(key.stage, key.key)
 
     def _failure_name(self, key: StageKey) -> str:
+        """The name of the record's object in the bucket."""
         return self.paths.relative(self._failure_path(key))
 
     # ------------------------------------------------------------------ leases

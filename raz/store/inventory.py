@@ -90,7 +90,7 @@ def _manifest(folder: Path) -> tuple[Manifest | None, float]:
 
 
 def integrity_errors(artifact: StoredStage) -> list[str]:
-    """What is wrong with an artifact, a line per fault: checks the digests of its files and its key. Empty if whole."""
+    """The faults of an artifact, a line each; empty if it is whole. Checks the digests of its key and of its files."""
     if artifact.manifest is None:
         return [f"{MANIFEST} is missing or damaged"]
     out = []
@@ -127,10 +127,10 @@ def usage(store: Path) -> list[Usage]:
     by_stage = (paths.stages, paths.chains)
     for folder in by_stage:
         for stage in folders(folder):
-            inside = entries(Path(stage.path))
-            own = [e for e in inside if KEY.fullmatch(e.name)]
+            content = entries(Path(stage.path))
+            finished = [e for e in content if KEY.fullmatch(e.name)]
             name = paths.relative(folder / stage.name)
-            out.append(Usage(name, len(own), sum(bytes_of(Path(e.path)) for e in inside)))
+            out.append(Usage(name, len(finished), sum(bytes_of(Path(e.path)) for e in content)))
     for entry in entries(store):
         if store / entry.name not in by_stage:
             path = Path(entry.path)

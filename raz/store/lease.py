@@ -27,9 +27,9 @@ from pathlib import Path
 from raz.store.paths import LEASE_SUFFIX
 
 ATTEMPT = ".attempt-"
-SECONDS = 30.0  # of silence after which a holder has lost its lease; environment RAZ_LEASE_SECONDS
-HEARTBEATS = 6  # in that time
-POLL = 0.2  # seconds at most between two tries of a process that waits
+SECONDS = 30.0  # without a heartbeat, after which a lease is lost; environment RAZ_LEASE_SECONDS
+HEARTBEATS = 6  # number of heartbeats in this time
+POLL = 0.2  # most seconds between two tries of a waiting process
 
 
 class LeaseLost(RuntimeError):
@@ -37,7 +37,7 @@ class LeaseLost(RuntimeError):
 
 
 def lease_seconds() -> float:
-    """Seconds of silence after which a lease is lost: environment RAZ_LEASE_SECONDS, else SECONDS."""
+    """Seconds without a heartbeat after which a lease is lost: environment RAZ_LEASE_SECONDS, else SECONDS."""
     return float(os.environ.get("RAZ_LEASE_SECONDS") or SECONDS)
 
 
@@ -82,7 +82,7 @@ class Lease:
         self._heartbeat.start()
 
     def _beat(self, every: float) -> None:
-        """Increment the count in the open file, which stays this holder's also after the name was taken over."""
+        """Increment the count in the open file, which remains this holder's even if another process takes the name."""
         count = 0
         while not self._stop.wait(every):
             count += 1
@@ -96,9 +96,9 @@ class Lease:
             self._heartbeat.join()
         os.close(self._handle)
         with suppress(OSError):
-            taken = _break_lease(self.path, self.token)
-            if taken is not None:
-                taken.unlink()
+            dead = _break_lease(self.path, self.token)
+            if dead is not None:
+                dead.unlink()
 
 
 @contextmanager
@@ -113,8 +113,8 @@ def acquire(
     """Hold the lease `name`; wait while another process holds it.
 
     folders: where holders of this lease write; temporary files of earlier holders that lost it are removed there.
-    seconds: of silence after which another holder loses it. waiting: called at every try while another process holds
-    it; may raise. Raises OSError when the folder of leases cannot be written.
+    seconds: without a heartbeat, after which another holder loses it. waiting: called at every try while another
+    process holds it; may raise. Raises OSError when the folder of leases cannot be written.
     """
     patience = seconds if seconds is not None else lease_seconds()
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def acquire(
 
 
 def _acquire(path: Path, temporary: Path, token: str, patience: float, waiting: Callable[[], None] | None) -> None:
-    last, since = "", time.monotonic()
+    last_text, last_change = "", time.monotonic()
     pause = 0.01
     while True:
         try:
@@ -153,9 +153,9 @@ def _acquire(path: Path, temporary: Path, token: str, patience: float, waiting: 
         if text.startswith(token):  # the file server's answer was lost, and the link made twice
             return
         now = time.monotonic()
-        if text != last:
-            last, since = text, now
-        if text and (now - since > patience or _process_dead(text)):
+        if text != last_text:
+            last_text, last_change = text, now
+        if text and (now - last_change > patience or _process_dead(text)):
             with suppress(FileNotFoundError):  # another process was faster
                 _break_lease(path, text.split(" ", 1)[0])
             continue
@@ -166,14 +166,15 @@ def _acquire(path: Path, temporary: Path, token: str, patience: float, waiting: 
 
 
 def _break_lease(path: Path, token: str) -> Path | None:
-    """Rename the lease of `token` to a `.dead-` file, and return that. None where another holds it: then it stays."""
+    """Rename the lease of `token` to a `.dead-` file, and return its path. None, and no change, if another process
+    holds the lease."""
     if _token(path) != token:
         return None
     dead = path.with_name(f".{path.stem}.dead-{uuid.uuid4().hex}")
     os.rename(path, dead)
     if _token(dead) == token:
         return dead
-    with suppress(FileExistsError):  # another took it meanwhile; if it changes again now, that holder finds it lost
+    with suppress(FileExistsError):  # it is a newer holder's: put it back; if the name is taken, it is lost
         os.link(dead, path)
     dead.unlink()
     return None
@@ -184,11 +185,11 @@ def _fence(dead: Path, folders: Sequence[Path]) -> None:
     token = _token(dead)
     if token:
         for folder in folders:
-            for left in folder.glob(f"{ATTEMPT}{token}*"):
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
+            for attempt in folder.glob(f"{ATTEMPT}{token}*"):
+                if attempt.is_dir():
+                    shutil.rmtree(attempt, ignore_errors=True)
                 else:
-                    left.unlink(missing_ok=True)
+                    attempt.unlink(missing_ok=True)
     dead.unlink(missing_ok=True)
 
 
@@ -202,7 +203,8 @@ def holder_alive(path: Path) -> bool | None:
 
 
 def heartbeat(path: Path) -> str:
-    """Token and heartbeat of a lease file; another text later means that the holder lives. Empty when there is none."""
+    """Token and heartbeat of a lease file; empty if there is none. If a later call returns another text, the holder is
+    alive."""
     return " ".join(_read(path).split(" ", 2)[:2])
 
 
@@ -245,9 +247,9 @@ def _holder_id() -> str:
 
 
 def _process_dead(text: str) -> bool:
-    """Whether the holder in a lease file was a process of this machine that has exited."""
+    """Whether the holder named in the text of a lease file was a process of this machine that has exited."""
     fields = text.split()
     if len(fields) != 5:
         return False
-    _, _, here, pid, born = fields
-    return here == _host_id() and born != "-" and _process_start_time(pid) != born
+    _, _, host, pid, start_time = fields
+    return host == _host_id() and start_time != "-" and _process_start_time(pid) != start_time

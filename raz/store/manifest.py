@@ -33,8 +33,8 @@ class Manifest:
     seconds: float = 0.0  # of work, over all attempts of a trained stage
     device: str = ""  # cpu, or the name of the GPU
     versions: Mapping[str, str] = field(default_factory=dict)  # package -> version, and the commit
-    config: Mapping[str, Json] = field(default_factory=dict)  # parameters of the trial that made it first
-    read: tuple[str, ...] | None = None  # packs and features that it read; None: not noted
+    config: Mapping[str, Json] = field(default_factory=dict)  # parameters of the trial that made the stage
+    read: tuple[str, ...] | None = None  # packs and features that the stage read; None: not recorded
     best_epoch: int | None = None  # of a trained stage
     best_value: float | None = None  # of a trained stage: its validation value at the best epoch
     key: Mapping[str, Json] = field(default_factory=dict)  # content of the stage's key (`StageKey.content`)
@@ -43,12 +43,12 @@ class Manifest:
     @property
     def needs(self) -> dict[str, str]:
         """Node -> key of each stage that it was made from."""
-        return _texts(get_object(self.key, "needs"), "key.needs")
+        return _strings(get_object(self.key, "needs"), "key.needs")
 
     @property
     def data(self) -> dict[str, str]:
         """Split -> fingerprint of the images that it read."""
-        return _texts(get_object(self.key, "data"), "key.data")
+        return _strings(get_object(self.key, "data"), "key.data")
 
     def to_json(self) -> dict[str, JsonLike]:
         """JSON values. Optional fields without a value are left out."""
@@ -63,19 +63,19 @@ class Manifest:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Json]) -> Manifest:
-        """The inverse. `key` and `files` must be there. Raises ValueError for a field of another type."""
+        """The inverse of `to_json`. `key` and `files` must be there. Raises ValueError for a field of another type."""
         read, epoch, value = document.get("read"), document.get("best_epoch"), document.get("best_value")
         manifest = cls(
             stage=get_str(document, "stage", ""),
             seconds=as_float(document.get("seconds", 0.0), "seconds"),
             device=get_str(document, "device", ""),
-            versions=_texts(get_object(document, "versions"), "versions"),
+            versions=_strings(get_object(document, "versions"), "versions"),
             config=get_object(document, "config"),
             read=None if read is None else tuple(as_str(name, "read") for name in as_list(read, "read")),
             best_epoch=None if epoch is None else as_int(epoch, "best_epoch"),
             best_value=None if value is None else as_float(value, "best_value"),
             key=as_object(document.get("key"), "key"),
-            files=_texts(as_object(document.get("files"), "files"), "files"),
+            files=_strings(as_object(document.get("files"), "files"), "files"),
         )
         _ = manifest.needs, manifest.data  # raise here, not where they are used
         return manifest
@@ -86,5 +86,5 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_json(parse_object((folder / MANIFEST).read_text(encoding="utf-8")))
 
 
-def _texts(values: JsonObject, name: str) -> dict[str, str]:
+def _strings(values: JsonObject, name: str) -> dict[str, str]:
     return {key: as_str(value, f"{name}.{key}") for key, value in values.items()}

@@ -1,6 +1,6 @@
-"""Where each thing lies in a store. Every path below a store's folder is built here.
+"""The layout of a store. Every path below a store's folder is built here.
 
-STORE/stages/<stage>/<key>/               a finished stage: manifest.json beside the files that it names
+STORE/stages/<stage>/<key>/               a finished stage: manifest.json and the files that it lists
 STORE/chains/<stage>/<chain>/             checkpoint.pt: the training state of a chain of epochs
 STORE/failures/<stage>/<key>.json         why a stage cannot be made
 STORE/leases/<stage>-<key or chain>.lease the process that makes it now (raz.store.lease)

@@ -4,8 +4,8 @@
     --data-root s3://BUCKET/PREFIX     mirrored there before it is read
 
 CACHE is RAZ_CACHE, else ~/.cache/raz-sweep; it must be the same path on every node. The folder's name encodes the
-bucket, so the path suffices on another node. Credentials are found as by Amazon's tools (environment, profile, the
-machine's role), and never stand in a path. AWS_ENDPOINT_URL selects another server of the same protocol.
+bucket, so the path suffices on another node. Credentials are found as Amazon's tools find them (environment, profile,
+the machine's role), and are never part of a path. AWS_ENDPOINT_URL selects another server of the same protocol.
 
 S3 writes each object atomically, and has neither rename nor locks: an overwritten object is never read in part, and
 objects that belong together are tied by digests (raz.store.s3_tier).
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 SCHEME = "s3://"
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?P<prefix>(?:/(?!\.)[A-Za-z0-9._=+-]+)*)/?")
-RETRY_SECONDS = 300.0  # for which a bucket that does not answer is tried again; environment RAZ_S3_SECONDS
-ATTEMPTS = 4  # of one request, immediately after each other
-SUMS = "SHA256SUMS"  # beside mirrored files: their digests, as sha256sum writes them
-# Texts in errors of Arrow and Amazon that a retry does not help.
+RETRY_SECONDS = 300.0  # for how long a request is retried while the bucket does not answer; environment RAZ_S3_SECONDS
+ATTEMPTS = 4  # number of attempts by Arrow's client, before a request is retried here
+SUMS = "SHA256SUMS"  # digests of the mirrored files, in the format of sha256sum
+# Texts in Arrow's and Amazon's errors for which a retry does not help.
 _PERMANENT_ERRORS = {
     "ACCESS_DENIED": errno.EACCES,
     "NO_SUCH_BUCKET": errno.EACCES,
@@ -124,8 +124,8 @@ class Bucket:
         """Every object whose name starts with `below`: name -> (bytes, ns since 1970 of its last change)."""
         from pyarrow.fs import FileSelector, FileType
 
-        at = f"{self.prefix}/{below}".rstrip("/")
-        infos = self._retry(lambda s: s.get_file_info(FileSelector(at, recursive=True, allow_not_found=True)))
+        folder = f"{self.prefix}/{below}".rstrip("/")
+        infos = self._retry(lambda s: s.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True)))
         skip = len(self.prefix) + 1
         return {i.path[skip:]: (i.size, i.mtime_ns) for i in infos if i.type == FileType.File}
 
@@ -141,10 +141,10 @@ class Bucket:
                 raise
             except OSError as error:
                 text = str(error)
-                if any(word in text for word in _ABSENT):
+                if any(code in text for code in _ABSENT):
                     raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from None
-                for word, number in _PERMANENT_ERRORS.items():
-                    if word in text:
+                for code, number in _PERMANENT_ERRORS.items():
+                    if code in text:
                         raise OSError(number, f"the bucket refuses: {text}", self.url) from None
                 if time.monotonic() + pause > end:
                     raise OSError(errno.EHOSTUNREACH, f"the bucket does not answer: {text}", self.url) from None
@@ -175,7 +175,8 @@ def _connect() -> FileSystem:
 def download_journals(folder: Path) -> None:
     """Download the journals and tables that are newer in the bucket.
 
-    Journals only grow: a local one that is no prefix of the bucket's stays, and so does one whose driver runs here.
+    Journals only grow. A local journal is kept if it is not a prefix of the bucket's, or if its driver runs on this
+    machine.
     """
     import filelock
 
@@ -208,7 +209,7 @@ def download_journals(folder: Path) -> None:
 def mirror(folder: Path) -> Path:
     """The folder; if it stands for a bucket, with the bucket's objects in it. Checks once per process.
 
-    Objects of another size or time than at their last download are downloaded again; files without an object are
+    Objects whose size or time changed since the last download are downloaded again; files whose object was deleted are
     deleted. Files listed in SHA256SUMS are verified. Raises RazError for a file of another digest.
     """
     bucket = bucket_for(folder)

@@ -2,13 +2,13 @@
 
     PREFIX/stages/<stage>/<key>/<sha256>        a file of an artifact
     PREFIX/stages/<stage>/<key>/manifest.json   written last: which files it has, by their sha256
-    PREFIX/chains/<stage>/<chain>/checkpoint.pt the training state, after its sha256
+    PREFIX/chains/<stage>/<chain>/checkpoint.pt the training state, preceded by its sha256
     PREFIX/failures/<stage>/<key>.json          why a stage cannot be made
     PREFIX/studies/, PREFIX/tables/             journals and tables (raz.study.bucket_sync)
 
-An artifact is in the bucket before it appears in the folder of the node that made it. Two nodes that make one key write
-files of different names, and the last manifest wins; both are whole. Leases do not go beyond a node: in a cluster the
-broker has each stage made once, between clusters a stage may be made twice.
+An artifact is uploaded before it appears in the folder of the node that made it. If two nodes make the same key, their
+files have different names and the last manifest wins; either artifact is complete. Leases do not extend beyond a node:
+within a cluster the broker has each stage made once; two clusters may make the same stage twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from raz.store.s3 import Bucket, bucket_for
 from raz.utils.json_types import parse_object
 
 CAP_GB = 50.0  # GiB of artifacts that a node caches; environment RAZ_CACHE_GB
-RECENT = 3600.0  # seconds after its last use in which an artifact is not evicted
+RECENT = 3600.0  # seconds since its last use before an artifact may be evicted
 CHECK_INTERVAL = 60.0  # seconds between two checks of the size
 HEX = 64  # characters of a sha256
 
@@ -39,7 +39,7 @@ class S3Tier:
         self.store, self.bucket = store, bucket
         self.paths = StorePaths(store)
         self._touched: dict[Path, float] = {}
-        self._looked = 0.0
+        self._last_check = 0.0
 
     # ------------------------------------------------------------------ artifacts
 
@@ -97,16 +97,16 @@ class S3Tier:
 
         All are in the bucket, and are fetched again when needed. Checks once in CHECK_INTERVAL seconds.
         """
-        if time.monotonic() - self._looked < CHECK_INTERVAL and recent:
+        if time.monotonic() - self._last_check < CHECK_INTERVAL and recent:
             return 0
-        self._looked = time.monotonic()
+        self._last_check = time.monotonic()
         cap = float(os.environ.get("RAZ_CACHE_GB") or CAP_GB) * 2**30
         cached = []
         for manifest in self.paths.stages.glob(f"*/[0-9a-f]*/{MANIFEST}"):
             try:
                 size = sum(entry.stat().st_size for entry in os.scandir(manifest.parent))
                 cached.append((manifest.stat().st_atime, size, manifest.parent))
-            except FileNotFoundError:  # another process evicts, too
+            except FileNotFoundError:  # another process evicted it
                 continue
         total, freed = sum(size for _, size, _ in cached), 0
         for used, size, folder in sorted(cached):

@@ -73,7 +73,7 @@ def as_float(value: Json, name: str = "the value") -> float:
 
 
 def object_or_empty(value: Json) -> JsonObject:
-    """The value where it is an object, else an empty one: for documents of which single fields may be missing."""
+    """The value if it is an object, else an empty object: for documents whose fields may be missing."""
     return value if isinstance(value, dict) else {}
 
 
@@ -117,7 +117,7 @@ def to_json(value: JsonLike) -> Json:
 
 
 def _kind(value: Json) -> str:
-    """A value in the words of the messages; a long one shortened."""
+    """A value as messages show it; a long one is shortened."""
     if value is None:
         return "null or missing"
     if isinstance(value, dict):

@@ -20,9 +20,9 @@ def environment_versions() -> dict[str, str]:
             out[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that is not installed
             out[package] = __version__ if package == "raz-sweep" else "none"
-    here = Path(__file__).resolve().parents[2]
-    if (here / ".git").exists():
-        git = ["git", "-C", str(here)]
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / ".git").exists():
+        git = ["git", "-C", str(checkout)]
         try:
             commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
             dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)

@@ -37,7 +37,7 @@ LARGEST = 1e300  # of a number
 
 
 class Invalid(Exception):
-    """A value does not fit its schema. The fault is in `Problems` already; who catches it goes on without the value."""
+    """A value does not fit its schema. Its fault is noted in `Problems`; the caller goes on without the value."""
 
 
 class Schema(Protocol[T_co]):
@@ -108,7 +108,7 @@ class Located(Generic[T]):
 
 @dataclass(frozen=True)
 class WithPath(Generic[T]):
-    """A value whose path is needed later, to report what is wrong with it beside other values."""
+    """A value whose path is needed later, to report a fault that depends on other values."""
 
     item: Schema[T]
 
@@ -143,7 +143,7 @@ def choice(words: Iterable[str], expected: str = "") -> Scalar[str]:
 
 
 def integer(low: int | None = None, high: int | None = None, expected: str = "", hint: str = "") -> Scalar[int]:
-    """A whole number from low to high, both included; true and 1.0 are none."""
+    """A whole number from low to high, both included; true and 1.0 are no whole numbers."""
 
     def convert(value: Json) -> int | None:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -154,7 +154,7 @@ def integer(low: int | None = None, high: int | None = None, expected: str = "",
 
 
 def number(low: float | None = None, high: float | None = None, expected: str = "", hint: str = "") -> Scalar[float]:
-    """A finite number from low to high, both included, whole or not, as it is written; true is none."""
+    """A finite number from low to high, both included. A whole number stays an int; true is no number."""
 
     def convert(value: Json) -> float | None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -179,7 +179,7 @@ def _span(what: str, low: float | None, high: float | None) -> str:
 
 @dataclass(frozen=True)
 class ListOf(Generic[T]):
-    """A list of values of one schema. What does not fit is left out, and a value that is there already."""
+    """A list of values of one schema. Values that do not fit, and repeated ones, are faults and left out."""
 
     item: Schema[T]
     expected: str = "a list"
@@ -213,13 +213,14 @@ class ListOf(Generic[T]):
 
 @dataclass(frozen=True)
 class MapOf(Generic[T]):
-    """A mapping whose keys are names and whose values have one schema. What does not fit is left out."""
+    """A mapping whose keys are names and whose values have one schema. Those that do not fit are faults and left
+    out."""
 
     item: Schema[T]
     expected: str = "keys with values"
     hint: str = ""
     keys: Collection[str] | None = None  # the legal names; None: any
-    noun: str = "name"  # what such a name is called
+    noun: str = "name"  # what messages call such a name
     may_be_empty: bool = True
 
     def read(self, value: Json, path: YamlPath, problems: Problems) -> dict[str, T]:
@@ -241,7 +242,7 @@ class MapOf(Generic[T]):
 
 @dataclass(frozen=True)
 class Keys(Generic[T]):
-    """A mapping with fixed keys, each with its own schema. Reads those that are there."""
+    """A mapping with fixed keys, each with its own schema. The result holds the keys that the file has."""
 
     items: Mapping[str, Schema[T]]
     required: tuple[str, ...] = ()
@@ -285,7 +286,7 @@ class Either(Generic[T]):
 def key(schema: Schema[Any], *, default: Any, required: bool = False, name: str = "") -> Any:
     """A field of a dataclass that a `Record` reads, as `dataclasses.field`.
 
-    default: its value where the file lacks the key, or has something else that is a fault.
+    default: its value where the file lacks the key, or has a value that is a fault.
     required: a file without the key is wrong.
     name: the key in the file, where it is not the field's name.
     """

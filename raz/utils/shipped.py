@@ -1,4 +1,4 @@
-"""Files that come with the package, found by name: a path of the user, else the wheel's copy, else the checkout's."""
+"""Files that come with the package, found by name: in the installed package, else in the checkout."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """YAML files with the line of every key and item. `raz.utils.schema` declares what a file may hold.
 
-Only plain data is built, with the composer of PyYAML's safe loader and no constructor of objects. What YAML 1.1 reads
-otherwise than a person means it is a fault: `1e-4` (text), `yes` (true), `1:30` (base 60), `010` (base 8), dates, a key
-that is written twice.
+Only plain data is built, with the composer of PyYAML's safe loader and no constructor of objects. A value that YAML 1.1
+reads differently from what a person means is a fault: `1e-4` (text), `yes` (true), `1:30` (base 60), `010` (base 8), a
+date. So is a key that is written twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Document:
     data: dict[str, Json]
     lines: Mapping[YamlPath, int]
     comment: str = ""  # the comment that opens the file, without the hashes
-    faults: tuple[RazError, ...] = ()  # of a document that was not read strictly
+    faults: tuple[RazError, ...] = ()  # of single values; empty if the document was read strictly
 
     def where(self, *path: Key) -> str:
         """`file:line` of a key or item, or of the nearest part above it that the file has."""
@@ -50,7 +50,7 @@ class Problems:
 
     document: Document
     faults: list[RazError] = field(default_factory=list)
-    unnamed: tuple[Key, ...] = ()  # sections that names of places leave out, since their keys are full names
+    unnamed: tuple[Key, ...] = ()  # sections that `name` leaves out of a path, since their keys are full names
 
     def __post_init__(self) -> None:
         self.faults += self.document.faults
@@ -89,7 +89,7 @@ class Problems:
 
 
 def line_of(error: RazError) -> int:
-    """The line of an error whose place is `file:line`."""
+    """The line of an error whose `where` is `file:line`."""
     return int(error.where.rpartition(":")[2])
 
 
@@ -97,8 +97,8 @@ def read(path: Path, name: str = "", *, strict: bool = True, aliases: bool = Fal
     """The document in the file. Raises RazError(s) with `file:line`, and OSError where it cannot be read.
 
     name: the file as messages name it, by default its path.
-    strict: False keeps values that YAML reads otherwise than they are meant in `Document.faults` in place of raising
-        them; `Problems` reports them together with the other faults.
+    strict: True raises the faults of single values. False keeps them in `Document.faults`, for `Problems` to report
+        together with the other faults.
     """
     shown = name or str(path)
     with path.open("rb") as file:
@@ -233,13 +233,13 @@ class _Builder:
                     shown = "a list or mapping" if key is None else repr(key)
                     self.fault(key_node.start_mark, f"key {shown} is not text", "quote it")
                     continue
-                here = (*path, key)
+                key_path = (*path, key)
                 if key in out:
-                    what = f"key {key!r} is written twice, first on line {self.lines[here]}"
+                    what = f"key {key!r} is written twice, first on line {self.lines[key_path]}"
                     self.fault(key_node.start_mark, what)
                     continue
-                self.lines[here] = key_node.start_mark.line + 1
-                out[key] = self.build(value_node, here)
+                self.lines[key_path] = key_node.start_mark.line + 1
+                out[key] = self.build(value_node, key_path)
             return out
         if isinstance(node, yaml.SequenceNode):
             items: list[Json] = []
@@ -254,8 +254,8 @@ class _Builder:
         self.faults.append(_fault(self.name, mark, what, hint))
 
     def scalar(self, node: yaml.Node) -> Json:
-        """The value of a scalar. Where YAML reads it otherwise than it is meant, a fault and the value that is meant,
-        so that the value is reported once."""
+        """The value of a scalar. Where YAML reads it differently from what is meant, notes a fault and returns what is
+        meant, so that no second fault is reported for the value."""
         text, tag, mark = str(node.value), node.tag.rpartition(":")[2], node.start_mark
         if isinstance(node, yaml.ScalarNode) and node.style is None:  # a plain scalar, so its type was guessed
             bare = text.lstrip("+-")
