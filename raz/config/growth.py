@@ -1,5 +1,5 @@
-"""Fields that were added when stores and studies existed (`raz.config.added`): keys, meanings and stored configurations
-stay what they were while such a field is at its value of before."""
+"""Fields that were added after stores and studies existed (`raz.config.added`). While such a field has its `before`
+value, keys and meanings are the same as without it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _NOTHING = object()
 
 @lru_cache(maxsize=1)  # as parameter_types
 def before_values() -> Mapping[str, Json]:
-    """Dotted name -> JSON value of before, of every field that was `added`.
+    """Dotted name -> `before` value as JSON, of every field that was `added`.
 
-    Raises ValueError for a value that is not of the field's type.
+    Raises ValueError for a `before` value that is not of the field's type.
     """
     out: dict[str, Json] = {}
 
@@ -42,7 +42,7 @@ def before_values() -> Mapping[str, Json]:
 
 
 def without_before(values: Mapping[str, Json]) -> dict[str, Json]:
-    """The parameters that enter a key or a study's meaning: without added fields that are at their value of before."""
+    """The parameters that enter a key or a study's meaning: all but the added fields that have their `before` value."""
     before = before_values()
     return {
         name: value for name, value in values.items()
@@ -51,27 +51,27 @@ def without_before(values: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def completed(values: Mapping[str, Json]) -> dict[str, Json]:
-    """A stored configuration with the added fields that it lacks, at their value of before.
+    """A stored configuration, with the `before` value of each added field that it lacks.
 
     The parameters of a part for which a word stands (`raz.regions: same`) are not missing.
     """
     out = dict(values)
     for name, value in before_values().items():
-        outer = name.split(".")
-        parts = (".".join(outer[:i]) for i in range(1, len(outer)))
+        words = name.split(".")
+        parts = (".".join(words[:i]) for i in range(1, len(words)))
         if name not in out and not any(p in out for p in parts) and not any(n.startswith(f"{name}.") for n in values):
             out[name] = value
     return out
 
 
 def changed_since(part: DataclassInstance) -> dict[str, Json]:
-    """Names and values of a dataclass's own added fields that are not at their value of before."""
+    """Names and values of a dataclass's own added fields that do not have their `before` value."""
     values = {f.name: (getattr(part, f.name), f.metadata["before"]) for f in fields(part) if "before" in f.metadata}
     return {name: value for name, (value, before) in values.items() if value != before}
 
 
 def from_parameters(values: Mapping[str, Json]) -> TrialConfig:
-    """The configuration that was stored as `parameters`. An added field that is missing has its value of before, any
-    other missing field its default. Raises RazError(s) for an unknown name or an illegal value."""
+    """The configuration that was stored as `parameters`. A missing field has its `before` value if it was added, else
+    its default. Raises RazError(s) for an unknown name or an illegal value."""
     stored: Settings = completed(values)
     return configure(TrialConfig(), stored, "stored configuration")

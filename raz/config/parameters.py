@@ -67,8 +67,8 @@ def configure(base: TrialConfig, settings: Settings, where: str = "settings") ->
     """`base` with dotted names set: `configure(paper, {"zooming.k_z": 4})`.
 
     A word for a whole part (`raz.regions: same`) is set before the part's leaves. Raises RazError(s) for every unknown
-    name and every value of the wrong type, or, where there is none, for every value out of range. Each fault has
-    `where` as its place and names its parameter.
+    name and every value of the wrong type; if there is none, for every value out of range. Each fault has this `where`
+    and names its parameter.
     """
     types = parameter_types()
     faults: list[tuple[int, RazError]] = []

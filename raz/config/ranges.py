@@ -10,7 +10,7 @@ from raz.errors import RazError
 def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
     """A fault for every value that has the right type and is out of range: the paper's ranges and the code's limits.
 
-    Each fault has `where` as its place and names its parameter.
+    Each fault has this `where` and names its parameter.
     """
     faults: list[RazError] = []
 

@@ -4,8 +4,8 @@ Each part belongs to one stage (`raz.pipeline.graph.STAGES`), and a stage's key 
 Numbers in brackets are rows of the reading of the paper.
 
 Stores and studies exist, so a new field is written `name: float = added(default=0.5, before=0.0)`. `before` is the
-value at which the code does what it did without the field. At that value the field enters no key and no study's
-meaning, and a stored configuration without the field is read as having it.
+value with which the code does what it did without the field. With that value the field enters no key and no study's
+meaning. A stored configuration without the field is read as having that value.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Literal
 def added(*, default: Any, before: Any) -> Any:  # as `dataclasses.field`, it stands for a value of any type
     """A dataclass field that was added after stores existed.
 
-    before: the value at which the code does what it did without the field. It has the field's type; a part for a
-        field that is a part.
+    before: the value with which the code does what it did without the field. It has the field's type; for a field that
+        is a part (a dataclass) it is such a part.
     """
     return field(default=default, metadata={"before": before})
 

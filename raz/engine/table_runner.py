@@ -14,7 +14,7 @@ from raz.engine.trial_runner import DEFAULT_RUN_TRIAL
 from raz.engine.trial_source import TableSource
 from raz.errors import RazError
 from raz.planning.work_order import trial_order
-from raz.spec.ablation import SPLITS, AblationTable, Profile, TableTrial
+from raz.spec.ablation import TABLE_SPLITS, AblationTable, Profile, TableTrial
 from raz.study.records import Outcome
 from raz.study.remaining import finished_table_trials
 from raz.study.table_runs import record_table_run
@@ -51,7 +51,7 @@ def run_table(
         waiting = set(range(len(trials)))
         if run_trial == DEFAULT_RUN_TRIAL:  # of another function the store has no scores
             # Those with all scores of a run first, then those with the scores that the table shows.
-            for splits in dict.fromkeys((SPLITS, table.splits)):
+            for splits in dict.fromkeys((TABLE_SPLITS, table.splits)):
                 finished = waiting & finished_table_trials(trials, store, data_root=data_root, splits=splits)
                 source = TableSource(table.table, trials, sorted(finished), splits)
                 run_trials(source, Execution(store, data_root, run_trial, inline=True), events, stop)
@@ -62,8 +62,8 @@ def run_table(
         inline = inline or (slots == 1 and cluster_jobs(threads) is None)  # the head of a cluster does not train
         order = sorted(waiting)
         if not inline:
-            order = [order[i] for i in trial_order([trials[i].config for i in order], SPLITS)]
-        source = TableSource(table.table, trials, order, SPLITS)
+            order = [order[i] for i in trial_order([trials[i].config for i in order], TABLE_SPLITS)]
+        source = TableSource(table.table, trials, order, TABLE_SPLITS)
         run_trials(source, Execution(store, data_root, run_trial, slots, threads, inline), events, stop)
         outcomes |= source.outcomes
     cells = tuple(

@@ -12,7 +12,7 @@ from typing import Protocol
 from raz.config import parameters
 from raz.engine.events import TrialEvents
 from raz.spec.ablation import TableTrial
-from raz.spec.search_space import SPLITS as SEARCH_SPLITS
+from raz.spec.search_space import SEARCH_SPLITS
 from raz.spec.stage_resources import Resources
 from raz.study.ledger import Ledger
 from raz.study.records import Outcome

@@ -19,7 +19,7 @@ from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.pipeline.graph import Node, topological_order
 from raz.planning.work_order import nominal_work
-from raz.spec.search_space import SPLITS, SearchSpace
+from raz.spec.search_space import SEARCH_SPLITS, SearchSpace
 from raz.utils.json_types import Json
 
 
@@ -41,7 +41,7 @@ class WorkTracker:
         return self._work(self.space.config(values))
 
     def _work(self, config: TrialConfig) -> dict[str, float]:
-        return nominal_work(config, SPLITS, self.space.averaged_seeds)
+        return nominal_work(config, SEARCH_SPLITS, self.space.averaged_seeds)
 
     def cheapest_candidate(self, candidates: Sequence[Mapping[str, Json]]) -> int:
         """The index of the candidate that adds the least work, of equals the first.
@@ -66,7 +66,7 @@ class WorkTracker:
         except RazError:
             return None
         new = [work for key, work in self._work(config).items() if key not in self._begun]
-        return (topological_order(config.resolved(), SPLITS), math.fsum(new)) if new else None
+        return (topological_order(config.resolved(), SEARCH_SPLITS), math.fsum(new)) if new else None
 
 
 def _canonical(values: Mapping[str, Json]) -> str:

@@ -24,9 +24,8 @@ from raz.planning.cost_model import BOUNDS, NOTHING, PRIORS, START_SECONDS, Boun
 from raz.planning.schedule import max_live_trials
 from raz.planning.simulate import Schedule, StageVisit, simulate, simulate_without_sharing
 from raz.planning.work_order import trial_order
-from raz.spec.ablation import SPLITS as TABLE_SPLITS
-from raz.spec.ablation import TableTrial
-from raz.spec.search_space import SPLITS, SearchSpace
+from raz.spec.ablation import TABLE_SPLITS, TableTrial
+from raz.spec.search_space import SEARCH_SPLITS, SearchSpace
 from raz.store.cache import StageCache
 from raz.utils.formatting import size
 from raz.utils.json_types import JsonLike
@@ -214,7 +213,7 @@ def draws_of_search(
     for i in range(sets if drawn else 1):
         configs, wrong = draw_trials(space, drawn, space.seed + 7919 * i)
         skipped += wrong
-        out.append(collect_stages([*known, *configs], SPLITS, costs, cache, space.averaged_seeds))
+        out.append(collect_stages([*known, *configs], SEARCH_SPLITS, costs, cache, space.averaged_seeds))
     return out, round(skipped / len(out))
 
 
@@ -225,7 +224,7 @@ def design_trials(space: SearchSpace, trials: int) -> list[TrialConfig]:
     for point in space.points[:trials]:
         with suppress(RazError):
             configs.append(space.config(point))
-    return [configs[i] for i in trial_order(configs, SPLITS, space.averaged_seeds)]
+    return [configs[i] for i in trial_order(configs, SEARCH_SPLITS, space.averaged_seeds)]
 
 
 def trials_of_table(trials: Iterable[TableTrial], costs: CostModel) -> TrialSet:

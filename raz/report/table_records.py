@@ -8,7 +8,7 @@ from raz.report.comparisons import JudgedClaim
 from raz.report.fill import FilledTable, TableCell
 from raz.report.layout import Record, digits
 from raz.report.statistics import Effect, difference, summarize
-from raz.spec.ablation import REGIONS
+from raz.spec.metric_names import REGION_METRICS
 
 
 def record_name(filled: FilledTable, dataset: str, row: str, metric: str) -> str:
@@ -21,7 +21,7 @@ def cell_records(filled: FilledTable, dataset: str, effects: Mapping[tuple[str, 
     table = filled.table
     for row in table.rows:
         cell = filled.cells[row.name, dataset]
-        extra = [f"{split}.{name}" for split in table.splits for name in REGIONS] if cell.zooms else []
+        extra = [f"{split}.{name}" for split in table.splits for name in REGION_METRICS] if cell.zooms else []
         for metric in dict.fromkeys([*table.metrics_of(dataset), *extra]):
             values = cell.values(metric)
             summary = summarize(values.values())

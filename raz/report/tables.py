@@ -28,7 +28,8 @@ from raz.report.table_notes import (
     provenance_notes,
 )
 from raz.report.table_records import cell_records, claim_record, record_name
-from raz.spec.ablation import REGIONS, Misprint
+from raz.spec.ablation import Misprint
+from raz.spec.metric_names import REGION_METRICS
 
 # Images of the test splits that the paper's numbers are of, and their heads where the paper states them. The
 # annotations circulate in versions that differ by less than 0.5 %.
@@ -120,7 +121,7 @@ def _cells_table(filled: FilledTable, dataset: str, marks: Mapping[int, str], be
     own = printed_dataset == dataset
     judged = own and profile.name == "paper"
     zooming = any(filled.cells[row.name, dataset].zooms for row in table.rows)
-    regions = tuple(f"{table.splits[-1]}.{name}" for name in REGIONS) if zooming else ()
+    regions = tuple(f"{table.splits[-1]}.{name}" for name in REGION_METRICS) if zooming else ()
 
     def columns(metric: str) -> tuple[str, ...]:
         paper = ("paper" if own else f"paper ({filled.title(printed_dataset)})",) if printed_dataset else ()

@@ -28,14 +28,7 @@ PUBLISHED = {
     "worldexpo": "WorldExpo",
     "ucf_qnrf": "UCF_QNRF",
 }
-COUNTING = (
-    "mae", "rmse", "mae_density", "rmse_density", "mae_localization", "rmse_localization", "mae_ceiling",
-    "rmse_ceiling", "bias", "regions_per_image", "images_zoomed",
-)  # fmt: skip
-BY_PART = tuple(name for name in COUNTING if name.startswith(("mae", "rmse")))  # also with @part: mae@scene1
-LOCALIZATION = ("ap50", "ap75", "map", "ar50", "ar75", "mar")  # each with @sigma
-SPLITS = ("val", "test")
-REGIONS = ("regions_per_image", "images_zoomed")  # shown for rows that zoom
+TABLE_SPLITS = ("val", "test")  # that a table may score
 
 
 def default_profile(names: Iterable[str]) -> str:
@@ -140,7 +133,7 @@ class AblationTable:
     def splits(self) -> tuple[str, ...]:
         """The splits whose scores fill the table."""
         every = [*self.metrics, *(m for metrics in self.dataset_metrics.values() for m in metrics)]
-        return tuple(split for split in SPLITS if any(m.startswith(f"{split}.") for m in every))
+        return tuple(split for split in TABLE_SPLITS if any(m.startswith(f"{split}.") for m in every))
 
     @property
     def run_rows(self) -> tuple[Row, ...]:
@@ -204,5 +197,5 @@ def dataset_title(name: str, data_root: Path | None = None) -> str:
 
     if name in PUBLISHED:
         return PUBLISHED[name]
-    known = readers(data_root)
-    return known[name].title if name in known else name
+    by_name = readers(data_root)
+    return by_name[name].title if name in by_name else name

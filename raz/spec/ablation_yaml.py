@@ -13,42 +13,24 @@ from pathlib import Path
 from raz.config import Settings, TrialConfig, configure
 from raz.errors import RazError, flatten_errors
 from raz.spec.ablation import (
-    BY_PART,
-    COUNTING,
-    LOCALIZATION,
     PUBLISHED,
-    REGIONS,
     ROW_NAME,
-    SPLITS,
+    TABLE_SPLITS,
     AblationTable,
     Claim,
     Misprint,
     Profile,
     Row,
-    TableTrial,
-    dataset_title,
     default_profile,
     readable_datasets,
 )
 from raz.spec.ablation_schema import TABLE_FILE, ClaimSection, MisprintSection, TableFile
 from raz.spec.base_config import base_config, check_types
+from raz.spec.metric_names import COUNTING_METRICS, LOCALIZATION_METRICS, METRICS_BY_PART
 from raz.utils.json_types import Json
-from raz.utils.schema import (
-    Either,
-    Located,
-    Nothing,
-    Schema,
-    choice,
-    number,
-    read_or,
-)
+from raz.utils.schema import Either, Located, Nothing, Schema, choice, number, read_or
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Problems, YamlPath, describe_value, read
-
-__all__ = [
-    "REGIONS", "AblationTable", "Claim", "Misprint", "Profile", "Row", "TableTrial", "dataset_title", "load_table",
-    "parse_table", "readable_datasets",
-]  # fmt: skip
 
 MetricsOf = Callable[[str], tuple[str, ...]]  # the columns of a data set
 
@@ -89,8 +71,8 @@ def parse_table(
     misprints = _misprints(file.misprints, problems, rows)
     base_row = _base_row(document, file, problems, rows)
     claims = _claims(file.claims, problems, rows, file.metrics)
-    for one in profiles.values():
-        _check_sigmas(file.metrics, one, problems)
+    for checked in profiles.values():
+        _check_sigmas(file.metrics, checked, problems)
     problems.raise_if_any()
     return AblationTable(
         table=file.table, metrics=file.metrics, seeds=file.seeds, profiles=profiles, rows=rows, title=file.title,
@@ -104,8 +86,8 @@ def parse_table(
 
 def _check_metrics(metrics: tuple[str, ...], path: YamlPath, problems: Problems) -> None:
     """Note metrics that no trial scores."""
-    bases = [*COUNTING, *(f"{name}@{sigma}" for name in LOCALIZATION for sigma in (40, 20, 5))]
-    legal = [f"{split}.{name}" for split in ("test", "val") for name in bases]
+    names = [*COUNTING_METRICS, *(f"{name}@{sigma}" for name in LOCALIZATION_METRICS for sigma in (40, 20, 5))]
+    legal = [f"{split}.{name}" for split in ("test", "val") for name in names]
     for i, metric in enumerate(metrics):
         if not _is_metric(metric):
             problems.add((*path, i), f"unknown metric {metric!r}", did_you_mean(metric, legal))
@@ -113,13 +95,14 @@ def _check_metrics(metrics: tuple[str, ...], path: YamlPath, problems: Problems)
 
 def _is_metric(metric: str) -> bool:
     split, _, name = metric.partition(".")
-    stem, at, after = name.partition("@")
-    ok = name in COUNTING or (stem in LOCALIZATION and bool(at) and _sigma(after) is not None)
-    ok = ok or (stem in BY_PART and re.fullmatch(r"[a-z][a-z0-9_-]*", after) is not None)
-    return split in SPLITS and ok
+    stem, _, suffix = name.partition("@")
+    at_sigma = stem in LOCALIZATION_METRICS and _sigma(suffix) is not None
+    of_part = stem in METRICS_BY_PART and re.fullmatch(r"[a-z][a-z0-9_-]*", suffix) is not None
+    return split in TABLE_SPLITS and (name in COUNTING_METRICS or at_sigma or of_part)
 
 
 def _sigma(text: str) -> float | None:
+    """The number after the @ of a localization metric; None for any other text."""
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
@@ -159,10 +142,10 @@ def _profiles(
         return {}
     for name in ("dataset", "seed"):
         if name in settings:
-            what = f"the rows of {problems.document.name} say so themselves"
+            what = f"{problems.document.name} lists the {name}s of its trials"
             raise RazError(f"--set {name}", what, f"edit {name}s in the file", name)
     legal = list(dict.fromkeys([*readable_datasets(data_root), *PUBLISHED]))
-    run = default_profile(file.profiles) if profile is None else profile
+    profile_to_run = default_profile(file.profiles) if profile is None else profile
     out = {}
     for name, section in file.profiles.items():
         path: YamlPath = ("profiles", name)
@@ -174,7 +157,7 @@ def _profiles(
                 problems.add((*path, "base", "set", parameter), what, f"use {parameter}s")
         # Settings that fit the profile that is run, such as pretrained weights, need not fit the others.
         config = base_config(
-            section.base, problems, settings if name == run else {}, (*path, "base"), data_root=data_root
+            section.base, problems, settings if name == profile_to_run else {}, (*path, "base"), data_root=data_root
         )
         for i, dataset in enumerate(section.datasets):
             if dataset not in legal:
@@ -213,7 +196,7 @@ def _rows(file: TableFile, problems: Problems, profiles: Mapping[str, Profile], 
 def _check_settings(
     row: str, settings: Mapping[str, Json], problems: Problems, profiles: Mapping[str, Profile]
 ) -> None:
-    """Note what is wrong with what a row sets: first each value alone, then all together on every profile's base."""
+    """Note the faults of a row's settings: first of each value alone, then of all together on every profile's base."""
     before = len(problems.faults)
     for name, value in settings.items():
         path: YamlPath = ("rows", row, "set", name)
@@ -326,8 +309,8 @@ def _claims(
     out = []
     for section in sections:
         claim, path = section.value, section.path
-        weights = _known(claim.rows, names, "row", (*path, "rows"), problems)
-        of = _known(claim.of, metrics, "metric of this table", (*path, "of"), problems)
+        weights = _legal_weights(claim.rows, names, "row", (*path, "rows"), problems)
+        of = _legal_weights(claim.of, metrics, "metric of this table", (*path, "of"), problems)
         chosen = claim.metrics
         if chosen is None:
             chosen = () if claim.of else metrics
@@ -339,7 +322,7 @@ def _claims(
     return tuple(out)
 
 
-def _known(
+def _legal_weights(
     weights: Mapping[str, float], legal: list[str] | tuple[str, ...], noun: str, path: YamlPath, problems: Problems
 ) -> dict[str, float]:
     """The weights of legal names; notes the others."""

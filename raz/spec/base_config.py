@@ -94,8 +94,8 @@ def base_config(
 ) -> TrialConfig:
     """The configuration that a base section means, with the command line's settings on top.
 
-    Notes what is wrong with the section, at its path in the file. Raises RazError(s) for wrong settings: the command
-    line has no line to name.
+    Notes the section's faults, each at its path in the file. Raises RazError(s) for wrong settings, which have no place
+    in the file.
     """
     settings = dict(settings)
     preset = settings.pop("preset", section.preset)  # --set preset=small
@@ -122,8 +122,8 @@ def base_config(
             where = (*path, "set", fault.parameter) if fault.parameter in legal else path
             problems.add(where, fault.what, fault.hint)
     if settings:
-        known = all(name in parameter_types() for name in settings)
-        errors = check_enumerated_values(settings, "--set", data_root) if known else []
+        names_known = all(name in parameter_types() for name in settings)
+        errors = check_enumerated_values(settings, "--set", data_root) if names_known else []
         try:
             config = configure(config, settings, "--set")
         except RazError as error:
@@ -133,7 +133,7 @@ def base_config(
 
 
 def check_types(values: Settings, data_root: Path | None = None) -> list[RazError]:
-    """The first fault of the names and types of values; ranges, which depend on other values, are not checked."""
+    """The first fault among the names and types of these values. Ranges depend on other values and are not checked."""
     errors = check_enumerated_values(values, data_root=data_root)
     if errors:
         return errors

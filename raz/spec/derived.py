@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from raz.config import Leaf, TrialConfig, configure, parameter_types, parameters
 from raz.errors import RazError
 from raz.utils.json_types import Json
+from raz.utils.ordering import in_order_of_needs
 from raz.utils.suggestions import did_you_mean
 
 LONGEST = 500  # characters
@@ -162,14 +163,8 @@ def _read(name: str, values: Mapping[str, Json]) -> Json:
 
 
 def topological_order(derived: Mapping[str, Derived]) -> tuple[Derived, ...]:
-    """Each derived parameter after those it reads. Raises ValueError with the names of a cycle."""
-    left, out = dict(derived), []
-    while left:
-        ready = next((d for d in left.values() if not any(name in left for name in d.reads)), None)
-        if ready is None:
-            raise ValueError(" -> ".join(left))
-        out.append(left.pop(ready.name))
-    return tuple(out)
+    """Each derived parameter after those it reads. Raises CycleError."""
+    return in_order_of_needs(derived, lambda parameter: parameter.reads)
 
 
 def derive(config: TrialConfig, derived: tuple[Derived, ...], where: str) -> TrialConfig:

@@ -13,6 +13,7 @@ its objective is the mean over the seeds, as in a search.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from raz.errors import RazError
@@ -74,11 +75,10 @@ def pairwise_covering(parameters: Sequence[Parameter]) -> list[Point]:
     Each point starts from an uncovered pair and takes, parameter by parameter, the value that covers the most new
     pairs. Deterministic.
     """
-    left = _all_pairs(parameters)
+    uncovered = _all_pairs(parameters)
     points: list[Point] = []
-    while left:
-        (one, a), (other, b) = next(iter(left))
-        fixed = _with_parents(parameters, {one: a, other: b}) or {}
+    while uncovered:
+        fixed = _with_parents(parameters, dict(next(iter(uncovered)))) or {}
         point: Point = {}
         for parameter in parameters:
             if not parameter.active(point):
@@ -87,19 +87,17 @@ def pairwise_covering(parameters: Sequence[Parameter]) -> list[Point]:
             if parameter.name in fixed:
                 index = fixed[parameter.name]
             else:
-                met = [(p.name, _index(p, point[p.name])) for p in parameters if p.name in point]
-                new = [sum((pair, (parameter.name, i)) in left for pair in met) for i in range(len(values))]
-                index = new.index(max(new))
+                chosen = _indices(parameters, point)
+                gains = [sum((other, (parameter.name, i)) in uncovered for other in chosen) for i in range(len(values))]
+                index = gains.index(max(gains))
             point[parameter.name] = values[index]
-        here = [(p.name, _index(p, point[p.name])) for p in parameters if p.name in point]
-        for i, first in enumerate(here):
-            for second in here[i + 1 :]:
-                left.pop((first, second), None)
+        for pair in itertools.combinations(_indices(parameters, point), 2):
+            uncovered.pop(pair, None)
         points.append(point)
     return points or grid(parameters)
 
 
-Pair = tuple[tuple[str, int], tuple[str, int]]
+Pair = tuple[tuple[str, int], tuple[str, int]]  # (parameter, index of its value), twice
 
 
 def _all_pairs(parameters: Sequence[Parameter]) -> dict[Pair, None]:
@@ -115,7 +113,7 @@ def _all_pairs(parameters: Sequence[Parameter]) -> dict[Pair, None]:
 
 
 def _with_parents(parameters: Sequence[Parameter], fixed: Mapping[str, int]) -> dict[str, int] | None:
-    """The same value indices with those of the parents that make them active; None where they cannot occur together."""
+    """These value indices, and those of the parents that make them active; None where they cannot occur together."""
     by_name = {p.name: p for p in parameters}
     needed: dict[str, list[int]] = {name: [index] for name, index in fixed.items()}
     todo = list(fixed)
@@ -130,6 +128,11 @@ def _with_parents(parameters: Sequence[Parameter], fixed: Mapping[str, int]) -> 
             if before is None:
                 todo.append(parent)
     return {name: indices[0] for name, indices in needed.items()}
+
+
+def _indices(parameters: Sequence[Parameter], point: Point) -> list[tuple[str, int]]:
+    """(name, index of its value) of each parameter in the point."""
+    return [(p.name, _index(p, point[p.name])) for p in parameters if p.name in point]
 
 
 def _index(parameter: Parameter, value: Json) -> int:
@@ -156,7 +159,8 @@ def points_of(
 ) -> tuple[Point, ...]:
     """The points of a design, all of one seed before those of the next, so that a study that stops early is balanced.
 
-    On several slots a run starts those first that share least (`raz.planning.schedule.order_by_new_work`).
+    With several slots, a run first starts the points that share the least work
+    (`raz.planning.schedule.order_by_new_work`).
     """
     points = DESIGNS[design](parameters, centre)
     if design == "grid" or not seeds:

@@ -42,14 +42,14 @@ class Parameter:
     high: float = 0
     step: float | None = added(default=None, before=None)
     log: bool = added(default=False, before=False)
-    # Number of values at which a range is drawn, so that trials share stages.
+    # Number of values to which a range is rounded, so that trials share stages.
     grid: int | None = added(default=None, before=None)
     # Active where each of these parameters has one of the values.
     when: tuple[tuple[str, tuple[Json, ...]], ...] = ()
     sets: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)  # name of a choice -> dotted names and values
 
     def active(self, values: Mapping[str, Json]) -> bool:
-        """Whether it is drawn beside these values. A condition on a parameter that has no value fails."""
+        """Whether its conditions hold for these values. A condition on a parameter that has no value fails."""
         return all(name in values and contains_exactly(values[name], legal) for name, legal in self.when)
 
     def draw(self, trial: SuggestApi) -> Json:
@@ -98,7 +98,7 @@ class Parameter:
         return tuple(dict.fromkeys(round(x) if self.kind == "int" else float(f"{x:.6g}") for x in values))
 
     def settings(self, value: Json) -> Mapping[str, Json]:
-        """What a value of it sets: dotted names with values."""
+        """The hyperparameters that one of its values sets: dotted names with values."""
         return self.sets[str(value)] if self.sets else {self.name: value}
 
     def names(self) -> tuple[str, ...]:
@@ -106,8 +106,7 @@ class Parameter:
         return tuple(dict.fromkeys(n for body in self.sets.values() for n in body)) if self.sets else (self.name,)
 
     def meaning(self) -> dict[str, Json]:
-        """What the file says of it, as a study's meaning holds it. An added field is in it only where it is not at its
-        value of before."""
+        """The parameter in a study's meaning. A field that was `added` is left out while it has its `before` value."""
         out: dict[str, Json] = {}
         if self.sets:
             out["choice"] = {name: dict(body) for name, body in self.sets.items()}
@@ -127,5 +126,5 @@ def optuna_label(value: Json) -> Label:
 
 
 def contains_exactly(value: Json, legal: Sequence[Json]) -> bool:
-    """Whether it is one of them; true is not 1."""
+    """Whether the value is one of the legal ones; true is not 1."""
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in legal)

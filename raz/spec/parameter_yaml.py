@@ -16,6 +16,7 @@ from raz.spec.base_config import validate_settings
 from raz.spec.designs import DESIGNS
 from raz.spec.parameter import Parameter, Point, contains_exactly, optuna_label
 from raz.utils.json_types import Json
+from raz.utils.ordering import CycleError, in_order_of_needs
 from raz.utils.schema import (
     LARGEST,
     Anything,
@@ -102,7 +103,7 @@ _WHEN = MapOf(_CONDITION, "parameters with values", "when: {fusion.rule: grid}")
 def read_parameters(
     raw: Mapping[str, Json], problems: Problems, base: TrialConfig, sampler: str, data_root: Path | None = None
 ) -> tuple[Parameter, ...]:
-    """The parameters of the section, each after those that its conditions name. What is wrong is left out and noted."""
+    """The parameters of the section, each after those that its conditions name. Faulty ones are noted and left out."""
     known = parameter_types()
     by_name: dict[str, Parameter] = {}
     for name, body in raw.items():
@@ -270,16 +271,12 @@ def _check_condition(
 
 
 def _ordered(by_name: Mapping[str, Parameter], problems: Problems) -> tuple[Parameter, ...]:
-    """Parents first, else the order of the file. A circle of conditions is a fault."""
-    left, out = dict(by_name), []
-    while left:
-        ready = next((p for p in left.values() if not any(other in left for other, _ in p.when)), None)
-        if ready is None:
-            what = f"the conditions go in a circle: {' -> '.join(left)}"
-            problems.add((SECTION, next(iter(left)), "when"), what, "drop one `when`")
-            return ()
-        out.append(left.pop(ready.name))
-    return tuple(out)
+    """Parents first, else the order of the file. A cycle of conditions is a fault."""
+    try:
+        return in_order_of_needs(by_name, lambda parameter: [name for name, _ in parameter.when])
+    except CycleError as error:
+        problems.add((SECTION, error.names[0], "when"), f"the conditions go in a circle: {error}", "drop one `when`")
+        return ()
 
 
 def _try_values(
@@ -289,7 +286,7 @@ def _try_values(
     problems: Problems,
     data_root: Path | None,
 ) -> None:
-    """Set every choice, or both ends of a range, on the base, beside values that make it active; note what is wrong."""
+    """Set every choice, or both ends of a range, on the base, with values that make it active; note faults."""
     active = activating_values(parameter, by_name)
     parents = [
         by_name[name].settings(value) for name, value in active.items() if _is_valid_choice(by_name[name], value)
@@ -312,7 +309,7 @@ def extreme_values(parameter: Parameter) -> tuple[Json, ...]:
 
 
 def activating_values(parameter: Parameter, by_name: Mapping[str, Parameter]) -> Point:
-    """Values of other parameters beside which it is active."""
+    """Values of other parameters for which it is active."""
     out: Point = {}
     todo = [parameter]
     while todo:

@@ -19,18 +19,18 @@ def _whole(low: int) -> Scalar[int]:
     return integer(low, MAX_OPTION, f"a whole number from {low} on")
 
 
-_COUNT, _SOME, _ANY = _whole(0), _whole(1), number(-1e300, 1e300, "a number")
-_WHEN = {"startup_trials": _COUNT, "warmup_steps": _COUNT, "interval_steps": _SOME, "min_trials": _SOME}
-_HALVING = {"min_resource": _SOME, "reduction_factor": _whole(2), "bootstrap_count": _COUNT}
+_FROM_0, _FROM_1, _NUMBER = _whole(0), _whole(1), number(-1e300, 1e300, "a number")
+_MEDIAN = {"startup_trials": _FROM_0, "warmup_steps": _FROM_0, "interval_steps": _FROM_1, "min_trials": _FROM_1}
+_HALVING = {"min_resource": _FROM_1, "reduction_factor": _whole(2), "bootstrap_count": _FROM_0}
 OPTIONS: Mapping[str, Mapping[str, Scalar[int] | Scalar[float]]] = {
     "none": {},
-    "median": _WHEN,
-    "percentile": {"percentile": number(0, 100), **_WHEN},
-    "successive_halving": {**_HALVING, "min_early_stopping_rate": _COUNT},
-    "hyperband": {**_HALVING, "max_resource": _SOME},
-    "patient": {"patience": _COUNT, "min_delta": number(0, 1e300, "a number from 0 on")},
-    "threshold": {"lower": _ANY, "upper": _ANY, "warmup_steps": _COUNT, "interval_steps": _SOME},
-    "wilcoxon": {"p_threshold": number(0, 1), "startup_steps": _COUNT},
+    "median": _MEDIAN,
+    "percentile": {"percentile": number(0, 100), **_MEDIAN},
+    "successive_halving": {**_HALVING, "min_early_stopping_rate": _FROM_0},
+    "hyperband": {**_HALVING, "max_resource": _FROM_1},
+    "patient": {"patience": _FROM_0, "min_delta": number(0, 1e300, "a number from 0 on")},
+    "threshold": {"lower": _NUMBER, "upper": _NUMBER, "warmup_steps": _FROM_0, "interval_steps": _FROM_1},
+    "wilcoxon": {"p_threshold": number(0, 1), "startup_steps": _FROM_0},
 }
 REQUIRED = {"patient": ("patience",)}
 _NAME = choice(OPTIONS)

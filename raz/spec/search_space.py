@@ -18,9 +18,9 @@ from raz.utils.json_types import Json
 
 SAMPLERS = ("tpe", "random", "grid", "cma-es", "nsga-ii", "loo", "ofat", "factorial", "pairs")
 POPULATION_SAMPLERS = ("cma-es", "nsga-ii")  # samplers that draw a generation at a time
-CANDIDATE_SAMPLERS = ("tpe", "random")  # samplers whose draws may be discarded
+CANDIDATE_SAMPLERS = ("tpe", "random")  # samplers that may draw several candidates per trial
 MAX_CANDIDATES = 64
-SPLITS = ("val",)  # that a search scores
+SEARCH_SPLITS = ("val",)  # that a search scores
 DIRECTIONS = ("minimize", "maximize")
 STUDY_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 MOST_TRIALS = 1_000_000
@@ -44,8 +44,7 @@ class Pruning:
     inner: Pruning | None = None  # of `patient`: the pruner that decides once patience has run out
 
     def meaning(self) -> dict[str, Json]:
-        """What the file says of it, as a study's meaning holds it. An added field is in it only where it is not at its
-        value of before."""
+        """The pruner in a study's meaning. A field that was `added` is left out while it has its `before` value."""
         out: dict[str, Json] = {"name": self.name, **self.options, **changed_since(self)}
         if self.stages:
             out["stages"] = list(self.stages)
@@ -143,10 +142,10 @@ class SearchSpace:
         return points_of(self.sampler, self.parameters, self.centre(), self.seeds)
 
     def centre(self) -> Point:
-        """The base as a point: for each parameter the value that changes nothing; missing where there is none."""
+        """The base as a point: for each parameter the value that equals the base's; missing where there is none."""
         out: Point = {}
         for parameter in self.parameters:
-            for value in _listed(parameter):
+            for value in _enumerable_values(parameter):
                 if configure(self.base, parameter.settings(value), "centre") == self.base:
                     out[parameter.name] = value
                     break
@@ -165,10 +164,10 @@ class SearchSpace:
         return threads_of(self.base, self.parameters)
 
     def meaning(self) -> dict[str, Json]:
-        """What identifies the study, flat. The number of trials is not in it, since a study may be extended.
+        """What identifies the study, flat. The number of trials is left out, since a study may be extended.
 
-        An added field of the base or the design is in it only where it is not at its value of before, so an old study
-        and its file have the same meaning now as then.
+        A field of the base or the design that was `added` is left out while it has its `before` value. So the meaning
+        of an old study and of its file stays the same.
         """
         out: dict[str, Json] = {
             "objective.metric": self.metric,
@@ -192,8 +191,8 @@ class SearchSpace:
         return hashlib.sha256(json.dumps(self.meaning(), sort_keys=True).encode()).hexdigest()
 
 
-def _listed(parameter: Parameter) -> tuple[Json, ...]:
-    """All values of a parameter; empty for a range that has no steps."""
+def _enumerable_values(parameter: Parameter) -> tuple[Json, ...]:
+    """All values of a parameter; empty for a range of floats with neither step nor grid."""
     return parameter.values() if parameter.kind != "float" or parameter.step or parameter.grid else ()
 
 

@@ -12,11 +12,10 @@ from raz.config import Settings, TrialConfig, configure, parameter_types
 from raz.config import parameters as flat
 from raz.errors import RazError, flatten_errors
 from raz.spec import parameter_yaml
-from raz.spec.ablation import LOCALIZATION
 from raz.spec.base_config import BASE, BaseSection, base_config
 from raz.spec.derived import Derived, derive, parse_derived, topological_order
 from raz.spec.designs import DESIGNS
-from raz.spec.metric_names import metric_names
+from raz.spec.metric_names import LOCALIZATION_METRICS, metric_names
 from raz.spec.parameter import Parameter, Point
 from raz.spec.parameter_yaml import activating_values, extreme_values, read_parameters
 from raz.spec.pruner_yaml import read_pruning
@@ -35,6 +34,7 @@ from raz.spec.search_space import (
 from raz.spec.stage_resources import SCHEMA as RESOURCES
 from raz.spec.stage_resources import Resources, check_threads
 from raz.utils.json_types import Json
+from raz.utils.ordering import CycleError
 from raz.utils.schema import (
     Anything,
     Either,
@@ -202,15 +202,15 @@ def _objectives(
     for section in sections:
         metric, path = section.value.metric, (*section.path, "metric")
         if not isinstance(metric, str) or not (metric in legal or (searches_sigmas and "@" in metric)):
-            _wrong_metric(metric, path, base, problems)
+            _note_wrong_metric(metric, path, base, problems)
         elif metric in [o.metric for o in out]:
             problems.add(path, f"objective has {metric} twice", "leave one out")
         out.append(Objective(str(metric), section.value.direction))
     return tuple(out) or (Objective("val.mae"),)
 
 
-def _wrong_metric(metric: Json, path: YamlPath, base: TrialConfig, problems: Problems) -> None:
-    """Note why a metric is no objective."""
+def _note_wrong_metric(metric: Json, path: YamlPath, base: TrialConfig, problems: Problems) -> None:
+    """Note why a metric cannot be an objective."""
     name = problems.name(path)
     if not isinstance(metric, str) or not metric.startswith("val."):
         hint = "val.mae"
@@ -219,7 +219,7 @@ def _wrong_metric(metric: Json, path: YamlPath, base: TrialConfig, problems: Pro
         problems.wrong(path, describe_value(metric), "a metric of the validation split", hint)
         return
     stem, at, sigma = metric.removeprefix("val.").partition("@")
-    if stem in LOCALIZATION and at:
+    if stem in LOCALIZATION_METRICS and at:
         sigmas = ", ".join(f"{s:g}" for s in base.metrics.sigmas)
         what = f"{name} is {metric!r}, and the base scores sigma {sigmas} only"
         problems.add(path, what, f"metrics.sigmas: [{sigma}]")
@@ -243,9 +243,8 @@ def _derived(file: SpaceFile, problems: Problems, parameters: tuple[Parameter, .
             problems.add(path, error.what, error.hint)
     try:
         return topological_order(out)
-    except ValueError as error:
-        first = str(error).split(" ")[0]
-        problems.add(("derive", first), f"the derived values go in a circle: {error}")
+    except CycleError as error:
+        problems.add(("derive", error.names[0]), f"the derived values go in a circle: {error}")
         return ()
 
 
@@ -256,18 +255,19 @@ def _reject_double_settings(
     settings: Settings,
     problems: Problems,
 ) -> None:
-    """Reject what is set in two places, of which one would be overwritten. Raises RazError for a setting of `--set`."""
+    """Note parameters that are set in two places, where one value would be overwritten. Raises RazError if one of the
+    places is `--set`."""
     source = problems.document.name
-    taken = {name: f"{source} searches it" for p in parameters for name in p.names()}
-    taken |= {d.name: f"{source} derives it" for d in derived}
+    set_by_file = {name: f"{source} searches it" for p in parameters for name in p.names()}
+    set_by_file |= {d.name: f"{source} derives it" for d in derived}
     if file.design.seeds:
-        if "seed" in taken:
+        if "seed" in set_by_file:
             problems.add(("design", "seeds"), "the seed is among the parameters too", "leave one out")
-        taken["seed"] = f"{source} has design.seeds"
+        set_by_file["seed"] = f"{source} has design.seeds"
     for name, value in settings.items():
-        if name in taken:
+        if name in set_by_file:
             raise RazError(
-                f"--set {name}", f"{taken[name]}, so a trial would overwrite the value",
+                f"--set {name}", f"{set_by_file[name]}, so a trial would overwrite the value",
                 f"set it in the file: {name}: {{choice: [{value}]}}", name,
             )  # fmt: skip
 
@@ -286,7 +286,7 @@ def _check_sampler_supports(
 
 
 def _try_derived(space: SearchSpace, problems: Problems) -> None:
-    """Compute what is derived on the base, at every choice and at both ends of each range; note what is wrong."""
+    """Compute the derived parameters for the base, for every choice and for both ends of each range; note faults."""
     if not space.derived:
         return
     by_name = {p.name: p for p in space.parameters}
@@ -306,14 +306,14 @@ def _try_derived(space: SearchSpace, problems: Problems) -> None:
             except RazError as error:
                 if one.name not in reported:
                     reported.add(one.name)
-                    at = f" (where {', '.join(f'{k} is {v}' for k, v in point.items())})" if point else ""
+                    condition = f" (where {', '.join(f'{k} is {v}' for k, v in point.items())})" if point else ""
                     first = flatten_errors(error)[0]
-                    problems.add(("derive", one.name), f"{first.what}{at}", first.hint)
+                    problems.add(("derive", one.name), f"{first.what}{condition}", first.hint)
                 break  # the others may read it
 
 
 def _try_design(space: SearchSpace, problems: Problems) -> None:
-    """Note what is wrong with the points of a design, which are known before it runs."""
+    """Note the faults of a design's points, which are known before it runs."""
     try:
         centre = space.centre() if space.sampler == "ofat" else {}
     except RazError as error:

@@ -46,9 +46,9 @@ def resources_for(resources: Mapping[str, Resources], stage: str) -> Resources:
 
 
 def check_threads(resources: Mapping[str, Resources], threads: int, problems: Problems) -> None:
-    """Note stages with fewer CPUs than a trial has threads: they would run slower, and on some machines give other last
-    bits."""
-    for stage, of in resources.items():
-        if of.cpus is not None and of.cpus < threads:
-            what = f"resources.{stage}.cpus is {of.cpus}, fewer than the {threads} threads of a trial"
+    """Note stages with fewer CPUs than a trial has threads: they would run slower, and on some machines the last bits
+    of their results would differ."""
+    for stage, reserved in resources.items():
+        if reserved.cpus is not None and reserved.cpus < threads:
+            what = f"resources.{stage}.cpus is {reserved.cpus}, fewer than the {threads} threads of a trial"
             problems.add(("resources", stage, "cpus"), what, f"cpus: {threads}, or fewer threads")

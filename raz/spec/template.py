@@ -80,7 +80,7 @@ def render_template(
     if preset not in PRESETS:
         raise RazError("--preset", f"unknown preset {preset!r}", did_you_mean(preset, PRESETS))
     if weights is not None:
-        line = f"    backbone.weights: {_quoted(weights)}\n"
+        line = f"    backbone.weights: {_yaml_text(weights)}\n"
     elif preset == "tiny":
         line = ""
     else:
@@ -91,9 +91,9 @@ def render_template(
         "paper": "days on a GPU.",
     }
     return _TEMPLATE.format(
-        title="".join(c if c.isprintable() else " " for c in reader.title), study=_name(study), dataset=_name(dataset),
-        preset=preset, run=run_command(dataset, file, data_root), report=study, weights=line, cost=costs[preset],
-        epochs=PRESETS[preset].counting.train.epochs,
+        title="".join(c if c.isprintable() else " " for c in reader.title), study=_yaml_name(study),
+        dataset=_yaml_name(dataset), preset=preset, run=run_command(dataset, file, data_root), report=study,
+        weights=line, cost=costs[preset], epochs=PRESETS[preset].counting.train.epochs,
     )  # fmt: skip
 
 
@@ -109,12 +109,12 @@ def run_command(dataset: str, file: str, data_root: Path | None) -> str:
     return f"raz-sweep run {file} --data-root {shlex.quote(str(bucket_for(data_root) or data_root))}"
 
 
-def _name(text: str) -> str:
+def _yaml_name(text: str) -> str:
     """A name as a YAML scalar: plain, unless YAML would read it as a number or a boolean."""
     return text if text[:1].isalpha() and isinstance(yaml.safe_load(text), str) else json.dumps(text)
 
 
-def _quoted(text: str) -> str:
+def _yaml_text(text: str) -> str:
     """Any text as a YAML scalar."""
     return text if re.fullmatch(r"[\w./~-]*[/~.][\w./~-]*", text) and text.isascii() else json.dumps(text)
 
@@ -132,7 +132,11 @@ def write_space(
 
     for option, path in (("--out", out), ("--data-root", data_root or Path())):
         if not str(path).isprintable():
-            raise RazError(option, f"{str(path)!r} has a line break or the like in it", f"another {option}")
+            raise RazError(
+                option,
+                f"{str(path)!r} has a line break or another character that cannot be printed",
+                f"another {option}",
+            )
     if weights == "":  # an unset variable of a shell
         raise RazError("--backbone-weights", "an empty name", "--backbone-weights vgg16.pt")
     if out.is_dir():

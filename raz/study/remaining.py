@@ -17,7 +17,7 @@ from raz.errors import FailureReason, RazError
 from raz.pipeline.keys import score_keys
 from raz.planning.work_order import trial_order
 from raz.spec.ablation import TableTrial
-from raz.spec.search_space import SPLITS, SearchSpace
+from raz.spec.search_space import SEARCH_SPLITS, SearchSpace
 from raz.store.cache import StageCache
 from raz.store.paths import StorePaths
 from raz.study.attributes import TrialAttributes
@@ -134,7 +134,7 @@ def queue_order(
     `waiting` and `complete` have the index of each trial's point; None for a trial that is no point of the design.
     """
     done = [config for point in complete if (config := _config_at(space, point)) is not None]
-    order = trial_order([_config_at(space, point) for point in waiting], SPLITS, space.averaged_seeds, done)
+    order = trial_order([_config_at(space, point) for point in waiting], SEARCH_SPLITS, space.averaged_seeds, done)
     return sorted(order, key=lambda i: not begun[i])  # stable
 
 
