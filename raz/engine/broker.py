@@ -260,8 +260,8 @@ def _build_stage_task(
 
     try:
         import_builder(build.builder)(
-            build.config, build.store, list(nodes), data_root=build.data_root, tell=report_epoch, made=report_made,
-            log=log,
+            build.config, build.store, list(nodes), data_root=build.data_root,
+            on_epoch=report_epoch, on_made=report_made, log=log,
         )  # fmt: skip
     except Exception as error:
         return _failed(error, nodes[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["waiting", "started", "epoch", "images", "note", "finished", "hit", "stopped", "failed"]
+EventKind = Literal["waiting", "started", "epoch", "images", "note", "finished", "hit", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class StageUse:
     stage: str  # as str(Node)
     key: str
     hit: bool  # found in the store
-    seconds: float  # that it took when it was made, by whichever trial
-    spent: float = 0.0  # by this trial: 0 for a hit, less than `seconds` where training resumed from a checkpoint
+    seconds: float  # of work to make the stage, whichever trial made it
+    spent: float = 0.0  # seconds of this trial's own work: 0 for a hit, less than `seconds` after a checkpoint
 
     def to_dict(self) -> dict[str, str | bool | float]:
         """As studies record it."""
@@ -30,20 +30,24 @@ class StageUse:
 class StageEvent:
     """Something happened to a stage. `dataclasses.asdict` makes it JSON, `str` a line.
 
-    waiting: requested, but another process makes it or no device is free. started, finished: it is made.
-    epoch: an epoch of a trained stage ended. images: `epoch` of `epochs` images are predicted. hit: found in the
-    store. stopped, failed: it ended early; a trained stage keeps its checkpoint. note: `reason` is a remark.
+    waiting: requested, but another process makes it or no device is free.
+    started, finished: a process begins or completes it.
+    epoch: an epoch of a trained stage ended.
+    images: `epoch` of `epochs` images are predicted.
+    hit: found in the store.
+    stopped, failed: it ended early; a trained stage keeps its checkpoint.
+    note: `reason` is a remark.
     """
 
-    kind: Kind
+    kind: EventKind
     stage: str  # as str(Node): counting, density@val, zoom2@val
     key: str
     epoch: int = 0
-    epochs: int = 0  # most epochs, or images
+    epochs: int = 0  # the stage's epoch cap, or the number of images
     loss: float | None = None  # mean training loss of the epoch
     value: float | None = None  # validation value of the epoch; lower is better
     seconds: float = 0.0  # epoch: of this epoch; finished, hit: of the whole artifact
-    spent: float = 0.0  # finished, stopped, failed: of this attempt, without epochs from a checkpoint
+    spent: float = 0.0  # finished, stopped, failed: seconds of this attempt, without epochs from a checkpoint
     reason: str = ""  # stopped, failed: why; note: its text
 
     def __str__(self) -> str:

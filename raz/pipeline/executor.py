@@ -1,7 +1,7 @@
 """The stages of a trial: each is found in the store, or made once under its lease.
 
-A process that waits for a stage finds the artifact when the lease is free. The training of a process that was killed
-goes on from its last epoch.
+A process that waits for a stage finds its artifact once the lease is released. If a process is killed while it trains,
+the next one resumes from the last epoch.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from typing import Protocol
 
 import numpy as np
 from safetensors.torch import save
-from torch import Tensor, nn
 
 from raz.config import TrialConfig, parameters
 from raz.errors import FailureReason, TrialFailure
 from raz.pipeline.context import TrialState
-from raz.pipeline.events import Kind, StageEvent, StageUse
+from raz.pipeline.events import EventKind, StageEvent, StageUse
 from raz.pipeline.failures import DEVICE_OOM, classify
 from raz.pipeline.graph import STAGES, Node, chain_key, step_offset
 from raz.pipeline.predict_stages import PREDICTORS, score
 from raz.pipeline.train_stages import PLANS
-from raz.pipeline.training_loop import Checkpoint, CurvePoint, TrainedChain, TrialPruned, train
+from raz.pipeline.training_loop import Checkpoint, CurvePoint, TrainedChain, TrialPruned, snapshot, train
 from raz.store.cache import Artifact, StageKey, store_errors, write_json
 from raz.store.lease import Lease, LeaseLost
 from raz.store.manifest import Manifest
@@ -40,7 +39,7 @@ EpochCallback = Callable[[int, float], bool]  # (epoch, validation value) of a t
 
 @dataclass(frozen=True)
 class StageRequest:
-    """The stages that a trial needs next: a trained stage, or a run of inferred stages that may share a process."""
+    """The stages that a trial needs next: a trained stage, or consecutive inferred stages that may share a process."""
 
     config: TrialConfig
     nodes: tuple[Node, ...]  # the trial waits for the first
@@ -75,7 +74,7 @@ class StageExecutor:
     spent: dict[Node, float] = field(default_factory=dict)  # seconds of work on stages that the store lacked
 
     def get_or_make(self, node: Node) -> StageUse:
-        """The stage, after its artifact is in the store and in `state.artifacts`. Raises as `run_trial`."""
+        """Find the stage or make it, and put its artifact into `state.artifacts`. Raises as `run_trial`."""
         cache, key = self.state.cache, self.state.keys[node]
         artifact, hit = cache.find(key), True
         while artifact is None:
@@ -101,7 +100,7 @@ class StageExecutor:
     # ------------------------------------------------------------------ making a stage in this process
 
     def _make_locally(self, node: Node, key: StageKey) -> tuple[Artifact | None, bool]:
-        """The artifact, and whether another process made it; None when another process took over the lease."""
+        """The artifact, and whether another process made it. The artifact is None if this process lost the lease."""
         cache, trained = self.state.cache, STAGES[node.stage].kind == "trained"
         name = chain_key(key) if trained else key.key
         folders = [cache.paths.stage(node.stage, key.key).parent]
@@ -127,7 +126,7 @@ class StageExecutor:
             return artifact, False
 
     def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
-        """Train the stage, or go on from its checkpoint, and publish weights and curve."""
+        """Train the stage, from its checkpoint if there is one, and publish weights and curve."""
         state = self.state
         context = state.context(node)
         plan = PLANS[node.stage](context)
@@ -140,7 +139,7 @@ class StageExecutor:
             state.log(event)
 
         if plan.task is None:
-            chain = TrainedChain(_state_dict(plan.modules), 0, 0.0, [])
+            chain = TrainedChain(snapshot(plan.modules), 0, 0.0, [])
         else:
             path = state.cache.paths.checkpoint(node.stage, chain_key(key))
             checkpoint = Checkpoint(path, lease, state.cache.tier)
@@ -179,7 +178,7 @@ class StageExecutor:
             def write(folder: Path) -> None:
                 np.savez(folder / ARRAYS, allow_pickle=False, **arrays)
 
-        cheap = STAGES[node.stage].kind == "computed"  # to wait for the disk takes longer than to make it again
+        cheap = STAGES[node.stage].kind == "computed"  # flushing to disk takes longer than making it again
         manifest = self._manifest(node, time.monotonic() - began, context.read)
         return self.state.cache.publish(key, write, manifest, lease, durable=not cheap)
 
@@ -224,7 +223,7 @@ class StageExecutor:
         """Log that a stage starts, and why it ends early; add the seconds to `spent`."""
         began = time.monotonic()
         self.state.log(StageEvent("started", str(node), key.key))
-        kind: Kind = "finished"
+        kind: EventKind = "finished"
         reason = ""
         try:
             yield
@@ -244,7 +243,7 @@ class StageExecutor:
                 self.state.log(StageEvent(kind, str(node), key.key, spent=spent, reason=reason))
 
     def _epoch_callback(self, node: Node) -> EpochCallback:
-        """Passes each epoch on once, whether it is trained now, or read from a checkpoint or from the store."""
+        """A callback that reports each epoch once, whether it is trained now or read from a checkpoint or the store."""
 
         def on_epoch(epoch: int, value: float) -> bool:
             if self.on_epoch is None or epoch <= self.last_epoch.get(node, 0):
@@ -255,7 +254,7 @@ class StageExecutor:
         return on_epoch
 
     def _waiting_callback(self, node: Node) -> Callable[[], None]:
-        """Logs once that another process holds the lease."""
+        """A callback that logs once that another process holds the lease."""
         logged = False
 
         def on_wait() -> None:
@@ -267,7 +266,7 @@ class StageExecutor:
         return on_wait
 
     def _replay(self, node: Node, artifact: Artifact) -> None:
-        """Pass on the epochs of a stage that came from the store. Raises TrialPruned where `on_epoch` says stop."""
+        """Report the epochs of a stage that came from the store. Raises TrialPruned if `on_epoch` returns True."""
         if self.on_epoch is None:
             return
         on_epoch = self._epoch_callback(node)
@@ -282,7 +281,7 @@ class StageExecutor:
 
 @contextmanager
 def _oom_as_failure(where: str) -> Iterator[None]:
-    """Raise TrialFailure, which the store notes, where the device's memory ran out."""
+    """Raise TrialFailure, which the store records, if the device runs out of memory."""
     try:
         yield
     except Exception as error:
@@ -290,7 +289,3 @@ def _oom_as_failure(where: str) -> Iterator[None]:
             raise
         hint = "set a smaller batch, crop or input.scale"
         raise TrialFailure(where, "the device's memory is full", hint, reason=FailureReason.OOM) from error
-
-
-def _state_dict(modules: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in modules.state_dict().items()}

@@ -1,7 +1,7 @@
-"""What an exception means for a trial: the reason that its study records, and whether the stage would fail again.
+"""Classification of exceptions: the reason that a study records for its trial, and whether the stage would fail again.
 
-An exception is classified by its class. PyTorch's and Ray's classes are known by their qualified names, so that neither
-is imported for it. Text decides only where the CUDA runtime or Ray has no class for running out of memory.
+An exception is classified by its class. PyTorch's and Ray's classes are compared by qualified name, so that neither
+package is imported here. Text decides only where the CUDA runtime or Ray has no class for running out of memory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from raz.store.cache import DETERMINISTIC_FAILURES
 
 @dataclass(frozen=True)
 class Failure:
-    """How an exception counts. `deterministic`: the same stage fails again on the same device, so the store notes it
-    and no other trial tries."""
+    """The classification of an exception. `deterministic`: the same stage fails again on the same device, so the
+    store records the failure and no other trial tries."""
 
     reason: FailureReason
     deterministic: bool
@@ -37,16 +37,16 @@ BY_CLASS = {
 # In RuntimeErrors of PyTorch that have no class of their own.
 DEVICE_OOM_TEXTS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 HOST_OOM_TEXTS = ("DefaultCPUAllocator",)
-# In what Ray says of an actor that its memory monitor killed; the class may be that of any dead actor.
+# In Ray's message about an actor that its memory monitor killed; the class may be that of any dead actor.
 RAY_OOM_TEXTS = ("OutOfMemory", "low on memory")
 
-# What every trial meets: the disk is full, or the store may not be written or does not answer.
+# Errors that every trial would meet: the disk is full, or the store cannot be written or does not answer.
 FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EHOSTUNREACH)
 
 
 def classify(error: BaseException) -> Failure:
-    """How an exception of a trial or of a stage counts. An exception that Ray carried from another process counts as
-    the one that was raised there."""
+    """The classification of an exception of a trial or a stage. An exception that Ray passed on from another process is
+    classified as the one that was raised there."""
     if isinstance(error, TrialFailure):
         return Failure(error.reason, error.reason in DETERMINISTIC_FAILURES)
     if isinstance(error, RazError):
@@ -70,13 +70,13 @@ def classify(error: BaseException) -> Failure:
 
 
 def is_ray_oom_text(text: str) -> bool:
-    """Whether a text of Ray says that its memory monitor killed the process."""
+    """Whether a message of Ray says that its memory monitor killed the process."""
     return any(part in text for part in RAY_OOM_TEXTS)
 
 
 def fatal_os_error(error: BaseException) -> OSError | None:
-    """The operating system's refusal that every trial would meet, if it is what `error` is or was raised from; None
-    for any other error, and for a TrialFailure, which is the trial's own."""
+    """The OSError with one of FATAL_ERRNOS that `error` is or was raised from; None for any other error, and for a
+    TrialFailure, which concerns its trial alone."""
     if isinstance(error, TrialFailure):
         return None
     for candidate in (error, error.__cause__, getattr(error, "cause", None)):  # `cause`: of Ray's RayTaskError

@@ -31,8 +31,8 @@ from raz.config import (
 from raz.store.cache import StageKey
 from raz.utils.json_types import Json, as_int
 
-Kind = Literal["trained", "inferred", "computed"]
-KINDS = ("trained", "inferred", "computed")
+StageKind = Literal["trained", "inferred", "computed"]
+STAGE_KINDS = ("trained", "inferred", "computed")
 COMMON = ("dataset", "seed", "threads", "input")
 
 
@@ -40,11 +40,11 @@ COMMON = ("dataset", "seed", "threads", "input")
 class StageSpec:
     """One stage of the graph. Raise `version` when the same inputs give another output."""
 
-    kind: Kind
+    kind: StageKind
     version: int
     reads: tuple[str, ...]  # declared inputs besides COMMON: parts of the configuration, or single parameters
-    needs: tuple[str, ...]  # trained stages
-    epochs: str = ""  # of a trained stage: the parameter for its number of epochs
+    needs: tuple[str, ...]  # trained stages whose weights it reads
+    epochs: str = ""  # of a trained stage: the name of the parameter that holds its number of epochs
 
 
 STAGES: dict[str, StageSpec] = {
@@ -145,14 +145,14 @@ def dependencies(config: TrialConfig, node: Node) -> list[Node]:
 def topological_order(config: TrialConfig, splits: tuple[str, ...]) -> list[Node]:
     """Every node of a trial, each after the nodes it needs: trained stages, then inferred, then computed.
 
-    So a pruned trial has predicted nothing, and one process can make the inferred stages in a row.
+    So a trial that is pruned has predicted nothing, and one process can make all inferred stages one after the other.
     """
     nodes = dependency_closure(config, [Node("score", split) for split in splits])
-    return sorted(nodes, key=lambda node: KINDS.index(STAGES[node.stage].kind))
+    return sorted(nodes, key=lambda node: STAGE_KINDS.index(STAGES[node.stage].kind))
 
 
 def dependency_closure(config: TrialConfig, nodes: Iterable[Node]) -> list[Node]:
-    """These nodes and all that they need, each after the nodes it needs."""
+    """These nodes and all nodes that they need, each after the nodes it needs."""
     out: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
@@ -190,7 +190,7 @@ def total_steps(values: Mapping[str, Json]) -> int:
 
 
 def comparability_key(values: Mapping[str, Json], stage: str) -> dict[str, Json]:
-    """The parameters of COMPARABLE_INPUTS with the trial's values."""
+    """The parameters of COMPARABLE_INPUTS for this stage, with the trial's values."""
     wanted = COMPARABLE_INPUTS[stage]
     if values.get("raz.regions") == "same":
         wanted = tuple("zooming" if name == "raz.regions" else name for name in wanted)
@@ -286,8 +286,8 @@ def declared_inputs(config: TrialConfig, stage: str) -> Declared:
 
 
 def inputs_for(config: TrialConfig, node: Node) -> dict[str, Declared]:
-    """What the function of a node's stage may read: stage -> declared inputs, of the node's stage and of all that it
-    needs. The node's key holds its own inputs, and the keys of the nodes it needs hold the others."""
+    """What the function of a node's stage may read: stage -> declared inputs, for the node's stage and every stage that
+    it needs. The node's key holds its own inputs; the keys of the nodes it needs hold the others."""
     return {
         stage: declared_inputs(config, stage)
         for stage in dict.fromkeys(n.stage for n in dependency_closure(config, [node]))
@@ -302,25 +302,25 @@ def node_keys(
 ) -> dict[Node, StageKey]:
     """The key of every node of a trial, in topological order.
 
-    fingerprint: split -> digest of its images. weights_identity: `backbone.weights` -> what identifies them.
-    A parameter that was added later is in a key only where its value differs from the behaviour before
+    fingerprint: split -> digest of its images. weights_identity: `backbone.weights` -> text that identifies the
+    weights. A parameter that was added later is in a key only where it does not have its `before` value
     (`raz.config.without_before`).
     """
     out: dict[Node, StageKey] = {}
-    path = topological_order(config, splits)
+    nodes = topological_order(config, splits)
     values = parameters(config.resolved())
     declared_by = {
-        stage: without_before(inputs_of(values, stage)) for stage in dict.fromkeys(node.stage for node in path)
+        stage: without_before(inputs_of(values, stage)) for stage in dict.fromkeys(node.stage for node in nodes)
     }
-    for node in path:
+    for node in nodes:
         inputs = dict(declared_by[node.stage])
         if "backbone.weights" in inputs:
             inputs["backbone.weights"] = weights_identity(config.backbone.weights)
-        read = ("train", "val") if STAGES[node.stage].kind == "trained" else (node.split,)
+        splits_read = ("train", "val") if STAGES[node.stage].kind == "trained" else (node.split,)
         if node.zoom_pass:
             inputs["pass"] = node.zoom_pass
         needs = {str(needed): out[needed].key for needed in dependencies(config, node)}
-        data: Mapping[str, str] = {split: fingerprint(split) for split in read}
+        data: Mapping[str, str] = {split: fingerprint(split) for split in splits_read}
         out[node] = StageKey(node.stage, STAGES[node.stage].version, inputs, needs, data)
     return out
 

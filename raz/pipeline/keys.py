@@ -23,8 +23,8 @@ WITH_VALIDATION = "+val"
 def open_cached(name: str, root: Path | None) -> Dataset:
     """The data set, opened once per process. Raises RazError as `open_dataset`.
 
-    `NAME+val` is NAME with the validation images among the training images too, for a final training. Its keys differ
-    by name and by data, and its validation values say nothing about new images.
+    `NAME+val` is NAME with the validation images added to the training images, for a final training. Its keys differ
+    from NAME's, and its validation values say nothing about new images.
     """
     if not name.endswith(WITH_VALIDATION):
         return open_dataset(name, root)
@@ -41,12 +41,11 @@ def _fingerprint(name: str, root: Path | None, split: str) -> str:
 def stage_keys(
     config: TrialConfig, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val",)
 ) -> dict[Node, StageKey]:
-    """The key of every stage of a trial, in topological order. Opens the data set, and raises as
-    `open_dataset`."""
+    """The key of every stage of a trial, in topological order. Opens the data set, and raises as `open_dataset`."""
     return node_keys(config, splits, lambda split: _fingerprint(config.dataset, data_root, split), weights_identity)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # by path, size and time of last change, so that a changed file is digested again
 def _file_identity(path: str, size: int, changed: int) -> str:
     return f"sha256:{file_digest(Path(path))}"
 
@@ -71,7 +70,7 @@ def weights_file(weights: str) -> Path:
     return path
 
 
-_SEED_SENTINEL = 9_007_199_254_740_881  # a legal seed that no one types
+_SEED_SENTINEL = 9_007_199_254_740_881  # a legal seed that occurs in no file
 
 
 def score_keys(
@@ -83,13 +82,13 @@ def score_keys(
     in the hashed text, so the rest is formatted once. A table may have 10,000 trials.
     """
     keys = stage_keys(replace(config, seed=_SEED_SENTINEL), data_root=data_root, splits=splits)
-    change = re.compile("|".join([f"({_SEED_SENTINEL}", *[key.key for key in keys.values()]]) + ")")
-    pieces = {node: change.split(canonical(key.content)) for node, key in keys.items()}
+    depends_on_seed = re.compile("|".join([f"({_SEED_SENTINEL}", *[key.key for key in keys.values()]]) + ")")
+    pieces = {node: depends_on_seed.split(canonical(key.content)) for node, key in keys.items()}
     out = {}
     for seed in seeds:
-        now = {str(_SEED_SENTINEL): str(seed)}
+        replacements = {str(_SEED_SENTINEL): str(seed)}
         for node, key in keys.items():
-            text = "".join([now.get(piece, piece) for piece in pieces[node]])
-            now[key.key] = hashlib.sha256(text.encode()).hexdigest()
-        out[seed] = {split: now[keys[Node("score", split)].key] for split in splits}
+            text = "".join([replacements.get(piece, piece) for piece in pieces[node]])
+            replacements[key.key] = hashlib.sha256(text.encode()).hexdigest()
+        out[seed] = {split: replacements[keys[Node("score", split)].key] for split in splits}
     return out

@@ -1,4 +1,5 @@
-"""Types of the functions that run a trial and build its stages, which engines and tests can replace. No torch."""
+"""Types of the functions that run a trial and build its stages. Engines and tests can replace these functions.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,16 +9,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from raz.config import TrialConfig
 from raz.pipeline.events import EventCallback
+from raz.pipeline.graph import Node
 
 if TYPE_CHECKING:  # these import torch
     from raz.pipeline.executor import StageProvider
-    from raz.pipeline.graph import Node
     from raz.pipeline.training_loop import Progress
     from raz.pipeline.trial import TrialResult
 
 
 class RunTrial(Protocol):
-    """A function as raz.pipeline.trial.run_trial."""
+    """A function with the signature of `raz.pipeline.trial.run_trial`."""
 
     def __call__(
         self,
@@ -33,7 +34,7 @@ class RunTrial(Protocol):
 
 
 class BuildStages(Protocol):
-    """A function as raz.pipeline.trial.build_stages."""
+    """A function with the signature of `raz.pipeline.trial.build_stages`."""
 
     def __call__(
         self,
@@ -42,7 +43,7 @@ class BuildStages(Protocol):
         nodes: Sequence[Node],
         *,
         data_root: Path | None = None,
-        tell: Callable[[Node, int, float], bool] | None = None,
-        made: Callable[[Node], None] | None = None,
+        on_epoch: Callable[[Node, int, float], bool] | None = None,
+        on_made: Callable[[Node], None] | None = None,
         log: EventCallback | None = None,
     ) -> None: ...

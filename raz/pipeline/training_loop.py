@@ -29,7 +29,7 @@ Progress = Callable[[int, float], bool]  # (step, validation value) -> stop?
 
 
 class TrialPruned(Exception):
-    """`progress` asked to stop at a step with a validation value. The checkpoint stays, so that training can go on."""
+    """`progress` returned True at a step with this validation value. The checkpoint stays, so training can go on."""
 
     def __init__(self, step: int, value: float) -> None:
         super().__init__(step, value)
@@ -38,7 +38,7 @@ class TrialPruned(Exception):
 
 @dataclass(frozen=True)
 class TrainingTask(Generic[BatchT]):
-    """What the loop trains, on what, and by which measures."""
+    """What the loop trains: modules, batches, loss and validation of a stage."""
 
     name: str  # of the stage, for messages
     modules: nn.Module  # only what is trained; its state_dict is the artifact
@@ -61,8 +61,8 @@ class ChainState(TypedDict):
     best_epoch: int
     best: dict[str, Tensor]  # weights at the best epoch
     since_best: int  # epochs without a better value
-    since_drop: int  # the same, since the learning rate was halved last
-    stopped: bool  # early
+    since_drop: int  # the same count, but from 0 when the learning rate is halved
+    stopped: bool  # whether training stopped early
     curve: list[CurvePoint]
     average: dict[str, Tensor]  # moving average of the weights; empty where it is off
     modules: NotRequired[dict[str, Tensor]]  # these three are missing before the first epoch
@@ -82,19 +82,19 @@ class TrainedChain:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file of a chain's state. With a lease, it is replaced only while the lease is held. With a tier, it is also
-    written to the bucket, where other machines find it."""
+    """The file of a chain's state. With a lease, the file is replaced only while the lease is held. With a tier, the
+    state is also written to the bucket, where other machines find it."""
 
     path: Path
     lease: Lease | None = None
     tier: S3Tier | None = None
 
     def truncated(self, epochs: int) -> Checkpoint:
-        """The file of a run of `epochs` epochs, beside that of a chain that went further."""
+        """The checkpoint of a run of `epochs` epochs, next to that of a chain with more epochs."""
         return replace(self, path=self.path.with_name(f"{self.path.stem}-upto-{epochs}{self.path.suffix}"))
 
     def load(self, device: torch.device) -> ChainState | None:
-        """The state with the most epochs, of this file or the bucket's. None where there is none, or it is damaged:
+        """The state with the most epochs, from the file or the bucket. None if there is none, or it is damaged:
         training then starts from the beginning."""
         local = self._load_file(device)
         stored = self.tier.load(self._name) if self.tier is not None else None
@@ -151,10 +151,10 @@ def train(
     progress: Progress | None = None,
     on_point: Callable[[CurvePoint], None] | None = None,
 ) -> TrainedChain:
-    """Train up to `config.epochs` epochs, or go on from `checkpoint` where it holds fewer.
+    """Train up to `config.epochs` epochs, from the state in `checkpoint` if there is one.
 
     progress: called with (epoch, validation value) of every epoch, also of those in the checkpoint; True stops.
-    on_point: called with each point of the curve that is trained now.
+    on_point: called with the point of the curve of each epoch that is trained now.
     Raises TrialPruned when `progress` stops, TrialFailure with reason `nan` when the loss or the validation value is
     not finite, `oom` when the device's memory runs out.
     """
@@ -163,11 +163,11 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
     state = checkpoint.load(device)
     if state is not None and state["epoch"] > config.epochs and state["best_epoch"] > config.epochs:
-        # The chain went further, and its best weights are of a later epoch: train beside it.
+        # The chain has more epochs, and its best weights are of a later one: train a chain of its own.
         checkpoint = checkpoint.truncated(config.epochs)
         state = checkpoint.load(device)
     if state is None:
-        average = _snapshot(task.modules) if config.average else {}
+        average = snapshot(task.modules) if config.average else {}
         state = {
             "epoch": 0, "updates": 0, "best_value": math.inf, "best_epoch": 0, "best": {}, "since_best": 0,
             "since_drop": 0, "stopped": False, "curve": [], "average": average,
@@ -241,7 +241,8 @@ def _optimizer(modules: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-def _snapshot(modules: nn.Module) -> dict[str, Tensor]:
+def snapshot(modules: nn.Module) -> dict[str, Tensor]:
+    """A copy of the modules' state dict."""
     return {name: value.detach().clone() for name, value in modules.state_dict().items()}
 
 
@@ -256,7 +257,7 @@ def _update_ema(average: dict[str, Tensor], modules: nn.Module, decay: float, up
 def _validated(task: TrainingTask[BatchT], average: dict[str, Tensor]) -> float:
     """The validation value, of the averaged weights where averaging is on."""
     task.modules.eval()
-    current = _snapshot(task.modules) if average else {}
+    current = snapshot(task.modules) if average else {}
     if average:
         task.modules.load_state_dict(average)
     try:
@@ -272,7 +273,7 @@ def _update_best_and_schedule(
 ) -> None:
     """Update the best weights, halve the learning rate on a plateau (section 3.2), and decide on the early stop."""
     if value < state["best_value"]:
-        weights = state["average"] or _snapshot(modules)
+        weights = state["average"] or snapshot(modules)
         state["best_value"], state["best_epoch"] = value, state["epoch"] + 1
         state["since_best"] = state["since_drop"] = 0
         state["best"] = {name: w.clone() for name, w in weights.items()}

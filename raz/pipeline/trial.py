@@ -33,8 +33,8 @@ class TrialResult:
     """What a finished trial gives."""
 
     metrics: dict[str, float]  # by dotted name: `val.mae`, `test.ap50@40`
-    stages: tuple[StageUse, ...]  # in order
-    seconds: float  # that the trial took, waiting included
+    stages: tuple[StageUse, ...]  # in topological order
+    seconds: float  # wall-clock time, waiting included
     device: str = ""  # see `devices_of`
     data: Mapping[str, str] = field(default_factory=dict)  # split -> fingerprint of its images
 
@@ -76,7 +76,7 @@ def run_trial(
 
 
 def devices_of(artifacts: Mapping[Node, Artifact]) -> str:
-    """The devices that trained and ran the networks, `, `-separated, from the manifests. A score uses no network."""
+    """The devices that trained and ran the networks, from the manifests, joined by `, `. A score uses no network."""
     devices = {a.manifest.device for node, a in artifacts.items() if STAGES[node.stage].kind != "computed"}
     return ", ".join(sorted(devices - {""}))
 
@@ -87,23 +87,24 @@ def build_stages(
     nodes: Sequence[Node],
     *,
     data_root: Path | None = None,
-    tell: Callable[[Node, int, float], bool] | None = None,
-    made: Callable[[Node], None] | None = None,
+    on_epoch: Callable[[Node, int, float], bool] | None = None,
+    on_made: Callable[[Node], None] | None = None,
     log: EventCallback | None = None,
 ) -> None:
     """Find or make these stages of a trial, in order, and the stages that they need.
 
-    tell: called with (node, epoch, validation value) of the epochs of `nodes`; True stops. made: called with each of
-    `nodes` when it is in the store. Raises as `run_trial`.
+    on_epoch: called with (node, epoch, validation value) of each epoch of `nodes`; True stops the trial.
+    on_made: called with each of `nodes` when it is in the store.
+    Raises as `run_trial`.
     """
     state = _trial_state(config, store, data_root, log)
     executor = StageExecutor(state)
     with _threads(config.threads):
         for node in dependency_closure(state.config, nodes):
-            executor.on_epoch = tell if node in nodes else None
+            executor.on_epoch = on_epoch if node in nodes else None
             executor.get_or_make(node)
-            if made is not None and node in nodes:
-                made(node)
+            if on_made is not None and node in nodes:
+                on_made(node)
 
 
 def forget_failures(
@@ -120,7 +121,7 @@ def _trial_state(config: TrialConfig, store: Path, data_root: Path | None, log: 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Set the number of threads of torch."""
+    """Set torch's number of threads, and restore it at the end."""
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
