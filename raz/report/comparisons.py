@@ -69,10 +69,10 @@ class JudgedClaim:
 
 
 class EffectEstimator:
-    """Estimates weighted sums of the cells of one data set, `over` seeds or images.
+    """Estimates weighted sums of the cells of one data set, with intervals over seeds or images (`over`).
 
-    With None it takes seeds where at least two are paired, else images. Per-image arrays and resampled metrics are
-    cached, since many sums share them.
+    With None, intervals are over seeds where at least two are paired, else over images. Per-image arrays and resampled
+    metrics are cached, since many sums share them.
     """
 
     def __init__(self, filled: FilledTable, dataset: str, over: Over | None = None) -> None:
@@ -81,6 +81,7 @@ class EffectEstimator:
         self._resampled_metrics: dict[tuple[str, int, str, bool], Floats | None] = {}
 
     def cell(self, row: str) -> TableCell:
+        """The table's cell of a row on this data set."""
         return self.filled.cells[row, self.dataset]
 
     def effect(self, terms: Terms) -> Effect | None:
@@ -98,7 +99,7 @@ class EffectEstimator:
         return self._over_images(terms, seeds, float(np.mean(sums))) or paired
 
     def _prefix(self, terms: Terms, seed: int) -> tuple[str, int] | tuple[int]:
-        """What seeds the first trained stage: trials where it is equal are one independent run."""
+        """(data set, seed) of the first trained stage: trials that share it are one independent run."""
         row = next(iter(terms))[0]
         config = self.cell(row).config
         return (seed,) if config is None else (config.dataset, seed)

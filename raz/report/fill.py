@@ -50,7 +50,7 @@ class FilledTable:
     profile: Profile
     cells: Mapping[tuple[str, str], TableCell]  # by (row, data set)
     problems: Mapping[str, str]  # data set -> why its trials could not be looked up
-    damaged: tuple[Path, ...] = ()  # artifacts of scores that are in the store and not whole
+    damaged: tuple[Path, ...] = ()  # folders of damaged scores in the store
     store: Path = field(default_factory=Path)
     stored: tuple[StoredScore, ...] = ()  # all scores of the store; only where cells are empty
     data_root: Path | None = None
@@ -114,7 +114,7 @@ def fill_table(
 
 @dataclass(frozen=True)
 class StoreLookup:
-    """Look up scores in a store. A store without any score is answered without opening a data set."""
+    """Look up scores in a store. Where the store has no score at all, no data set is opened."""
 
     index: ScoreIndex
 

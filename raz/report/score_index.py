@@ -29,7 +29,7 @@ from raz.store.paths import MANIFEST, METRICS, PER_IMAGE, StorePaths
 from raz.utils.atomic import atomic_write
 from raz.utils.json_types import Json, JsonLike, JsonObject, object_or_empty, parse_json, parse_object
 
-SCHEMA_VERSION = 2  # raise it when the same scores would give another index
+SCHEMA_VERSION = 2  # raise it when the index of the same scores changes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ScoreProvenance:
 
     @classmethod
     def from_json(cls, document: JsonObject) -> ScoreProvenance:
-        """The inverse of the index's column `about`; what it lacks is empty."""
+        """From the index's column `about`; fields that it lacks are empty."""
         made = {
             kind: tuple(map(str, values))
             for kind, values in object_or_empty(document.get("made")).items()
@@ -133,7 +133,7 @@ class ScoreIndex:
 
     def __init__(self, store: Path) -> None:
         self.store = Path(store)
-        self.damaged: list[Path] = []  # folders of scores that `find` was asked for and that are not whole
+        self.damaged: list[Path] = []  # folders of the damaged scores among those that `find` looked up
 
     @cached_property
     def _stamps(self) -> dict[str, int]:

@@ -15,13 +15,13 @@ from enum import StrEnum
 from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+
+from raz.report.per_image import Floats
 
 LEVEL = 0.95
 MIN_SEEDS_FOR_P = 6  # seeds from which on a p-value is shown
 MIN_RUNS_TO_AGREE = 3  # the prediction interval of two runs is so wide that nearly every number lies in it
 
-Floats = NDArray[np.float64]
 Over = Literal["seeds", "images"]
 Key = TypeVar("Key", bound=Hashable)
 
@@ -77,6 +77,7 @@ class Effect:
 
     @property
     def verdict(self) -> EffectVerdict:
+        """The verdict at 5 %, after the correction; ONE_RUN where there is no p."""
         if self.p is None:
             return EffectVerdict.ONE_RUN
         if self.same:

@@ -114,16 +114,20 @@ def _ranked(records: Sequence[TrialRecord], objectives: Mapping[str, str]) -> li
 
 
 def held_out_table(attributes: StudyAttributes) -> list[TextTable]:
-    """The best trial's test metrics next to those of trivial guesses; empty until a run recorded them."""
+    """The best trial's test metrics next to those of the baselines; [] where no run has recorded them."""
     held_out = attributes.held_out
     if held_out is None:
         return []
     by_dataset = list(attributes.baselines.values())
-    guesses = by_dataset[0] if len(by_dataset) == 1 else {}  # of several data sets it is unknown which one applies
-    names = [name for name in ("median", "ridge") if name in guesses]
+    baselines = by_dataset[0] if len(by_dataset) == 1 else {}  # of several data sets it is unknown which one applies
+    names = [name for name in ("median", "ridge") if name in baselines]
     titles = {"median": "the training median", "ridge": "ridge on edges"}
     lines = tuple(
-        (metric_title(name), f"{value:.4g}", *(f"{guesses[g][name]:.4g}" if name in guesses[g] else "-" for g in names))
+        (
+            metric_title(name),
+            f"{value:.4g}",
+            *(f"{baselines[b][name]:.4g}" if name in baselines[b] else "-" for b in names),
+        )
         for name, value in sorted(held_out.metrics.items())
         if name in ("test.mae", "test.rmse") or name.startswith(("test.map@", "test.mar@"))
     )

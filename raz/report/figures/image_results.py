@@ -1,4 +1,4 @@
-"""What a trial predicted for single images, from the artifacts that it left. Nothing is trained or predicted.
+"""What a trial predicted for single images, read from its artifacts. Nothing is trained or predicted.
 
 `raz.report.figures.photographs` draws it. Coordinates are in px of the original image.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from raz.config import TrialConfig
 from raz.errors import RazError
 from raz.pipeline.graph import Node, dependency_closure
-from raz.report.per_image import PerImage
+from raz.report.per_image import Floats, PerImage
 from raz.store.cache import StageCache
 from raz.store.paths import FITTED, PER_IMAGE
 from raz.utils.suggestions import did_you_mean
@@ -26,10 +26,9 @@ from raz.utils.suggestions import did_you_mean
 if TYPE_CHECKING:
     from raz.pipeline.scoring import FittedThresholds, SplitPredictions
 
-SIGMA, AFFINITY = 20.0, 0.5  # the true positives of Table 3: within RADIUS px of a head that is still free
+# true positives as in Table 3: within RADIUS px of a head that no better-ranked point claims
+SIGMA, AFFINITY = 20.0, 0.5
 RADIUS = SIGMA * math.sqrt(-2 * math.log(AFFINITY))
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -95,19 +94,19 @@ def select_images(names: Sequence[str], ids: Sequence[str], truth: Floats, fused
     or `best` (by the trial's error). Raises RazError for any other.
     """
     by_truth, by_error = np.argsort(truth, kind="stable"), np.argsort(np.abs(fused - truth), kind="stable")
-    words = {
+    keywords = {
         "densest": by_truth[-1], "median": by_truth[(len(ids) - 1) // 2], "sparsest": by_truth[0],
         "worst": by_error[-1], "best": by_error[0],
     }  # fmt: skip
     short = {name.rpartition("/")[2]: i for i, name in enumerate(ids)}
-    indices = {**{str(i): i for i in range(len(ids))}, **words, **short, **{name: i for i, name in enumerate(ids)}}
+    indices = {**{str(i): i for i in range(len(ids))}, **keywords, **short, **{name: i for i, name in enumerate(ids)}}
     out: dict[int, None] = {}
     for name in names:
         if name not in indices:
-            legal = [*words, *short]
+            legal = [*keywords, *short]
             raise RazError(
-                "--photo", f"{name!r} is no image of these {len(ids)}: expected {', '.join(words)}, an index from 0 to"
-                f" {len(ids) - 1}, or an image's name", did_you_mean(name, legal),
+                "--photo", f"{name!r} is no image of these {len(ids)}: expected {', '.join(keywords)}, an index from 0"
+                f" to {len(ids) - 1}, or an image's name", did_you_mean(name, legal),
             )  # fmt: skip
         out[int(indices[name])] = None
     return list(out)
@@ -144,7 +143,7 @@ def _image_result(
 
 
 def _matched_heads(points: Floats, heads: Floats) -> NDArray[np.bool_]:
-    """(n,) whether a point is nearest to each head; of k heads at one place, as many as there are points."""
+    """(n,) whether a point is nearest to each head; of heads at the same position, as many as there are such points."""
     from scipy.spatial import cKDTree
 
     out = np.zeros(len(heads), dtype=np.bool_)
@@ -152,7 +151,7 @@ def _matched_heads(points: Floats, heads: Floats) -> NDArray[np.bool_]:
         return out
     _, nearest_heads = cKDTree(heads).query(points)
     for head in np.asarray(nearest_heads).tolist():
-        twins = np.flatnonzero((heads == heads[head]).all(axis=1)) if out[head] else np.array([head])
-        free = twins[~out[twins]]
+        coincident = np.flatnonzero((heads == heads[head]).all(axis=1)) if out[head] else np.array([head])
+        free = coincident[~out[coincident]]
         out[free[:1]] = True
     return out

@@ -1,4 +1,4 @@
-"""Which images of which trial a reader wants to see. Slow modules are imported only when they are drawn."""
+"""A request for figures of single images of one trial. Slow modules are imported only to draw them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class PhotoRequest:
     """Images and the trial whose results they show.
 
-    images: names, indices or words (`raz.report.figures.image_results.select_images`). trial: ROW or ROW@SEED of a
+    images: names, indices or keywords (`raz.report.figures.image_results.select_images`). trial: ROW or ROW@SEED of a
     table, or the number of a study's trial; None: the row with the most passes and its first seed, or the best trial.
     """
 

@@ -1,4 +1,4 @@
-"""Figures of a study: Optuna's own where it has them, drawn from the study's index, and a timeline of workers."""
+"""Figures of a study from its index: Optuna's own where it has them, parameter importance, a timeline of workers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from raz.report.figures.style import figure
 from raz.report.layout import Figure, Record
+from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from raz.study.records import TrialRecord
 
-MAX_TRIALS = 500  # in a figure of Optuna's; more make a page slow and a picture no clearer
+MAX_TRIALS = 500  # in one of Optuna's figures; more make the page slow and the figure no clearer
 MAX_PARAMETERS = 6  # in a grid of panels
 
 
@@ -32,8 +33,8 @@ def to_optuna_study(records: Sequence[TrialRecord], directions: Sequence[str]) -
     finished = [
         r
         for r in records
-        if (r.state == "pruned" and len(directions) == 1)
-        or (r.state == "complete" and len(_objective_values(r, directions)) == len(directions))
+        if (r.state == TrialStatus.PRUNED and len(directions) == 1)
+        or (r.state == TrialStatus.COMPLETE and len(_objective_values(r, directions)) == len(directions))
     ]
     step = max(1, -(-len(finished) // MAX_TRIALS))
     finished = finished[::step]
@@ -49,7 +50,7 @@ def to_optuna_study(records: Sequence[TrialRecord], directions: Sequence[str]) -
             name: _label(value) if isinstance(distributions[name], CategoricalDistribution) else value
             for name, value in record.values.items()
         }
-        complete = record.state == "complete"
+        complete = record.state == TrialStatus.COMPLETE
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED,

@@ -1,4 +1,4 @@
-"""Figures of a filled table. Each is rows of data first, and a plotly specification drawn from them second.
+"""Figures of a filled table: each has rows of data, and a plotly specification that draws them.
 
 A specification is plain JSON (`data`, `layout`): the page draws it, and `raz.report.figures.export` writes image files.
 """
