@@ -59,8 +59,8 @@ def readers(root: Path | None = None) -> dict[str, Reader]:
     `root` None means the environment's RAZ_DATA_ROOT.
     """
     root = _root(root)
-    found = custom.find_custom_datasets(root) if root is not None else {}
-    return {**DATASETS, **{name: reader for name, reader in found.items() if name not in DATASETS}}
+    custom_readers = custom.find_custom_datasets(root) if root is not None else {}
+    return {**DATASETS, **{name: reader for name, reader in custom_readers.items() if name not in DATASETS}}
 
 
 def reader_of(name: str, root: Path | None = None) -> Reader:
@@ -83,8 +83,8 @@ def reader_of(name: str, root: Path | None = None) -> Reader:
 def find_dataset_folder(name: str, root: Path | None = None) -> Path | None:
     """The data set's folder; None for a generated data set.
 
-    `root` None means the environment's RAZ_DATA_ROOT. Raises RazError for an unknown name, and unless a data set on
-    disk has a root with its folder in it.
+    `root` None means the environment's RAZ_DATA_ROOT. Raises RazError for an unknown name, and for a data set on disk
+    without a root, or whose root lacks its folder.
     """
     reader = reader_of(name, root)
     if reader.find is None:

@@ -83,10 +83,10 @@ def description_faults(root: Path) -> list[RazError]:
 def _candidates(root: Path) -> list[Path]:
     """The root and its subfolders, as far as they have a description."""
     try:
-        here = [root, *folder_entries(root)]
+        folders = [root, *folder_entries(root)]
     except RazError:
         return []
-    return [folder for folder in here if os.path.isfile(folder / FILE)]
+    return [folder for folder in folders if os.path.isfile(folder / FILE)]
 
 
 def make_reader(spec: Spec) -> Reader:
@@ -135,7 +135,7 @@ def scan(spec: Spec, folder: Path | None) -> ScanResult:
 
 
 def image_files(spec: Spec, builder: ScanBuilder) -> dict[str, Path]:
-    """The image files below `images` by their path relative to it; names that clash are faults."""
+    """The image files below `images` by their path relative to it; names that clash are faults added to `builder`."""
     base = spec.folder / spec.images
     files = [p for p in _walk(base, builder, _MAX_DEPTH) if p.suffix.lower() in SUFFIXES]
     if not files and not builder.faults:
@@ -205,7 +205,7 @@ def _pairs(spec: Spec, images: Mapping[str, Path], builder: ScanBuilder) -> tupl
 def _pairs_of_files(
     spec: Spec, points_folder: Path, images: Mapping[str, Path], builder: ScanBuilder
 ) -> dict[str, Pair]:
-    """Every image with the file of its points, which has the same relative path below `points`, or is in `points`."""
+    """Every image with the file of its points: at the same relative path below `points`, or else in `points` itself."""
     labels: dict[str, Path] = {}
     for path in _walk(points_folder, builder, _MAX_DEPTH):
         if path.suffix.lower() in pointfiles.SUFFIXES and path.name.lower() != FILE:

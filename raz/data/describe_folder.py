@@ -154,8 +154,8 @@ def _check_paths(spec: Spec) -> None:
         if not value:
             raise RazError(option, "an empty name", f"{option} NAME, or {option} . for {spec.folder} itself")
         if not os.path.exists(path):
-            here = [p.name for p in folder_entries(spec.folder)]
-            raise RazError(option, f"no {value} in {spec.folder}", did_you_mean(value, here))
+            names = [p.name for p in folder_entries(spec.folder)]
+            raise RazError(option, f"no {value} in {spec.folder}", did_you_mean(value, names))
         if option == "--images" and not path.is_dir():
             raise RazError(option, f"{value} is a file, expected the folder of images", "--images images")
 
@@ -176,14 +176,14 @@ def _guess_images(folder: Path) -> str:
 
 def _guess_points(folder: Path, images: str) -> str:
     """The only file of points, a folder of them, or the folder of images if it has files of points; "" if unknown."""
-    here = folder_entries(folder)
-    files = [p.name for p in here if p.suffix.lower() in (".csv", ".json", ".tsv")]
+    entries = folder_entries(folder)
+    files = [p.name for p in entries if p.suffix.lower() in (".csv", ".json", ".tsv")]
     if len(files) == 1:
         return files[0]
     named = [name for name in files if Path(name).stem.lower() in ("points", "annotations", "labels", "coordinates")]
     if len(named) == 1:
         return named[0]
-    folders = [p.name for p in here if p.is_dir() and p.name != images]
+    folders = [p.name for p in entries if p.is_dir() and p.name != images]
     for name in folders:
         if name.lower() in ("points", "labels", "annotations", "gt", "ground_truth", "ground-truth", "coordinates"):
             return name
@@ -238,12 +238,12 @@ def _columns(spec: Spec, options: FolderOptions, header: list[str], ask: Ask | N
 def _splits(spec: Spec, options: FolderOptions, header: list[str], ask: Ask | None) -> Splits:
     """How images are divided: the option's value, an answer or a guess from folders, columns and files."""
     images = custom.image_files(spec, ScanBuilder())
-    tops = {name.partition("/")[0].lower() for name in images if "/" in name}
-    table = not (spec.folder / spec.points).is_dir()
+    top_folders = {name.partition("/")[0].lower() for name in images if "/" in name}
+    one_file = not (spec.folder / spec.points).is_dir()
     column = next((name for name in header if name.lower() in ("split", "subset", "set", "fold")), None)
-    if {"train", "test"} <= tops:
+    if {"train", "test"} <= top_folders:
         guess = "folders"
-    elif column is not None and table:
+    elif column is not None and one_file:
         guess = f"column={column}"
     elif all((spec.folder / f"{split}.txt").is_file() for split in ("train", "test")):
         guess = ",".join(f"{s}={s}.txt" for s in SPLITS if (spec.folder / f"{s}.txt").is_file())
@@ -272,10 +272,10 @@ def _offset(spec: Spec, options: FolderOptions, ask: Ask | None) -> float:
         return options.offset
     samples = custom.scan(replace(spec, unlisted="empty"), spec.folder).samples
     scanned = [s for each in samples.values() for s in each]
-    every = np.concatenate([np.zeros((0, 2)), *[s.sample.load_heads() for s in scanned]])
+    heads = np.concatenate([np.zeros((0, 2)), *[s.sample.load_heads() for s in scanned]])
     guess = 0.0
-    if len(every) and (every == np.rint(every)).all():
-        guess = -0.5 if every.min() >= 1 and any(s.outside for s in scanned) else 0.5
+    if len(heads) and (heads == np.rint(heads)).all():
+        guess = -0.5 if heads.min() >= 1 and any(s.outside for s in scanned) else 0.5
     if ask is None or not guess:
         return guess
     answer = ask("the points are whole numbers: add 0.5 (pixels numbered from 0), -0.5 (from 1) or 0", f"{guess:g}")

@@ -27,7 +27,7 @@ from raz.data.images import rgb_array
 from raz.errors import RazError, raise_all
 from raz.utils.atomic import atomic_write
 
-_VERSION = 1  # raise it when the same samples would give other bytes
+_VERSION = 1  # raise it when the bytes of a pack change for the same samples
 _MAGIC = b"RAZPACK1"
 _FOOTER_BYTES = 8 + 32 + len(_MAGIC)  # index length, sha256 of the index, magic
 
@@ -169,9 +169,8 @@ class Frames:
             if self._originals is None:
                 self._originals = Frames(self._items, pack=self._pack)
             return self._originals.pixels(i)
-        if (
-            self._last_original is None or self._last_original[0] != i
-        ):  # regions of one image are requested one after the other
+        # kept, since the regions of one image are requested one after the other
+        if self._last_original is None or self._last_original[0] != i:
             self._last_original = (i, self._items[i].load_pixels())
         return self._last_original[1]
 

@@ -123,15 +123,23 @@ def find_folder(root: Path, names: Sequence[str], markers: Sequence[str], layout
     """
     if all(os.path.exists(root / marker) for marker in markers):
         return root
-    wanted = {name.lower() for name in names}
-    here = [p for p in folder_entries(root) if p.name.lower() in wanted and os.path.isdir(p)]
-    if len(here) > 1:
-        raise RazError(
-            str(root), f"holds {' and '.join(p.name for p in here)}, expected one of them", f"--data-root {here[0]}"
-        )
-    if here:
-        return here[0]
+    folder = subfolder(root, names)
+    if folder is not None:
+        return folder
     raise RazError(str(root), f"no folder {' or '.join(names)} here", f"--data-root DIR with DIR/{layout}")
+
+
+def subfolder(root: Path, names: Sequence[str]) -> Path | None:
+    """The subfolder of `root` with one of the names, compared without case; None if there is none.
+
+    Raises RazError if there are several, or `root` cannot be read.
+    """
+    lower = {name.lower() for name in names}
+    folders = [p for p in folder_entries(root) if p.name.lower() in lower and os.path.isdir(p)]
+    if len(folders) > 1:
+        found = " and ".join(p.name for p in folders)
+        raise RazError(str(root), f"holds {found}, expected one of them", f"--data-root {folders[0]}")
+    return folders[0] if folders else None
 
 
 def list_images(folder: Path, builder: ScanBuilder, example: str) -> list[Path]:

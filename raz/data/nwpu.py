@@ -120,9 +120,9 @@ def scan(folder: Path | None) -> ScanResult:
 
 
 def _image_folders(folder: Path, builder: ScanBuilder) -> list[Path]:
-    here = list_folder(folder, builder) or []
-    folders = [p for p in here if _FOLDER.fullmatch(p.name) and os.path.isdir(p)]
-    if not folders and here:
+    entries = list_folder(folder, builder) or []
+    folders = [p for p in entries if _FOLDER.fullmatch(p.name) and os.path.isdir(p)]
+    if not folders and entries:
         builder.fault(
             folder / "images", "no such folder", "unpack the images into it (or leave them in images_part1, …)"
         )

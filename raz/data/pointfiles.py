@@ -2,7 +2,7 @@
 
 One file for all images: CSV with a header (comma, semicolon or tab), `image,x,y` and any other columns; a row with
 empty x and y is an image without points. JSON: `{"a.png": [[x, y], …]}`, `[{"image": "a.png", "points": [[x, y], …]}]`,
-or COCO's `images` and `annotations`, of whose boxes the centres are taken.
+or COCO's `images` and `annotations`, whose boxes are replaced by their centres.
 One file per image: CSV with a header (`x,y`) or two columns of numbers; JSON `[[x, y], …]` or `{"points": …}`; text
 with x and y first in each line. A file without a point is an image without points, but a file of 0 bytes is damaged.
 """
@@ -178,10 +178,11 @@ class _LineFaults:
         return [(x, y)]
 
     def raise_if_any(self) -> None:
+        """Raise RazError with all faults, if there are any."""
         faults = []
-        for each in self._by_kind.values():
-            line, what = each[0]
-            more = f" ({len(each)} such)" if len(each) > 1 else ""
+        for lines in self._by_kind.values():
+            line, what = lines[0]
+            more = f" ({len(lines)} such)" if len(lines) > 1 else ""
             faults.append(RazError(f"{self.where}:{line}", what + more, "correct or remove it"))
         raise_all(faults)
 

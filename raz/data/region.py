@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Polygon = tuple[tuple[float, float], ...]  # corners (x, y) in original px, in order; () = the whole image
-Floats = NDArray[np.float64]
 
 # Pixels outside the region get ImageNet's mean colour, which is 0 in the network's input, as the padding is.
 OUTSIDE_COLOUR = (124, 116, 104)

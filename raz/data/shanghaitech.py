@@ -22,11 +22,11 @@ from raz.data.image_pairs import (
     Pair,
     ScanBuilder,
     files_by_name,
-    folder_entries,
     list_folder,
     list_images,
     note_orphans,
     read_pairs,
+    subfolder,
 )
 from raz.data.matlab import COPY_AGAIN, as_heads, read_variables
 from raz.errors import RazError
@@ -53,24 +53,15 @@ def find_part(root: Path, part: Part) -> Path:
 
     Raises RazError if there is none, or if there are two (part_A and part_A_final).
     """
-    names = {f"part_{part.letter}".lower(), f"part_{part.letter}_final".lower()}
+    names = (f"part_{part.letter}", f"part_{part.letter}_final")
     other = "b" if part.letter == "A" else "a"
     is_a_part = any(os.path.isdir(root / folder) for folder in _FOLDERS.values())
     if is_a_part and not root.resolve().name.lower().startswith(f"part_{other}"):
         return root
     for base in (root, root / "ShanghaiTech"):
-        here = (
-            [p for p in folder_entries(base) if p.name.lower() in names and os.path.isdir(p)]
-            if os.path.isdir(base)
-            else []
-        )
-        if len(here) > 1:
-            raise RazError(
-                str(base), f"holds {' and '.join(p.name for p in here)}, expected one of them",
-                f"--data-root {here[0]}",
-            )  # fmt: skip
-        if here:
-            return here[0]
+        folder = subfolder(base, names) if os.path.isdir(base) else None
+        if folder is not None:
+            return folder
     raise RazError(
         str(root), f"no folder part_{part.letter} or part_{part.letter}_final here, nor in ShanghaiTech below it",
         f"--data-root DIR with DIR/part_{part.letter}/train_data/images in it",

@@ -65,16 +65,21 @@ def apply_colours(values: NDArray[np.float32]) -> Pixels:
     return np.asarray(np.rint(_COLOURS[low] * (1 - fraction) + _COLOURS[low + 1] * fraction), dtype=np.uint8)
 
 
+def scale_to_panel(height: int, width: int, low: int, high: int) -> tuple[float, tuple[int, int]]:
+    """(factor, (width, height) px of the panel): the image scaled so that its longer side is `low` to `high` px."""
+    factor = float(np.clip(1.0, low / max(height, width), high / max(height, width)))
+    return factor, (max(1, round(width * factor)), max(1, round(height * factor)))
+
+
 def draw(panels: Panels) -> Image.Image:
     """The four panels in a 2 x 2 grid, each below its caption."""
     height, width = panels.pixels.shape[:2]
-    factor = float(np.clip(1.0, _LONG_SIDE[0] / max(height, width), _LONG_SIDE[1] / max(height, width)))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    factor, size = scale_to_panel(height, width, *_LONG_SIDE)
     photo = Image.fromarray(panels.pixels).resize(size, Image.Resampling.BICUBIC)
-    faint = Image.blend(photo, Image.new("RGB", size, (16, 16, 20)), 0.35)
+    dimmed = Image.blend(photo, Image.new("RGB", size, (16, 16, 20)), 0.35)
     n, r = len(panels.heads), len(panels.regions)
     # The peaks of a density are far above its other values; the square root makes both visible.
-    density = _resize_density(panels.density, size)
+    density = resize_density(panels.density, size)
     peak = float(density.max())
     density = np.sqrt(density / peak) if peak > 0 else density
     attention = Image.fromarray(apply_colours(panels.attention)).resize(size, Image.Resampling.BILINEAR)
@@ -90,7 +95,7 @@ def draw(panels: Panels) -> Image.Image:
             (
                 f"{r} region{'s' * (r != 1)} to zoom"
                 + (f", mean attention {panels.means[-1]:.3f} to {panels.means[0]:.3f}" if r else ""),
-                _with_regions(faint, panels.regions, factor),
+                _with_regions(dimmed, panels.regions, factor),
             ),
         ],
     )
@@ -121,7 +126,7 @@ def show(
     return panels
 
 
-def _resize_density(density: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+def resize_density(density: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """The density resized to `size` (width, height); shrinking averages, so that no head is lost."""
     image = Image.fromarray(density)
     shrinks = size[0] < image.width

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from raz.data.contract import SPLITS, Heads, Pixels, Reader, Sample, ScannedSample, ScanResult, Split
 
-VERSION = 1  # raise it when an image changes; it is part of the digests, so that every stage is made again
+VERSION = 1  # raise it when an image changes; it is part of the digests, so every stage is then computed again
 SIZES: dict[Split, int] = {"train": 60, "val": 16, "test": 40}
 
 Kind = Literal["empty", "sparse", "groups", "packed"]
@@ -111,8 +111,8 @@ def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
         near=rng.between(6.5, 11.0) if packed else rng.between(9.0, 14.0),
     )  # fmt: skip
     canvas = _background(rng, view)
-    places = _places(rng, view, kind)
-    heads = _draw_scene(canvas, rng, view, places)
+    positions = _positions(rng, view, kind)
+    heads = _draw_scene(canvas, rng, view, positions)
     pixels = _expose(canvas, rng)
     pixels.flags.writeable = False
     heads.flags.writeable = False
@@ -122,7 +122,7 @@ def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
 # ------------------------------------------------------------------ positions
 
 
-def _places(rng: _Random, view: _View, kind: Kind) -> NDArray[np.float64]:
+def _positions(rng: _Random, view: _View, kind: Kind) -> NDArray[np.float64]:
     """(n, 3) x, y of the head's centre and width of the head, in px, far ones first."""
     if kind == "empty":
         return np.zeros((0, 3))
@@ -283,22 +283,22 @@ def _draw_clutter(canvas: Array, owner: NDArray[np.int32], rng: _Random, view: _
         owner[rows, cols] = 0
 
 
-def _draw_scene(canvas: Array, rng: _Random, view: _View, places: NDArray[np.float64]) -> Heads:
+def _draw_scene(canvas: Array, rng: _Random, view: _View, positions: NDArray[np.float64]) -> Heads:
     """Draw people and other objects from far to near; returns the visible heads (n, 2)."""
     owner = np.zeros(canvas.shape[:2], np.int32)
-    whole = np.zeros(len(places) + 1, np.int64)
+    whole = np.zeros(len(positions) + 1, np.int64)
     ground = view.height - view.skyline
     clutter = sorted(view.skyline + u * u * ground for u in rng.units(rng.integer(6, 26)).tolist())
     # in some images all people are dressed alike
     uniform = rng.colour(_CLOTH, 0.3) if rng.between(0, 1) < 0.2 else None
-    for number, (x, y, w) in enumerate(places.tolist(), start=1):
+    for number, (x, y, w) in enumerate(positions.tolist(), start=1):
         while clutter and clutter[0] <= y:
             _draw_clutter(canvas, owner, rng, view, clutter.pop(0))
         whole[number] = _draw_person(canvas, owner, number, x, y, w, rng, uniform)
     for y in clutter:
         _draw_clutter(canvas, owner, rng, view, y)
     visible = np.bincount(owner.reshape(-1), minlength=len(whole))[1:]
-    return np.ascontiguousarray(places[(whole[1:] > 0) & (visible >= _VISIBLE * whole[1:]), :2])
+    return np.ascontiguousarray(positions[(whole[1:] > 0) & (visible >= _VISIBLE * whole[1:]), :2])
 
 
 def _cloud(rng: _Random, height: int, width: int, cell: int) -> Array:

@@ -99,9 +99,9 @@ def _labels(folder: Path, builder: ScanBuilder) -> tuple[dict[str, Path], dict[s
     labels: dict[str, Path] = {}
     regions: dict[str, Polygon] = {}
     for scene in (p for p in list_folder(folder, builder) or () if os.path.isdir(p)):
-        here = [p for p in list_folder(scene, builder) or () if p.suffix.lower() == ".mat"]
+        files = [p for p in list_folder(scene, builder) or () if p.suffix.lower() == ".mat"]
         outline = scene / "roi.mat"
-        for path in here:
+        for path in files:
             if path.name.lower() == "roi.mat":
                 outline = path
                 continue

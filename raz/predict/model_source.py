@@ -61,6 +61,7 @@ def select_trial(store: Path, parts: list[str], source: str) -> TrialRecord:
     """
     from raz.study.journal import study_names
     from raz.study.records import load_optuna_study, read_records
+    from raz.study.trial_status import TrialStatus
 
     names = study_names(store)
     if not parts:
@@ -70,17 +71,17 @@ def select_trial(store: Path, parts: list[str], source: str) -> TrialRecord:
             raise RazError(str(store), what, hint)
         parts = [names[0]]
     study = load_optuna_study(store, parts[0])  # raises RazError with the most similar name
-    done = [r for r in read_records(store, parts[0]) if r.state == "complete" and r.value is not None]
+    complete = [r for r in read_records(store, parts[0]) if r.state == TrialStatus.COMPLETE and r.value is not None]
     if len(parts) == 2:
-        if not parts[1].isdecimal() or int(parts[1]) not in {r.number for r in done}:
-            numbers = [str(r.number) for r in done]
+        if not parts[1].isdecimal() or int(parts[1]) not in {r.number for r in complete}:
+            numbers = [str(r.number) for r in complete]
             hint = did_you_mean(parts[1], numbers) if numbers else "none is complete yet"
             raise RazError(source, f"study {parts[0]} has no complete trial {parts[1]!r}", hint)
-        return next(r for r in done if r.number == int(parts[1]))
-    if not done:
+        return next(r for r in complete if r.number == int(parts[1]))
+    if not complete:
         raise RazError(source, f"study {parts[0]} has no complete trial yet", f"raz-sweep report {parts[0]}")
     sign = -1 if study.direction.name == "MAXIMIZE" else 1
-    return min(done, key=lambda r: (sign * float(r.value or 0.0), r.number))
+    return min(complete, key=lambda r: (sign * float(r.value or 0.0), r.number))
 
 
 def load_model_of(source: str | None, weights: Path | None) -> Model:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from raz.data.show import apply_colours
+from raz.data.show import apply_colours, resize_density, scale_to_panel
 from raz.pipeline.model import Prediction
 
 _LONG_SIDE = (560, 1200)  # minimum and maximum of a panel's longer side, px
@@ -25,20 +25,16 @@ class Overlay:
     points: NDArray[np.float64]  # (n, 2)
     passes: NDArray[np.int8]  # (n,) the pass that found each point, from 1
     regions: tuple[NDArray[np.float64], ...]  # of pass 2, 3, …: (r, 4) x0, y0, x1, y1
-    heat: NDArray[
-        np.float32
-    ]  # (H, W) in [0, 1]: square root of the density, which makes small and large values visible
+    # (H, W) in [0, 1]: square root of the density, which makes small and large values visible
+    heat: NDArray[np.float32]
 
 
 def compute(name: str, prediction: Prediction) -> Overlay:
     """The prediction scaled to the size of a panel."""
     height, width = prediction.size
-    factor = float(np.clip(1.0, _LONG_SIDE[0] / max(height, width), _LONG_SIDE[1] / max(height, width)))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    _, size = scale_to_panel(height, width, *_LONG_SIDE)
     per_px = np.array([size[0] / width, size[1] / height])
-    density = Image.fromarray(np.maximum(prediction.density_map, 0))
-    shrinks = size[0] < density.width
-    heat = np.asarray(density.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR))
+    heat = resize_density(np.maximum(prediction.density_map, 0), size)
     peak = float(heat.max(initial=0.0))
     captions = (
         f"{name}: {prediction.count:.1f} heads, {prediction.localization} points",

@@ -126,7 +126,7 @@ class _Parser:
 
 
 def _to_float(value: Json) -> float:
-    """A number or a text of one as a float; nan for a boolean. Raises ValueError for anything else."""
+    """A number, or a text that states one, as a float; nan for a boolean. Raises ValueError for anything else."""
     if isinstance(value, bool):
         return math.nan
     if isinstance(value, (int, float, str)):
@@ -357,24 +357,24 @@ def _benchmark_text(parser: _Parser, text: str) -> None:
     """One line per image: its id, the number of points, and 2 or 5 numbers per point."""
     forms = {2: ["x", "y"], 5: ["x", "y", "sigma_s", "sigma_l", "level"]}
     for number, line in enumerate(text.splitlines(), 1):
-        words = line.split()
-        if not words:
+        fields = line.split()
+        if not fields:
             continue
-        count = int(words[1]) if len(words) > 1 and words[1].isdigit() else -1
-        rest = words[2:]
-        each = len(rest) // count if count > 0 and len(rest) % count == 0 else 0
-        if count < 0 or (count == 0 and rest) or (count > 0 and each not in forms):
+        count = int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else -1
+        rest = fields[2:]
+        per_point = len(rest) // count if count > 0 and len(rest) % count == 0 else 0
+        if count < 0 or (count == 0 and rest) or (count > 0 and per_point not in forms):
             expected = "`id n`, then n times `x y`, or n times `x y sigma_s sigma_l level`"
-            parser.fault(number, f"{len(words)} numbers for n = {words[1] if len(words) > 1 else '-'}", expected)
+            parser.fault(number, f"{len(fields)} numbers for n = {fields[1] if len(fields) > 1 else '-'}", expected)
             continue
-        if words[0] in parser.names:
-            parser.fault(number, f"image {words[0]!r} occurs twice")
+        if fields[0] in parser.names:
+            parser.fault(number, f"image {fields[0]!r} occurs twice")
             continue
-        parser.image(words[0])
+        parser.image(fields[0])
         if count and not parser.columns:
-            parser.begin(forms[each])
-        if count and each != len(parser.columns):
-            parser.fault(number, f"{each} numbers per point, earlier lines have {len(parser.columns)}")
+            parser.begin(forms[per_point])
+        if count and per_point != len(parser.columns):
+            parser.fault(number, f"{per_point} numbers per point, earlier lines have {len(parser.columns)}")
             continue
         for i in range(count):
-            parser.row(number, words[0], rest[each * i : each * (i + 1)])
+            parser.row(number, fields[0], rest[per_point * i : per_point * (i + 1)])

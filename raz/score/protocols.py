@@ -35,9 +35,8 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 
 from raz.paper.metrics import localization_scores, mae, match, rmse
-from raz.score.points import PointSet
+from raz.score.points import Floats, PointSet
 
-Floats = NDArray[np.float64]
 FIDTM_RADII = (4.0, 8.0)
 QNRF_RADII = tuple(float(px) for px in range(1, 101))
 LEVELS = 6
@@ -240,7 +239,7 @@ def qnrf(images: ImagePairs, progress: Callable[[int, int], None] = lambda done,
         progress(done, len(images))
     rows = []
     for name, counts in (("1-100 px", maximum_sizes), ("1-100 px greedy", greedy_sizes)):
-        each = np.array([ratios(int(tp), n, m) for tp in counts])
-        precision, recall, f1 = (float(value) for value in each.mean(axis=0))
+        per_radius = np.array([ratios(int(tp), n, m) for tp in counts])
+        precision, recall, f1 = (float(value) for value in per_radius.mean(axis=0))
         rows.append(ScoreRow("qnrf", name, precision=precision, recall=recall, f1=f1))
     return rows

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 
 from raz.data import Sample, Split, open_dataset
+from raz.data.images import SUFFIXES
 from raz.errors import RazError, raise_all
 from raz.paper.metrics import SIGMAS
 from raz.score import protocols
@@ -147,7 +148,7 @@ def _stem(name: str) -> str:
     """The last part of a path, without the suffix of an image file."""
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     head, dot, suffix = last.rpartition(".")
-    return head if dot and suffix.lower() in ("jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "gif") else last
+    return head if f"{dot}{suffix.lower()}" in SUFFIXES else last
 
 
 def load_true_heads(gt: Path | None, dataset: str | None, root: Path | None, split: str | None) -> dict[str, PointSet]:
