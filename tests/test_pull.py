@@ -76,7 +76,7 @@ def test_a_study_that_went_on_there_is_brought_up_to_date_and_one_that_went_on_h
     assert read_records(here, "mixed") == read_records(whole, "mixed")
     journal_path(there, "mixed").write_bytes(early + lines[1])  # gone on in another way
     before = everything(here)
-    with pytest.raises(RazError, match="each in its own way"):
+    with pytest.raises(RazError, match="each have records that the other lacks"):
         pull(there, here)
     assert everything(here) == before
 
@@ -97,7 +97,7 @@ def test_what_arrives_damaged_is_left_out_and_told(whole: Path, tmp_path: Path) 
     assert not journal_path(tmp_path / "other", "mixed").exists()
 
 
-def test_unknown_studies_and_places_are_told(whole: Path, tmp_path: Path) -> None:
+def test_unknown_studies_and_sources_are_reported(whole: Path, tmp_path: Path) -> None:
     assert call("pull", "mixde", "--from", str(whole), "--store", str(tmp_path / "s"))[0] == 2
     assert call("pull", "--from", str(tmp_path / "none"), "--store", str(tmp_path / "s"))[0] == 2
     assert not (tmp_path / "s").exists()

@@ -20,7 +20,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
-class Pair(Generic[T_co]):
+class ValuePair(Generic[T_co]):
     """A value of each side; None where that side lacks it."""
 
     a: T_co
@@ -30,22 +30,22 @@ class Pair(Generic[T_co]):
         return [self.a, self.b]
 
 
-Settings = Mapping[str, Pair[Json]]  # name -> values, where they differ
-Metrics = Mapping[str, Pair[float | None]]
+Settings = Mapping[str, ValuePair[Json]]  # name -> values, where they differ
+Metrics = Mapping[str, ValuePair[float | None]]
 
 
 @dataclass(frozen=True)
 class StudyDifference:
-    """Two studies: what differs in their questions, and between their best trials."""
+    """Two studies: the differences between their search spaces, and between their best trials."""
 
     a: str
     b: str
-    trials: Pair[Mapping[str, int]]  # number of trials by state
+    trials: ValuePair[Mapping[str, int]]  # number of trials by state
     meaning: Settings
-    best: Pair[int | None]  # number of the best trial
+    best: ValuePair[int | None]  # number of the best trial
     config: Settings
     metrics: Metrics
-    seconds: Pair[float]
+    seconds: ValuePair[float]
 
     def to_dict(self) -> dict[str, JsonLike]:
         """The JSON document."""
@@ -78,13 +78,13 @@ class TrialDifference:
 
     a: str
     b: str
-    state: Pair[str]
+    state: ValuePair[str]
     config: Settings
     metrics: Metrics
     shared: tuple[str, ...]  # stages with the same key in both
     different: tuple[str, ...]  # the other stages
-    versions: Mapping[str, Pair[str | None]]
-    seconds: Pair[float]
+    versions: Mapping[str, ValuePair[str | None]]
+    seconds: ValuePair[float]
 
     def to_dict(self) -> dict[str, JsonLike]:
         """The JSON document."""
@@ -132,12 +132,12 @@ def _compare_studies(a: StudySnapshot, b: StudySnapshot) -> StudyDifference:
     best_a, best_b = a.best, b.best
     return StudyDifference(
         a.name, b.name,
-        trials=Pair(a.counts(), b.counts()),
+        trials=ValuePair(a.counts(), b.counts()),
         meaning=_differing(a.meaning, b.meaning),
-        best=Pair(best_a.number if best_a else None, best_b.number if best_b else None),
+        best=ValuePair(best_a.number if best_a else None, best_b.number if best_b else None),
         config=_differing(best_a.config, best_b.config) if best_a and best_b else {},
         metrics=_differing(best_a.metrics, best_b.metrics) if best_a and best_b else {},
-        seconds=Pair(*(round(sum(trial.seconds for trial in study.trials), 3) for study in (a, b))),
+        seconds=ValuePair(*(round(sum(trial.seconds for trial in study.trials), 3) for study in (a, b))),
     )  # fmt: skip
 
 
@@ -145,25 +145,26 @@ def _compare_trials(a: str, b: str, one: TrialRecord, two: TrialRecord) -> Trial
     shared = {stage.key for stage in one.stages} & {stage.key for stage in two.stages}
     return TrialDifference(
         a, b,
-        state=Pair(one.state, two.state),
+        state=ValuePair(one.state, two.state),
         config=_differing(one.config, two.config),
         metrics=_differing(one.metrics, two.metrics),
         shared=tuple(stage.stage for stage in one.stages if stage.key in shared),
         different=tuple(sorted({s.stage for t in (one, two) for s in t.stages if s.key not in shared})),
         versions=_differing(one.versions, two.versions),
-        seconds=Pair(round(one.seconds, 3), round(two.seconds, 3)),
+        seconds=ValuePair(round(one.seconds, 3), round(two.seconds, 3)),
     )  # fmt: skip
 
 
-def _differing(a: Mapping[str, T], b: Mapping[str, T]) -> dict[str, Pair[T | None]]:
-    return {name: Pair(a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)}
+def _differing(a: Mapping[str, T], b: Mapping[str, T]) -> dict[str, ValuePair[T | None]]:
+    names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    return {name: ValuePair(a.get(name), b.get(name)) for name in names}
 
 
 def _settings_dict(settings: Settings) -> dict[str, JsonLike]:
     return {name: pair.to_list() for name, pair in settings.items()}
 
 
-def _change(pair: Pair[float | None]) -> float | None:
+def _change(pair: ValuePair[float | None]) -> float | None:
     return pair.b - pair.a if pair.a is not None and pair.b is not None else None
 
 

@@ -29,7 +29,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class MergedJournalBackend(BaseJournalBackend):
-    """Reads several journals as one. Ids of studies and trials are renumbered so that they do not clash."""
+    """Several journals read as one. Ids of studies and trials are renumbered so that they do not clash."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files = [JournalFileBackend(str(path), lock_obj=NoLock()) for path in paths]

@@ -21,9 +21,9 @@ from raz.utils.machine import available_cpus
 
 Status = Literal["ok", "warn", "fail"]
 GB = 1 << 30
-LEAST_MEMORY = 2 * GB  # for one trial of preset `tiny`
-LEAST_DISK = 5 * GB  # for the features of 300 photographs
-LEAST_SHARED = GB // 2  # of /dev/shm, for Ray's object store
+MIN_MEMORY = 2 * GB  # for one trial of preset `tiny`
+MIN_DISK = 5 * GB  # for the features of 300 photographs
+MIN_SHARED_MEMORY = GB // 2  # of /dev/shm, for Ray's object store
 IMAGENET = "vgg16-397923af.pth"  # torchvision's file of ImageNet weights for VGG-16
 
 
@@ -71,6 +71,7 @@ def run_checks(store: Path, data_root: Path | None, weights: str | None = None) 
 
 
 def check_python() -> Check:
+    """The versions of Python and of the operating system."""
     return Check("python", "ok", f"{platform.python_version()}, {platform.platform(terse=True)}")
 
 
@@ -93,22 +94,23 @@ def check_packages(requirements: Sequence[str] | None = None) -> list[Check]:
         except metadata.PackageNotFoundError:
             faults.append(Check(name, "fail", "is not installed", f"pip install '{line}'"))
             continue
-        if _numbers(version) < _numbers(least):
+        if _version_tuple(version) < _version_tuple(least):
             faults.append(Check(name, "fail", f"{version}, expected {least} or newer", f"pip install '{line}'"))
         elif name in ("torch", "ray", "optuna", "numpy"):
             shown.append(f"{name} {version}")
     return [Check("packages", "ok", ", ".join(shown)), *faults] if shown else faults
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
 def check_devices() -> Check:
+    """The CUDA devices with their free memory."""
     import torch
 
     if not torch.cuda.is_available():
-        hint = "presets tiny and small are made for this; preset paper wants a GPU"
+        hint = "presets tiny and small are made for this; preset paper needs a GPU"
         return Check("devices", "ok", "no CUDA device: everything runs on the CPU", hint)
     names = []
     for i in range(torch.cuda.device_count()):
@@ -125,7 +127,7 @@ def check_cores(count: int | None = None, load: float | None = None) -> Check:
     if os.environ.get("OMP_NUM_THREADS"):
         found += f", OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} (a trial sets its own `threads`)"
     if load > 1.5 * count:
-        return Check("cores", "warn", found, "others use them: times will be longer than measured")
+        return Check("cores", "warn", found, "other processes use them: runs will take longer than estimated")
     return Check("cores", "ok", found)
 
 
@@ -135,24 +137,25 @@ def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys
         text = meminfo.read_text()
         free, total = (int(re.search(rf"{key}:\s+(\d+) kB", text)[1]) << 10 for key in ("MemAvailable", "MemTotal"))  # type: ignore[index]
     except (OSError, TypeError):
-        return Check("memory", "warn", "cannot be read on this system", f"a trial wants {LEAST_MEMORY / GB:.0f} GB")
+        return Check("memory", "warn", "cannot be read on this system", f"a trial needs {MIN_MEMORY / GB:.0f} GB")
     found = f"{free / GB:.1f} of {total / GB:.1f} GB free"
     try:
         allowed = int(limit.read_text())
         free, found = min(free, allowed), f"{found}, {allowed / GB:.1f} GB allowed by the container"
     except (OSError, ValueError):  # no container, or `max`, which is no limit
         pass
-    if free < LEAST_MEMORY:
+    if free < MIN_MEMORY:
         return Check("memory", "warn", found, "run one trial at a time (--jobs 1) and close what else is open")
     return Check("memory", "ok", found)
 
 
 def check_shared_memory(path: Path = Path("/dev/shm")) -> Check:
+    """The size of the shared memory, in which Ray's workers exchange objects."""
     try:
         size = shutil.disk_usage(path).total
     except OSError:
         return Check("shared memory", "ok", f"no {path}: Ray uses files instead")
-    if size < LEAST_SHARED:
+    if size < MIN_SHARED_MEMORY:
         hint = "Ray falls back to slower files; in a container give --shm-size=1g, or run with --inline"
         return Check("shared memory", "warn", f"{size / GB:.2f} GB in {path}", hint)
     return Check("shared memory", "ok", f"{size / GB:.1f} GB in {path}")
@@ -172,7 +175,7 @@ def check_disk(store: Path) -> list[Check]:
         return [Check("store", "fail", f"{name}: {error.strerror}", "choose a --store that may be written")]
     free = shutil.disk_usage(existing).free
     found = f"{name}, writable, {free / GB:.0f} GB free"
-    if free < LEAST_DISK:
+    if free < MIN_DISK:
         return [Check("store", "warn", found, "features of photographs take gigabytes: choose a --store with room")]
     return [Check("store", "ok", found)]
 
@@ -225,7 +228,7 @@ def check_datasets(root: Path | None) -> list[Check]:
 
 
 def check_ray(run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run) -> Check:
-    """Whether Ray can be imported; in a separate process, because the import may crash."""
+    """Whether Ray can be imported. It is tried in a separate process, because the import may crash."""
     try:
         process = run(
             [sys.executable, "-c", "import ray; print(ray.__version__)"], capture_output=True, text=True, timeout=120

@@ -1,4 +1,4 @@
-"""`raz-sweep show STUDY`: the question of a study, the states of its trials, its best trials."""
+"""`raz-sweep show STUDY`: what a study searches, the states of its trials, its best trials."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raz.utils import formatting
 from raz.utils.json_types import Json, JsonLike
 
 UNKNOWN = "unknown"  # a value that an older record lacks
-MOST_LISTED = 40  # trials in the text; --json has all
+MAX_LISTED = 40  # trials in the text; --json has all
 SHOWN_HELD_OUT = ("test.mae", "test.rmse")
 
 
@@ -91,12 +91,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class StudyDetails:
-    """A study: what it searches, and what its trials gave."""
+    """A study: what it searches, and the results of its trials."""
 
     store: Path
     name: str
     running: bool
-    meaning: Mapping[str, Json]  # the question without its base
+    meaning: Mapping[str, Json]  # the search space, sampler and pruner as recorded, without the base
     base: Mapping[str, Json]
     counts: Mapping[str, int]  # number of trials by state
     failures: tuple[Failure, ...]
@@ -146,10 +146,10 @@ class StudyDetails:
         }
 
     def to_text(self) -> str:
-        """The question, the states, the best trials, then all trials from best to worst."""
+        """States, search space, best trials, then all trials from best to worst, for a terminal."""
         running = " (running now)" if self.running else ""
         out = [f"study {self.name}{running}: {formatting.format_states(self.counts)}"]
-        out += self._question()
+        out += self._search_space()
         shared = f"; {self.stages_from_store} of {self.stages_used} stages from the store" if self.stages_used else ""
         when = f"{minute(self.started)} to {minute(self.last)}"
         out.append(f"when: {when}, {formatting.duration(self.seconds)} of trials{shared}")
@@ -162,7 +162,7 @@ class StudyDetails:
         store = f" --store {self.store}" if str(self.store) != "raz-store" else ""
         return "\n".join([*out, "", f"next: raz-sweep show {self.name}#N{store}"])
 
-    def _question(self) -> list[str]:
+    def _search_space(self) -> list[str]:
         def settings(prefix: str) -> str:
             pairs = [
                 (name.removeprefix(prefix), value) for name, value in self.meaning.items() if name.startswith(prefix)
@@ -178,6 +178,7 @@ class StudyDetails:
         return lines
 
     def _best(self) -> list[str]:
+        """The best trial or the Pareto front, and the test metrics."""
         out: list[str] = []
         if self.best:
             out.append(f"best: trial {self.best.number}, {self.metric} {formatting.number(self.best.value)}")
@@ -217,11 +218,11 @@ class StudyDetails:
                 f"#{t.number}", t.state + (f" ({t.reason})" if t.reason else ""), formatting.number(t.value),
                 formatting.duration(t.seconds), formatting.assignments(t.values),
             )
-            for t in ranked[:MOST_LISTED]
+            for t in ranked[:MAX_LISTED]
         ]  # fmt: skip
         out = formatting.columns(("trial", "state", self.metric, "seconds", "values"), rows, right=(0, 2, 3))
-        if len(ranked) > MOST_LISTED:
-            more = len(ranked) - MOST_LISTED
+        if len(ranked) > MAX_LISTED:
+            more = len(ranked) - MAX_LISTED
             out.append(f"… and {more} more: --json, or raz-sweep export {self.name} --out trials.csv")
         return out
 

@@ -1,4 +1,4 @@
-"""`raz-sweep show STUDY#TRIAL`: everything that the store has of one trial."""
+"""`raz-sweep show STUDY#TRIAL`: everything that the store knows about one trial."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StageDetails:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the trial ran on and with; `unknown` where an older record lacks it."""
+    """The code, versions, device, seed and data of the trial; `unknown` where an older record lacks them."""
 
     commit: str
     dirty: bool | str  # whether the checkout had uncommitted changes
@@ -187,7 +187,7 @@ def _manifest(folder: Path | None) -> Manifest | None:
 
 
 def _provenance(trial: TrialRecord, extra: Mapping[str, Json], manifests: Sequence[Manifest]) -> Provenance:
-    """From the trial's own record; what that lacks from the manifests of its stages."""
+    """The provenance from the trial's own record, completed from the manifests of its stages."""
     recorded = extra.get("provenance")
     own = recorded if isinstance(recorded, dict) else {}
     commit, plus, _ = trial.versions.get("commit", "").partition("+")

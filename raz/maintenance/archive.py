@@ -33,7 +33,7 @@ from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import bucket_for
 from raz.study.dataframe import frame
 from raz.study.index import read_study, split_study
-from raz.study.journal import journal_path
+from raz.study.journal import journal_path, read_journal
 from raz.study.records import TrialRecord, load_optuna_study, locked_study
 from raz.utils import formatting
 from raz.utils.atomic import atomic_write
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 INDEX = "study.json"
 _MEMBERS = StorePaths(Path())  # a member has the name of its file in a store
-LARGEST_INDEX = 64 * 2**20  # bytes
-MOST_RATIO = 200  # of unpacked to packed bytes; a journal of thousands of similar trials reaches about 60
+MAX_INDEX_BYTES = 64 * 2**20
+MAX_UNPACKED_RATIO = 200  # of unpacked to packed bytes; a journal of thousands of similar trials reaches about 60
 BLOCK = 1 << 20
 _MEMBER = re.compile(r"stages/(?P<stage>[a-z_]{1,32})/(?P<key>[0-9a-f]{64})/(?P<file>[A-Za-z0-9][A-Za-z0-9_.-]{0,99})")
 Source = bytes | Path  # content of a member, or the file with it
@@ -120,9 +120,10 @@ Members = Mapping[str, MemberInfo]  # name in the archive -> size and digest
 
 
 def export_study(store: Path, reference: str, out: Path, *, with_stages: bool = False) -> ExportResult:
-    """Writes a study to `out`: everything (.zip), or one row per trial (.csv, .parquet).
+    """Writes a study to `out`: its journal (.zip), or one row per trial (.csv, .parquet).
 
-    Raises RazError for an unknown study or suffix; OSError when `out` cannot be written.
+    `with_stages` adds the artifacts that its trials recorded to the .zip. Raises RazError for an unknown study or
+    suffix; OSError when `out` cannot be written.
     """
     if out.suffix not in SUFFIXES:
         raise RazError("--out", f"{out} ends with {out.suffix or 'nothing'}, expected {', '.join(SUFFIXES)}")
@@ -133,7 +134,7 @@ def export_study(store: Path, reference: str, out: Path, *, with_stages: bool = 
     stages = 0
     with atomic_write(out) as temporary:
         if out.suffix == ".zip":
-            members: dict[str, Source] = {_MEMBERS.journal(name).as_posix(): _whole_lines(journal_path(store, name))}
+            members: dict[str, Source] = {_MEMBERS.journal(name).as_posix(): read_journal(journal_path(store, name))}
             if with_stages:
                 members |= _stage_members(store, study.trials)
                 stages = len({member.rsplit("/", 1)[0] for member in members}) - 1
@@ -154,12 +155,6 @@ def _write_table(path: Path, table: pandas.DataFrame) -> None:
         table.to_parquet(path, index=False)
 
 
-def _whole_lines(journal: Path) -> bytes:
-    """The journal up to its last complete line: a driver may be writing the next one."""
-    data = journal.read_bytes()
-    return data[: data.rfind(b"\n") + 1]
-
-
 def _stage_members(store: Path, trials: Iterable[TrialRecord]) -> dict[str, Source]:
     """The files of the undamaged artifacts that the trials recorded."""
     paths = StorePaths(store)
@@ -170,7 +165,7 @@ def _stage_members(store: Path, trials: Iterable[TrialRecord]) -> dict[str, Sour
         folder = paths.stage(stage, key)
         try:
             files = read_manifest(folder).files
-            undamaged = all(file_digest(folder / name) == digest for name, digest in files.items())
+            undamaged = all(file_digest(folder / name) == sha for name, sha in files.items())
         except (OSError, ValueError):
             continue
         members = {(_MEMBERS.stage(stage, key) / name).as_posix(): folder / name for name in (MANIFEST, *files)}
@@ -241,13 +236,13 @@ def _unpack(path: Path, folder: Path) -> tuple[str, dict[str, Path]]:
             infos = file.infolist()
             names = [info.filename for info in infos]
             if len(set(names)) != len(names):
-                raise RazError(where, "has two members of one name")
+                raise RazError(where, "has two members of the same name")
             if INDEX not in names:
                 raise RazError(where, f"has no {INDEX}, expected a file that raz-sweep export wrote")
             name, members = _read_index(where, file)
             if set(names) != {INDEX, *members}:
-                odd = sorted(set(names) ^ {INDEX, *members})[0]
-                raise RazError(where, f"{odd!r} is either not announced or missing")
+                unexpected = sorted(set(names) ^ {INDEX, *members})[0]
+                raise RazError(where, f"{unexpected!r} is either not announced or missing")
             _check_sizes(where, path, infos, members, folder)
             for number, (member, expected) in enumerate(members.items()):
                 files[member] = folder / str(number)
@@ -260,9 +255,9 @@ def _unpack(path: Path, folder: Path) -> tuple[str, dict[str, Path]]:
 def _read_index(where: str, file: zipfile.ZipFile) -> tuple[str, Members]:
     """The study's name and the members in the index of an archive, checked. Raises RazError."""
     with file.open(INDEX) as stream:
-        raw = stream.read(LARGEST_INDEX + 1)
-    if len(raw) > LARGEST_INDEX:
-        raise RazError(where, f"{INDEX} is larger than {LARGEST_INDEX // 2**20} MiB")
+        raw = stream.read(MAX_INDEX_BYTES + 1)
+    if len(raw) > MAX_INDEX_BYTES:
+        raise RazError(where, f"{INDEX} is larger than {MAX_INDEX_BYTES // 2**20} MiB")
     try:
         index = parse_object(raw)
         version, name = index["format"], str(index["study"])
@@ -283,8 +278,9 @@ def _read_index(where: str, file: zipfile.ZipFile) -> tuple[str, Members]:
 
 
 def _check_sizes(where: str, path: Path, infos: Iterable[zipfile.ZipInfo], members: Members, folder: Path) -> None:
+    """Raises RazError for a zip bomb, a full disk, and sizes that differ from the index."""
     total = sum(member.bytes for member in members.values())
-    if total > MOST_RATIO * path.stat().st_size + BLOCK:
+    if total > MAX_UNPACKED_RATIO * path.stat().st_size + BLOCK:
         raise RazError(where, f"{path.stat().st_size} bytes claim to hold {total}: refused as a zip bomb")
     if total > shutil.disk_usage(folder).free:
         raise RazError(where, f"holds {total} bytes, more than the store's disk has free", "make room")
@@ -315,18 +311,17 @@ def _install(store: Path, path: Path, folder: Path, name: str, files: Mapping[st
     check_store = folder / "check"
     journal_path(check_store, name).parent.mkdir(parents=True)
     shutil.copyfile(journal, journal_path(check_store, name))
-    trials = len(
-        load_optuna_study(check_store, name).get_trials(deepcopy=False)
-    )  # raises RazError for a damaged journal
+    study = load_optuna_study(check_store, name)  # raises RazError for a damaged journal
+    trials = len(study.get_trials(deepcopy=False))
     final = journal_path(store, name)
     with locked_study(store, name, "wait for it, or import into another --store"):
-        known = final.exists()
-        if known and file_digest(final) != file_digest(journal):
+        exists = final.exists()
+        if exists and file_digest(final) != file_digest(journal):
             raise RazError(f"study {name}", f"{store} has another study of this name", "import into another --store")
         stages = _install_stages(store, path, folder, files)
-        if not known:
+        if not exists:
             os.replace(journal, final)
-    return ImportResult(name, trials, stages, new=not known)
+    return ImportResult(name, trials, stages, new=not exists)
 
 
 def _install_stages(store: Path, path: Path, folder: Path, files: Mapping[str, Path]) -> int:

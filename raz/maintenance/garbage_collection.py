@@ -1,7 +1,7 @@
 """`store gc`: deletes what no study and no table reaches. It refuses to run while a process works in the store.
 
 It deletes unreachable artifacts, training chains and failure notes, the remains of attempts and imports whose process
-died, packs and features that no kept artifact was made from, and indexes without a journal. It touches only names of
+died, packs and features that no kept artifact was made from, and indexes without a journal. It deletes only files of
 the store's layout, inside the store, and follows no link.
 """
 
@@ -45,12 +45,12 @@ class CollectionPlan:
     """What a collection deletes."""
 
     garbage: tuple[Garbage, ...]
-    notes: tuple[str, ...]  # things that are kept because it is not known whether something reaches them
+    notes: tuple[str, ...]  # on what is kept because it is unknown whether something reaches it
     kept: int  # number of artifacts
 
     @property
     def bytes(self) -> int:
-        """Of all garbage."""
+        """Size of all garbage."""
         return sum(item.bytes for item in self.garbage)
 
 
@@ -91,10 +91,10 @@ def _shortened(name: str) -> str:
 
 
 def held_leases(store: Path) -> list[str]:
-    """A text for each stage that is being made in the store.
+    """A text for each stage that a process is making in the store.
 
-    Whether a holder on another machine lives is not known, so its lease is watched for the longest time that a living
-    holder may take between two heartbeats.
+    Whether a holder on another machine is alive is not known, so its lease is watched for the longest time between two
+    heartbeats of a living holder.
     """
     out: list[str] = []
     unknown: dict[Path, str] = {}  # lease -> its heartbeat
@@ -144,11 +144,10 @@ def _refusal(store: Path, working: Sequence[str]) -> RazError:
 
 
 def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -> CollectionPlan:
-    """What a collection deletes, given what is reached."""
+    """What a collection deletes, and notes on what it keeps because it is unknown whether something reaches it."""
     garbage: list[Garbage] = []
     notes = [f"everything of data set {name} is kept, since it cannot be opened: {why}" for name, why in
              sorted(reached.unreadable.items())]  # fmt: skip
-
     paths = StorePaths(store)
 
     def drop(path: Path, why: str) -> None:
@@ -174,7 +173,7 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -
             key = entry.name.removesuffix(".json")
             if KEY.fullmatch(key) and (stage.name, key) not in reached.users and not reached.unreadable:
                 drop(Path(entry.path), "no study and no table reaches it")
-    for entry in entries(StorePaths(store).leases):
+    for entry in entries(paths.leases):
         dead = entry.name.startswith(".") or (
             entry.name.endswith(LEASE_SUFFIX) and holder_alive(Path(entry.path)) is False
         )
@@ -196,6 +195,7 @@ def plan(store: Path, artifacts: Sequence[StoredStage], reached: Reachability) -
 
 
 def _chains(store: Path, reached: Reachability, drop: Callable[[Path, str], None]) -> None:
+    """Unreached training chains, and in the others attempts that died and damaged checkpoints."""
     for stage in folders(StorePaths(store).chains):
         for entry in folders(Path(stage.path)):
             if not KEY.fullmatch(entry.name):

@@ -21,7 +21,7 @@ from raz.store.inventory import KEY, StoredStage, check_store, integrity_errors,
 from raz.store.manifest import read_manifest
 from raz.store.paths import MANIFEST, StorePaths
 from raz.store.s3 import bucket_for
-from raz.study.journal import journal_path, registration_lock, study_names
+from raz.study.journal import journal_path, read_journal, registration_lock, study_names
 from raz.study.records import load_optuna_study, locked_study
 from raz.utils import formatting
 from raz.utils.json_types import JsonLike
@@ -84,7 +84,7 @@ def pull(
 ) -> PullResult:
     """Copies the studies `names` (default: all) of the store `source` into `store`, with their scores.
 
-    Without names the notes of tables are copied, too; with `artifacts` also networks and predictions. Raises RazError
+    Without names the notes of tables are copied, too; `artifacts` copies also networks and predictions. Raises RazError
     when there is no such store or study, when a study runs in `store` or has diverged in the two stores, and when a
     journal or a note arrives damaged.
     """
@@ -99,7 +99,7 @@ def pull(
     copied = PulledStages()
     with store_errors(store):
         StorePaths(store).studies.mkdir(parents=True, exist_ok=True)
-        with registration_lock(store):  # no garbage collection, which would not know the stages of these studies
+        with registration_lock(store):  # no garbage collection meanwhile: it would delete stages of these studies
             folder = StorePaths(store).temporary_import()
             folder.mkdir()
             try:
@@ -123,9 +123,8 @@ def _download_wanted(source: Path, every: bool) -> None:
 
 
 def _pull_study(source: Path, store: Path, name: str, folder: Path) -> PulledStudy:
-    """Copies a journal. Journals only grow: of two, one of which begins with the other, the longer one is newer."""
-    data = journal_path(source, name).read_bytes()
-    data = data[: data.rfind(b"\n") + 1]  # a driver may be writing the next line
+    """Copies a study's journal. Journals only grow: if one begins with the other, the longer one is newer."""
+    data = read_journal(journal_path(source, name))
     final = journal_path(store, name)
     checked = journal_path(folder, name)
     checked.parent.mkdir(exist_ok=True)
@@ -137,7 +136,7 @@ def _pull_study(source: Path, store: Path, name: str, folder: Path) -> PulledStu
             return PulledStudy(name, trials, "as it was" if mine == data else "this store's is newer")
         if not data.startswith(mine):
             raise RazError(
-                f"study {name}", f"it has gone on in {store} and in {source}, each in its own way",
+                f"study {name}", f"has diverged: {store} and {source} each have records that the other lacks",
                 "pull into another --store",
             )  # fmt: skip
         with checked.open("rb") as stream:
@@ -166,7 +165,7 @@ def _pull_tables(source: Path, store: Path, folder: Path) -> int:
 
 
 def _wanted(source: Path, names: Sequence[str], every: bool, data_root: Path | None) -> Iterator[StoredStage]:
-    """The artifacts to copy: scores, or with `every` all stages; with names, those that these studies reach."""
+    """The artifacts to copy: scores, or with `every` all stages; with `names`, only those that these studies reach."""
     artifacts = list(stages(source))
     if names:
         users = compute_reachability(source, artifacts, data_root=data_root).users

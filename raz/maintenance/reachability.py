@@ -1,4 +1,4 @@
-"""Reachability: which stages of a store studies and tables can still use, and which of them do.
+"""Reachability: which stages of a store its studies and tables can still use.
 
 A stage is reached by a key that a study recorded; by the configuration of a trial (running, waiting, lost, pruned and
 failed trials record no keys, and the best trial's test images are predicted after the search); by a row of a table that
@@ -58,7 +58,7 @@ def compute_reachability(
     """Everything that the studies of the store, the tables run in it, and `tables` reach.
 
     Data sets that cannot be opened are listed in `unreadable`. Raises RazError when a journal or a note of a table
-    cannot be read, because it is then unknown what it reaches.
+    cannot be read, since the stages that it reaches are then unknown.
     """
     reached = Reachability()
     present = {str(a.manifest.config.get("dataset")) for a in artifacts if a.manifest}
@@ -103,7 +103,7 @@ def _seeds(study: StudySnapshot) -> tuple[int, ...]:
 def _config(study: StudySnapshot, config: Mapping[str, Json], extra: Mapping[str, Json]) -> TrialConfig | None:
     """The configuration of a trial; of a waiting trial, the base with the values that it was enqueued with.
 
-    None where there is none: values that are invalid together, or names that this version does not have.
+    None where it cannot be built: values that are invalid together, or names that this version does not have.
     """
     try:
         if config:

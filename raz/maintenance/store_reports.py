@@ -32,7 +32,7 @@ class ListedArtifact:
 
     @property
     def seconds(self) -> float | None:
-        """Time that making it took; None where its manifest is damaged."""
+        """Seconds that it took to make; None where its manifest is damaged."""
         return self.artifact.manifest.seconds if self.artifact.manifest else None
 
     def to_dict(self) -> dict[str, JsonLike]:
@@ -108,7 +108,7 @@ class DiskUsage:
 
     @property
     def bytes(self) -> int:
-        """Of the whole store."""
+        """Size of the whole store."""
         return sum(part.bytes for part in self.parts)
 
     def to_dict(self) -> dict[str, JsonLike]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from raz.errors import RazError
 from raz.store.paths import StorePaths
 from raz.store.s3 import Bucket, bucket_for
-from raz.study.journal import journal_path, study_names
+from raz.study.journal import journal_path, read_journal, study_names
 
 INTERVAL = 20.0  # seconds between two copies
 
@@ -62,8 +62,7 @@ class _JournalUploader:
         remote = self.bucket.names(paths.relative(paths.studies))
         for study in study_names(self.store):
             name = paths.relative(paths.journal(study))
-            data = journal_path(self.store, study).read_bytes()
-            data = data[: data.rfind(b"\n") + 1]
+            data = read_journal(journal_path(self.store, study))
             entry = remote.get(name)
             if entry is not None and entry != self._uploaded.get(name):
                 before = self.bucket.read(name) or b""

@@ -111,6 +111,12 @@ def open_journal(path: Path) -> Journal:
         raise RazError(str(path), f"the journal is damaged: {error}", "move the file away and run again") from None
 
 
+def read_journal(path: Path) -> bytes:
+    """The journal's complete lines: a driver may be writing the next one."""
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1]
+
+
 def truncate_partial_line(path: Path) -> None:
     """Removes an incomplete last line, which a killed driver left, so that the next one starts on its own line."""
     if not path.exists():
