@@ -30,11 +30,11 @@ from raz.store.lease import Lease
 from raz.utils.json_types import as_int
 
 RUN, MAKER = "_waiting:run_trial", "_waiting:make_stages"
-TOLD = 3  # epochs of a stage that are told, evenly spread: at a small part all would come faster than they ever do
+EVENTS = 3  # epochs of a stage that are reported, evenly spread: at a small part all of them would be too frequent
 
 
 class Stated(CostModel):
-    """Prices from priors alone, at sizes that were looked up once."""
+    """A cost model of priors alone, for data set sizes that were looked up once."""
 
     def __init__(self, sizes: DatasetSizes) -> None:
         super().__init__(Path(os.devnull), kind="cpu")
@@ -45,19 +45,20 @@ class Stated(CostModel):
 
 
 def prepare(folder: Path, part: float, sizes: DatasetSizes) -> None:
-    """Says to all that work in this store, or in a store in it, what their stages take."""
+    """Write down the duration of stages, for all processes that work in this store, or in a store in it."""
     write_json(folder / "waiting.json", {"part": part, **asdict(sizes)})
 
 
 @lru_cache(maxsize=4)
-def _said(store: Path) -> tuple[float, CostModel]:
-    place = next(place for place in (store, store.parent) if (place / "waiting.json").exists())
-    told = json.loads((place / "waiting.json").read_text())
-    return float(told["part"]), Stated(DatasetSizes(told["images"], told["megapixels"]))
+def _prepared(store: Path) -> tuple[float, CostModel]:
+    """What `prepare` wrote: the part of its expected duration that a stage waits, and the cost model."""
+    folder = next(folder for folder in (store, store.parent) if (folder / "waiting.json").exists())
+    document = json.loads((folder / "waiting.json").read_text())
+    return float(document["part"]), Stated(DatasetSizes(document["images"], document["megapixels"]))
 
 
 def _begin(store: Path) -> None:
-    """Leaves the moment at which the first stage of the store began."""
+    """Record when the first stage of the store began."""
     with suppress(FileExistsError), (store / "begun").open("x"):
         pass
 
@@ -69,9 +70,9 @@ def first_stage(store: Path) -> float:
 
 
 def seconds(store: Path, config: TrialConfig, node: Node) -> float:
-    """What a stage takes: a part of its likely price, nothing for a score."""
-    part, prices = _said(store)
-    return 0.0 if node.stage == "score" else part * prices.seconds(config, node)[0].likely
+    """How long a stage waits: a part of its expected duration; 0 for a score."""
+    part, costs = _prepared(store)
+    return 0.0 if node.stage == "score" else part * costs.seconds(config, node)[0].likely
 
 
 def _value(config: TrialConfig, node: Node) -> float:
@@ -88,11 +89,11 @@ def _trained(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Ar
     _begin(self.state.cache.store)
     epochs = as_int(parameters(self.state.config)[STAGES[node.stage].epochs])
     curve = []
-    for told in range(1, TOLD + 1):
-        time.sleep(took / TOLD)
+    for number in range(1, EVENTS + 1):
+        time.sleep(took / EVENTS)
         lease.check()
-        epoch = max(1, epochs * told // TOLD)
-        point = {"epoch": epoch, "loss": 1 / epoch, "value": value, "seconds": took / TOLD}
+        epoch = max(1, epochs * number // EVENTS)
+        point = {"epoch": epoch, "loss": 1 / epoch, "value": value, "seconds": took / EVENTS}
         curve.append(point)
         event = StageEvent("epoch", str(node), key.key, epoch=epoch, epochs=epochs, value=value)
         self.state.log(event)

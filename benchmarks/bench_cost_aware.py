@@ -50,7 +50,7 @@ def squared_distance(weight: float, parameter: Parameter, best: float) -> Callab
 
 
 def response_of(space: SearchSpace, seed: int) -> Response:
-    """Error above the optimum: squared distance from a place in each range, a share for each choice but the best."""
+    """Error above the optimum: squared distance from a point in each range, a constant for each choice but the best."""
     dice = random.Random(seed)
     parts: dict[str, Callable[[Any], float]] = {}
     for parameter in space.parameters:

@@ -159,14 +159,14 @@ def plain(configs: list[TrialConfig], store: Path, run_trial: str, slots: int) -
 
 
 def steps_of(configs: list[TrialConfig], store: Path) -> list[list[StageVisit]]:
-    """The trials' ways, each stage at the seconds it waits."""
+    """The stages of each trial in order, each with the seconds that it waits."""
     keys = [stage_keys(config) for config in configs]
     return [
         [
             StageVisit(key.key, seconds(store, config, node), node.stage != "score", tuple(key.needs.values()))
-            for node, key in way.items()
+            for node, key in nodes.items()
         ]
-        for config, way in zip(configs, keys, strict=True)
+        for config, nodes in zip(configs, keys, strict=True)
     ]
 
 
@@ -174,9 +174,9 @@ def compare(space: SearchSpace, part: float, slots: int, real: bool, only_ours: 
     name, run_trial = space.study, DEFAULT_RUN_TRIAL if real else RUN
     with tempfile.TemporaryDirectory(prefix="raz-bench-") as folder:
         store, private = Path(folder) / "ours", Path(folder) / "plain"
-        for place in (store, private):
-            place.mkdir()
-            prepare(place, part, CostModel(store, kind="cpu").sizes(space.base))
+        for root in (store, private):
+            root.mkdir()
+            prepare(root, part, CostModel(store, kind="cpu").sizes(space.base))
         own, configs = ours(space, store, run_trial, slots)
         if not real:
             steps = steps_of(configs, store)

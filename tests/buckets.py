@@ -21,11 +21,11 @@ BUCKET = "raz-bucket"
 
 @dataclass
 class S3:
-    """Its way in, and what is wrong with it. moto keeps objects in memory, so what it was given is kept here and given
-    again to the one that is started in its place."""
+    """The server's ports and faults. moto holds objects in memory only, so they are recorded here too, and put again
+    into a server that replaces a killed one."""
 
     inner: int  # moto's own port
-    outer: int  # the port that is told
+    outer: int  # the port for clients
     delay: float = 0.0  # seconds before each answer
     faulty: float = 0.0  # part of the requests that are answered 500, or not at all
     requests: int = 0

@@ -14,7 +14,7 @@ GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__del
 
 
 def forget() -> None:
-    """What is kept of the fields of the configuration: a process has but one set of them."""
+    """Clear the caches that depend on the fields of the configuration."""
     for cached in (parameter_types, before_values, graph._read_by):
         cached.cache_clear()
 

@@ -207,7 +207,7 @@ def lab(folder: Path, hosts: int) -> Iterator[Lab]:
 
 
 def until(met: Callable[[], bool], seconds: float, told: Callable[[], str] = lambda: "it never came to pass") -> None:
-    """Waits until it is so. Raises AssertionError with what is `told` when it is not after `seconds`."""
+    """Waits until `met` returns True. Raises AssertionError with the text of `told` after `seconds`."""
     end = time.monotonic() + seconds
     while not met():
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""Guesses that know next to nothing, against plain computations of the same."""
+"""Baselines against plain computations of the same numbers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Cluster files: the shipped ones are right once filled in, and each planted fault is told with its line."""
+"""Cluster files: the shipped ones are right once filled in, and each planted fault is reported with its line."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def filled(name: str, folder: Path, *changes: tuple[str, str]) -> Path:
 
 
 def faults(path: Path) -> list[RazError]:
-    with pytest.raises(RazError) as told:
+    with pytest.raises(RazError) as reported:
         check_file(path)
-    return list(told.value.faults) if isinstance(told.value, RazErrorGroup) else [told.value]
+    return list(reported.value.faults) if isinstance(reported.value, RazErrorGroup) else [reported.value]
 
 
 @pytest.mark.long
@@ -73,8 +73,8 @@ def test_every_shipped_file_is_tested() -> None:
 def test_each_placeholder_is_told_with_its_line(name: str, clone: Path) -> None:
     lines = cluster_files()[name].read_text().splitlines()
     expected = {i for i, line in enumerate(lines, 1) if "FILL_IN" in line and not line.lstrip().startswith("#")}
-    told = {int(f.where.rpartition(":")[2]) for f in faults(cluster_files()[name]) if "FILL_IN is not" in f.what}
-    assert told == expected
+    reported = {int(f.where.rpartition(":")[2]) for f in faults(cluster_files()[name]) if "FILL_IN is not" in f.what}
+    assert reported == expected
     if name not in ("kuberay", "slurm"):  # all in one block at the top
         first = next(i for i, line in enumerate(lines, 1) if line.strip() == "fill_in:")
         assert min(expected) > first
@@ -137,9 +137,9 @@ def test_a_planted_fault_is_told_with_its_line(name: str, old: str, new: str, at
     mark, _, below = at.partition("+")
     lines = path.read_text().splitlines()
     expected = {i + int(below or 0) for i, line in enumerate(lines, 1) if mark in line and not line.startswith("#")}
-    told = [fault for fault in faults(path) if said in fault.what]
-    assert told, [str(fault) for fault in faults(path)]
-    assert {int(fault.where.rpartition(":")[2]) for fault in told} & expected, [fault.where for fault in told]
+    reported = [fault for fault in faults(path) if said in fault.what]
+    assert reported, [str(fault) for fault in faults(path)]
+    assert {int(fault.where.rpartition(":")[2]) for fault in reported} & expected, [fault.where for fault in reported]
 
 
 def test_a_token_that_others_may_read_is_told(clone: Path) -> None:

@@ -1,4 +1,4 @@
-"""`--address`: what it may be."""
+"""`--address`: its valid forms, and which cluster `auto` is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_an_address_of_another_form_is_told(address: str, tmp_path: Path) -> Non
 
 
 def test_auto_is_the_cluster_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job's: of several Rays on a machine it is told its own."""
+    """In a job, where several Rays may run on the machine, RAY_ADDRESS names its own."""
     import ray
 
     asked: list[str] = []

@@ -54,7 +54,7 @@ def work(asked: SearchSpace, trials: list[dict[str, Any]]) -> float:
 
 
 def run(asked: SearchSpace, store: Path, most: int = 1000, slope: float = 20.0) -> list[dict[str, Any]]:
-    """The values of a study's trials, two at a time, told an error that beta alone decides."""
+    """The values of a study's trials, two at a time; their error depends on beta alone."""
     out, open_ = [], []
 
     def tell(number: int, values: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ BEGUN = {"counting.beta": 0.05, "localization.gamma": 10.0, "zooming.k_z": 4, "d
 
 
 def after(values: dict[str, Any]) -> WorkTracker:
-    """What is known when one trial has begun."""
+    """The work tracker after one trial has begun."""
     tracker = WorkTracker(space())
     tracker.add_trial(values, tracker.stage_work(values))
     return tracker
@@ -134,15 +134,15 @@ def test_what_was_pruned_draws_no_others_to_it(tmp_path):
             number, values, _ = ledger.ask() or pytest.fail("no trial")
             assert values == BEGUN
             ledger.tell(number, Outcome(state, metrics={"val.mae": 1.0}, reason="nan" if state == "failed" else ""))
-            ledger.study.sampler = CostAwareSampler(Told([other, like]), asked)
+            ledger.study.sampler = CostAwareSampler(GivenTrials([other, like]), asked)
             assert (ledger.ask() or pytest.fail("no trial"))[1] == taken
             third = {**BEGUN, "localization.gamma": 300.0}
-            ledger.study.sampler = CostAwareSampler(Told([BEGUN, third]), asked)
+            ledger.study.sampler = CostAwareSampler(GivenTrials([BEGUN, third]), asked)
             assert (ledger.ask() or pytest.fail("no trial"))[1] == third  # not what was drawn before, however it ended
 
 
-class Told(optuna.samplers.BaseSampler):
-    """Draws what it is told, one trial after the other."""
+class GivenTrials(optuna.samplers.BaseSampler):
+    """Draws the given trials, one after the other."""
 
     def __init__(self, trials: list[dict[str, Any]]) -> None:
         self.trials = iter(trials)

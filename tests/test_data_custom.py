@@ -35,7 +35,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_images(folder: Path, names: list[str]) -> Points:
-    """Images of noise and the points that are said to be in them."""
+    """Images of noise with their annotated points."""
     out: Points = {}
     for n, name in enumerate(names):
         path = folder / name

@@ -23,7 +23,7 @@ SIZES = ((40, 60), (57, 33), (21, 90))
 
 
 class Counting:
-    """Loads pixels, and keeps how often it was asked."""
+    """Loads pixels, and counts its calls."""
 
     def __init__(self, pixels: Pixels) -> None:
         self.pixels, self.times = pixels, 0

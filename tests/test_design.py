@@ -195,7 +195,7 @@ def test_a_search_in_pieces_draws_nothing_twice_and_closes_in(tmp_path: Path, sa
 
 
 def test_cma_es_resumes_as_if_it_had_never_stopped_and_leaves_no_pickle(tmp_path: Path) -> None:
-    """Its state is computed again from the trials: the generation it stands in is the one it stood in."""
+    """Its state is computed again from the trials, and is in the same generation as before."""
     from raz.study.optuna_internals import StatelessCmaEsSampler
 
     space = space_of(

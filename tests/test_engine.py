@@ -1,4 +1,4 @@
-"""Searches, inline and under Ray: what the study says afterwards, whatever happened on the way."""
+"""Searches, inline and under Ray: what the study records, whatever happens during the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a store, and what is cleared from it: nothing that somebody can still ask for."""
+"""What a store holds, and what is deleted from it: nothing that a study or a table can still use."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ parameters:
 
 @pytest.mark.parametrize("left", ["asked", "queued"])
 def test_a_trial_over_seeds_keeps_what_each_seed_will_ask_for(tmp_path: Path, left: str) -> None:
-    """Whether it was asked for and lost, or waits with its named choice, of which the study has the name alone."""
+    """For a trial that was drawn and lost, and for a queued one, of whose named choice the study has just the name."""
     asked = space(SEEDED)
     with open_ledger(tmp_path, asked) as ledger:
         ledger.recover(1)
@@ -233,7 +233,7 @@ rows: {main: {set: {depth: 1}}}
 
 @pytest.mark.long
 def test_what_cannot_be_known_is_kept(tmp_path: Path) -> None:
-    """A table of a data set that is not there could ask for anything made from it."""
+    """A table of a data set that cannot be opened may use anything that was made from it."""
     keys = make(tmp_path, space().base)
     folders = [StageCache(tmp_path).paths.stage(key.stage, key.key) for key in keys.values()]
     for folder in folders:
@@ -360,7 +360,7 @@ def test_verify_names_each_damage(store: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_after_a_collection_a_run_is_served_from_the_store(tmp_path: Path) -> None:
-    """A real tiny store: networks trained for an epoch, an orphan beside them."""
+    """A real tiny store: networks trained for an epoch, and an orphan."""
     epochs = ", ".join(f"{STAGES[n].epochs}: 1" for n in STAGES if STAGES[n].epochs)
     source = SPACE.replace("1, 2, 3", "1, 2").replace("dataset: toy}", f"dataset: toy, set: {{{epochs}}}}}")
     orphan = source.replace("study: depths", "study: other").replace("[1, 2]", "[1]").replace(": 1, loc", ": 2, loc")

@@ -172,7 +172,7 @@ def raylets(host: Host) -> int:
 
 
 def check(store: Path, reference: Path) -> None:
-    """The sweep's table, curves and weights are those of the laptop, bit for bit, and nobody thinks he is running."""
+    """The sweep's table, curves and weights are those of the laptop, bit for bit, and no study counts as running."""
     records, wanted = read_records(store, "three-hosts"), read_records(reference, "three-hosts")
     assert [record.state for record in records] == [record.state for record in wanted] == ["complete"] * 6
     assert table(records) == table(wanted)

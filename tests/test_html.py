@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing fails or asks a network, tables sort, numbers say where they are from."""
+"""The page in a real browser: no error and no network request, tables sort, numbers show where they come from."""
 
 from __future__ import annotations
 

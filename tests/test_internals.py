@@ -201,7 +201,7 @@ def _(folder: Path) -> None:
 
 @borrowed("JournalFileOpenLock", OPTUNA)
 def _(folder: Path) -> None:
-    """A lock that locks nothing is taken for one, and no file of a lock is left beside the journal."""
+    """Optuna accepts a lock that locks nothing, and no lock file is left next to the journal."""
     assert NoLock().acquire() is True
     JournalFileBackend(str(folder / "s.journal"), lock_obj=NoLock()).append_logs([{"op_code": 0}])
     assert sorted(path.name for path in folder.iterdir()) == ["s.journal"]
@@ -305,7 +305,7 @@ def test_ray_reads_the_environment_variable(name: str, ray: Any) -> None:
 
 @borrowed("ray.init(_node_ip_address, _temp_dir)", RAY)
 def _(folder: Path) -> None:
-    """They are known: of arguments that are not, Ray tells the names, and starts nothing."""
+    """Ray knows these arguments: for unknown ones it raises an error with their names, and starts nothing."""
     import ray
 
     if ray.is_initialized():

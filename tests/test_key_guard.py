@@ -49,7 +49,7 @@ SPLITS = ("val", "test")
 
 
 class Touched(BaseException):
-    """Something used a parameter outside the declaration. No `except Exception` hides it."""
+    """A parameter outside the declaration was read. It is no Exception, so that no `except Exception` hides it."""
 
 
 def _touch(*_: object) -> Any:

@@ -1,4 +1,4 @@
-"""The ledger: what the study says after a driver was killed, under every pruner; and what a long study costs."""
+"""The ledger: what the study records after a driver was killed, under every pruner; and what a long study costs."""
 
 from __future__ import annotations
 

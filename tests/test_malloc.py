@@ -72,7 +72,7 @@ def test_settings_of_the_environment_stay(settings: dict[str, str]) -> None:
 
 
 class Recorder:
-    """A C library that accepts what it is told to and writes down what it is asked."""
+    """A C library that accepts every setting and records the calls."""
 
     def __init__(self, limit: int) -> None:
         self.asked: list[tuple[int, int]] = []

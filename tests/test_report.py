@@ -638,7 +638,7 @@ def test_two_studies_stand_side_by_side() -> None:
 
 
 def test_several_objectives_have_a_front_and_no_best_trial() -> None:
-    """Against the definition, pair by pair: on the front is who is dominated by nobody."""
+    """Against the definition, pair by pair: a trial is on the front if no other dominates it."""
     import random
 
     from raz.report.figures.study_figures import study_figures

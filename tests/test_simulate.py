@@ -75,7 +75,7 @@ parameters:
 
 
 def tree(seed: int, trials: int = 6, depth: int = 4) -> list[list[StageVisit]]:
-    """Trials as ways from a root to a leaf; whole seconds, each stage needing the one before it."""
+    """Trials as paths from a root to a leaf; whole seconds, each stage needs the one before it."""
     chance = random.Random(seed)
     seconds: dict[str, float] = {}
     out = []

@@ -1,4 +1,4 @@
-"""`submit` and `job`: what is wrong is told before anything is sent, and a job goes on without its sender."""
+"""`submit` and `job`: errors are reported before anything is sent, and a job goes on without its sender."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_faults_of_a_file_are_told_together_and_before_anybody_is_asked(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["submit", "fusion"], "no cluster file was given"),
         (["submit", "fusion", "--cluster", "nowhere.yaml"], "no file nowhere.yaml"),
@@ -52,12 +52,12 @@ def test_faults_of_a_file_are_told_together_and_before_anybody_is_asked(tmp_path
         (["job", "logs", "x", "--address", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
     ],
 )
-def test_what_cannot_be_sent_is_said(words: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_sent_is_reported(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     monkeypatch.delenv("RAZ_CLUSTER", raising=False)
     code, out = say(*words)
     assert code == 2, out
-    assert told in out
+    assert message in out
     assert "Traceback" not in out
 
 
