@@ -320,7 +320,7 @@ def test_fifty_megapixels_fit_into_three_gigabytes(depth: int, exported: Path, t
     Image.fromarray(coarse).resize((8656, 5776), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=85)
     words = [
         "-m",
-        "raz.cli.main",
+        "raz.cli",
         "predict",
         str(tmp_path / "large.jpg"),
         "--weights",
