@@ -146,8 +146,11 @@ def fake_stage(members: dict[str, bytes], index: dict[str, Any]) -> None:
         (nonsense, "the journal is damaged"),
         (rename, "expected a name of a-z, 0-9, _ and -"),
         (fake_stage, "is no whole artifact"),
-        (lambda members, index: members.pop("studies/mixed.journal"), "either not announced or missing"),
-        (lambda members, index: members.update(extra=b""), "either not announced or missing"),
+        (
+            lambda members, index: members.pop("studies/mixed.journal"),
+            "is only in study.json or only in the file, expected both",
+        ),
+        (lambda members, index: members.update(extra=b""), "is only in study.json or only in the file, expected both"),
         (lambda members, index: index.update(format=2), "has format 2, expected 1"),
         (lambda members, index: index.update(members=[1]), "not as raz-sweep export writes it"),
     ],
@@ -258,9 +261,9 @@ def test_the_storage_behind_the_dashboard_cannot_write(whole: Path) -> None:
     study = optuna.load_study(
         study_name="mixed", storage=optuna.storages.JournalStorage(dashboard.MergedJournalBackend([path]))
     )
-    with pytest.raises(RazError, match="changes none"):
+    with pytest.raises(RazError, match="changes no study"):
         study.set_user_attr("note", "x")
-    with pytest.raises(RazError, match="changes none"):
+    with pytest.raises(RazError, match="changes no study"):
         study.ask()
     assert path.read_bytes() == before
 

@@ -25,9 +25,9 @@ from raz.data.contract import SPLITS, Heads, Pixels, Reader, Sample, ScannedSamp
 VERSION = 1  # raise it when an image changes; it is part of the digests, so every stage is then computed again
 SIZES: dict[Split, int] = {"train": 60, "val": 16, "test": 40}
 
-Kind = Literal["empty", "sparse", "groups", "packed"]
+CrowdKind = Literal["empty", "sparse", "groups", "packed"]
 # The kind of each image, by its index; repeated for long splits.
-_KINDS: tuple[Kind, ...] = (
+_KINDS: tuple[CrowdKind, ...] = (
     "packed", "groups", "sparse", "packed", "groups", "packed", "sparse", "groups", "packed", "groups",
     "packed", "sparse", "groups", "packed", "empty", "groups", "packed", "sparse", "groups", "packed",
 )  # fmt: skip
@@ -122,7 +122,7 @@ def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
 # ------------------------------------------------------------------ positions
 
 
-def _positions(rng: _Random, view: _View, kind: Kind) -> NDArray[np.float64]:
+def _positions(rng: _Random, view: _View, kind: CrowdKind) -> NDArray[np.float64]:
     """(n, 3) x, y of the head's centre and width of the head, in px, far ones first."""
     if kind == "empty":
         return np.zeros((0, 3))

@@ -30,8 +30,8 @@ class ValuePair(Generic[T_co]):
         return [self.a, self.b]
 
 
-Settings = Mapping[str, ValuePair[Json]]  # name -> values, where they differ
-Metrics = Mapping[str, ValuePair[float | None]]
+SettingPairs = Mapping[str, ValuePair[Json]]  # name -> values, where they differ
+MetricPairs = Mapping[str, ValuePair[float | None]]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class StudyDifference:
     a: str
     b: str
     trials: ValuePair[Mapping[str, int]]  # number of trials by state
-    meaning: Settings
+    meaning: SettingPairs
     best: ValuePair[int | None]  # number of the best trial
-    config: Settings
-    metrics: Metrics
+    config: SettingPairs
+    metrics: MetricPairs
     seconds: ValuePair[float]
 
     def to_dict(self) -> dict[str, JsonLike]:
@@ -79,8 +79,8 @@ class TrialDifference:
     a: str
     b: str
     state: ValuePair[str]
-    config: Settings
-    metrics: Metrics
+    config: SettingPairs
+    metrics: MetricPairs
     shared: tuple[str, ...]  # stages with the same key in both
     different: tuple[str, ...]  # the other stages
     versions: Mapping[str, ValuePair[str | None]]
@@ -160,7 +160,7 @@ def _differing(a: Mapping[str, T], b: Mapping[str, T]) -> dict[str, ValuePair[T 
     return {name: ValuePair(a.get(name), b.get(name)) for name in names}
 
 
-def _settings_dict(settings: Settings) -> dict[str, JsonLike]:
+def _settings_dict(settings: SettingPairs) -> dict[str, JsonLike]:
     return {name: pair.to_list() for name, pair in settings.items()}
 
 
@@ -168,12 +168,12 @@ def _change(pair: ValuePair[float | None]) -> float | None:
     return pair.b - pair.a if pair.a is not None and pair.b is not None else None
 
 
-def _metrics_dict(metrics: Metrics) -> dict[str, JsonLike]:
+def _metrics_dict(metrics: MetricPairs) -> dict[str, JsonLike]:
     """Metric -> [a, b, b - a]."""
     return {name: [*pair.to_list(), _change(pair)] for name, pair in metrics.items()}
 
 
-def _settings_lines(header: tuple[str, str, str], settings: Settings, same: str) -> list[str]:
+def _settings_lines(header: tuple[str, str, str], settings: SettingPairs, same: str) -> list[str]:
     """A table of the settings that differ; the line `same` where there are none."""
     if not settings:
         return [same]
@@ -181,7 +181,7 @@ def _settings_lines(header: tuple[str, str, str], settings: Settings, same: str)
     return ["", *formatting.columns(header, lines)]
 
 
-def _metrics_lines(a: str, b: str, metrics: Metrics) -> list[str]:
+def _metrics_lines(a: str, b: str, metrics: MetricPairs) -> list[str]:
     """A table of the metrics that differ, without fitted parameters."""
     shown = {name: pair for name, pair in metrics.items() if not name.partition(".")[2].startswith(FITTED_METRICS)}
     if not shown:

@@ -47,7 +47,7 @@ class MergedJournalBackend(BaseJournalBackend):
         yield from self._logs[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Json]]) -> None:
-        raise RazError("dashboard", "it shows studies, and changes none")
+        raise RazError("dashboard", "is read-only, so it changes no study")
 
     def _renumbered(self, i: int, log: dict[str, Json]) -> dict[str, Json]:
         """A line of the i-th journal with the ids that its study and trial have here."""

@@ -81,7 +81,7 @@ class TrialSummary:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedTrial:
     """A failed or lost trial that was not retried."""
 
     trial: int
@@ -99,7 +99,7 @@ class StudyDetails:
     meaning: Mapping[str, Json]  # the search space, sampler and pruner as recorded, without the base
     base: Mapping[str, Json]
     counts: Mapping[str, int]  # number of trials by state
-    failures: tuple[Failure, ...]
+    failures: tuple[FailedTrial, ...]
     metric: str
     directions: tuple[str, ...]
     objectives: Mapping[str, str]  # metric -> direction
@@ -245,7 +245,7 @@ def describe_study(study: StudySnapshot) -> StudyDetails:
         meaning={name: value for name, value in study.meaning.items() if not name.startswith("base.")},
         base=base_parameters(study),
         counts=study.counts(),
-        failures=tuple(Failure(trial.number, trial.reason, trial.message) for trial in failed),
+        failures=tuple(FailedTrial(trial.number, trial.reason, trial.message) for trial in failed),
         metric=study.metric,
         directions=study.directions,
         objectives=study.objectives,

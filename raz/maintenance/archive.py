@@ -242,7 +242,7 @@ def _unpack(path: Path, folder: Path) -> tuple[str, dict[str, Path]]:
             name, members = _read_index(where, file)
             if set(names) != {INDEX, *members}:
                 unexpected = sorted(set(names) ^ {INDEX, *members})[0]
-                raise RazError(where, f"{unexpected!r} is either not announced or missing")
+                raise RazError(where, f"{unexpected!r} is only in {INDEX} or only in the file, expected both")
             _check_sizes(where, path, infos, members, folder)
             for number, (member, expected) in enumerate(members.items()):
                 files[member] = folder / str(number)

@@ -156,7 +156,7 @@ def _pull_tables(source: Path, store: Path, folder: Path) -> int:
         try:
             json.loads(data)
         except ValueError:
-            raise RazError(str(path), "the note of a table arrived damaged", "pull again") from None
+            raise RazError(str(path), "is not valid JSON, expected the note of a table", "pull again") from None
         final.parent.mkdir(exist_ok=True)
         (folder / path.name).write_bytes(data)
         os.replace(folder / path.name, final)
