@@ -60,6 +60,7 @@ class _PackEntry:
 
     @property
     def nbytes(self) -> int:
+        """Size of the pixels in bytes."""
         return self.height * self.width * 3
 
 
@@ -90,10 +91,12 @@ class Frames:
 
     @property
     def items(self) -> tuple[Sample, ...]:
+        """The samples, in the order of the indices."""
         return self._items
 
     @property
     def ids(self) -> tuple[str, ...]:
+        """The id of each sample."""
         return tuple(item.id for item in self._items)
 
     def pixels(self, i: int) -> Pixels:

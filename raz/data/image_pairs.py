@@ -59,6 +59,7 @@ class ScanBuilder:
     unreadable: list[str] = field(default_factory=list)
 
     def fault(self, where: Path | str, what: str, hint: str) -> None:
+        """Add a fault, which prevents the data set from being opened."""
         self.faults.append(RazError(str(where), what, hint))
 
     def compare_size(self, split: str, images: int, expected: int) -> None:

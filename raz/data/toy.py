@@ -64,11 +64,13 @@ class _Random:
         return self._bits.random_raw(-(-n // 8)).astype("<u8").view(np.uint8)[:n]
 
     def unit(self) -> float:
+        """Uniform in [0, 1)."""
         if not self._ahead:  # drawn in blocks: a block costs as much as a single number
             self._ahead = self.units(256).tolist()
         return self._ahead.pop()
 
     def between(self, low: float, high: float) -> float:
+        """Uniform between `low` and `high`."""
         return low + (high - low) * self.unit()
 
     def integer(self, low: int, high: int) -> int:
@@ -94,6 +96,7 @@ class _View:
     near: float  # width of a head at the lowest row
 
     def head_width(self, y: float) -> float:
+        """Width in px of a head at row y."""
         return self.far + (self.near - self.far) * max(0.0, y - self.skyline) / (self.height - self.skyline)
 
 

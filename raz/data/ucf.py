@@ -42,6 +42,7 @@ def _parse(data: bytes, where: str) -> Annotation:
 
 def _find_pairs(folder: Path, prefix: str, builder: ScanBuilder, example: str) -> list[Pair]:
     """Every image of a folder with its annotation NAME_ann.mat in the same folder."""
+    # an unreadable folder is reported once, by list_images below
     labels = files_by_name(list_folder(folder, ScanBuilder()) or (), ".mat", builder)
     pairs = []
     for picture in list_images(folder, builder, example):

@@ -27,6 +27,7 @@ class ValuePair(Generic[T_co]):
     b: T_co
 
     def to_list(self) -> list[T_co]:
+        """[a, b], as in the JSON document."""
         return [self.a, self.b]
 
 
@@ -156,6 +157,7 @@ def _compare_trials(a: str, b: str, one: TrialRecord, two: TrialRecord) -> Trial
 
 
 def _differing(a: Mapping[str, T], b: Mapping[str, T]) -> dict[str, ValuePair[T | None]]:
+    """The values of both sides by name, where they differ; sorted by name."""
     names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
     return {name: ValuePair(a.get(name), b.get(name)) for name in names}
 

@@ -44,9 +44,11 @@ class TextDifference:
 
     @property
     def differs(self) -> bool:
+        """Whether the text is another one now."""
         return self.recorded != self.now
 
     def to_dict(self) -> dict[str, str]:
+        """The JSON document."""
         return {"recorded": self.recorded, "now": self.now}
 
 

@@ -68,6 +68,7 @@ def method_note(effects: Collection[Effect], base_row: str) -> str:
 
 
 def best_note(filled: FilledTable, dataset: str) -> str:
+    """What the mark BEST in the cells of a data set means."""
     return (
         f"{filled.title(dataset)}:{BEST} marks a row that differs from every other row of its column (Holm-corrected)."
     )

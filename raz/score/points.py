@@ -74,6 +74,7 @@ class _Parser:
     values: dict[str, array[float]] = field(default_factory=dict)  # column -> a number per point
 
     def fault(self, line: int | str, what: str, hint: str = "") -> None:
+        """Add a fault at a line, or at an entry of a JSON list; beyond MAX_REPORTED, faults are only counted."""
         if len(self.faults) < MAX_REPORTED:
             where = f"{self.path}:{line}" if isinstance(line, int) else f"{self.path}: {line}"
             self.faults.append(RazError(where, what, hint))
@@ -86,6 +87,7 @@ class _Parser:
         self.values = {name: array("d") for name in columns}
 
     def image(self, name: str) -> int:
+        """The number of an image, which is added if it is new."""
         return self.names.setdefault(name, len(self.names))
 
     def row(self, line: int | str, image: str, values: Sequence[Json]) -> None:
