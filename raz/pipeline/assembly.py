@@ -19,7 +19,7 @@ class TrainedStage:
     """The result of a trained stage."""
 
     key: str
-    inputs: Declared  # that determine the shapes of its networks
+    inputs: Declared  # the declared inputs, which determine the shapes of its networks
     weights: Mapping[str, Tensor]  # by `part.name`
 
     def has(self, part: str) -> bool:
@@ -55,14 +55,14 @@ def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
     counting = builders.build_counting(config.counting, backbone, config.seed)
     stage.load(counting, "counting")
     parts: list[nn.Module] = [backbone, counting]
-    own, localization, attention, name = backbone, None, None, stage.key
+    localization_backbone, localization, attention, name = backbone, None, None, stage.key
     if through in ("localization", "attention"):
         stage = trained("localization")
         config = stage.inputs
         if stage.has("backbone"):
-            own, name = Backbone(width), stage.key
-            stage.load(own, "backbone")
-            parts.append(own)
+            localization_backbone, name = Backbone(width), stage.key
+            stage.load(localization_backbone, "backbone")
+            parts.append(localization_backbone)
         localization = builders.build_localization(config.localization, backbone, config.seed)
         stage.load(localization, "localization")
         parts.append(localization)
@@ -73,11 +73,11 @@ def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
         stage.load(attention, "attention")
         parts.append(attention)
     _freeze_and_move(width, device, *parts)
-    return Network(name, backbone, own, counting, localization, attention)
+    return Network(name, backbone, localization_backbone, counting, localization, attention)
 
 
 def raz_net(trained: TrainedOf, with_attention: bool, device: torch.device) -> Network:
-    """RAZ-Net: its own localization branch and, if it was trained, backbone."""
+    """RAZ-Net: its own localization branch and, if stage `raz` trained it, its own backbone."""
     stage = trained("raz")
     width = trained("counting").inputs.backbone.width
     base = main_net(trained, "localization", device)

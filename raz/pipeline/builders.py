@@ -23,7 +23,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def seeded(*parts: object) -> None:
+def seed_torch(*parts: object) -> None:
     """Seed torch with a number that depends on the parts alone."""
     torch.manual_seed(seed_of(7, *parts))
 
@@ -33,7 +33,7 @@ def build_backbone(config: BackboneConfig, seed: int) -> Backbone:
     missing or of another network."""
     backbone = Backbone(config.width)
     if config.weights == "none":
-        seeded(seed, "backbone")
+        seed_torch(seed, "backbone")
         initialise(backbone, "kaiming")
         return backbone
     state = _imagenet() if config.weights == "imagenet" else read_state(weights_file(config.weights))
@@ -98,7 +98,7 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], where
 
 def build_counting(config: CountingConfig, backbone: Backbone, seed: int) -> CountingBranch:
     """A counting branch, initialised from the seed."""
-    seeded(seed, "counting")
+    seed_torch(seed, "counting")
     branch = CountingBranch(backbone.channels, config.channels, config.output_stride)
     initialise(branch, config.init)
     return branch
@@ -106,7 +106,7 @@ def build_counting(config: CountingConfig, backbone: Backbone, seed: int) -> Cou
 
 def build_localization(config: LocalizationConfig, backbone: Backbone, seed: int) -> LocalizationBranch:
     """A localization branch, initialised from the seed."""
-    seeded(seed, "localization")
+    seed_torch(seed, "localization")
     branch = LocalizationBranch(backbone.channels, config.channels, config.upsample)
     initialise(branch, config.init)
     return branch
@@ -114,7 +114,7 @@ def build_localization(config: LocalizationConfig, backbone: Backbone, seed: int
 
 def build_attention(config: AttentionConfig, in_channels: int, seed: int) -> AttentionBranch:
     """An attention branch, initialised from the seed."""
-    seeded(seed, "attention")
+    seed_torch(seed, "attention")
     branch = AttentionBranch(in_channels, config.channels)
     initialise(branch, config.init)
     return branch

@@ -27,7 +27,7 @@ from raz.pipeline.feature_cache import (
 from raz.pipeline.graph import Declared, Node, dependency_closure, inputs_for
 from raz.pipeline.inference import FeatureLru, Network
 from raz.pipeline.keys import open_cached, stage_keys, weights_identity
-from raz.pipeline.regions import candidates
+from raz.pipeline.regions import image_candidates
 from raz.pipeline.samples import Images
 from raz.store.cache import Artifact, StageCache, StageKey, digest
 from raz.store.paths import CANDIDATES, WEIGHTS, StorePaths
@@ -72,7 +72,7 @@ class TrialState:
         return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
 
     def context(self, node: Node) -> ExecutionContext:
-        """What the function of the node's stage works with. It may read the artifacts that are known now."""
+        """What the function of the node's stage works with. It can read the artifacts that are in `artifacts` now."""
         nodes = dependency_closure(self.config, [node])
         return ExecutionContext(
             node, inputs_for(self.config, node), {n: self.keys[n] for n in nodes},
@@ -146,9 +146,9 @@ class ExecutionContext:
     # -------------------------------------------------------------- features of frozen networks
 
     def features_folder(self, weights: str, data: str, size: float = 1.0) -> Path:
-        """The folder for what these frozen weights give for these images.
+        """The folder of the features that these frozen weights give for these images.
 
-        weights: identifies the weights; data: identifies the images; size: the images' size, as in `frames`.
+        weights: identifies the weights; data: identifies the images; size: the images' scale, as in `frames`.
         """
         scaled = asdict(scaled_input(self.inputs.input, size))
         folder = self.paths.features / digest([weights, data, scaled, self.inputs.threads, self.device.type])
@@ -169,7 +169,7 @@ class ExecutionContext:
         return BranchFeatureCache(folder, branch, branch.channels, stride, features)
 
     def backbone_id(self, network: Network, branch: Branch) -> str:
-        """Identifies the weights of the backbone below a branch: those it began with, or those a stage trained."""
+        """Identifies the weights of the backbone below a branch: the initial ones, or those that a stage trained."""
         counting = self.stage_inputs["counting"]
         shared = branch == "counting" or network.localization_backbone is network.backbone
         if shared and counting.counting.unfreeze == "none":
@@ -193,7 +193,7 @@ class ExecutionContext:
     def candidates(self, network: Network, split: str, zooming: ZoomingConfig) -> list[Candidates]:
         """Regions that Main-Net's attention proposes on each image of a split.
 
-        Cached for every stage, theta_z, k_z and IoU threshold that choose among the same proposals.
+        Cached on disk: stages, theta_z, k_z and IoU thresholds choose among the same proposals.
         """
         frames, seed = self.frames(split), self.inputs.seed
 
@@ -202,17 +202,17 @@ class ExecutionContext:
             for i in self.iter_images(frames):
                 image = frames.ids[i]
                 maps = network.maps(frames.pixels(i), ("attention",), self.device, MEMO, image)
-                out.append(candidates(maps["attention"], zooming, seed, image, 2))
+                out.append(image_candidates(maps["attention"], zooming, seed, image, 2))
             return out
 
-        drawn: JsonLike = [seed, zooming.anchors, zooming.samples, zooming.sampling]
-        weights = digest([self.keys[Node("attention")].key, drawn])
+        sampling: JsonLike = [seed, zooming.anchors, zooming.samples, zooming.sampling]
+        weights = digest([self.keys[Node("attention")].key, sampling])
         folder = self.features_folder(weights, self.keys[self.node].data[split])
         return cached_candidates(folder / CANDIDATES, len(frames), compute)
 
 
 def scaled_input(config: InputConfig, size: float) -> InputConfig:
-    """The input at `size` times its size."""
+    """The input configuration at `size` times its size."""
     return InputConfig(config.scale * size, round(config.max_side * size))
 
 

@@ -1,8 +1,8 @@
 """Disk caches of what frozen networks compute: backbone features, last feature maps of branches, candidate regions.
 
-Files lie below `features/` of the store, one per image, in folders named by a digest of their inputs. They are written
-to a temporary file and renamed, so that a killed stage finds them again, and a resumed run reads the same bits as an
-uninterrupted one. Maps are stored in half precision, rounded by at most one part in 2048.
+Files are below `features/` of the store, one per image, in folders named by a digest of their inputs. Each is written
+to a temporary file and renamed. So a stage that was killed finds whole files, and a resumed run reads the same bits as
+an uninterrupted one. Maps are stored in half precision, rounded by at most one part in 2048.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def _file(folder: Path, index: int, mirrored: bool) -> Path:
 
 
 def _load_or_compute(path: Path, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
-    """The array in the file; computed and written where it is missing or damaged. Raises OSError as the file system."""
+    """The array in the file; computed and written where it is missing or damaged. Raises OSError if it cannot be
+    written."""
     mapped = _mapped(path, shape)
     if mapped is not None:
         return mapped
@@ -156,17 +157,17 @@ def _load_or_compute(path: Path, shape: tuple[int, ...], compute: Callable[[], T
 def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     """The float16 array of an .npy file, memory-mapped; None where it is missing or of another shape.
 
-    torch's map, unlike numpy's, holds no file descriptor: there are two files per image.
+    Mapped by torch: numpy's map would hold a file descriptor for each of the many files.
     """
     try:
         with path.open("rb") as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 return None
-            stored, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+            stored, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
             start, size = file.tell(), os.fstat(file.fileno()).st_size
     except (OSError, ValueError, EOFError):
         return None
-    if stored != shape or by_columns or dtype != np.float16 or size != start + 2 * int(np.prod(shape)):
+    if stored != shape or fortran_order or dtype != np.float16 or size != start + 2 * int(np.prod(shape)):
         return None
     content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     return content[start:].view(torch.float16).view(shape)

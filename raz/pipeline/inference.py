@@ -23,7 +23,8 @@ from raz.paper.networks import (
 from raz.pipeline.samples import round_up_to_stride
 
 # Larger images are predicted by tiles of this many pixels. All three maps of one tile raise the peak memory by 2.7 GB
-# at full width (preset paper) and 0.4 GB at 1/8 (tiny); those of 4000 x 6000 px, 0.2 GB themselves, by 1.1 GB at 1/8.
+# at full width (preset paper), and by 0.4 GB at width 1/8 (tiny). Those of an image of 4000 x 6000 px take 0.2 GB
+# themselves; computing them raises the peak by 1.1 GB at width 1/8.
 TILE_PIXELS = 1 << 21
 MEMO_BYTES = 1 << 30
 
@@ -32,26 +33,26 @@ Maps = dict[str, NDArray[np.float32]]
 
 @dataclass
 class FeatureLru:
-    """A memo of backbone features of whole images, which the stages of one process share. Drops the least recently
-    used beyond `limit` bytes."""
+    """A memo of backbone features of images, shared by the stages of one process. Beyond `limit` bytes, the least
+    recently used features are dropped."""
 
     limit: int = MEMO_BYTES
-    _held: OrderedDict[tuple[str, str], Tensor] = field(default_factory=OrderedDict)
+    _features: OrderedDict[tuple[str, str], Tensor] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
     def get(self, weights: str, image: str, compute: Callable[[], Tensor]) -> Tensor:
-        """The features of an image under weights with these ids; computed where they are not in the memo."""
-        cached = self._held.get((weights, image))
+        """The features for these ids of weights and image; computed where they are not in the memo."""
+        cached = self._features.get((weights, image))
         if cached is not None:
-            self._held.move_to_end((weights, image))
+            self._features.move_to_end((weights, image))
             return cached
         value = compute()
         size = value.numel() * value.element_size()
         if size <= self.limit:
-            self._held[weights, image] = value
+            self._features[weights, image] = value
             self._bytes += size
             while self._bytes > self.limit:
-                _, old = self._held.popitem(last=False)
+                _, old = self._features.popitem(last=False)
                 self._bytes -= old.numel() * old.element_size()
         return value
 
@@ -83,7 +84,8 @@ class Network:
     ) -> Maps:
         """The wanted maps, float32: `density` (ceil(H/s), ceil(W/s)), `response` and `attention` (both (H, W)).
 
-        memo, image: where to look for features of the image with this id. tile_pixels: larger images are tiled.
+        memo, image: the memo of features, and the image's id in it; features are not kept where either is missing.
+        tile_pixels: larger images are predicted by tiles.
         """
         height, width = pixels.shape[:2]
         if round_up_to_stride(height) * round_up_to_stride(width) > tile_pixels:
@@ -100,7 +102,7 @@ class Network:
         return -(-height // step), -(-width // step)
 
     def _forward(self, x: Tensor, wanted: tuple[str, ...], memo: FeatureLru | None, image: str) -> Maps:
-        computed: dict[str, Tensor] = {}  # shared by both branches
+        computed: dict[str, Tensor] = {}  # features by kind, so that both branches share them
 
         def features(backbone: Backbone, kind: str) -> Tensor:
             if kind not in computed and memo is not None and image:

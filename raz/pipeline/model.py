@@ -36,7 +36,7 @@ from raz.pipeline import builders
 from raz.pipeline.assembly import TrainedStage, main_net, raz_net
 from raz.pipeline.graph import TRAINED, declared_inputs, stage_of
 from raz.pipeline.inference import TILE_PIXELS, FeatureLru, Network
-from raz.pipeline.regions import MapFunction, candidates, points_of, zoom_pass
+from raz.pipeline.regions import MapFunction, image_candidates, points_of, zoom_pass
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, cell_counts
 from raz.store.cache import Artifact, StageCache
 from raz.store.paths import FITTED, WEIGHTS
@@ -55,14 +55,14 @@ class Prediction:
 
     count: float  # by the configuration's fusion rule
     density: float  # the density map's sum
-    localization: int  # how many points count
+    localization: int  # number of counted points
     points: NDArray[np.float64]  # (n, 2) x, y of the counted points, by descending score
     scores: NDArray[np.float32]  # (n,)
     passes: NDArray[np.int8]  # (n,) the pass that found each point, from 1
     density_map: NDArray[np.float32]  # (ceil(h/s), ceil(w/s)) persons per cell, at the network's input size
     regions: tuple[NDArray[np.float64], ...]  # of pass 2, 3, …: (r, 4) x0, y0, x1, y1
     size: tuple[int, int]  # (H, W)
-    seconds: float  # that it took
+    seconds: float  # time of the prediction
 
     def as_json(self) -> JsonObject:
         """JSON values: counts, points as [x, y, score], regions; without the map."""
@@ -85,7 +85,7 @@ class Model:
 
     @property
     def max_depth(self) -> int:
-        """The most passes that it can make: from the third on RAZ-Net's attention is needed."""
+        """The most passes that it can make. From pass 3 on, RAZ-Net's attention is needed."""
         if "raz" not in self.trained:
             return 1
         return 8 if "raz_attention" in self.trained else 2
@@ -108,23 +108,23 @@ class Model:
     ) -> Prediction:
         """Count and localize the heads of one image.
 
-        image: a file, or (H, W, 3) uint8 RGB. depth: number of passes, by default as configured; the thresholds are
-        those fitted at the configured depth. name: seeds the sampling of regions (15); by default the image's content,
-        so that the same image gives the same points under any file name. Uses the configured number of threads, on
-        which the last bits depend. Raises RazError for a file that is no image, a wrong array, or a depth that the
-        model was not trained for.
+        image: a file, or (H, W, 3) uint8 RGB.
+        depth: number of passes, by default as configured; the thresholds are those fitted at the configured depth.
+        name: seeds the sampling of regions (15), by default a digest of the image, so that the same image gives the
+            same points under any file name.
+
+        Uses the configured number of threads, on which the last bits depend. Raises RazError for a file that is no
+        image, a wrong array, or a depth that the model was not trained for.
         """
         pixels = _pixels(image)
-        wanted = self.config.depth if depth is None else depth
-        if not 1 <= wanted <= self.max_depth:
-            raise RazError(
-                "depth", f"{wanted}, but this model can make 1 to {self.max_depth} passes", "a lower --depth"
-            )
-        name = name or _content(pixels)
+        depth = self.config.depth if depth is None else depth
+        if not 1 <= depth <= self.max_depth:
+            raise RazError("depth", f"{depth}, but this model can make 1 to {self.max_depth} passes", "a lower --depth")
+        name = name or _content_digest(pixels)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.threads)
         try:
-            return self._predict(pixels, name, wanted)
+            return self._predict(pixels, name, depth)
         finally:
             torch.set_num_threads(threads)
 
@@ -148,7 +148,7 @@ class Model:
 
         proposed = None
         if depth > 1:  # the map of a large image is 0.2 GB: it is freed after use
-            proposed = candidates(maps.pop("attention"), config.zooming, config.seed, frames.ids[0], 2)
+            proposed = image_candidates(maps.pop("attention"), config.zooming, config.seed, frames.ids[0], 2)
         for number in range(2, depth + 1):
             before = regions[-1] if regions else np.zeros((0, 4))
             points, chosen = zoom_pass(
@@ -188,11 +188,11 @@ class Model:
         )  # fmt: skip
 
 
-def _content(pixels: NDArray[np.uint8]) -> str:
-    """A digest of the image's content."""
-    total = hashlib.sha256(repr(pixels.shape).encode())
-    total.update(np.ascontiguousarray(pixels).data)
-    return total.hexdigest()
+def _content_digest(pixels: NDArray[np.uint8]) -> str:
+    """sha256 (hex) of the image's shape and pixels."""
+    sha256 = hashlib.sha256(repr(pixels.shape).encode())
+    sha256.update(np.ascontiguousarray(pixels).data)
+    return sha256.hexdigest()
 
 
 def _pixels(image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uint8]:

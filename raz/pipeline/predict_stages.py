@@ -111,7 +111,7 @@ def _ceiling(name: str, root: Path | None, split: str, scale: float, max_side: i
     return ceiling_counts([frames.heads(i) for i in range(len(frames))], [frames.size(i) for i in range(len(frames))])
 
 
-def predicted(context: ExecutionContext, split: str, *, ceiling: bool = True) -> SplitPredictions:
+def read_predictions(context: ExecutionContext, split: str, *, ceiling: bool = True) -> SplitPredictions:
     """The predictions for a split, from the artifacts that a score needs.
 
     ceiling: whether to compute `ceiling_counts`, which takes as long as the rest; without it they are zeros.
@@ -141,9 +141,9 @@ def predicted(context: ExecutionContext, split: str, *, ceiling: bool = True) ->
 def score(context: ExecutionContext) -> Scores:
     """The scores of a split. Raises TrialFailure where there are no validation images to fit thresholds on."""
     name, inputs = context.node.split, context.inputs
-    split = predicted(context, name)
-    val = split if name == "val" else predicted(context, "val")
+    split = read_predictions(context, name)
+    val = split if name == "val" else read_predictions(context, "val")
     train = None
     if fits_theta_on_train(inputs):
-        train = split if name == "train" else predicted(context, "train")
+        train = split if name == "train" else read_predictions(context, "train")
     return score_split(name, split, val, train, inputs.depth, inputs.peaks, inputs.fusion, inputs.metrics)

@@ -25,7 +25,7 @@ PEAK_FLOOR = 0.05  # least score of a stored peak; thresholds and `points: all` 
 MapFunction = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, id in the memo -> (H, W)
 
 
-def candidates(
+def image_candidates(
     attention: NDArray[np.float32], config: ZoomingConfig, seed: int, image: str, zoom_pass: int
 ) -> Candidates:
     """The candidate regions of an image (15). They depend only on the attention map, the anchors and the sampling."""
@@ -35,9 +35,9 @@ def candidates(
     )  # fmt: skip
 
 
-def select_candidates(of: Candidates, config: ZoomingConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def select_candidates(proposed: Candidates, config: ZoomingConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The selected regions of an image, ranked: (r, 4) x0, y0, x1, y1 input px, and their mean attention (15, 16)."""
-    boxes, means = of
+    boxes, means = proposed
     best = select_regions(boxes, means, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)
     return boxes[best].astype(np.float64), means[best]
 
@@ -58,7 +58,7 @@ def zoom_image(
     zoom_pass: int,
     response_of: MapFunction,
 ) -> Points:
-    """The image's points after RAZ-Net has seen its regions at factor^(pass - 1) times their size (17)."""
+    """The image's points after RAZ-Net was applied to its regions at factor^(pass - 1) times their size (17)."""
     zoom = float(config.factor ** (zoom_pass - 1))
     height, width = frames.size(index)
     inside = []
@@ -87,23 +87,25 @@ def propose_inside(
 ) -> NDArray[np.float64]:
     """Regions of pass 3 and later, (r, 4) input px, ranked.
 
-    RAZ-Net's attention on each crop of the pass before proposes regions inside it; all proposals of one image compete
-    for the k_z regions (17).
+    RAZ-Net's attention on each crop of the previous pass proposes regions inside the crop. All proposals of one image
+    compete for its k_z regions (17).
     """
     zoom = float(config.factor ** (zoom_pass - 2))
     boxes, means = [np.zeros((0, 4))], [np.zeros(0)]
     for rank, (x0, y0, x1, y1) in enumerate(regions):
         pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
         name = f"{frames.ids[index]}#{zoom_pass - 1}.{rank}"
-        inside = candidates(attention_of(pixels, name), config, seed, f"{frames.ids[index]}#{rank}", zoom_pass)
-        selected, mean = select_candidates(inside, config)
+        inner_candidates = image_candidates(
+            attention_of(pixels, name), config, seed, f"{frames.ids[index]}#{rank}", zoom_pass
+        )
+        selected, selected_means = select_candidates(inner_candidates, config)
         per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)] * 2)
         del pixels
         inner = selected / per_px + [x0, y0, x0, y0]
         boxes.append(np.clip(inner, [x0, y0, x0, y0], [x1, y1, x1, y1]))  # rounding must not leave the region
-        means.append(mean)
-    every, mean = np.concatenate(boxes), np.concatenate(means)
-    return every[select_regions(every, mean, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)]
+        means.append(selected_means)
+    all_boxes, all_means = np.concatenate(boxes), np.concatenate(means)
+    return all_boxes[select_regions(all_boxes, all_means, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)]
 
 
 def zoom_pass(

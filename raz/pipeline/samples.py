@@ -51,14 +51,14 @@ class MultiScaleImages:
         return tuple(name for images in self.images for name in images.ids)
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        images, own = self.of(index)
+        images, own = self.locate(index)
         return images.pixels(own)
 
     def heads(self, index: int) -> NDArray[np.float64]:
-        images, own = self.of(index)
+        images, own = self.locate(index)
         return images.heads(own)
 
-    def of(self, index: int) -> tuple[Images, int]:
+    def locate(self, index: int) -> tuple[Images, int]:
         """The images of one size, and the index among them."""
         size, own = divmod(index, len(self.images[0]))
         return self.images[size], own
@@ -87,7 +87,7 @@ def generator(*parts: object) -> np.random.Generator:
 
 
 def round_up_to_stride(n: int) -> int:
-    """The least multiple of the backbone's stride that is not below n."""
+    """The smallest multiple of the backbone's stride that is at least n."""
     return -(-n // STRIDE) * STRIDE
 
 
@@ -106,28 +106,28 @@ class DistanceMemo:
     """
 
     limit: int = DISTANCE_BYTES
-    _held: dict[tuple[str, int], AttentionDistances] = field(default_factory=dict)
+    _entries: dict[tuple[str, int], AttentionDistances] = field(default_factory=dict)
     _bytes: int = 0
 
     def evict_except(self, *images: str) -> None:
         """If the memo is full, drop the distances of all but these images. A task calls it once, at its start: within a
         task every entry is used again in the next epoch."""
         if self._bytes >= self.limit:
-            for key in [key for key in self._held if key[0] not in images]:
-                self._bytes -= self._held.pop(key).nbytes
+            for key in [key for key in self._entries if key[0] not in images]:
+                self._bytes -= self._entries.pop(key).nbytes
 
     def get(
         self, images: str, index: int, sigma_z: float, compute: Callable[[], AttentionDistances]
     ) -> AttentionDistances | None:
         """Distances of one image that suffice for `sigma_z`: from the memo, or computed. None if the memo is full."""
-        held = self._held.get((images, index))
-        if held is not None and held.sigma_z >= sigma_z:
-            return held
+        cached = self._entries.get((images, index))
+        if cached is not None and cached.sigma_z >= sigma_z:
+            return cached
         if self._bytes >= self.limit:
             return None
         value = compute()
-        self._bytes += value.nbytes - (held.nbytes if held is not None else 0)
-        self._held[images, index] = value
+        self._bytes += value.nbytes - (cached.nbytes if cached is not None else 0)
+        self._entries[images, index] = value
         return value
 
 
@@ -135,9 +135,9 @@ DISTANCES = DistanceMemo()
 
 
 class GroundTruth:
-    """Ground truth of windows. What belongs to a whole image (heads, distances) is computed once.
+    """Ground truth of windows. Heads and distances of a whole image are computed once.
 
-    name: id of the images in the memo that the tasks of a process share; empty: a memo of its own.
+    name: id of the images in the memo that all tasks of a process share; empty: a memo of its own.
     """
 
     def __init__(self, images: Images, k: int = 4, *, name: str = "", memo: DistanceMemo | None = None) -> None:
@@ -148,11 +148,14 @@ class GroundTruth:
         self.of_image = lru_cache(maxsize=None)(self._of_image)
 
     def _of_image(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
+        """Heads (n, 2), their mean neighbour distances (n,) px, height and width of an image."""
         height, width = self.images.pixels(index).shape[:2]
         heads = self.images.heads(index)
         return heads, mean_neighbour_distance(heads, self.k, height, width), height, width
 
-    def _place(self, w: Window) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int, int, int]:
+    def _clipped(self, w: Window) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int, int, int]:
+        """Of the window's (mirrored) image: heads (n, 2), their neighbour distances (n,) px, height and width; then the
+        height and width of the window's part inside the image."""
         heads, distances, height, width = self.of_image(w.index)
         if w.mirrored:
             heads = mirrored_heads(heads, width)
@@ -160,7 +163,7 @@ class GroundTruth:
 
     def density(self, w: Window, stride: int, beta: float, kernel: Literal["raz", "csrnet"]) -> NDArray[np.float32]:
         """The density map of a window, (h/stride, w/stride) persons per cell; zero beyond the image."""
-        heads, distances, height, width, h, wd = self._place(w)
+        heads, distances, height, width, h, wd = self._clipped(w)
         rows, cols = -(-h // stride), -(-wd // stride)
         part = density_window(
             heads, distances, height, width, w.x0, w.y0, rows * stride, cols * stride,
@@ -170,7 +173,7 @@ class GroundTruth:
 
     def labels(self, w: Window) -> NDArray[np.float32]:
         """The label map of a window, (h, w) 0 or 1; zero beyond the image."""
-        heads, _, height, width, h, wd = self._place(w)
+        heads, _, height, width, h, wd = self._clipped(w)
         part = label_window(heads, height, width, w.x0, w.y0, h, wd)
         return _padded(part.astype(np.float32), w.height, w.width)
 
@@ -192,6 +195,7 @@ class GroundTruth:
 
 
 def _padded(part: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """The map with zeros below and right of it, (height, width)."""
     if part.shape == (height, width):
         return part
     out = np.zeros((height, width), np.float32)
@@ -205,7 +209,7 @@ def draw_windows(
     """The windows of one epoch, in training order.
 
     crop: side in px, 0 = whole images; crops: number of crops per image; flip: whether half of them are mirrored.
-    Of images at several sizes each crop draws its size.
+    If the images have several sizes (`MultiScaleImages`), each crop draws its size.
     """
     windows = []
     sizes = len(images.images) if isinstance(images, MultiScaleImages) else 1

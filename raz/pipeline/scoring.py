@@ -74,7 +74,7 @@ class FittedThresholds:
     theta_f: FloatArray
 
     def counted(self, points: Points) -> NDArray[np.bool_]:
-        """Which points count: their score reaches the threshold of the network that found them."""
+        """Which points count, (n,): those whose score reaches the threshold of the network that found them."""
         return np.asarray(points.score >= np.where(points.network == 0, self.main, self.raz))
 
     def as_json(self) -> JsonObject:
@@ -84,7 +84,7 @@ class FittedThresholds:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Json]) -> FittedThresholds:
-        """The inverse. Raises ValueError for another document."""
+        """The inverse of `as_json`. Raises ValueError for another document."""
         theta = [float(t) if isinstance(t, str) else as_float(t, "theta_f") for t in as_list(document.get("theta_f"))]
         return cls(get_float(document, "main"), get_float(document, "raz"), np.array(theta))
 
@@ -127,31 +127,31 @@ def ceiling_counts(heads: Sequence[FloatArray], sizes: Sequence[tuple[int, int]]
     return np.array(counts, dtype=np.int64)
 
 
-def thresholds(split: SplitPredictions, which: Sequence[int], peaks: PeaksConfig) -> tuple[float, float]:
-    """One threshold per network, which minimises the count error of the images `which` (13).
+def thresholds(split: SplitPredictions, indices: Sequence[int], peaks: PeaksConfig) -> tuple[float, float]:
+    """One threshold per network, which minimises the count error of the images at `indices` (13).
 
     Main-Net's is fitted on the points of pass 1; RAZ-Net's then on those of pass 2, with Main-Net's fixed.
     """
     if not isinstance(peaks.threshold, str):
         return peaks.threshold, peaks.threshold
-    truth = np.array([len(split.heads[i]) for i in which])
-    main = fit_threshold([split.passes[0][i].score for i in which], truth.tolist())
+    truth = np.array([len(split.heads[i]) for i in indices])
+    main = fit_threshold([split.passes[0][i].score for i in indices], truth.tolist())
     if len(split.passes) < 2:
         return main, main
-    second = [split.passes[1][i] for i in which]
+    second = [split.passes[1][i] for i in indices]
     if not any((p.network == 1).any() for p in second):
         return main, main
     outside = np.array([int(((p.network == 0) & (p.score >= main)).sum()) for p in second])
-    left = np.maximum(truth - outside, 0)  # below 0 the error grows by a constant only
-    return main, fit_threshold([p.score[p.network == 1] for p in second], left.tolist())
+    inside = np.maximum(truth - outside, 0)  # below 0 the error grows by a constant only
+    return main, fit_threshold([p.score[p.network == 1] for p in second], inside.tolist())
 
 
 def cell_counts(
-    split: SplitPredictions, fitted: FittedThresholds, which: Sequence[int], depth: int, cells: int
+    split: SplitPredictions, fitted: FittedThresholds, indices: Sequence[int], depth: int, cells: int
 ) -> Counts:
-    """Counts of each grid cell of the images `which`: by both branches, and the true ones."""
+    """Counts of each grid cell of the images at `indices`: by both branches, and the true ones."""
     rows: list[tuple[FloatArray, FloatArray, FloatArray]] = []
-    for i in which:
+    for i in indices:
         height, width = split.sizes[i]
         points = split.passes[depth - 1][i]
         heads = split.heads[i] / np.array(split.to_original[i])
@@ -168,21 +168,22 @@ def cell_counts(
 
 def fit(
     val: SplitPredictions,
-    which: Sequence[int],
+    indices: Sequence[int],
     train: SplitPredictions | None,
     depth: int,
     peaks: PeaksConfig,
     fusion: FusionConfig,
 ) -> FittedThresholds:
-    """Thresholds fitted on the validation images `which`; theta_f fitted on them or on the training images (18)."""
-    main, raz = thresholds(val, which, peaks)
+    """Thresholds fitted on the validation images at `indices`, and theta_f fitted on these or on the training images
+    (18)."""
+    main, raz = thresholds(val, indices, peaks)
     cells = fusion.cells * fusion.cells
     fitted = FittedThresholds(main, raz, np.zeros(cells))
     if fusion.rule != "grid":
         return fitted
     if not isinstance(fusion.theta_f, str):
         return FittedThresholds(main, raz, np.full(cells, fusion.theta_f))
-    source, chosen = (val, which) if fusion.fit_on == "val" or train is None else (train, range(len(train)))
+    source, chosen = (val, indices) if fusion.fit_on == "val" or train is None else (train, range(len(train)))
     counts = cell_counts(source, fitted, chosen, depth, fusion.cells)
     return FittedThresholds(
         main, raz, fuse.fit_theta(counts.density, counts.localization, counts.truth, fusion.theta_f)
@@ -196,8 +197,8 @@ def score(
     fusion: FusionConfig,
     metrics: MetricsConfig,
 ) -> Scores:
-    """The scores of a split. Each of `fits` holds images and the values they are scored with: one for all test images,
-    one per fold of the validation images.
+    """The scores of a split. Each of `fits` holds indices of images and the fitted values that they are scored with:
+    one entry for all test images, or one per fold of the validation images.
 
     `mae` and `rmse` are of the fused count; the paper's "MSE" is `rmse` (20). `*_ceiling` are of `ceiling_counts`.
     Where the data set's protocol scores parts (WorldExpo's five scenes), these errors are means over the parts, and
@@ -206,29 +207,31 @@ def score(
     fused, den, loc, truth = (np.zeros(len(split)) for _ in range(4))
     cells = {name: np.zeros((len(split), fusion.cells**2)) for name in ("density", "localization", "truth")}
     matches: dict[int, Matches] = {}
-    for which, fitted in fits:
-        if not which:
+    for indices, fitted in fits:
+        if not indices:
             continue
-        counts = cell_counts(split, fitted, which, depth, fusion.cells)
+        counts = cell_counts(split, fitted, indices, depth, fusion.cells)
         rule = fuse.RULES[fusion.rule]
-        fused[list(which)] = rule(counts.density, counts.localization, fitted.theta_f).sum(axis=1)
-        den[list(which)] = counts.density.sum(axis=1)
-        loc[list(which)] = counts.localization.sum(axis=1)
+        fused[list(indices)] = rule(counts.density, counts.localization, fitted.theta_f).sum(axis=1)
+        den[list(indices)] = counts.density.sum(axis=1)
+        loc[list(indices)] = counts.localization.sum(axis=1)
         for name, values in cells.items():
-            values[list(which)] = getattr(counts, name)
-        for i in which:
+            values[list(indices)] = getattr(counts, name)
+        for i in indices:
             truth[i] = len(split.heads[i])
             points = split.passes[depth - 1][i]
             ranked = fitted.counted(points) if metrics.points == "counted" else points.score >= metrics.floor
             xy = points.xy[ranked] * np.array(split.to_original[i])
             matches[i] = match(xy, points.score[ranked].astype(np.float64), split.heads[i])
     errors = {
-        f"{name}{suffix}": {part: error(counts[which], truth[which]) for part, which in _parts(split.parts).items()}
+        f"{name}{suffix}": {
+            part: error(counts[indices], truth[indices]) for part, indices in _parts(split.parts).items()
+        }
         for suffix, counts in (("", fused), ("_density", den), ("_localization", loc), ("_ceiling", split.ceiling))
         for name, error in (("mae", mae), ("rmse", rmse))
     }
-    out = {name: float(np.mean(list(of.values()))) for name, of in errors.items()}
-    out |= {f"{name}@{part}": value for name, of in errors.items() for part, value in of.items() if part}
+    out = {name: float(np.mean(list(by_part.values()))) for name, by_part in errors.items()}
+    out |= {f"{name}@{part}": value for name, by_part in errors.items() for part, value in by_part.items() if part}
     out |= {
         "bias": float((fused - truth).mean()), "images": float(len(split)), "heads": float(truth.sum()),
     }  # fmt: skip
@@ -250,7 +253,7 @@ def score(
         **_packed([matches[i] for i in range(len(split))]),
     }  # fmt: skip
     # Undefined metrics (the recall of a split without heads) are left out.
-    return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image, fits[-1][1])
+    return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image, last)
 
 
 def _packed(matches: Sequence[Matches]) -> dict[str, NDArray[np.generic]]:
@@ -284,15 +287,15 @@ def score_split(
     """The scores of `split` (`name`: val, train or test). Raises TrialFailure when there are no validation images."""
     if not len(val):
         raise TrialFailure("stage score", "the validation split has no images", "use more training images", "invalid")
-    everything = range(len(val))
-    fitted = fit(val, everything, train, depth, peaks, fusion)
+    all_val = range(len(val))
+    fitted = fit(val, all_val, train, depth, peaks, fusion)
     if name != "val":
         return score(split, [(range(len(split)), fitted)], depth, fusion, metrics)
     fold = fuse.assign_folds(val.ids, fusion.folds)
     fits = []
     for f in range(fusion.folds):
-        inside = [i for i in everything if fold[i] == f]
-        outside = [i for i in everything if fold[i] != f]
+        inside = [i for i in all_val if fold[i] == f]
+        outside = [i for i in all_val if fold[i] != f]
         if inside:
             fits.append((inside, fit(val, outside or inside, train, depth, peaks, fusion)))
     return replace(score(split, fits, depth, fusion, metrics), fitted=fitted)

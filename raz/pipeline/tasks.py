@@ -60,8 +60,9 @@ def features_from(
     return lambda windows: backbone(torch.cat([crop_pixels(images, w, device) for w in windows]))
 
 
-def _stack(parts: list[np.ndarray], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.stack(parts)[:, None]).to(device)
+def _stack(maps: list[np.ndarray], device: torch.device) -> Tensor:
+    """Maps (h, w) of a batch as (B, 1, h, w)."""
+    return torch.from_numpy(np.stack(maps)[:, None]).to(device)
 
 
 def _whole_windows(images: Images) -> list[Window]:
@@ -80,7 +81,8 @@ def counting_task(
     kernel: Literal["raz", "csrnet"],
     kind: str,
 ) -> TrainingTask[Batch]:
-    """The loss of Eq. 1; validated by the mean absolute count error of whole images, in persons."""
+    """Training of the counting branch with the loss of Eq. 1; validated by the mean absolute count error of whole
+    images, in persons."""
     truth = GroundTruth(data.train, neighbour_count(kernel, data.k))
 
     def loss(batch: Batch) -> Tensor:
@@ -111,19 +113,19 @@ def localization_task(
     *,
     gamma: float,
 ) -> TrainingTask[Batch]:
-    """The loss of Eq. 3, for Main-Net on images and for RAZ-Net on zoomed regions; validated by the same loss on whole
-    images or regions."""
+    """Training of a localization branch with the loss of Eq. 3: Main-Net's on images, RAZ-Net's on zoomed regions.
+    Validated by the same loss on whole images or regions."""
     train_truth, val_truth = GroundTruth(data.train), GroundTruth(data.val)
 
-    def one(windows: Batch, of: FeaturesOf, truth: GroundTruth) -> Tensor:
-        logits, _ = branch(of(windows))
+    def batch_loss(windows: Batch, features_of: FeaturesOf, truth: GroundTruth) -> Tensor:
+        logits, _ = branch(features_of(windows))
         return localization_loss(logits.float(), _stack([truth.labels(w) for w in windows], data.device), gamma)
 
     def validate() -> float:
-        return float(np.mean([float(one([w], val_features, val_truth)) for w in _whole_windows(data.val)]))
+        return float(np.mean([float(batch_loss([w], val_features, val_truth)) for w in _whole_windows(data.val)]))
 
     batches = data.batches(name, config)
-    return TrainingTask(name, modules, batches, lambda batch: one(batch, features, train_truth), validate)
+    return TrainingTask(name, modules, batches, lambda batch: batch_loss(batch, features, train_truth), validate)
 
 
 def attention_task(
@@ -138,22 +140,22 @@ def attention_task(
     sigma_z: float,
     kind: str,
 ) -> TrainingTask[Batch]:
-    """The attention branch of section 3.1, on frozen branches; validated by the same loss on whole images.
+    """Training of an attention branch (section 3.1) on frozen branches; validated by the same loss on whole images.
 
     rich, val_rich: windows -> last feature map of the localization branch and, in Main-Net, of the counting branch.
     """
     DISTANCES.evict_except(*data.names)
     train_truth, val_truth = GroundTruth(data.train, name=data.names[0]), GroundTruth(data.val, name=data.names[1])
 
-    def one(windows: Batch, of: RichOf, truth: GroundTruth) -> Tensor:
+    def batch_loss(windows: Batch, rich_of: RichOf, truth: GroundTruth) -> Tensor:
         with torch.no_grad():
-            localization, counting = of(windows)
+            localization, counting = rich_of(windows)
         logits = branch(localization, counting)
         target = _stack([truth.attention(w, sigma_z) for w in windows], data.device)
         return attention_loss(logits.float(), target, kind)
 
     def validate() -> float:
-        return float(np.mean([float(one([w], val_rich, val_truth)) for w in _whole_windows(data.val)]))
+        return float(np.mean([float(batch_loss([w], val_rich, val_truth)) for w in _whole_windows(data.val)]))
 
     batches = data.batches(name, config)
-    return TrainingTask(name, modules, batches, lambda batch: one(batch, rich, train_truth), validate)
+    return TrainingTask(name, modules, batches, lambda batch: batch_loss(batch, rich, train_truth), validate)

@@ -30,9 +30,9 @@ from raz.store.cache import digest
 
 @dataclass(frozen=True)
 class TrainedStagePlan:
-    """What a trained stage does."""
+    """What a trained stage trains, and how."""
 
-    task: TrainingTask[Batch] | None  # None: there is nothing to learn from, `modules` stay as they are
+    task: TrainingTask[Batch] | None  # None: there are no training samples, `modules` stay as they are
     modules: nn.Module  # their weights are the stage's artifact
     settings: TrainConfig
 
@@ -44,7 +44,7 @@ def _image_data(context: ExecutionContext, sizes: tuple[float, ...], k: int = 4)
 
 
 def counting(context: ExecutionContext) -> TrainedStagePlan:
-    """The counting branch, with the backbone where that is not frozen."""
+    """The counting branch, and the backbone unless it is frozen."""
     inputs, device = context.inputs, context.device
     config = inputs.counting
     data = _image_data(context, config.sizes, config.k)
@@ -69,7 +69,7 @@ def counting(context: ExecutionContext) -> TrainedStagePlan:
 
 
 def localization(context: ExecutionContext) -> TrainedStagePlan:
-    """Main-Net's localization branch, with a backbone of its own where that is not frozen."""
+    """Main-Net's localization branch, and a backbone of its own unless the backbone is frozen."""
     inputs, device = context.inputs, context.device
     config = inputs.localization
     data = _image_data(context, config.sizes)
@@ -115,7 +115,7 @@ def attention(context: ExecutionContext) -> TrainedStagePlan:
     localization_key, counting_key = (context.keys[Node(stage)].key for stage in ("localization", "counting"))
 
     def rich(of_counting: FeatureCache, of_localization: FeatureCache, images: str, mirrors: bool) -> RichOf:
-        """The last maps of both branches: cached on disk where there is room, else computed for each window."""
+        """The last maps of both branches: cached on disk if they fit RICH_BYTES, else computed for each window."""
         if rich_bytes(of_localization.images, sizes, mirrors) <= RICH_BYTES:
             maps = context.rich_maps(of_localization, localization, localization_key, images)
             cells = context.rich_maps(of_counting, counting, counting_key, images)
@@ -215,7 +215,7 @@ def raz_attention(context: ExecutionContext) -> TrainedStagePlan:
     caches = _region_features(context, network, data, names)
 
     def rich(cache: FeatureCache, images: str, mirrors: bool) -> RichOf:
-        """The branch's last map: cached on disk where there is room, else computed for each window."""
+        """The branch's last map: cached on disk if it fits RICH_BYTES, else computed for each window."""
         if rich_bytes(cache.images, [(localization.channels, 1)], mirrors) <= RICH_BYTES:
             maps = context.rich_maps(cache, localization, context.keys[Node("raz")].key, images)
             return lambda windows: (maps.crops(windows), None)

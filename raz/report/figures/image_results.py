@@ -57,7 +57,7 @@ def load_image_results(
     Raises RazError for an image that the split lacks, and where an artifact of the trial is not in the store.
     """
     from raz.pipeline.context import TrialState
-    from raz.pipeline.predict_stages import predicted
+    from raz.pipeline.predict_stages import read_predictions
     from raz.pipeline.scoring import FittedThresholds
 
     trial = TrialState(config, StageCache(store), data_root, lambda _: None)
@@ -79,7 +79,7 @@ def load_image_results(
         fused = images.counts["fused"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RazError(str(folder), f"cannot be read: {error}", "delete the folder and run again") from None
-    predictions = predicted(context, split, ceiling=False)
+    predictions = read_predictions(context, split, ceiling=False)
     items = context.frames(split).items
     return tuple(
         _image_result(predictions, i, fitted, config, items[i].load_pixels(), float(fused[i]))
