@@ -105,12 +105,12 @@ def attention_from_distances(distances: AttentionDistances, sigma_z: float, x0: 
     # crop the tiles to the window and the image; pad where the window reaches beyond the tiles
     y, x = r0 * TILE + top, c0 * TILE + left
     bottom, right = min(y0 + h, distances.height), min(x0 + w, distances.width)
-    known = grid.reshape((r1 - r0) * TILE, (c1 - c0) * TILE)[max(y0 - y, 0) : bottom - y, max(x0 - x, 0) : right - x]
-    if known.shape == (h, w):
-        return known
+    inside = grid.reshape((r1 - r0) * TILE, (c1 - c0) * TILE)[max(y0 - y, 0) : bottom - y, max(x0 - x, 0) : right - x]
+    if inside.shape == (h, w):
+        return inside
     out = np.zeros((h, w), dtype=np.float32)
     y, x = max(y - y0, 0), max(x - x0, 0)
-    out[y : y + known.shape[0], x : x + known.shape[1]] = known
+    out[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
     return out
 
 

@@ -162,7 +162,7 @@ class FusionInputs:
 
 @dataclass(frozen=True)
 class _ThresholdPath:
-    """Cells by descending mean of both counts: as theta is lowered, one after the other chooses density."""
+    """Cells by descending mean of both counts: the order in which they choose density while theta is lowered."""
 
     order: NDArray[np.intp]  # (cells,) indices
     values: Floats  # (cells,) means, descending
@@ -203,6 +203,7 @@ def _argmin_last(losses: Floats, tie: float) -> int:
 
 
 def _fit_cell(den: Floats, loc: Floats, truth: Floats) -> Floats:
+    """Theta (g,) that minimises each cell's own error."""
     mean = (den + loc) / 2
     before = np.abs(mean - truth)
     changes = np.abs(den - truth) - before
@@ -214,6 +215,7 @@ def _fit_cell(den: Floats, loc: Floats, truth: Floats) -> Floats:
 
 
 def _fit_shared(inputs: FusionInputs) -> Floats:
+    """The one theta that minimises the images' error, repeated for each cell, (g,)."""
     # Sorting each image's cells by descending mean gives its error after each of them chose density. Sorting the cells
     # of all images gives the order of these changes of the loss. So two sorts and two cumulative sums suffice.
     mean, gain = inputs.mean.T, inputs.gain.T
@@ -251,6 +253,7 @@ def _coordinate_descent(inputs: FusionInputs, steps: Sequence[_ThresholdPath], t
 
 
 def _fit_image(den: Floats, loc: Floats, truth: Floats) -> Floats:
+    """Theta (g,) by coordinate descent on the images' error from both other solutions; the better of the two."""
     inputs = FusionInputs.of(den, loc, truth)
     steps = [_ThresholdPath.of(means) for means in inputs.mean]
     ends = [_coordinate_descent(inputs, steps, start) for start in (_fit_shared(inputs), _fit_cell(den, loc, truth))]

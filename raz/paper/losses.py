@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 PYRAMID = (1, 2, 4, 8, 16)  # block sides (cells) whose counts `pyramid` compares
-PYRAMID_EPSILON = (
-    1e-5  # added under the root: bounds the gradient of windows that are nearly perfect, such as empty ones
-)
+PYRAMID_EPSILON = 1e-5  # added under the root of `pyramid`: bounds the gradient of nearly perfect (empty) windows
 EPSILON = 1e-12  # added under the root of Eq. 1, whose gradient is infinite at a perfect map
 
 

@@ -155,7 +155,7 @@ def _greedy_assign(xy: Floats, heads: Floats) -> tuple[Floats, Floats]:
     nearest = at[:, 0].astype(np.intp)
     distance = _distances(xy, places[nearest])
 
-    # Points (nearly) halfway between places: determine exactly which places are equally near.
+    # Points (nearly) halfway between places: find out exactly which places are equally near.
     several: dict[int, list[int]] = {}
     doubtful = np.flatnonzero(near[:, 1] <= near[:, 0] * (1 + _TIE_MARGIN))
     if len(doubtful):
@@ -257,9 +257,8 @@ def _pool_images(matches: Sequence[Matches]) -> tuple[Floats, Floats]:
         # images, the worse point is ranked first, so that the order of the images has no effect.
         owner = np.repeat(np.arange(len(matches)), [len(image.score) for image in matches])[order]
         at = np.arange(len(order))
-        group = np.cumsum(
-            np.append(True, ~same)
-        )  # number of the (score, position); the order is stable: image by image
+        # Number of the (score, position) that a point has. The order is stable: image by image.
+        group = np.cumsum(np.append(True, ~same))
         first = np.append(True, ~same | (owner[1:] != owner[:-1]))
         copy = at - np.maximum.accumulate(np.where(first, at, 0))
         tied = _tied(same)

@@ -45,11 +45,11 @@ class Backbone(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for wanted in VGG_CHANNELS:
-            if wanted == 0:
+        for full_width in VGG_CHANNELS:
+            if full_width == 0:
                 layers.append(nn.MaxPool2d(2))
                 continue
-            out = max(1, round(wanted * width))
+            out = max(1, round(full_width * width))
             layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(inplace=True)]
             channels = out
         self.features = nn.Sequential(*layers)
@@ -161,9 +161,8 @@ def convolved_upsampled(x: Tensor, weight: Tensor, width: int) -> Tensor:
     kernels = torch.einsum("alk,bmj,oikj->aboilm", taps, taps, weight).reshape(9 * out, -1, 3, 3)
     cells = functional.conv2d(x, kernels, padding=1)
     b, _, h, w = cells.shape
-    cells = cells.reshape(b, 3, 3, out, h, w).permute(
-        0, 4, 1, 5, 2, 3
-    )  # batch, row, kind of row, column, kind of column
+    # Batch, row, kind of row, column, kind of column, channel.
+    cells = cells.reshape(b, 3, 3, out, h, w).permute(0, 4, 1, 5, 2, 3)
     rows = torch.cat([cells[:, :, :1], cells[:, :, 1:2].expand(-1, -1, size - 2, -1, -1, -1), cells[:, :, 2:]], 2)
     inner = rows[..., 1:2, :].expand(-1, -1, -1, -1, size - 2, -1)
     full = torch.cat([rows[..., :1, :], inner, rows[..., 2:, :]], 4)

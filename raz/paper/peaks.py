@@ -73,9 +73,8 @@ def fit_threshold(scores_per_image: Sequence[NDArray[np.floating]], counts: Sequ
     lower = np.maximum(np.append(steps, np.float32(0.0)), np.float32(0.0))
     width = upper.astype(np.float64) - lower
     legal = width > 0
-    best = min(
-        np.flatnonzero(legal).tolist(), key=lambda i: (float(loss[i]), -float(width[i]), i)
-    )  # upper decreases with i, so a lower index is a higher interval
+    # `upper` decreases with i, so a lower index is a higher interval.
+    best = min(np.flatnonzero(legal).tolist(), key=lambda i: (float(loss[i]), -float(width[i]), i))
     middle = np.float32((float(upper[best]) + float(lower[best])) / 2)  # scores are compared as float32
     return float(middle if lower[best] < middle <= upper[best] else upper[best])
 
@@ -91,9 +90,8 @@ def _local_maxima(
     sums = np.empty((len(source) - 2, width + 2), dtype=np.float32)
     across = np.empty((len(source), width), dtype=np.float32)
     steps = [dy * (width + 2) + dx for dy, dx in ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))]
-    least = np.float32(
-        max(8.9999 * floor, 0.0)
-    )  # slightly below the floor, a prefilter; the scores are compared exactly below
+    # Slightly below the floor times nine: a prefilter. The scores are compared exactly below.
+    least = np.float32(max(8.9999 * floor, 0.0))
     for top in range(0, height, BLOCK):
         rows = min(BLOCK, height - top)
         low, high = max(top - 2, 0), min(top + rows + 2, height)

@@ -291,7 +291,7 @@ def _within_seam(xy: NDArray[np.float64], cores: NDArray[np.float64], reach: flo
 
 
 def _deduplicate(xy: NDArray[np.float64], owner: NDArray[np.int32], least: float) -> NDArray[np.bool_]:
-    """Which points remain if each, in order, removes later points of other owners nearer than `least` px."""
+    """Which points remain, (n,), if each in order removes the later points of other owners nearer than `least` px."""
     from scipy.spatial import cKDTree  # takes half a second to import, which commands that check files avoid
 
     keep = np.ones(len(xy), dtype=bool)
