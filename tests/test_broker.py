@@ -18,7 +18,7 @@ from raz.engine.broker_protocol import (
     Built,
     EpochReport,
     JobStatus,
-    Loss,
+    LossCause,
     StageMade,
     StageReply,
     StageStatus,
@@ -44,7 +44,7 @@ from tests.test_pipeline import MICRO, artifacts
 
 BUILD = BuildSpec(TrialConfig(), Path("store"), None, "module:function")
 BUILT = Built()
-LOST = WorkerLost(Loss.PROCESS, "its process died")
+LOST = WorkerLost(LossCause.PROCESS, "its process died")
 
 
 class Machines:
@@ -61,11 +61,11 @@ class Machines:
         )  # fmt: skip
 
     def poll(
-        self, trial: str, *keys: str, remaining: float = 1.0, stored: bool = False, lane: str = "", cpus: float = 1.0,
-        gpus: float | None = None,
+        self, trial: str, *keys: str, remaining: float = 1.0, stored: bool = False, exclusion_key: str = "",
+        cpus: float = 1.0, gpus: float | None = None,
     ) -> StageReply:  # fmt: skip
         nodes = tuple(Node("density", key) for key in keys)
-        request = BuildRequest(trial, nodes, keys, lane or keys[0], remaining, cpus, gpus, BUILD)
+        request = BuildRequest(trial, nodes, keys, exclusion_key or keys[0], remaining, cpus, gpus, BUILD)
         return self.queue.poll(request, 0, 0, stored)
 
     @property
@@ -123,10 +123,10 @@ def test_a_job_holds_a_gpu_where_there_is_one() -> None:
     assert m.names == ["a", "b"]
 
 
-def test_jobs_of_one_lane_run_one_after_the_other() -> None:
+def test_jobs_with_one_exclusion_key_run_one_after_the_other() -> None:
     m = Machines(cpus=8)
-    m.poll("a", "ten epochs", lane="chain")
-    assert m.poll("b", "twenty epochs", lane="chain").status == "queued"
+    m.poll("a", "ten epochs", exclusion_key="chain")
+    assert m.poll("b", "twenty epochs", exclusion_key="chain").status == "queued"
     m.end("ten epochs")
     assert m.names == ["ten epochs", "twenty epochs"]
 
@@ -193,7 +193,7 @@ def test_a_lost_process_is_replaced_while_it_makes_progress() -> None:
 def test_lost_machines_count_apart_from_lost_processes() -> None:
     m = Machines()
     m.poll("a", "x")
-    machine = WorkerLost(Loss.NODE, "its machine went away")
+    machine = WorkerLost(LossCause.NODE, "its machine went away")
     for outcome in [LOST] * (MAX_WORKER_LOSSES - 1) + [machine] * (MAX_NODE_LOSSES - 1):
         m.queue.finish(1, outcome)
         assert m.poll("a", "x").status == "running"

@@ -201,11 +201,11 @@ def test_time_is_up_when_the_clock_says_so() -> None:
     clock = Clock()
     stop = StopRequest(hours=0.5, clock=clock)
     clock.now += 1799
-    assert (stop.asked, stop.left) == (False, 1.0)
+    assert (stop.requested, stop.seconds_left) == (False, 1.0)
     clock.now += 1
-    assert (stop.asked, stop.left, stop.code) == (True, 0.0, OUT_OF_TIME)
-    assert stop.why == "the 0.5 hours of --max-hours are up"
-    assert not StopRequest().asked
+    assert (stop.requested, stop.seconds_left, stop.code) == (True, 0.0, OUT_OF_TIME)
+    assert stop.reason == "the 0.5 hours of --max-hours are up"
+    assert not StopRequest().requested
 
 
 def test_the_first_signal_requests_a_stop_and_the_second_interrupts() -> None:
@@ -215,7 +215,7 @@ def test_the_first_signal_requests_a_stop_and_the_second_interrupts() -> None:
     before = signal.getsignal(signal.SIGINT)
     with handle_signals(stop):
         signal.raise_signal(signal.SIGINT)
-        assert (stop.asked, stop.code, calls) == (True, 130, ["once"])
+        assert (stop.requested, stop.code, calls) == (True, 130, ["once"])
         with pytest.raises(RunInterrupted) as caught:
             signal.raise_signal(signal.SIGINT)
     assert (caught.value.code, calls) == (130, ["once"])
@@ -233,7 +233,7 @@ def test_a_run_that_is_out_of_time_goes_on_with_the_same_trials(tmp_path: Path) 
     class Ending(ConsoleProgress):
         def step(self, number: int, step: int, value: float) -> None:
             if (number, step) == (1, 2):
-                stop.ask()
+                stop.request()
 
     @contextmanager
     def watch(left: int) -> Iterator[ConsoleProgress]:
@@ -246,7 +246,7 @@ def test_a_run_that_is_out_of_time_goes_on_with_the_same_trials(tmp_path: Path) 
     assert Counter(r.state for r in read_records(tmp_path, "depths")) == {"complete": 1, "waiting": 2}
     for _ in range(5):  # more often than a trial may be lost
         again = StopRequest()
-        again.ask()
+        again.request()
         assert run_study(space, tmp_path, stop=again, **options).left == 2
     last = run_study(space, tmp_path, stop=StopRequest(), **options)
     assert (last.ran, last.left, last.stopped) == (2, 0, "")
@@ -270,7 +270,7 @@ def test_a_table_stops_and_goes_on_too(tmp_path: Path) -> None:
     class Ending(ConsoleProgress):
         def done(self, number: int, text: str, outcome: Any = None) -> None:
             super().done(number, text, outcome)
-            stop.ask()
+            stop.request()
 
     out = StringIO()
     table = parse_table(parse(TABLE, "t.yaml"))

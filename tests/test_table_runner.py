@@ -104,7 +104,7 @@ def test_a_table_under_ray_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
 
     class Ending(NullEvents):
         def done(self, number: int, text: str, outcome: Outcome | None = None) -> None:
-            stop.ask()
+            stop.request()
 
     first = run_table(table, tmp_path, jobs=2, run_trial=FAKE, watch=nullcontext(Ending()), stop=stop)
     assert first.stopped == "stopped by Ctrl-C"

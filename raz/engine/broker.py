@@ -1,8 +1,8 @@
 """The broker: one actor for each store and version of the code. It has each missing stage built once, as a Ray task.
 
 A waiting trial holds no CPU and no GPU; the task that builds a stage holds what the stage requests. The broker keeps
-its state in memory: when it dies Ray restarts it, the trials poll again, and the store says what is made. It exits when
-it has been idle for a while.
+its state in memory: when it dies Ray restarts it, the trials poll again, and finished stages are found in the store. It
+exits when it has been idle for a while.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from raz.engine.broker_protocol import (
     Built,
     EpochReport,
     JobStatus,
-    Loss,
+    LossCause,
     RemoteStageError,
     StageMade,
     StageReply,
@@ -74,10 +74,10 @@ class BrokerHandle(Protocol):
 @lru_cache(maxsize=1)
 def code_digest() -> str:
     """sha256 (hex) of the package's source: each version of the code has a broker of its own."""
-    home = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for path in sorted(home.rglob("*.py")):
-        digest.update(str(path.relative_to(home)).encode() + b"\0" + path.read_bytes())
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -88,7 +88,7 @@ def broker_name(store: Path) -> str:
 
 
 def connect(store: Path) -> BrokerHandle:
-    """The broker of the store, started where there is none."""
+    """The broker of the store. Starts one if none is running."""
     name = broker_name(store)
     actor = (
         ray.remote(StageBroker)
@@ -117,7 +117,7 @@ class StageBroker:
         self._queue = StageQueue(self._start, self._cancel, self._capacity, time.monotonic)
         self._refs: dict[int, ray.ObjectRef[BuildOutcome]] = {}  # job -> its task
         self._watches: set[asyncio.Task[None]] = set()  # referenced, so that they are not collected
-        self._cached_capacity: tuple[float, Mapping[str, float]] = (-1e9, {})  # when it was read
+        self._cached_capacity: tuple[float, Mapping[str, float]] = (-1e9, {})  # time of reading, value
         self._changed = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
 
@@ -129,21 +129,21 @@ class StageBroker:
     async def poll(self, request: BuildRequest, job_seen: int, since: int, ignore_stored: bool) -> StageReply:
         """Long poll: returns when the stage's status or log changes, at most LONG_POLL_SECONDS later.
 
-        `ignore_stored`: the artifact in the store failed verification, build it again. Else as StageQueue.poll.
+        `ignore_stored`: the artifact in the store failed verification, build it again. The rest as StageQueue.poll.
         """
         self._ensure_ticking()
         end = time.monotonic() + LONG_POLL_SECONDS
-        first: StageStatus | None = None
+        first_status: StageStatus | None = None
         while True:
             stored = not ignore_stored and self._is_stored(request)
             reply = self._queue.poll(request, job_seen, since, stored)
-            first = first or reply.status
-            left = end - time.monotonic()
-            changed = reply.status in (StageStatus.MADE, StageStatus.FAILED) or reply.status != first
-            if changed or reply.log or left <= 0 or reply.job != job_seen:
+            first_status = first_status or reply.status
+            timeout = end - time.monotonic()
+            changed = reply.status in (StageStatus.MADE, StageStatus.FAILED) or reply.status != first_status
+            if changed or reply.log or timeout <= 0 or reply.job != job_seen:
                 return reply
             try:
-                await asyncio.wait_for(self._changed.wait(), left)
+                await asyncio.wait_for(self._changed.wait(), timeout)
             except TimeoutError:
                 continue
 
@@ -203,7 +203,7 @@ class StageBroker:
         except ray.exceptions.RayTaskError as error:  # raised by Ray itself: the task returns the stage's exceptions
             outcome = BuildFailed(RemoteStageError(str(error.cause), str(error)))
         except ray.exceptions.RayError as error:
-            outcome = _loss(error)
+            outcome = _worker_lost(error)
         self._refs.pop(number, None)
         self._queue.finish(number, outcome)
         self._notify()
@@ -226,15 +226,15 @@ class StageBroker:
         self._changed = asyncio.Event()
 
 
-def _loss(error: ray.exceptions.RayError) -> WorkerLost:
-    """How a building process went away."""
+def _worker_lost(error: ray.exceptions.RayError) -> WorkerLost:
+    """The outcome of a job whose process ended without one."""
     if isinstance(error, ray.exceptions.TaskCancelledError):
-        return WorkerLost(Loss.PROCESS, "it was cancelled")
+        return WorkerLost(LossCause.PROCESS, "it was cancelled")
     if classify(error).reason is FailureReason.OOM:
-        return WorkerLost(Loss.MEMORY, "its machine ran out of memory and killed it")
+        return WorkerLost(LossCause.MEMORY, "its machine ran out of memory and killed it")
     if isinstance(error, ray.exceptions.NodeDiedError):
-        return WorkerLost(Loss.NODE, "its machine went away")
-    return WorkerLost(Loss.PROCESS, f"its process died ({type(error).__name__})")
+        return WorkerLost(LossCause.NODE, "its machine went away")
+    return WorkerLost(LossCause.PROCESS, f"its process died ({type(error).__name__})")
 
 
 # ------------------------------------------------------------------ the process that builds stages
@@ -255,7 +255,7 @@ def _build_stage_task(
         handle.report.remote(number, StageMade(key_of[node]))
 
     def log(event: StageEvent) -> None:
-        if event.key in keys:  # the stages that these need are only looked up
+        if event.key in keys:  # the stages that these depend on are only looked up
             handle.report.remote(number, event)
 
     try:

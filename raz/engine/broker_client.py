@@ -31,19 +31,19 @@ T = TypeVar("T")
 
 
 class WaitInterrupted(Exception):
-    """The trial was told to stop while it waited for a stage."""
+    """The trial was stopped while it waited for a stage."""
 
 
 class BrokerClient:
     """The StageProvider of a trial under Ray (`make` of `run_trial`).
 
     `seconds`: stage name -> seconds that it is expected to take (raz.planning.work_order.expected_seconds), for the
-    broker's order. `seeds`: those that the trial runs one after the other, if several. `before_request` is called
-    before a stage is requested or made, `heartbeat` about once a second while the trial waits, `log` with the events of
-    the building processes.
+    broker's order. `seeds`: the seeds of a trial over several seeds, in order. `before_request` is called before a
+    stage is requested or made, `heartbeat` about once a second while the trial waits, `log` with the events of the
+    building processes.
 
-    While an epoch is passed on that another process has just trained, `live` is true, and `shared` says whether another
-    living trial needs the stage.
+    `live` is true while `on_epoch` handles an epoch that a building process has just trained. `shared` then says
+    whether another living trial needs the stage.
     """
 
     def __init__(
@@ -77,11 +77,12 @@ class BrokerClient:
         self._later_seeds = self._later_seeds[1:]
 
     def __call__(self, request: StageRequest, on_epoch: EpochCallback) -> bool | None:
-        """Returns once the first stage of the request is in the store: whether this trial was the first to request it;
-        None for a computed stage, which the trial makes itself.
+        """Waits until the first stage of the request is in the store. Returns whether this trial was the first to
+        request it; None for a computed stage, which the trial makes itself.
 
-        Calls `on_epoch` for its epochs. Raises the exception of the building process, TrialFailure where it was lost
-        too often, RazError where the artifact is damaged each time it is made.
+        Calls `on_epoch` for its epochs. Raises the exception of the building process, TrialFailure if that process was
+        lost too often, RazError if the artifact is damaged each time it is made, WaitInterrupted if `on_epoch` stops
+        the trial.
         """
         self._before_request()
         node, key = request.nodes[0], request.keys[0].key
@@ -147,7 +148,7 @@ class BrokerClient:
             trial=self.trial,
             nodes=request.nodes,
             keys=tuple(k.key for k in request.keys),
-            lane=chain_key(key) if STAGES[node.stage].kind == "trained" else key.key,
+            exclusion_key=chain_key(key) if STAGES[node.stage].kind == "trained" else key.key,
             remaining=remaining_seconds(self._remaining_path(request), self._is_stored),
             cpus=float(resources.cpus or config.threads),
             gpus=resources.gpus,
@@ -155,8 +156,8 @@ class BrokerClient:
         )
 
     def _remaining_path(self, request: StageRequest) -> Iterator[tuple[str, float]]:
-        """Each stage from the requested one to the end of the trial, with those of its later seeds: its folder below
-        `stages/` and its expected seconds."""
+        """(folder below `stages/`, expected seconds) of each stage from the requested one to the end of the trial, its
+        later seeds included."""
         path = [(node, self._path[node]) for node in request.path]
         splits = tuple(node.split for node in self._path if STAGES[node.stage].kind == "computed")
         for seed in self._later_seeds:
@@ -170,8 +171,8 @@ class BrokerClient:
         return StorePaths(self.store).manifest(stage, key).exists()
 
     def _call(self, method: Callable[[BrokerHandle], ray.ObjectRef[T]]) -> T:
-        """The result of a call of the broker; one that has exited or lost its machine is started again and called
-        again. Raises TrialFailure (lost) after MAX_CALL_RETRIES."""
+        """The result of a call of the broker. A broker that has exited or lost its machine is started again, and the
+        call is repeated. Raises TrialFailure (lost) after MAX_CALL_RETRIES."""
         for tries in range(MAX_CALL_RETRIES):
             if self._handle is None:
                 self._handle = connect(self.store)

@@ -44,8 +44,8 @@ class BuildRequest:
     trial: str  # id of the trial
     nodes: tuple[Node, ...]
     keys: tuple[str, ...]
-    lane: str  # stages of one lane never run at the same time: all of one chain of epochs have the same
-    remaining: float  # seconds of all stages that the trial still lacks, these first
+    exclusion_key: str  # jobs with equal keys never run at the same time, such as stages that continue one training
+    remaining: float  # expected seconds of all stages that the trial still lacks, these included
     cpus: float
     gpus: float | None  # None: one device where the cluster has any
     build: BuildSpec
@@ -56,7 +56,7 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """A trained stage has finished an epoch. `value`: of its validation, less is better."""
+    """A trained stage has finished an epoch. `value` is its validation value; lower is better."""
 
     key: str
     epoch: int
@@ -73,8 +73,8 @@ class StageMade:
 BuilderMessage: TypeAlias = EpochReport | StageMade | StageEvent
 
 
-class Loss(StrEnum):
-    """What became of a process that did not return."""
+class LossCause(StrEnum):
+    """Why a building process did not return."""
 
     PROCESS = "process"
     NODE = "node"  # its machine went away
@@ -95,14 +95,14 @@ class BuildFailed:
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """The building process went away. `message` says how, without the stage's name."""
+    """The building process ended without a result. `message` says why, without the stage's name."""
 
-    loss: Loss
+    cause: LossCause
     message: str
 
     def as_failure(self, stage: str) -> TrialFailure:
-        """The failure of a trial that waited for the stage, once it is no longer built again."""
-        reason = FailureReason.OOM if self.loss is Loss.MEMORY else FailureReason.LOST
+        """The failure of a trial that waited for the stage, once the broker gives up building it."""
+        reason = FailureReason.OOM if self.cause is LossCause.MEMORY else FailureReason.LOST
         return TrialFailure(f"stage {stage}", f"{self.message}, again after each restart", reason=reason)
 
 
@@ -113,7 +113,7 @@ BuildOutcome: TypeAlias = Built | BuildFailed | WorkerLost
 
 
 class StageStatus(StrEnum):
-    """Where a stage stands for a trial that waits for it."""
+    """State of a stage, for a trial that waits for it."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -124,23 +124,23 @@ class StageStatus(StrEnum):
 
 @dataclass(frozen=True)
 class StageReply:
-    """Where the first stage of a request stands.
+    """State of the first stage of a request.
 
-    `log` holds what the building process has reported since the entry that the trial named, all of it where the trial
-    named another job. `outcome` is set with FAILED alone.
+    `log` holds what the building process has reported since the entry that the trial named; all of it if the trial
+    named another job. `outcome` is set only with FAILED.
     """
 
     status: StageStatus
     job: int  # number of the job that builds it; 0 where none does
     log: tuple[BuilderMessage, ...] = ()
     shared: bool = False  # whether another living trial needs the stage
-    charged: bool = False  # whether this trial was the first to ask for it, so that its seconds count as its own
+    charged: bool = False  # whether this trial was the first to request it: it is charged with the seconds
     outcome: BuildFailed | WorkerLost | None = None
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job in the queue or running, to look at."""
+    """A job in the queue or running, for observers."""
 
     nodes: tuple[Node, ...]
     key: str  # of the first stage

@@ -24,7 +24,7 @@ class TrialEvents(Protocol):
     """Callbacks of an executor. `number` is that of the trial in its study or table."""
 
     def started(self, number: int, values: Mapping[str, Json]) -> None:
-        """A trial starts; `values` are those that set it apart from the others."""
+        """A trial starts; `values` are the values that distinguish it from other trials."""
 
     def step(self, number: int, step: int, value: float) -> None:
         """A validation value of a trial."""
@@ -36,10 +36,10 @@ class TrialEvents(Protocol):
         """A trial of a study has ended."""
 
     def done(self, number: int, text: str, outcome: Outcome | None = None) -> None:
-        """A trial without a record has ended, or is queued again: `text` is its line. `outcome`: that of a table's."""
+        """A trial without a record has ended, or is queued again. `text`: its line. `outcome`: that of a table's."""
 
     def note(self, text: str) -> None:
-        """A line of its own."""
+        """A line that belongs to no trial."""
 
     def stopping(self, text: str) -> None:
         """A clean stop was requested; may be called in a signal handler."""
@@ -70,7 +70,7 @@ class ConsoleProgress:
         self.console, self.metric = console, metric
         self.view = ProgressView(title, total, metric, direction)
         self._live: Live | None = None
-        self._shown: set[tuple[str, str]] = set()  # (kind, key) of stage lines: several trials may report the same
+        self._shown: set[tuple[str, str]] = set()  # (kind, key) of printed stage lines, which several trials may report
         if console.is_terminal:
             self._live = Live(
                 console=console, get_renderable=lambda: self.view, refresh_per_second=REFRESH_RATE, transient=True,

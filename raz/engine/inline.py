@@ -21,11 +21,11 @@ def run_inline(
     events: TrialEvents,
     stop: StopRequest | None = None,
 ) -> None:
-    """Runs the trials that the source has left, until `stop` is asked. The trial that `stop` ends goes back into the
-    source. Raises OSError as `run_attempt`."""
+    """Runs the trials that the source has left, until a stop is requested. The trial that the stop ends goes back into
+    the source. Raises OSError as `run_attempt`."""
     function = import_function(run_trial)
     stop = stop or StopRequest()
-    while not stop.asked and (trial := source.ask()) is not None:
+    while not stop.requested and (trial := source.ask()) is not None:
         events.started(trial.number, trial.labels)
         progress = _StepReports(source, trial, events, stop)
         outcome = run_attempt(
@@ -49,7 +49,7 @@ class _StepReports:
         """Reports a step, and returns whether the trial must end."""
         self.events.step(self.number, step, value)
         self.pruned = self.source.report(self.number, [(step, value)], shared=False)
-        return self.pruned or self.stop.asked
+        return self.pruned or self.stop.requested
 
     def stage(self, event: StageEvent) -> None:
         self.events.stage(self.number, event)

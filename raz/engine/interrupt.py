@@ -26,34 +26,34 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a run should stop cleanly: after a signal, or after `hours`. Executors check `asked` before each trial
-    and after each step. `clock()` gives seconds."""
+    """Whether a run should stop cleanly: after a signal, or after `hours`. Executors check `requested` before each
+    trial and after each step. `clock()` returns seconds."""
 
     def __init__(self, hours: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.hours, self._clock = hours, clock
         self._end = None if hours is None else clock() + 3600 * hours
         self._signum = 0
-        self.on_signal: Callable[[], None] | None = None  # called when a signal asks for the stop
+        self.on_signal: Callable[[], None] | None = None  # called when a signal requests the stop
 
-    def ask(self, signum: int = signal.SIGINT) -> None:
-        """Asks for a clean stop, for the signal `signum`."""
+    def request(self, signum: int = signal.SIGINT) -> None:
+        """Requests a clean stop on behalf of the signal `signum`."""
         self._signum = signum
         if self.on_signal is not None:
             self.on_signal()
 
     @property
-    def asked(self) -> bool:
-        """Whether the run should stop: a signal has come or the time is up."""
+    def requested(self) -> bool:
+        """Whether the run should stop: a signal has arrived or the time is up."""
         return bool(self._signum) or (self._end is not None and self._clock() >= self._end)
 
     @property
-    def left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """Seconds until the time is up; None without a limit."""
         return None if self._end is None else max(0.0, self._end - self._clock())
 
     @property
-    def why(self) -> str:
-        """The reason in words, once `asked` is true."""
+    def reason(self) -> str:
+        """The reason in words, once `requested` is true."""
         return "stopped by Ctrl-C" if self._signum else f"the {self.hours:g} hours of --max-hours are up"
 
     @property
@@ -64,20 +64,20 @@ class StopRequest:
 
 @contextmanager
 def handle_signals(stop: StopRequest | None = None) -> Iterator[None]:
-    """Within the context the first SIGINT asks `stop` for a clean stop. SIGTERM, a second SIGINT, and the first one
-    without a `stop` raise RunInterrupted. Does nothing outside the main thread."""
+    """Within the context the first SIGINT requests a clean stop of `stop`. SIGTERM, a second SIGINT, and without a
+    `stop` also the first one raise RunInterrupted. Does nothing outside the main thread."""
     received: list[int] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
-        if stop is not None and signum == signal.SIGINT and not stop.asked:
-            stop.ask(signum)
+        if stop is not None and signum == signal.SIGINT and not stop.requested:
+            stop.request(signum)
             return
         raise RunInterrupted(signum)
 
     try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, which alone may set handlers
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread may set handlers
         yield
         return
     try:
@@ -87,5 +87,5 @@ def handle_signals(stop: StopRequest | None = None) -> Iterator[None]:
     except KeyboardInterrupt:  # compiled code replaces RunInterrupted by its base class
         raise RunInterrupted(received[-1] if received else signal.SIGINT) from None
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,6 +1,6 @@
-"""The screen of a run: sums over its events, and how they are drawn.
+"""The screen of a run: its state summed over events, and the drawing of it.
 
-Several trials may wait for one stage and each reports its events, so stages are identified by their keys and an epoch
+Several trials may wait for one stage, and each reports its events. So stages are identified by their keys, and an epoch
 counts once.
 """
 
@@ -22,9 +22,9 @@ from raz.study.trial_status import TrialStatus
 from raz.utils.formatting import assignments, duration
 from raz.utils.json_types import Json
 
-MAX_STAGE_LINES = 8  # of running stages
-MAX_PRUNED_SHOWN = 3  # the last pruned trials
-RECENT_EPOCHS = 5  # whose mean duration predicts that of the next
+MAX_STAGE_LINES = 8  # running stages that are shown
+MAX_PRUNED_SHOWN = 3  # pruned trials that are shown, the last ones
+RECENT_EPOCHS = 5  # epochs whose mean duration predicts that of the next ones
 
 
 @dataclass
@@ -41,15 +41,15 @@ class RunningStage:
     trials: set[int] = field(default_factory=set)  # that wait for it
 
     def left(self, now: float) -> float | None:
-        """Seconds until its last epoch, without early stopping; None before the first epoch or image."""
+        """Seconds until the last epoch, if it does not stop early; None before the first epoch or image."""
         if not self.epoch:
             return None
-        each = sum(self.seconds) / len(self.seconds) if self.seconds else (now - self.began) / self.epoch
-        return each * (self.epochs - self.epoch)
+        per_epoch = sum(self.seconds) / len(self.seconds) if self.seconds else (now - self.began) / self.epoch
+        return per_epoch * (self.epochs - self.epoch)
 
 
 class ProgressView:
-    """The state of a run, by its events; methods as TrialEvents. `clock()` gives seconds."""
+    """The state of a run, updated by the methods of TrialEvents. `clock()` returns seconds."""
 
     def __init__(
         self, title: str, total: int, metric: str, direction: str = "minimize",
@@ -62,7 +62,7 @@ class ProgressView:
         self.waiting: dict[str, set[int]] = {}  # key -> trials
         self.made: set[str] = set()
         self.stored: set[str] = set()  # found in the store, and not made in this run
-        self.over = 0
+        self.ended = 0  # trials
         self.best: TrialRecord | None = None
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
@@ -88,15 +88,15 @@ class ProgressView:
         elif event.kind in ("started", "epoch", "images"):
             if key in self.made:
                 return  # the late event of a trial that waited for it
-            shown = self.running.get(key)
-            if shown is None:
-                shown = self.running[key] = RunningStage(event.stage, self.clock())
-                shown.trials |= self.waiting.pop(key, set())
-            shown.trials.add(number)
-            if event.kind != "started" and event.epoch > shown.epoch:
-                shown.epoch, shown.epochs, shown.loss, shown.value = event.epoch, event.epochs, event.loss, event.value
+            stage = self.running.get(key)
+            if stage is None:
+                stage = self.running[key] = RunningStage(event.stage, self.clock())
+                stage.trials |= self.waiting.pop(key, set())
+            stage.trials.add(number)
+            if event.kind != "started" and event.epoch > stage.epoch:
+                stage.epoch, stage.epochs, stage.loss, stage.value = event.epoch, event.epochs, event.loss, event.value
                 if event.kind == "epoch":
-                    shown.seconds = [*shown.seconds, event.seconds][-RECENT_EPOCHS:]
+                    stage.seconds = [*stage.seconds, event.seconds][-RECENT_EPOCHS:]
         elif event.kind == "finished":
             self.running.pop(key, None)
             self.waiting.pop(key, None)
@@ -134,13 +134,13 @@ class ProgressView:
         self.saved += saved
 
     def done(self, number: int) -> None:
-        self.over += 1
+        self.ended += 1
         self.trials.pop(number, None)
         for key in [*self.waiting, *self.running]:
             self._leave(key, number)
 
     def _leave(self, key: str, number: int) -> None:
-        """Removes a trial from a stage. A stage without trials is no longer shown."""
+        """Removes a trial from a stage. A stage without trials is no longer stage."""
         for trials in (self.waiting.get(key), self.running[key].trials if key in self.running else None):
             if trials is not None:
                 trials.discard(number)
@@ -156,7 +156,7 @@ class ProgressView:
         parts: list[RenderableType] = [self._head(now)]
         if self.running:
             parts.append(self._stages(now))
-        elif not (self.waiting or self.made or self.stored or self.over):
+        elif not (self.waiting or self.made or self.stored or self.ended):
             # Under Ray about ten processes import torch first: seconds, on a busy machine a minute.
             parts.append(Text("  starting: no stage has begun yet", style="dim"))
         parts.append(self._facts())
@@ -166,11 +166,11 @@ class ProgressView:
 
     def _head(self, now: float) -> RenderableType:
         grid = Table.grid(padding=(0, 1), expand=False)
-        counts = f"{self.over}/{self.total} trials"
+        counts = f"{self.ended}/{self.total} trials"
         if self.trials:
             counts += f", {len(self.trials)} running"
         grid.add_row(
-            Text(self.title, style="bold"), ProgressBar(total=max(1, self.total), completed=self.over, width=24),
+            Text(self.title, style="bold"), ProgressBar(total=max(1, self.total), completed=self.ended, width=24),
             Text(counts), Text(duration(now - self.began), style="dim"),
         )  # fmt: skip
         return grid
@@ -179,17 +179,17 @@ class ProgressView:
         grid = Table.grid(padding=(0, 1), expand=False)
         for _ in range(5):
             grid.add_column(no_wrap=True)
-        for shown in list(self.running.values())[:MAX_STAGE_LINES]:
-            bar = ProgressBar(total=max(1, shown.epochs), completed=shown.epoch, width=16)
-            curve = [f"loss {shown.loss:.4g}"] if shown.loss is not None else []
-            curve += [f"val {shown.value:.4g}"] if shown.value is not None else []
-            left = shown.left(now)
-            about = f"{duration(left)} left" if left is not None else f"for {duration(now - shown.began)}"
-            count = len(shown.trials)
-            numbers = ", ".join(map(str, sorted(shown.trials)[:3]))
+        for stage in list(self.running.values())[:MAX_STAGE_LINES]:
+            bar = ProgressBar(total=max(1, stage.epochs), completed=stage.epoch, width=16)
+            curve = [f"loss {stage.loss:.4g}"] if stage.loss is not None else []
+            curve += [f"val {stage.value:.4g}"] if stage.value is not None else []
+            left = stage.left(now)
+            about = f"{duration(left)} left" if left is not None else f"for {duration(now - stage.began)}"
+            count = len(stage.trials)
+            numbers = ", ".join(map(str, sorted(stage.trials)[:3]))
             trials = f"{'trial' if count == 1 else 'trials'} {numbers}{' …' if count > 3 else ''}"
-            epochs = f"{shown.epoch}/{shown.epochs}" if shown.epochs else ""
-            grid.add_row(f"  {shown.name}", bar, epochs, Text("  ".join([*curve, about])), Text(trials, style="dim"))
+            epochs = f"{stage.epoch}/{stage.epochs}" if stage.epochs else ""
+            grid.add_row(f"  {stage.name}", bar, epochs, Text("  ".join([*curve, about])), Text(trials, style="dim"))
         if len(self.running) > MAX_STAGE_LINES:
             grid.add_row(f"  and {len(self.running) - MAX_STAGE_LINES} more")
         return grid

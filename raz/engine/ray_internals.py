@@ -1,7 +1,7 @@
 """Everything that is used of Ray beyond its documented names, with the reason. Other modules use public names alone.
 
-Each item has a case in `tests/test_internals.py`, which fails by its name when Ray changes it. The functions import
-Ray, not the module: the environment must be set before.
+Each item has a case in `tests/test_internals.py`, which fails by its name when Ray changes it. Ray is imported inside
+the functions, since its environment variables must be set before.
 
 - Undocumented environment variables (`QUIET`, `LOCAL_ONLY`, `STOP`): a quiet session that listens on this machine
   alone, and jobs that are stopped by SIGINT.
@@ -9,7 +9,7 @@ Ray, not the module: the environment must be set before.
 - Schema, defaults, validation and AWS bootstrap of the cluster launcher, which otherwise run in `ray up` alone: a
   cluster file is checked without a cluster.
 - The module of Ray's command line, which runs under this interpreter.
-- The searcher inside Tune's controller, and the text of Ray's memory monitor: a scheduler is given neither.
+- The searcher inside Tune's controller, and the text of Ray's memory monitor: Tune passes neither to a scheduler.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
 
 
 def ray_command(*arguments: str) -> list[str]:
-    """The arguments that run Ray's command line under this interpreter, whose `ray` may be on no PATH."""
+    """The arguments that run Ray's command line under this interpreter, whose `ray` may not be on the PATH."""
     return [sys.executable, "-m", "ray.scripts.scripts", *arguments]
 
 

@@ -1,5 +1,5 @@
-"""A Ray session for one run, on a cluster or local. A local one is small, quiet, on the loopback, and removed at its
-end."""
+"""A Ray session for one run, on a cluster or local. A local session is small and quiet, listens on the loopback only,
+and is removed at its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raz.engine.ray_internals import LOCAL_ONLY, QUIET, start_local
 from raz.errors import RazError
 
 COORDINATOR = "coordinator"
-# Custom resources of the head of a cluster that grows: as many CPUs and GPUs as its workers may have.
+# Custom resources of the head of an autoscaling cluster: the CPUs and GPUs that its workers may have in total.
 AUTOSCALER_LIMITS = {"CPU": "most_cpus", "GPU": "most_gpus"}
 PREFIX = "raz-ray-"  # of a session's folder; the driver's process id follows
 OBJECT_STORE = 100 * 2**20  # bytes: arrays and weights are passed by path, not through Ray
@@ -31,19 +31,19 @@ def set_ray_environment() -> None:
     """Sets the environment variables that Ray reads when it is imported; call it before."""
     os.environ.update(QUIET)
     if "ray" in sys.modules or "RAY_ADDRESS" in os.environ:
-        return  # the caller, or the cluster, has chosen how processes authenticate
+        return  # the caller or the cluster decides how processes authenticate
     for name, value in LOCAL_ONLY.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     tokens = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if os.environ["RAY_AUTH_MODE"] == "token" and not any(name in os.environ for name in tokens):
-        # A token for this session only: the file that Ray would write stays, and other users may read it.
+        # A token for this session only: Ray would write it to a file that stays and that other users may read.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def prepare_client() -> None:
     """Sets the environment variables for joining a Ray cluster that is already up, with the token in this user's home
-    where there is one. Call it before Ray is imported."""
+    if there is one. Call it before Ray is imported."""
     os.environ.update(QUIET)
     if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").is_file():
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -52,13 +52,13 @@ def prepare_client() -> None:
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Joins the Ray cluster at `auto` or HOST:PORT; every `session` within the context uses it. Does nothing without an
-    address. Raises RazError when no Ray answers there, or when it refuses this process."""
+    address. Raises RazError when no Ray answers at it, or when it refuses this process."""
     if address is None:
         yield
         return
     if address != "auto" and not re.fullmatch(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", address):
         raise RazError("--address", f"{address!r} is neither auto nor HOST:PORT", "--address 10.0.0.1:6379")
-    if address == "auto":  # a job finds its cluster in RAY_ADDRESS; Ray itself would take any on this machine
+    if address == "auto":  # a job's cluster is in RAY_ADDRESS; Ray itself would take any cluster on this machine
         address = os.environ.get("RAY_ADDRESS") or address
     os.environ["RAY_ADDRESS"] = address
     prepare_client()
@@ -87,8 +87,8 @@ def capacity() -> dict[str, float]:
 
 
 def cluster_jobs(threads: int) -> int | None:
-    """Stages of `threads` CPUs, and of one GPU where there are any, that run at a time on the cluster that this process
-    has joined; None where it has joined none."""
+    """Number of stages that run at a time on the cluster that this process has joined, each on `threads` CPUs, and on
+    one GPU if the cluster has GPUs. None if it has joined no cluster."""
     ray = sys.modules.get("ray")
     if ray is None or "RAY_ADDRESS" not in os.environ or not ray.is_initialized():
         return None
@@ -133,7 +133,7 @@ def session(cpus: int) -> Iterator[Path]:
         return
     _remove_stale_sessions()
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_short_tmpdir()))
-    paths = os.environ.get("PYTHONPATH")
+    pythonpath = os.environ.get("PYTHONPATH")
     try:
         if "RAY_ADDRESS" in os.environ:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -148,10 +148,10 @@ def session(cpus: int) -> Iterator[Path]:
         raise RunInterrupted(signal.SIGTERM) from None
     finally:
         ray.shutdown()
-        if paths is None:
+        if pythonpath is None:
             os.environ.pop("PYTHONPATH", None)
         else:
-            os.environ["PYTHONPATH"] = paths
+            os.environ["PYTHONPATH"] = pythonpath
         _remove(folder)
 
 

@@ -16,7 +16,7 @@ class Compute:
     """Device time of a run, in seconds."""
 
     spent: float = 0.0  # on stages that it made
-    saved: float = 0.0  # that its trials would have spent on the stages that were made already
+    saved: float = 0.0  # that its trials would have spent on stages that were already made
 
     def as_json(self) -> dict[str, float]:
         return {"spent_seconds": round(self.spent, 3), "saved_seconds": round(self.saved, 3)}
@@ -41,7 +41,7 @@ class StudyResult:
     changed: Mapping[str, tuple[Json, Json]]  # dotted name -> (base, best)
     held_out: Mapping[str, float]  # the best trial's metrics with the test split, predicted after the search
     baselines: Mapping[str, Mapping[str, float]]  # the same errors of the baselines `median` and `ridge`
-    front: tuple[TrialRecord, ...] = ()  # of several objectives: the trials that none beats in every one
+    front: tuple[TrialRecord, ...] = ()  # with several objectives: the Pareto front
     trouble: str = ""  # why the test images could not be predicted
     store: str = ""
     seconds: float = 0.0
@@ -90,7 +90,7 @@ class StudyResult:
 
 @dataclass(frozen=True)
 class TableTrialResult:
-    """One seed of one cell, and how its trial ended."""
+    """How one trial of a table ended: one row, data set and seed."""
 
     row: str
     dataset: str

@@ -1,4 +1,4 @@
-"""One way to run the trials of a search or of a table: in this process, or on Ray."""
+"""Runs the trials of a search or of a table, in this process or on Ray."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raz.config import TrialConfig
 from raz.engine.events import TrialEvents
 from raz.engine.inline import run_inline
 from raz.engine.interrupt import STOPPING, StopRequest
-from raz.engine.ray_session import cluster_jobs
+from raz.engine.ray_session import cluster_jobs, set_ray_environment
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL
 from raz.engine.trial_source import TrialSource
 from raz.spec.search_space import SearchSpace
@@ -40,7 +40,7 @@ def parallel_trials(space: SearchSpace, jobs: int | None = None) -> int:
 
 
 def run_trials(source: TrialSource, execution: Execution, events: TrialEvents, stop: StopRequest | None = None) -> None:
-    """Runs the trials that the source has left, until `stop` is asked.
+    """Runs the trials that the source has left, until a stop is requested.
 
     Raises OSError for an error that every trial would meet, such as a full disk; RunInterrupted as `handle_signals`.
     """
@@ -54,9 +54,7 @@ def run_trials(source: TrialSource, execution: Execution, events: TrialEvents, s
             stop=stop,
         )  # fmt: skip
         return
-    from raz.engine.ray_session import set_ray_environment
-
-    set_ray_environment()  # before Ray is imported, which reads it then
+    set_ray_environment()  # before the import below, at which Ray reads it
     from raz.engine.tune_runner import run_tuned
 
     run_tuned(
@@ -70,7 +68,7 @@ def check_data(config: TrialConfig, data_root: Path | None) -> None:
     from raz.data import open_dataset
 
     open_dataset(config.dataset, data_root)
-    if config.backbone.weights != "none":  # weights that are missing or of another network would meet every trial
+    if config.backbone.weights != "none":  # missing or wrong weights would fail every trial
         from raz.pipeline.builders import build_backbone
 
         build_backbone(config.backbone, config.seed)

@@ -1,7 +1,7 @@
 """The broker's bookkeeping, without Ray: which trials wait for which stage, what starts next, what is cancelled.
 
-`poll` is the whole protocol of a waiting trial. It is repeated until the stage is there, so a restarted broker learns
-its state from the next polls.
+A waiting trial only calls `poll`, again and again until the stage is in the store. So a restarted broker learns its
+state from the next polls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from raz.engine.broker_protocol import (
     Built,
     EpochReport,
     JobStatus,
-    Loss,
+    LossCause,
     StageMade,
     StageReply,
     StageStatus,
@@ -26,11 +26,11 @@ from raz.engine.broker_protocol import (
 )
 from raz.planning.schedule import ReadyStage, by_priority
 
-WAITER_TIMEOUT = 30.0  # seconds after its last poll at which a trial counts as gone
+WAITER_TIMEOUT = 30.0  # seconds without a poll after which a trial no longer waits
 GRACE = 15.0  # seconds that a cancelled stage has before its process is killed
 MAX_WORKER_LOSSES = 3  # consecutive losses of a stage's process without an epoch gained
 MAX_NODE_LOSSES = 20  # likewise of its machine, which is rarely the stage's fault
-REMEMBERED = 10_000  # made stages of which the charged trial is known
+MAX_CHARGED = 10_000  # made stages whose charged trial is remembered
 
 
 @dataclass
@@ -39,7 +39,7 @@ class StageJob:
 
     number: int
     request: BuildRequest
-    charged_to: str  # the trial that asked first
+    charged_to: str  # the trial that requested it first
     waiters: dict[str, float]  # trial -> time of its last poll
     remaining: dict[str, float]  # trial -> seconds that it still lacks
     log: list[BuilderMessage] = field(default_factory=list)
@@ -57,7 +57,11 @@ class StageJob:
 
 
 class StageQueue:
-    """`start(job)`, `cancel(job, kill)` and `capacity() -> {CPU, GPU}` reach the machines; `clock()` gives seconds."""
+    """The jobs of a store, queued and running, and the trials that wait for them.
+
+    `start(job)` and `cancel(job, kill)` control a job's process, `capacity() -> {CPU, GPU}` is what all jobs may hold,
+    `clock()` returns seconds.
+    """
 
     def __init__(
         self,
@@ -72,20 +76,20 @@ class StageQueue:
         # (trial, key) -> a failure that the trial has not seen yet
         self._failed: dict[tuple[str, str], tuple[StageJob, BuildFailed | WorkerLost]] = {}
         self._charged: OrderedDict[str, str] = OrderedDict()  # key of a made stage -> trial
-        self._count = 0
+        self._last_number = 0  # of a job
         self.idle_since = clock()
 
     # ------------------------------------------------------------------ calls of trials
 
     def join(self, trial: str, keys: Iterable[str]) -> list[str]:
         """Records the keys on a trial's path. Returns those that other living trials have on theirs."""
-        own = frozenset(keys)
-        self.trials[trial] = (self._clock(), own)
+        path_keys = frozenset(keys)
+        self.trials[trial] = (self._clock(), path_keys)
         self.idle_since = self._clock()
-        return [key for key in own if self._shared(key, trial)]
+        return [key for key in path_keys if self._shared(key, trial)]
 
     def leave(self, trial: str) -> None:
-        """The trial has ended: it waits for nothing."""
+        """The trial has ended and waits for no stage."""
         self.trials.pop(trial, None)
         for job in self.jobs.values():
             job.waiters.pop(trial, None)
@@ -93,10 +97,10 @@ class StageQueue:
         self.tick()
 
     def poll(self, request: BuildRequest, job_seen: int, since: int, stored: bool) -> StageReply:
-        """Where the first stage of the request stands; queues a job for it where there is none.
+        """The state of the first stage of the request. Queues a job for it if there is none.
 
-        `stored`: the stage is in the store. The reply's log starts at entry `since` where the job is still `job_seen`,
-        else at the first.
+        `stored`: the stage is in the store. The reply's log starts at entry `since` if the job is still `job_seen`,
+        else at the first entry.
         """
         now, key = self._clock(), request.keys[0]
         self.idle_since = now
@@ -147,9 +151,10 @@ class StageQueue:
         count = 1
         while count < len(request.keys) and self._job_of(request.keys[count]) is None:
             count += 1
-        self._count += 1
-        own = replace(request, nodes=request.nodes[:count], keys=request.keys[:count])
-        job = StageJob(self._count, own, request.trial, {request.trial: now}, {request.trial: request.remaining})
+        self._last_number += 1
+        own_request = replace(request, nodes=request.nodes[:count], keys=request.keys[:count])
+        trial = request.trial
+        job = StageJob(self._last_number, own_request, trial, {trial: now}, {trial: request.remaining})
         self.jobs[job.number] = job
         return job
 
@@ -176,7 +181,7 @@ class StageQueue:
             if job.progressed:
                 job.worker_losses = job.node_losses = 0
             job.progressed = False
-            if outcome.loss is Loss.NODE:
+            if outcome.cause is LossCause.NODE:
                 job.node_losses += 1
             else:
                 job.worker_losses += 1
@@ -196,7 +201,7 @@ class StageQueue:
 
     def _charge(self, key: str, trial: str) -> None:
         self._charged[key] = trial
-        while len(self._charged) > REMEMBERED:
+        while len(self._charged) > MAX_CHARGED:
             self._charged.popitem(last=False)
 
     # ------------------------------------------------------------------ what starts, what is cancelled
@@ -226,7 +231,7 @@ class StageQueue:
         if not queued:
             return
         running = [job for job in self.jobs.values() if job.running]
-        lanes = {job.request.lane for job in running}
+        busy_keys = {job.request.exclusion_key for job in running}
         capacity = dict(self._capacity())
         devices = capacity.get("GPU", 0.0)
         free = {"CPU": capacity.get("CPU", 0.0), "GPU": devices}
@@ -243,15 +248,15 @@ class StageQueue:
         started = len(running)
         for entry in by_priority(ready):
             job = queued[int(entry.key)]
-            if job.request.lane in lanes:
+            if job.request.exclusion_key in busy_keys:
                 continue
             cpus, gpus = job.request.cpus, gpus_of(job.request, devices)
             fits = cpus <= free["CPU"] + 1e-9 and gpus <= free["GPU"] + 1e-9
             if not fits and started:
                 break  # no smaller job overtakes the first of the queue
-            # Where nothing runs, one that does not fit is started all the same: a cluster may grow for it.
+            # If nothing runs, a job that does not fit is started anyway: a cluster may grow for it.
             started += 1
-            lanes.add(job.request.lane)
+            busy_keys.add(job.request.exclusion_key)
             free["CPU"] -= cpus
             free["GPU"] -= gpus
             job.running = True
@@ -273,5 +278,5 @@ class StageQueue:
 
 
 def gpus_of(request: BuildRequest, devices: float) -> float:
-    """Devices that a job holds: as requested, else one where there are any (`devices`)."""
+    """GPUs that a job holds: as requested, else one if the cluster has any (`devices` of them)."""
     return request.gpus if request.gpus is not None else min(1.0, devices)

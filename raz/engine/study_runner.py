@@ -46,12 +46,12 @@ def run_study(
     stop: StopRequest | None = None,
     command: str = "",
 ) -> StudyResult:
-    """Runs a study until it has as many finished trials as its target, from wherever it stands.
+    """Runs a study, new or resumed, until it has as many finished trials as its target.
 
     `trials` is a target other than the file's. `watch(left)` gives a context of TrialEvents. `command` is recorded with
-    the study, for its readers. Raises RazError for what every trial would meet (a missing data set, a study of the same
-    name that asks something else); RunInterrupted on SIGTERM and SIGINT (with a `stop` on the second SIGINT: the first
-    one, or the end of its time, ends the run cleanly); OSError when the store cannot be written.
+    the study, for its readers. Raises RazError for an error that every trial would meet (a missing data set, a study of
+    the same name with another search space); RunInterrupted on SIGTERM and SIGINT (with a `stop` on the second SIGINT:
+    the first one, or the end of its time, ends the run cleanly); OSError when the store cannot be written.
     """
     began = time.monotonic()
     target = run_target(space, trials)
@@ -64,13 +64,13 @@ def run_study(
         slots = 1 if inline else min(left, parallel_trials(space, jobs))
         if space.fixed and slots > 1:
             ledger.order_queue()
-        before = {r.number for r in ledger.iter_records() if r.state in ENDED}
+        ended_before = {r.number for r in ledger.iter_records() if r.state in ENDED}
         if left:
             execution = Execution(store, data_root, run_trial, slots, space.threads, inline)
             with watch(left) if watch is not None else nullcontext(NullEvents()) as events:
                 run_trials(StudySource(ledger), execution, events, stop)
-        stopped = stop.why if stop is not None and stop.asked and ledger.left else ""
-        return _build_result(ledger, store, data_root, run_trial, before, began, stopped)
+        stopped = stop.reason if stop is not None and stop.requested and ledger.left else ""
+        return _build_result(ledger, store, data_root, run_trial, ended_before, began, stopped)
 
 
 def _clear_stage_failures(ledger: Ledger, store: Path, data_root: Path | None, run_trial: str) -> None:
@@ -81,7 +81,7 @@ def _clear_stage_failures(ledger: Ledger, store: Path, data_root: Path | None, r
 
     for record in ledger.iter_records():
         if record.state == TrialStatus.FAILED and record.reason in DETERMINISTIC_FAILURES and record.config:
-            with suppress(RazError):  # what cannot be run has no stages that failed
+            with suppress(RazError):  # an invalid configuration has no failed stages
                 forget_failures(from_parameters(record.config), store, data_root=data_root)
 
 
@@ -90,20 +90,21 @@ def _build_result(
     store: Path,
     data_root: Path | None,
     run_trial: str,
-    before: set[int],
+    ended_before: set[int],
     began: float,
     stopped: str,
 ) -> StudyResult:
-    """`before` are the trials that had ended before this run, `began` is its start on the monotonic clock."""
+    """The result of a run. `ended_before`: trials that had ended before it. `began`: its start, on the monotonic
+    clock."""
     space, best = ledger.space, ledger.best()
     trials: list[RecordedTrial] = []
     ran: list[Compute] = []  # of the trials of this run
     for record in ledger.iter_records():
         trials.append(RecordedTrial(record.number, record.state, record.reason, record.retry_of))
-        if record.state in ENDED and record.number not in before:
+        if record.state in ENDED and record.number not in ended_before:
             ran.append(total_compute([record]))
-    again = superseded(trials)
-    final = [trial for trial in trials if trial.state in ENDED and trial.number not in again]
+    replaced = superseded(trials)
+    final = [trial for trial in trials if trial.state in ENDED and trial.number not in replaced]
     held_out: Mapping[str, float] = {}
     baselines: Mapping[str, Mapping[str, float]] = {}
     trouble = ""
@@ -111,7 +112,7 @@ def _build_result(
     if best is not None:
         config = from_parameters(best.config)
         changed = diff(space.base, config)
-    if best is not None and not stopped:  # the test images are for a search that has come to its end
+    if best is not None and not stopped:  # test images are predicted only after a complete search
         try:
             held_out = _held_out(ledger, best, config, store, data_root, run_trial)
             baselines = _baselines(ledger, config, data_root)
@@ -149,8 +150,8 @@ def _held_out(
 
 
 def _baselines(ledger: Ledger, config: TrialConfig, data_root: Path | None) -> Mapping[str, Mapping[str, float]]:
-    """The errors of the data set's baselines (median, ridge regression), recorded in the study, since it takes
-    reading every image to compute them."""
+    """The errors of the data set's baselines (median, ridge regression), recorded in the study, since
+    computing them reads every image."""
     from raz.data import open_dataset
     from raz.data.baseline import baselines
 

@@ -13,7 +13,7 @@ from raz.utils.json_types import Json, JsonLike
 
 
 def table_summary(result: TableResult) -> list[str]:
-    """How many trials of a table are done, what they cost, and which failed."""
+    """The lines of a table's run: number of trials, compute, and failures."""
     failed = result.failed
     out = [
         f"table {result.table}, profile {result.profile}: {len(result.cells) - len(failed)} trials done,"
@@ -38,8 +38,8 @@ def _compute_and_stop(result: StudyResult | TableResult) -> list[str]:
 
 
 def summary(result: StudyResult) -> list[str]:
-    """The best configuration, its validation metric, its test metrics beside those of baselines, and the next
-    commands."""
+    """The lines of a study's run: best configuration, its validation metric, its test metrics and those of baselines,
+    and the next commands."""
     counts = result.counts
     out = [
         f"study {result.study}: {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed"
@@ -67,7 +67,7 @@ def summary(result: StudyResult) -> list[str]:
         for name, (base, value) in sorted(result.changed.items()):
             out.append(f"  {name}: {json.dumps(value)}  (base {json.dumps(base)})")
         if result.stopped:
-            out.append("the test images are predicted when the search has come to its end")
+            out.append("the test images are predicted once the search is complete")
         elif result.trouble:
             out.append(f"the test images could not be predicted: {result.trouble}")
         else:
@@ -103,7 +103,7 @@ def _held_out(result: StudyResult) -> list[str]:
 
 
 def to_json(value: JsonLike) -> str:
-    """One JSON document. A number that is not finite, such as a score without any head, is null."""
+    """One JSON document. A number that is not finite, such as a score of images without heads, is null."""
     return json.dumps(_finite(value), indent=2, allow_nan=False)
 
 

@@ -49,7 +49,7 @@ def run_table(
         for dataset, why in left_out.items():
             events.note(f"{dataset} is left out: {why}")
         waiting = set(range(len(trials)))
-        if run_trial == DEFAULT_RUN_TRIAL:  # of another function the store has no scores
+        if run_trial == DEFAULT_RUN_TRIAL:  # the store has no scores of another function
             # Those with all scores of a run first, then those with the scores that the table shows.
             for splits in dict.fromkeys((TABLE_SPLITS, table.splits)):
                 finished = waiting & finished_table_trials(trials, store, data_root=data_root, splits=splits)
@@ -70,7 +70,7 @@ def run_table(
         TableTrialResult(trials[i].row, trials[i].dataset, trials[i].seed, outcomes[i]) for i in sorted(outcomes)
     )
     left = len(trials) - len(cells)
-    return TableResult(table.table, scale.name, cells, left_out, left, stop.why if left else "")
+    return TableResult(table.table, scale.name, cells, left_out, left, stop.reason if left else "")
 
 
 def _readable_trials(

@@ -26,7 +26,7 @@ class RunSpec:
     store: Path
     data_root: Path | None = None
     splits: tuple[str, ...] = ("val",)  # that each trial scores
-    seeds: tuple[int, ...] = ()  # that each trial runs one after the other; () runs its configuration's own
+    seeds: tuple[int, ...] = ()  # that each trial runs one after the other; (): the seed of its configuration
     prunes: bool = False
     resources: Mapping[str, Resources] | None = None  # by stage
 

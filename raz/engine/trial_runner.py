@@ -1,4 +1,4 @@
-"""One trial in one process: from a configuration to an Outcome, also where it fails."""
+"""Runs one trial in this process: from a configuration to an Outcome, also when it fails."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def run_attempt(
     processes build stages. With `seeds` the trial is run once for each and judged by the mean
     (raz.study.seed_average.run_over_seeds).
 
-    The outcome of an exception has the reason of raz.pipeline.failures.classify. Raised are an OSError that every trial
-    would meet (raz.pipeline.failures.fatal_os_error), and what is no Exception, such as KeyboardInterrupt.
+    A trial that raises has the reason of raz.pipeline.failures.classify. An OSError that every trial would meet
+    (raz.pipeline.failures.fatal_os_error) is raised, and so is KeyboardInterrupt.
     """
     if seeds:
 

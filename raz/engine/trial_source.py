@@ -1,6 +1,6 @@
 """Where the trials of a run come from and where their outcomes go: the ledger of a search, or the list of a table.
 
-An executor (this process, or Ray Tune) asks a source for trials and knows nothing else of searches and tables.
+An executor (this process, or Ray Tune) takes trials from a source and knows nothing else of searches and tables.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NextTrial:
     """A trial that an executor is to run."""
 
     number: int
-    labels: Mapping[str, Json]  # what progress lines show of it
+    labels: Mapping[str, Json]  # shown in progress lines
     config: Mapping[str, Json]  # the flat parameters of its TrialConfig
 
 
@@ -38,28 +38,28 @@ class TrialSource(Protocol):
     @property
     def splits(self) -> tuple[str, ...]: ...  # that its trials score
     @property
-    def seeds(self) -> Sequence[int]: ...  # that each trial runs, to be judged by the mean; empty for its own seed
+    def seeds(self) -> Sequence[int]: ...  # that each trial runs and averages; empty: its own seed
     @property
-    def resources(self) -> Mapping[str, Resources]: ...  # stage -> what it needs, where not the default
+    def resources(self) -> Mapping[str, Resources]: ...  # stage -> its resources, unless the default
     @property
     def prunes(self) -> bool: ...  # whether `report` may ever return true
     @property
     def eager(self) -> bool: ...  # whether more trials may be alive than stages can be made at a time
     @property
-    def left(self) -> int: ...  # trials that `ask` still has
+    def left(self) -> int: ...  # trials that `ask` has not returned yet
 
     def ask(self) -> NextTrial | None:
         """The next trial to run, None when none is left."""
 
     def close(self) -> None:
-        """Leaves no further trial: every one would meet the same error."""
+        """Drops the remaining trials, since every one would meet the same error."""
 
     def report(self, number: int, steps: Iterable[tuple[int, float]], *, shared: bool) -> bool:
         """Records steps (step, value) of a running trial in their order, and returns whether to prune it. `shared`:
-        another trial waits for the same stage, so that no step prunes."""
+        another trial waits for the same stage, so no step prunes."""
 
     def finish(self, number: int, outcome: Outcome, events: TrialEvents) -> None:
-        """Records how a trial ended, and tells `events`."""
+        """Records how a trial ended, and reports it to `events`."""
 
     def requeue(self, number: int, events: TrialEvents) -> None:
         """Puts back a trial that a clean stop ended."""
@@ -136,10 +136,10 @@ class TableSource:
 
 
 def _table_trial_line(trial: TableTrial, outcome: Outcome) -> str:
-    where = f"{trial.row}, {trial.dataset}, seed {trial.seed}"
+    label = f"{trial.row}, {trial.dataset}, seed {trial.seed}"
     if outcome.state == TrialStatus.COMPLETE:
         shown = {name: (outcome.metrics or {}).get(name) for name in ("test.mae", "test.rmse")}
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
-        return f"{where}: {numbers} ({duration(outcome.seconds)})"
+        return f"{label}: {numbers} ({duration(outcome.seconds)})"
     first = outcome.message.splitlines()[0] if outcome.message else ""
-    return f"{where}: failed ({outcome.reason}) {first}"
+    return f"{label}: failed ({outcome.reason}) {first}"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class SourceSearch(Searcher):
-    """Gives Tune the next trial of a source, and tells the source how each one ended."""
+    """Gives Tune the next trial of a source, and reports to the source how each one ended."""
 
     def __init__(
         self,
@@ -50,8 +50,8 @@ class SourceSearch(Searcher):
         self.pruned: set[str] = set()
         self.out_of_memory: set[str] = set()  # killed by Ray's memory monitor
         self.stop = stop or StopRequest()
-        self.postponed: set[str] = set()  # stopped by `stop`
-        self.busy: set[str] = set()  # one of their stages is being built
+        self.postponed: set[str] = set()  # ids of trials that `stop` ended
+        self.busy: set[str] = set()  # ids of trials of which a stage is being built
         self.fatal: OSError | None = None  # an error that every trial would meet
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
@@ -61,7 +61,7 @@ class SourceSearch(Searcher):
         self, trial_id: str
     ) -> dict[str, TrialSpec] | str:
         with self._remember_os_error():
-            trial = None if self.stop.asked else self.source.ask()
+            trial = None if self.stop.requested else self.source.ask()
         if trial is None:
             return str(Searcher.FINISHED)
         self.numbers[trial_id] = trial.number
@@ -70,11 +70,11 @@ class SourceSearch(Searcher):
         return {SPEC: TrialSpec(self.run, trial.number, trial.config, seconds)}
 
     def report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Records a result of Tune; whether to end the trial, because it is pruned or the run is stopped."""
+        """Records a result of Tune. Returns whether to end the trial: it is pruned, or the run stops."""
         report = _report_of(result)
         if report.fatal is not None:
             self.fatal = report.fatal
-            self.source.close()  # every further trial would meet it
+            self.source.close()
             return False
         number = self.numbers.get(trial_id)
         if number is None or trial_id in self.pruned or trial_id in self.postponed:
@@ -93,7 +93,7 @@ class SourceSearch(Searcher):
                     self.pruned.add(trial_id)
                     return True
         may_end = trial_id not in self.busy or report.steps  # a running epoch is finished first
-        if self.stop.asked and may_end and report.outcome is None:
+        if self.stop.requested and may_end and report.outcome is None:
             self.postponed.add(trial_id)
             return True
         return False

@@ -38,14 +38,14 @@ class _PendingStep:
     step: int
     value: float
     shared: bool  # of a stage that is being trained
-    stored_key: str = ""  # of a stage from the store: whether it is shared is asked when the step is reported
+    stored_key: str = ""  # of a stage from the store, whose sharing is looked up when the step is reported
 
 
 class TrialReporter:
     """Reports steps, stage events and the outcome of a trial to Tune, from the trial's process.
 
-    When Tune stops the trial, `tune.report` raises SystemExit. It is kept in `stopped` and the trial is told to stop,
-    so that the broker learns that it waits no more; `coordinate` raises it at the end.
+    When Tune stops the trial, `tune.report` raises SystemExit. It is kept in `stopped`, so that the trial can end and
+    leave the broker first; `coordinate` raises it at the end.
     """
 
     def __init__(self, spec: TrialSpec) -> None:
@@ -62,8 +62,8 @@ class TrialReporter:
         self._last_report = time.monotonic()
 
     def progress(self, step: int, value: float) -> bool:
-        """Adds a step; whether the trial is stopped. The curve of a stage from the store is reported at once, other
-        steps one by one."""
+        """Adds a step and returns whether the trial is stopped. The curve of a stage from the store is reported at
+        once, other steps one by one."""
         if self.client.live or not self._stored_key:
             self._steps.append(_PendingStep(step, value, self.client.live and self.client.shared))
             self.flush()
@@ -81,7 +81,7 @@ class TrialReporter:
         self._events.append(event)
 
     def _before_request(self) -> None:
-        """Flush pending steps before requesting a stage; raise if the scheduler stopped the trial."""
+        """Reports pending steps before a stage is requested. Raises TrialStopped if the scheduler stopped the trial."""
         if self.spec.run.prunes and self._steps:
             self.flush()
             if self.stopped is not None:
@@ -94,7 +94,7 @@ class TrialReporter:
                 raise TrialStopped("while it waited for a stage")
 
     def flush(self, outcome: Outcome | None = None, fatal: OSError | None = None) -> None:
-        """Reports everything that is pending, and how the trial ended; nothing once it is stopped."""
+        """Reports all pending steps and events, and how the trial ended. Does nothing once the trial is stopped."""
         if self.stopped is not None:
             return
         shared_keys: frozenset[str] = frozenset()
@@ -145,8 +145,8 @@ def run_tuned(
     threads: int,
     stop: StopRequest | None = None,
 ) -> None:
-    """Runs the trials that the source has left. `jobs` stages of `threads` CPUs run at a time on this machine; a
-    running Ray cluster (RAY_ADDRESS) decides by its own CPUs. Raises OSError as `run_attempt`.
+    """Runs the trials that the source has left. On this machine `jobs` stages of `threads` CPUs run at a time, on a
+    cluster (RAY_ADDRESS) as many as its CPUs allow. Raises OSError as `run_attempt`.
     """
     run = RunSpec(
         run_trial=run_trial, store=store.resolve(),
