@@ -37,7 +37,7 @@ class Stated(CostModel):
     """A cost model of priors alone, for data set sizes that were looked up once."""
 
     def __init__(self, sizes: DatasetSizes) -> None:
-        super().__init__(Path(os.devnull), kind="cpu")
+        super().__init__(Path(os.devnull), device="cpu")
         self._stated = sizes
 
     def sizes(self, config: TrialConfig) -> DatasetSizes:

@@ -176,7 +176,7 @@ def compare(space: SearchSpace, part: float, slots: int, real: bool, only_ours: 
         store, private = Path(folder) / "ours", Path(folder) / "plain"
         for root in (store, private):
             root.mkdir()
-            prepare(root, part, CostModel(store, kind="cpu").sizes(space.base))
+            prepare(root, part, CostModel(store, device="cpu").sizes(space.base))
         own, configs = ours(space, store, run_trial, slots)
         if not real:
             steps = steps_of(configs, store)

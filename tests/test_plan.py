@@ -27,8 +27,8 @@ from raz.planning.cost_model import (
     DatasetSizes,
     Estimate,
     branch_flop,
+    dataset_sizes,
     parameter_count,
-    sizes,
     stage_gflop,
 )
 from raz.planning.plan import draw_trials, format_estimate
@@ -123,7 +123,7 @@ def test_more_epochs_and_images_are_more_work_in_proportion() -> None:
 
 
 def test_sizes_are_those_of_the_images_at_the_input() -> None:
-    whole, half = sizes(TINY, None), sizes(replace(TINY, input=replace(TINY.input, scale=0.5)), None)
+    whole, half = dataset_sizes(TINY, None), dataset_sizes(replace(TINY, input=replace(TINY.input, scale=0.5)), None)
     assert whole.images == half.images == {"train": 60, "val": 16, "test": 40}
     assert half.megapixels["train"] == pytest.approx(whole.megapixels["train"] / 4, rel=0.02)
 
@@ -133,7 +133,7 @@ def test_sizes_are_those_of_the_images_at_the_input() -> None:
 
 def test_like_stages_that_were_measured_give_the_price(tmp_path: Path) -> None:
     put(tmp_path, TINY, "counting", "score", seconds=lambda node: 80.0)
-    costs = CostModel(tmp_path, kind="cpu")
+    costs = CostModel(tmp_path, device="cpu")
     found, measured = costs.seconds(TINY, Node("counting"))
     assert measured
     assert found == Estimate(80 / 1.5, pytest.approx(80.0), pytest.approx(120.0))
@@ -144,7 +144,7 @@ def test_like_stages_that_were_measured_give_the_price(tmp_path: Path) -> None:
     # neither another stage, nor another number of threads, nor another device is alike
     assert not costs.seconds(TINY, Node("localization"))[1]
     assert not costs.seconds(replace(TINY, threads=2), Node("counting"))[1]
-    assert not CostModel(tmp_path, kind="cuda").seconds(TINY, Node("counting"))[1]
+    assert not CostModel(tmp_path, device="cuda").seconds(TINY, Node("counting"))[1]
     assert costs.bytes(TINY, Node("score", "val")) == 1000
 
 
@@ -155,11 +155,11 @@ def test_damage_and_strangers_in_a_store_price_nothing(tmp_path: Path) -> None:
     other = tmp_path / "stages" / "score" / "00"
     other.mkdir(parents=True)
     (other / "manifest.json").write_text('{"stage": "counting", "config": {"no.such": 1}, "key": {}, "files": {}}')
-    assert not CostModel(tmp_path, kind="cpu").seconds(TINY, Node("counting"))[1]
+    assert not CostModel(tmp_path, device="cpu").seconds(TINY, Node("counting"))[1]
 
 
 def test_a_prior_is_work_over_a_stated_rate(tmp_path: Path) -> None:
-    costs = CostModel(tmp_path, kind="cpu")
+    costs = CostModel(tmp_path, device="cpu")
     found, measured = costs.seconds(TINY, Node("density", "val"))
     amount, prior = stage_gflop(TINY, Node("density", "val"), costs.sizes(TINY)), PRIORS["cpu"]
     assert not measured

@@ -149,7 +149,7 @@ def simulate_file(
         draws, _ = draws_of_search(spec, target, costs, known=known, sets=1)
         name, draw, eager = spec.study, draws[0], spec.overcommits
     shared, plain = schedules(draw, devices, eager=eager)
-    return Simulation(name, len(draw.trials), len(draw.stages), costs.kind, shared, plain)
+    return Simulation(name, len(draw.trials), len(draw.stages), costs.device, shared, plain)
 
 
 def show_simulation(simulation: Simulation, *, as_json: bool = False) -> str:

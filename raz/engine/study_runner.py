@@ -26,6 +26,7 @@ from raz.study.attributes import StudyAttributes
 from raz.study.ledger import Ledger, open_ledger
 from raz.study.records import TrialRecord
 from raz.study.remaining import RecordedTrial, run_target, superseded
+from raz.study.seed_average import mean_metrics
 from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
 
@@ -137,14 +138,10 @@ def _held_out(
     if recorded is not None and recorded.trial == best.number:
         return recorded.metrics
     seeds = ledger.space.averaged_seeds or (config.seed,)
-    each = [
-        import_function(run_trial)(
-            replace(config, seed=seed), store, data_root=data_root, splits=("val", "test")
-        ).metrics
-        for seed in seeds
-    ]
-    names = [name for name in each[0] if all(name in metrics for metrics in each)]
-    metrics = {name: sum(float(metrics[name]) for metrics in each) / len(each) for name in names}
+    run = import_function(run_trial)
+    metrics = mean_metrics(
+        [run(replace(config, seed=seed), store, data_root=data_root, splits=("val", "test")).metrics for seed in seeds]
+    )
     ledger.study.set_user_attr("held_out", {"trial": best.number, "metrics": metrics})
     return metrics
 

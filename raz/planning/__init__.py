@@ -1,1 +1,1 @@
-"""What a run costs and in which order its trials begin."""
+"""Cost of a run, and the order in which its trials and stages start."""

@@ -1,12 +1,12 @@
-"""Of several candidates for a trial, the one that adds the least work to what its study has begun.
+"""Cost-aware sampling: of several candidates for a trial, take the one that adds the least work to its study.
 
 A trial that shares its first stages with others costs a fraction of one that shares none, and a sampler knows nothing
-of cost. So a search may have its sampler propose several candidates and take the cheapest of those with the same
+of cost. So a search may let its sampler propose several candidates and take the cheapest of those with the same
 stages. Each candidate is one that the sampler could have drawn, and the sampler alone decides how many trials zoom and
 how deep. (Cost-aware search divides the acquisition function by the cost: Snoek, Larochelle, Adams, "Practical Bayesian
 Optimization of Machine Learning Algorithms", 2012, section 3.2. A choice among candidates needs no value of the
-acquisition function, which Optuna's samplers do not give.) Work is counted against the trials of this study alone, at
-the sizes of no data set, so that the contents of a store change nothing.
+acquisition function, which Optuna's samplers do not give.) Work counts the
+trials of this study alone, at nominal image sizes, so the contents of a store change nothing.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class WorkTracker:
         self._drawn: set[str] = set()  # values of trials, as JSON
 
     def add_trial(self, values: Mapping[str, Json], stages: Iterable[str]) -> None:
-        """Adds a drawn trial and the keys of its stages; no stages where other trials will not find them made."""
+        """Adds a drawn trial and the keys of its stages; without stages if other trials cannot reuse them."""
         self._drawn.add(_canonical(values))
         self._begun.update(stages)
 
     def stage_work(self, values: Mapping[str, Json]) -> dict[str, float]:
-        """The work in each stage of a trial, in GFLOP by key. Raises RazError for values that cannot go together."""
+        """The work in each stage of a trial, in GFLOP by key. Raises RazError for values that are invalid together."""
         return self._work(self.space.config(values))
 
     def _work(self, config: TrialConfig) -> dict[str, float]:
         return nominal_work(config, SEARCH_SPLITS, self.space.averaged_seeds)
 
     def cheapest_candidate(self, candidates: Sequence[Mapping[str, Json]]) -> int:
-        """The index of the candidate that adds the least work, of equals the first.
+        """The index of the candidate that adds the least work; the first of several equals.
 
         Only candidates with the same stages as the first are compared, so that cost does not decide how deep a trial
         zooms. A candidate that repeats an earlier trial, adds no stage or is invalid is taken only if all do.
@@ -57,8 +57,8 @@ class WorkTracker:
         return min((work, i) for i, (own, work) in new if own == stages)[1]
 
     def _marginal_work(self, values: Mapping[str, Json]) -> tuple[list[Node], float] | None:
-        """The stages of a trial and the GFLOP in those that no trial has begun; None for a repeated or invalid trial,
-        and for one that adds no stage."""
+        """(stages, GFLOP of those that no trial has begun). None for a trial that is repeated, invalid or adds no
+        stage."""
         if _canonical(values) in self._drawn:
             return None
         try:

@@ -2,7 +2,7 @@
 
 The work of a stage is counted in GFLOP of its convolutions, from the configuration and the sizes of the images. Its
 seconds are that work over a rate: the rate of similar stages in the store (same stage, data set, threads and device),
-else that of `PRIORS`. Does not import torch, which would take longer than the plan.
+else the rate in `PRIORS`. torch is not imported: that would take longer than the plan.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from raz.store.manifest import read_manifest
 from raz.store.paths import MANIFEST, StorePaths
 
 VGG = ((64, 2), (128, 2), (256, 3), (512, 3))  # channels and convolutions at strides 1, 2, 4, 8
-SAMPLE = 8  # images of a split whose mean size is taken for all
-MAX_MANIFESTS = 400  # of one stage that are read, evenly spread over their keys
+SAMPLE = 8  # images of a split that are read for the mean size
+MAX_MANIFESTS = 400  # about how many of one stage are read, evenly spread over their keys
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Rates of a stage in GFLOP a second, from the slowest to the fastest that is expected, and where they are from."""
+    """Rates of a stage in GFLOP a second, the slowest, likely and fastest expected, and their source."""
 
     slow: float
     likely: float
@@ -50,7 +50,7 @@ PRIORS: dict[str, Prior] = {
 THREADS_EXPONENT = 0.75
 SCORE_SECONDS = 0.004  # an image of the score stage on one core (measured as above: 0.05 to 0.1 s for 20 images)
 START_SECONDS = 8.0  # Ray's start (measured as above: 5 to 8.5 s)
-ZOOMED_AREA = 0.5  # fraction of an image that its zoomed regions cover, where nothing is measured
+ZOOMED_AREA = 0.5  # assumed fraction of an image that its zoomed regions cover
 
 
 Bound = Literal["low", "likely", "high"]
@@ -59,7 +59,7 @@ BOUNDS: tuple[Bound, ...] = ("low", "likely", "high")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A likely value and the bounds between which it is expected."""
+    """A likely value, and the bounds between which it is expected."""
 
     low: float
     likely: float
@@ -76,7 +76,7 @@ class Estimate:
         return Estimate(self.low * factor, self.likely * factor, self.high * factor)
 
 
-NOTHING = Estimate(0.0, 0.0, 0.0)
+ZERO = Estimate(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class DatasetSizes:
     megapixels: Mapping[str, float]
 
 
-def sizes(config: TrialConfig, data_root: Path | None) -> DatasetSizes:
+def dataset_sizes(config: TrialConfig, data_root: Path | None) -> DatasetSizes:
     """The sizes of a data set, from SAMPLE images of each split. Raises RazError as `open_dataset`."""
     dataset = open_cached(config.dataset, data_root)
     images: dict[str, int] = {}
@@ -107,10 +107,10 @@ def sizes(config: TrialConfig, data_root: Path | None) -> DatasetSizes:
 
 
 def backbone_flop(width: float) -> float:
-    """FLOP of the backbone for one pixel of the input. A multiplication with a weight and its addition are two."""
+    """FLOP of the backbone for one pixel of the input. A multiply-add counts as two."""
     total, channels, stride = 0.0, 3, 1
-    for wanted, count in VGG:
-        out = max(1, round(wanted * width))
+    for full_width, count in VGG:
+        out = max(1, round(full_width * width))
         for _ in range(count):
             total += 2 * 9 * channels * out / stride**2
             channels = out
@@ -119,8 +119,8 @@ def backbone_flop(width: float) -> float:
 
 
 def _branch(channels: int, bodies: Sequence[int], doublings: Sequence[int]) -> tuple[float, int]:
-    """FLOP of a branch for one pixel of the input, and the channels it ends with: 3x3 convolutions at stride 8 with
-    `bodies` output channels, then up-sampling by 2 with `doublings` output channels each."""
+    """FLOP of a branch for one pixel of the input, and the channels of its last layer. The branch has 3x3 convolutions
+    at stride 8 with `bodies` output channels, then up-samplings by 2 with `doublings` output channels."""
     total, area = 0.0, 1 / 64
     for out in bodies:
         total += 2 * 9 * channels * out * area
@@ -134,7 +134,7 @@ def _branch(channels: int, bodies: Sequence[int], doublings: Sequence[int]) -> t
 
 
 def branch_flop(config: TrialConfig) -> dict[str, float]:
-    """FLOP for one pixel of the input of the backbone and the branches of Main-Net: `backbone`, `counting`,
+    """FLOP for one pixel of the input, of the backbone and of each branch of Main-Net. Keys: `backbone`, `counting`,
     `localization`, `attention`."""
     features = max(1, round(512 * config.backbone.width))
     c = config.counting
@@ -156,35 +156,34 @@ def stage_gflop(config: TrialConfig, node: Node, of: DatasetSizes) -> float:
     config = config.resolved()
     flop = branch_flop(config)
     body, counting, localization, attention = (flop[n] for n in ("backbone", "counting", "localization", "attention"))
-    every = of.images.get("train", 0) * of.megapixels.get("train", 0.0)
+    train_images, train_area = of.images.get("train", 0), of.megapixels.get("train", 0.0)
     val = of.images.get("val", 0) * of.megapixels.get("val", 0.0)
 
-    def trained(train: TrainConfig, learns: float, reads: float, frozen: float, images: float, area: float) -> float:
-        """GFLOP of a trained stage. `learns`, `reads` and `frozen` are FLOP a pixel of what is trained, of what is run
-        with it, and of a backbone whose features are computed once for each image and its mirror image."""
+    def trained(train: TrainConfig, learned: float, read: float, frozen: float, images: float, area: float) -> float:
+        """GFLOP of a trained stage on `images` of `area` megapixels. FLOP a pixel: `learned` of trained layers, `read`
+        of layers that only run with them, `frozen` of a backbone that runs once for each image and its mirror image."""
         crop = train.crop**2 / 1e6 if train.crop else area
-        per_epoch = images * train.crops_per_image * crop * (3 * learns + reads) + val * (learns + reads)
-        return (train.epochs * per_epoch + (every * (2 if train.flip else 1) + val) * frozen) * 1e-3
+        per_epoch = images * train.crops_per_image * crop * (3 * learned + read) + val * (learned + read)
+        return (train.epochs * per_epoch + (train_images * train_area * (2 if train.flip else 1) + val) * frozen) * 1e-3
 
-    train_images, train_area = of.images.get("train", 0), of.megapixels.get("train", 0.0)
-    here = {"images": train_images, "area": train_area}
+    whole_images = {"images": train_images, "area": train_area}
     if node.stage in ("counting", "localization"):
         part = config.counting if node.stage == "counting" else config.localization
-        learns = part.unfreeze == "backbone"
-        own = flop[node.stage] + (body if learns else 0.0)
-        return trained(part.train, own, 0.0, 0.0 if learns else body, **here)
+        unfrozen = part.unfreeze == "backbone"
+        own = flop[node.stage] + (body if unfrozen else 0.0)
+        return trained(part.train, own, 0.0, 0.0 if unfrozen else body, **whole_images)
     if node.stage == "attention":
-        return trained(config.attention.train, attention, counting + localization, 0.0, **here)
+        return trained(config.attention.train, attention, counting + localization, 0.0, **whole_images)
     if node.stage in ("raz", "raz_attention"):
         regions = config.raz.regions
         assert not isinstance(regions, str)  # resolved
         zoomed = train_area * regions.factor**2 * ZOOMED_AREA / max(1, regions.k_z)
-        there = {"images": train_images * max(1, regions.k_z), "area": zoomed}
+        regions_of_images = {"images": train_images * max(1, regions.k_z), "area": zoomed}
         if node.stage == "raz":
-            learns = config.raz.unfreeze == "backbone"
-            own = localization + (body if learns else 0.0)
-            return trained(config.raz.train, own, 0.0, 0.0 if learns else body, **there)
-        return trained(config.raz.attention_train, attention, localization, 0.0, **there)
+            unfrozen = config.raz.unfreeze == "backbone"
+            own = localization + (body if unfrozen else 0.0)
+            return trained(config.raz.train, own, 0.0, 0.0 if unfrozen else body, **regions_of_images)
+        return trained(config.raz.attention_train, attention, localization, 0.0, **regions_of_images)
     area = of.images.get(node.split, 0) * of.megapixels.get(node.split, 0.0)
     if node.stage == "density":
         return area * (body + counting) * 1e-3
@@ -204,42 +203,42 @@ class Measured:
     """What similar stages in the store took."""
 
     ratios: tuple[float, ...]  # seconds for each GFLOP
-    sizes: tuple[int, ...]  # bytes of the artifact
+    artifact_bytes: tuple[int, ...]
 
 
 SimilarityKey = tuple[str, str, int, str]  # stage (with its pass), data set, threads, device
 
 
-def device() -> str:
+def default_device() -> str:
     """`cuda` where there is an NVIDIA GPU that CUDA_VISIBLE_DEVICES does not hide, else `cpu`."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     return "cuda" if Path("/dev/nvidia0").exists() and not hidden else "cpu"
 
 
-def _similarity_key(config: TrialConfig, node: Node, kind: str) -> SimilarityKey:
+def _similarity_key(config: TrialConfig, node: Node, device: str) -> SimilarityKey:
     name = f"{node.stage}{node.zoom_pass or ''}"
-    return name, config.dataset, config.threads, kind
+    return name, config.dataset, config.threads, device
 
 
 class CostModel:
     """The cost of stages on this machine. Reads the store once, and the sizes of each data set once."""
 
-    def __init__(self, store: Path, data_root: Path | None = None, kind: str | None = None) -> None:
-        self.store, self.data_root, self.kind = store, data_root, kind or device()
+    def __init__(self, store: Path, data_root: Path | None = None, device: str | None = None) -> None:
+        self.store, self.data_root, self.device = store, data_root, device or default_device()
         self._sizes: dict[tuple[str, float, int], DatasetSizes] = {}
         self._measured = self._read()
 
     def sizes(self, config: TrialConfig) -> DatasetSizes:
         key = (config.dataset, config.input.scale, config.input.max_side)
         if key not in self._sizes:
-            self._sizes[key] = sizes(config, self.data_root)
+            self._sizes[key] = dataset_sizes(config, self.data_root)
         return self._sizes[key]
 
     def seconds(self, config: TrialConfig, node: Node) -> tuple[Estimate, bool]:
         """Seconds of the stage on one device, and whether they are from similar stages in the store. Raises RazError
         when the data set cannot be opened."""
         amount = stage_gflop(config, node, self.sizes(config))
-        measured = self._measured.get(_similarity_key(config, node, self.kind))
+        measured = self._measured.get(_similarity_key(config, node, self.device))
         if measured is not None:
             ratios = np.sort(measured.ratios)
             spread = 1.0 if len(ratios) >= 3 else 1.5  # one or two stages do not show how much they vary
@@ -248,8 +247,8 @@ class CostModel:
         if node.stage == "score":
             likely = amount * 1e3 * SCORE_SECONDS
             return Estimate(likely / 3, likely, likely * 3), False
-        prior = PRIORS[self.kind]
-        threads = config.threads**THREADS_EXPONENT if self.kind == "cpu" else 1.0
+        prior = PRIORS[self.device]
+        threads = config.threads**THREADS_EXPONENT if self.device == "cpu" else 1.0
         fewest = 1.0
         if STAGES[node.stage].kind == "trained":  # the low bound is early stopping as soon as it is allowed
             train = _train_of(config, node.stage)
@@ -260,24 +259,23 @@ class CostModel:
 
     def bytes(self, config: TrialConfig, node: Node) -> float:
         """Bytes of the artifact, and of a trained stage's checkpoint."""
-        measured = self._measured.get(_similarity_key(config, node, self.kind))
+        measured = self._measured.get(_similarity_key(config, node, self.device))
         of = self.sizes(config)
         if measured is not None:
-            return float(np.median(measured.sizes)) * (5 if STAGES[node.stage].kind == "trained" else 1)
+            return float(np.median(measured.artifact_bytes)) * (5 if STAGES[node.stage].kind == "trained" else 1)
         if STAGES[node.stage].kind == "trained":
-            return (
-                4 * parameter_count(config, node.stage) * 5
-            )  # the artifact; in the checkpoint weights, average, best, moments
+            # float32: the artifact, and in the checkpoint the weights, their average, the best ones and the moments
+            return 4 * parameter_count(config, node.stage) * 5
         if node.stage == "score":
             return 4096.0 + 100 * of.images.get(node.split, 0)
         area = of.images.get(node.split, 0) * of.megapixels.get(node.split, 0.0) * 1e6
-        # density: float32 a cell; a pass: points with two coordinates and a score, at the floor of a response map
+        # density: a float32 per cell; a pass: at most a point (two coordinates and a score) per 25 pixels
         return area / config.counting.output_stride**2 * 4 if node.stage == "density" else area / 25 * 24
 
     def _read(self) -> dict[SimilarityKey, Measured]:
         """The seconds and bytes of the stages in the store. Manifests that cannot be read are left out."""
         ratios: dict[SimilarityKey, list[float]] = {}
-        sizes_of: dict[SimilarityKey, list[int]] = {}
+        bytes_of: dict[SimilarityKey, list[int]] = {}
         for stage in STAGES:
             manifests = sorted((StorePaths(self.store).stages / stage).glob(f"[0-9a-f]*/{MANIFEST}"))
             for path in manifests[:: max(1, len(manifests) // MAX_MANIFESTS)]:
@@ -285,20 +283,20 @@ class CostModel:
                     manifest = read_manifest(path.parent)
                     config = from_parameters(manifest.config)
                     node = Node.parse(manifest.stage)
-                    kind = "cpu" if manifest.device == "cpu" else "cuda"
+                    device = "cpu" if manifest.device == "cpu" else "cuda"
                     amount = stage_gflop(config, node, self.sizes(config))
                     size = sum((path.parent / name).stat().st_size for name in manifest.files)
                     seconds = manifest.seconds
                 except (OSError, ValueError, KeyError, TypeError, RazError):
                     continue
                 if amount > 0 and seconds > 0:
-                    ratios.setdefault(_similarity_key(config, node, kind), []).append(seconds / amount)
-                    sizes_of.setdefault(_similarity_key(config, node, kind), []).append(size)
-        return {like: Measured(tuple(ratios[like]), tuple(sizes_of[like])) for like in ratios}
+                    ratios.setdefault(_similarity_key(config, node, device), []).append(seconds / amount)
+                    bytes_of.setdefault(_similarity_key(config, node, device), []).append(size)
+        return {key: Measured(tuple(ratios[key]), tuple(bytes_of[key])) for key in ratios}
 
 
 def _train_of(config: TrialConfig, stage: str) -> TrainConfig:
-    """The training options of a trained stage: the part that holds its epochs."""
+    """The training options of a trained stage: the part of the configuration that has its `epochs`."""
     part: object = config
     for name in STAGES[stage].epochs.split(".")[:-1]:
         part = getattr(part, name)
@@ -311,9 +309,9 @@ def parameter_count(config: TrialConfig, stage: str) -> int:
     config = config.resolved()
     features = max(1, round(512 * config.backbone.width))
     body, channels = 0, 3
-    for wanted, count in VGG:
+    for full_width, count in VGG:
         for _ in range(count):
-            out = max(1, round(wanted * config.backbone.width))
+            out = max(1, round(full_width * config.backbone.width))
             body, channels = body + 9 * channels * out + out, out
 
     def head(channels: int, bodies: Iterable[int], doublings: Iterable[int]) -> int:
@@ -331,7 +329,7 @@ def parameter_count(config: TrialConfig, stage: str) -> int:
         return own + (body if c.unfreeze == "backbone" else 0)
     if stage in ("localization", "raz"):
         own = head(features, config.localization.channels, config.localization.upsample)
-        learns = (config.localization if stage == "localization" else config.raz).unfreeze == "backbone"
-        return own + (body if learns else 0)
+        unfrozen = (config.localization if stage == "localization" else config.raz).unfreeze == "backbone"
+        return own + (body if unfrozen else 0)
     inputs = config.localization.upsample[-1] + (last if stage == "attention" else 0)
     return (9 * inputs + 2) * config.attention.channels + 1

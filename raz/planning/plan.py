@@ -1,9 +1,9 @@
 """What a run will cost: trials, distinct stages, device hours, wall time and disk. Imports neither torch nor Ray.
 
-The trials of a fixed design and of a table are known. A search draws its own as it learns, so for it several sets of
-random draws are planned (with `proposals` the cheapest of as many candidates each), and the plan says that it is an
-estimate: a sampler that settles on a few values shares more. Nothing is pruned in a plan, and no training stops early
-unless similar ones did.
+The trials of a fixed design and of a table are known. A search draws its trials as it learns, so its plan is an
+estimate: the mean over several sets of random draws (with `proposals`, the cheapest of as many candidates each). A
+sampler that settles on a few values shares more. A plan prunes nothing, and assumes early stopping only where similar
+stages stopped early.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raz.errors import RazError
 from raz.pipeline.graph import STAGES, Node
 from raz.pipeline.keys import stage_keys
 from raz.planning.cost_aware import WorkTracker
-from raz.planning.cost_model import BOUNDS, NOTHING, PRIORS, START_SECONDS, Bound, CostModel, Estimate
+from raz.planning.cost_model import BOUNDS, PRIORS, START_SECONDS, ZERO, Bound, CostModel, Estimate
 from raz.planning.schedule import max_live_trials
 from raz.planning.simulate import Schedule, StageVisit, simulate, simulate_without_sharing
 from raz.planning.work_order import trial_order
@@ -32,7 +32,7 @@ from raz.utils.json_types import JsonLike
 
 Choice = TypeVar("Choice")
 
-DRAWS = 5  # sets of random trials that are planned in place of those that a search will draw
+DRAWS = 5  # sets of random trials that stand for those that a search will draw
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class TrialSet:
-    """Trials, each as the keys of its stages in order, and every distinct stage once."""
+    """Trials, each as the keys of its stages in order, and their distinct stages by key."""
 
     trials: tuple[tuple[str, ...], ...]
     stages: Mapping[str, PlannedStage]
 
     def visits(self, bound: Bound, *, stored: bool = True) -> list[list[StageVisit]]:
-        """The trials for the simulator, at the given bound of each stage's seconds. With `stored` the stages in the
-        store take no time."""
+        """The trials for the simulator, at the given bound of each stage's seconds. With `stored`, stages in the store
+        take no time."""
         visits = {}
         for key, stage in self.stages.items():
             seconds = 0.0 if stored and stage.stored else stage.seconds.at(bound)
@@ -65,7 +65,7 @@ class TrialSet:
 
     def total_seconds(self, keys: Iterable[str]) -> Estimate:
         """The sum over these stages on one device."""
-        total = NOTHING
+        total = ZERO
         for key in keys:
             total += self.stages[key].seconds
         return total
@@ -78,13 +78,13 @@ class TrialSet:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """The stages of one name in a plan; means over its sets of draws."""
+    """The stages of one name in a plan, as means over its sets of draws."""
 
     stage: str
     distinct: float
     stored: float
     seconds: Estimate  # of those that the store lacks
-    measured: bool  # whether all of these have an estimate from similar stages
+    measured: bool  # whether the estimates of all of these are from similar stages
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Plan:
     kind: str  # search | table
     trials: int  # that are still to run
     done: int  # trials that are finished
-    exact: bool  # whether the trials are known, not drawn
+    exact: bool  # whether all trials are known, none drawn
     rows: tuple[StageSummary, ...]
     device_seconds: Estimate  # of the stages that the store lacks, on one device
     alone_seconds: Estimate  # if every trial made all of its stages, as plain training does, on one device
@@ -103,7 +103,7 @@ class Plan:
     devices: int
     device: str  # cpu | cuda
     disk: float  # bytes of the stages that the store lacks
-    skipped: int = 0  # trials whose values cannot go together
+    skipped: int = 0  # trials whose values are invalid together
 
     @property
     def stages(self) -> float:
@@ -116,20 +116,20 @@ class Plan:
     def as_json(self) -> dict[str, JsonLike]:
         """The document of `raz-sweep run --dry-run --json`."""
 
-        def of(seconds: Estimate) -> dict[str, float]:
+        def rounded(seconds: Estimate) -> dict[str, float]:
             return {bound: round(seconds.at(bound), 3) for bound in BOUNDS}
 
         return {
             "name": self.name, "kind": self.kind, "trials": self.trials, "done": self.done, "exact": self.exact,
             "stages": {
                 row.stage: {
-                    "distinct": round(row.distinct, 2), "stored": round(row.stored, 2), "seconds": of(row.seconds),
+                    "distinct": round(row.distinct, 2), "stored": round(row.stored, 2), "seconds": rounded(row.seconds),
                     "measured": row.measured,
                 }
                 for row in self.rows
             },
-            "device": self.device, "devices": self.devices, "device_seconds": of(self.device_seconds),
-            "without_sharing_seconds": of(self.alone_seconds), "wall_seconds": of(self.wall_seconds),
+            "device": self.device, "devices": self.devices, "device_seconds": rounded(self.device_seconds),
+            "without_sharing_seconds": rounded(self.alone_seconds), "wall_seconds": rounded(self.wall_seconds),
             "disk_bytes": round(self.disk), "skipped": self.skipped,
         }  # fmt: skip
 
@@ -159,8 +159,8 @@ class _RandomSuggest:
 
 
 def draw_trials(space: SearchSpace, trials: int, seed: int) -> tuple[list[TrialConfig], int]:
-    """Configurations of `trials` random draws, and how many draws could not go together (a run counts these as failed)
-    and so have none."""
+    """The configurations of `trials` random draws, and the number of draws without one: their values are invalid
+    together, and a run counts them as failed."""
     random_trial, tracker, out, skipped = _RandomSuggest(seed), WorkTracker(space), [], 0
     for _ in range(trials):
         candidates = [space.suggest(random_trial) for _ in range(space.proposals)]
@@ -203,23 +203,23 @@ def collect_stages(
 def draws_of_search(
     space: SearchSpace, trials: int, costs: CostModel, *, known: Sequence[TrialConfig] = (), sets: int = DRAWS
 ) -> tuple[list[TrialSet], int]:
-    """What a search may run next: the `known` trials, then draws at random until there are `trials`, in several sets.
+    """What a search may run next, in several sets: each has the `known` trials, and random draws up to `trials`.
 
-    A fixed design draws none, so it has one set. Also returns how many drawn values of a set cannot go together.
+    A fixed design draws none and has one set. Also returns the mean number of invalid draws of a set.
     """
     cache = StageCache(costs.store)
     drawn = 0 if space.fixed else max(0, trials - len(known))
     out, skipped = [], 0
     for i in range(sets if drawn else 1):
-        configs, wrong = draw_trials(space, drawn, space.seed + 7919 * i)
-        skipped += wrong
+        configs, invalid = draw_trials(space, drawn, space.seed + 7919 * i)
+        skipped += invalid
         out.append(collect_stages([*known, *configs], SEARCH_SPLITS, costs, cache, space.averaged_seeds))
     return out, round(skipped / len(out))
 
 
 def design_trials(space: SearchSpace, trials: int) -> list[TrialConfig]:
-    """The first `trials` points of a fixed design in the order in which several slots begin them, without those whose
-    values cannot go together."""
+    """The first `trials` points of a fixed design in the order in which parallel slots begin them, without points whose
+    values are invalid together."""
     configs: list[TrialConfig] = []
     for point in space.points[:trials]:
         with suppress(RazError):
@@ -228,7 +228,7 @@ def design_trials(space: SearchSpace, trials: int) -> list[TrialConfig]:
 
 
 def trials_of_table(trials: Iterable[TableTrial], costs: CostModel) -> TrialSet:
-    """These trials of a table in the order of a run, which scores both splits."""
+    """The given trials of a table in the order of a run, which scores both splits."""
     configs = [trial.config for trial in trials]
     order = trial_order(configs, TABLE_SPLITS)
     return collect_stages((configs[i] for i in order), TABLE_SPLITS, costs, StageCache(costs.store))
@@ -238,12 +238,12 @@ def plan_of(
     name: str, kind: str, draws: Sequence[TrialSet], *, devices: int, costs: CostModel, exact: bool, done: int = 0,
     skipped: int = 0, start: float = START_SECONDS, eager: bool = True,
 ) -> Plan:  # fmt: skip
-    """The figures of a run on `devices`, as means over these sets of draws. `start` are the seconds until the first
-    stage can begin; `eager` as in `max_live_trials`."""
+    """The figures of a run on `devices`, as means over these sets of draws. `start`: seconds until the first stage can
+    begin. `eager`: as in `max_live_trials`."""
     alive = max_live_trials(devices, eager=eager)
     n = len(draws)
     summaries = (_summarize(stage, draws) for stage in STAGES)
-    device_seconds, alone, disk = NOTHING, NOTHING, 0.0
+    device_seconds, alone, disk = ZERO, ZERO, 0.0
     wall = dict.fromkeys(BOUNDS, 0.0)
     for draw in draws:
         device_seconds += draw.total_seconds(draw.missing).times(1 / n)
@@ -256,7 +256,8 @@ def plan_of(
         wall = {bound: seconds + start for bound, seconds in wall.items()}
     return Plan(
         name, kind, len(draws[0].trials), done, exact, tuple(row for row in summaries if row is not None),
-        device_seconds, alone, Estimate(wall["low"], wall["likely"], wall["high"]), devices, costs.kind, disk, skipped,
+        device_seconds, alone, Estimate(wall["low"], wall["likely"], wall["high"]), devices, costs.device, disk,
+        skipped,
     )  # fmt: skip
 
 
@@ -266,7 +267,7 @@ def _summarize(name: str, draws: Sequence[TrialSet]) -> StageSummary | None:
     stages = [stage for draw in draws for stage in draw.stages.values() if stage.node.stage == name]
     if not stages:
         return None
-    seconds = NOTHING
+    seconds = ZERO
     for draw in draws:
         missing = (key for key in draw.missing if draw.stages[key].node.stage == name)
         seconds += draw.total_seconds(missing).times(1 / n)
@@ -276,7 +277,7 @@ def _summarize(name: str, draws: Sequence[TrialSet]) -> StageSummary | None:
 
 
 def schedules(draw: TrialSet, devices: int, *, eager: bool) -> tuple[Schedule, Schedule]:
-    """The likely schedule of these trials on `devices` from an empty store, and that of plain training: without
+    """The likely schedule of these trials on `devices` from an empty store, and the schedule of plain training: without
     sharing, one trial on each device."""
     visits = draw.visits("likely", stored=False)
     alive = max_live_trials(devices, eager=eager)
@@ -292,7 +293,7 @@ def plan_lines(plan: Plan) -> list[str]:
     if not plan.exact:
         out.append(f"  an estimate: the search draws its trials as it learns; these are means of {DRAWS} random sets")
     if plan.skipped:
-        out.append(f"  {plan.skipped} of the drawn values cannot go together, and would be invalid")
+        out.append(f"  {plan.skipped} trials have values that are invalid together, and would fail")
     out.append(f"{about}{plan.stages:.0f} distinct stages, {plan.stored:.0f} of them in the store")
     for row in plan.rows:
         left = row.distinct - row.stored
@@ -313,7 +314,7 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def format_estimate(seconds: Estimate) -> str:
-    """`2.1 h (1.2 to 4.5 h)`, in the unit of its likely value."""
+    """`2.1 h (1.2 to 4.5 h)`, in the unit that suits the likely value."""
     likely = seconds.likely
     unit, factor = ("h", 3600.0) if likely >= 5400 else ("min", 60.0) if likely >= 90 else ("s", 1.0)
     return (

@@ -1,7 +1,7 @@
-"""The schedule of a run on simulated devices, event by event, with the broker's own order of starting stages.
+"""Discrete-event simulation of a run on a number of devices, in which stages start in the broker's order.
 
-Each trial goes through its stages one after the other, as `run_trial` does. A stage that is made takes no time, one
-that is being made is waited for, any other joins the queue for a device. Nothing is pruned and nothing fails.
+Each trial goes through its stages one after the other, as `run_trial` does. A finished stage takes no time, a running
+one is waited for, any other joins the queue for a device. Nothing is pruned and nothing fails.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Schedule:
 
 
 def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | None = None) -> Schedule:
-    """The schedule of these trials, begun in their order, at most `alive` of them at a time (default: all).
+    """The schedule of these trials, begun in the given order, at most `alive` of them at a time (default: all).
 
     Raises ValueError for fewer than one device or trial at a time.
     """
@@ -63,7 +63,7 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
     running: list[tuple[float, str]] = []
     starts: dict[str, tuple[float, float]] = {}
     now, free, begun, living = 0.0, devices, 0, 0
-    most = len(trials) if alive is None else alive
+    max_living = len(trials) if alive is None else alive
 
     def start(key: str) -> None:
         starts[key] = (now, now + steps[key].seconds)
@@ -91,7 +91,7 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
         return False
 
     while True:
-        while begun < len(trials) and living < most:
+        while begun < len(trials) and living < max_living:
             living += 0 if advance(begun) else 1
             begun += 1
         while free and queue:
@@ -109,8 +109,8 @@ def simulate(trials: Sequence[Sequence[StageVisit]], devices: int, alive: int | 
             done.add(key)
             free += 1 if steps[key].device else 0
             ready += waiters.pop(key)
-        # After all stages that end now, so that `advance` knows them, and in the order of the trials, so that the keys
-        # of stages decide nothing.
+        # After all stages that end now, which `advance` must know; in the order of the trials, so that the result does
+        # not depend on the keys of stages.
         for trial in sorted(ready):
             living -= 1 if advance(trial) else 0
     seconds = {key: step.seconds for key, step in steps.items()}

@@ -11,7 +11,7 @@ from raz.pipeline.graph import node_keys, topological_order
 from raz.planning.cost_model import CostModel, DatasetSizes, stage_gflop
 from raz.planning.schedule import order_by_new_work
 
-# Sizes of no data set: the order of trials depends on the design alone, so it is the same on every machine.
+# Not the sizes of a data set: the order of trials depends on the design alone, so it is the same on every machine.
 NOMINAL = DatasetSizes({"train": 100, "val": 20, "test": 50}, {"train": 0.1, "val": 0.1, "test": 0.1})
 
 
@@ -34,7 +34,7 @@ def trial_order(
     seeds: Sequence[int] = (),
     done: Iterable[TrialConfig] = (),
 ) -> list[int]:
-    """In which order to begin these trials so that no slot idles, as indices (`order_by_new_work`). The stages of
+    """The order in which to begin these trials so that no slot idles, as indices (`order_by_new_work`). The stages of
     `done` trials count as made. None stands for a trial that cannot be run."""
     made = {key for config in done for key in nominal_work(config, splits, seeds)}
     return order_by_new_work(
@@ -43,8 +43,8 @@ def trial_order(
 
 
 def expected_seconds(config: TrialConfig, splits: tuple[str, ...], costs: CostModel) -> dict[str, float]:
-    """The seconds that each stage of a trial likely takes, by the stage's name. Empty where the data set cannot be
-    opened: the trial itself fails with the reason."""
+    """Expected seconds of each stage of a trial: stage name -> seconds. {} if the data set cannot be opened: the trial
+    itself fails with the reason."""
     try:
         path = topological_order(config.resolved(), splits)
         return {str(node): costs.seconds(config, node)[0].likely for node in path}

@@ -1,1 +1,1 @@
-"""Studies: Optuna's journal of trials, its samplers and pruners, and how a study is read."""
+"""Studies: the journal of trials, samplers, pruners, and readers of a study."""

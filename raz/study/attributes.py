@@ -1,4 +1,4 @@
-"""What raz-sweep records in the user attributes of Optuna's studies and trials, read through one typed view each.
+"""Typed views of the user attributes that raz-sweep records in Optuna's studies and trials.
 
 A journal may come from an older raz-sweep or from another tool. A field that is missing, or of another type than
 raz-sweep writes, reads as if it had not been recorded.
@@ -72,9 +72,8 @@ class StudyAttributes:
     meaning: Mapping[str, Json] | None = None  # SearchSpace.meaning(); None in a journal of another tool
     command: str = ""  # the command line that last ran it
     held_out: HeldOut | None = None
-    baselines: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
-        default_factory=dict
-    )  # data set -> guess -> errors
+    # data set -> baseline (median, ridge) -> errors
+    baselines: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     @staticmethod
     def parse(attributes: Mapping[str, Json]) -> StudyAttributes:

@@ -1,7 +1,7 @@
 """Copies journals and notes of tables from the driver's disk to the store's bucket.
 
-A study has one driver, which holds a lock on its machine. S3 has no lock, so a journal is written over another only
-where it continues it; a second driver of the same study on another machine gets an error.
+A study has one driver, which holds a lock on its machine. S3 has no lock, so a journal in the bucket is
+only replaced by one that continues it. A second driver of the same study on another machine gets an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INTERVAL = 20.0  # seconds between two copies
 
 @contextmanager
 def sync_to_bucket(store: Path) -> Iterator[None]:
-    """Copies to the store's bucket, if it has one, every INTERVAL while the context lasts, and once at its end.
+    """Copies to the store's bucket, if it has one, every INTERVAL seconds within the context, and once at its end.
 
     Raises RazError when another driver has written one of the studies there, OSError when the bucket does not answer.
     """
@@ -37,7 +37,7 @@ def sync_to_bucket(store: Path) -> Iterator[None]:
             try:
                 uploader.upload()
             except (RazError, OSError):
-                continue  # tried again; the last upload raises it
+                continue  # retried; the last upload raises it
 
     thread = threading.Thread(target=upload_regularly, daemon=True, name="upload of journals")
     thread.start()
@@ -54,7 +54,7 @@ class _JournalUploader:
 
     def __init__(self, store: Path, bucket: Bucket) -> None:
         self.store, self.bucket = store, bucket
-        self._uploaded: dict[str, tuple[int, int]] = {}  # name -> the bucket's entry after the last upload
+        self._uploaded: dict[str, tuple[int, int]] = {}  # name -> entry in the bucket after the last upload
 
     def upload(self) -> None:
         """Uploads every journal that has grown, and every note that the bucket lacks. Raises as `sync_to_bucket`."""
@@ -65,10 +65,10 @@ class _JournalUploader:
             data = read_journal(journal_path(self.store, study))
             entry = remote.get(name)
             if entry is not None and entry != self._uploaded.get(name):
-                before = self.bucket.read(name) or b""
-                if before.startswith(data):
-                    continue  # another driver's study, which this machine has only read
-                if not data.startswith(before):
+                existing = self.bucket.read(name) or b""
+                if existing.startswith(data):
+                    continue  # of another driver; this machine only reads it
+                if not data.startswith(existing):
                     raise RazError(
                         f"study {study}", f"another driver has written it in {self.bucket.url}",
                         "one machine runs a study at a time; give this one another name",

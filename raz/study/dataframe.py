@@ -12,12 +12,12 @@ from raz.study.index import StudySnapshot, read_study
 if TYPE_CHECKING:
     import pandas
 
-FIRST = ("number", "state", "reason", "objective")
-LAST = ("seconds", "started", "finished", "retry_of", "hits", "stages", "steps", "pruned_at", "commit", "torch")
+FIRST_COLUMNS = ("number", "state", "reason", "objective")
+LAST_COLUMNS = ("seconds", "started", "finished", "retry_of", "hits", "stages", "steps", "pruned_at", "commit", "torch")
 
 
 def load_study(name: str, *, store: str | Path | None = None) -> pandas.DataFrame:
-    """The trials of a study, a row each in the order of their numbers.
+    """The trials of a study, one row each, in the order of their numbers.
 
     Columns: `number`, `state` (complete, pruned, failed, lost, running, waiting), `reason` of a failure, `objective`;
     each searched parameter by its dotted name (NA where it was not active); each metric by its dotted name
@@ -51,9 +51,9 @@ def frame(study: StudySnapshot) -> pandas.DataFrame:
             "commit": trial.versions.get("commit"), "torch": trial.versions.get("torch"),
         }  # fmt: skip
         rows.append(row)
-    table = pandas.DataFrame(rows, columns=[*FIRST, *searched, *metrics, *LAST])
+    table = pandas.DataFrame(rows, columns=[*FIRST_COLUMNS, *searched, *metrics, *LAST_COLUMNS])
     table = table.astype({"objective": "float64", "retry_of": "Int64", "pruned_at": "Int64"})
-    for name in searched:  # integers stay integers where some trials lack the parameter
+    for name in searched:  # integers stay integers if some trials lack the parameter
         kinds = {type(trial.values[name]) for trial in study.trials if name in trial.values}
         if kinds == {int}:
             table[name] = table[name].astype("Int64")

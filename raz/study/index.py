@@ -1,10 +1,10 @@
-"""StudySnapshot, a study as reports, notebooks and listings read it, and its Parquet index.
+"""StudySnapshot, the form in which reports, notebooks and listings read a study, and its Parquet index.
 
     STORE/studies/NAME.parquet      one row per trial; the footer holds the attributes of the study
 
 Replaying a journal of 10,000 trials takes many seconds, reading the index less than one. The index is derived data: it
-names the size and modification time of its journal, and one that is missing, damaged, outdated or of another layout is
-built again. In a read-only store the journal is replayed and no index is written.
+records the size and modification time of its journal, and is built again if it is missing, damaged, outdated or of
+another layout. In a read-only store the journal is replayed and no index is written.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class StudySnapshot:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The complete trial with the best objective, the earliest of equals; None for several objectives."""
+        """The complete trial with the best objective, the first of several equals; None for several objectives."""
         if len(self.directions) != 1:
             return None
         sign = 1 if self.directions[0] == "minimize" else -1
@@ -192,7 +192,7 @@ def _write(path: Path, signature: Mapping[str, Json], study: StudySnapshot) -> N
 
 
 def _read(path: Path, signature: Mapping[str, Json]) -> StudySnapshot | None:
-    """The study in the index; None where the index is missing, damaged, or of another journal."""
+    """The study in the index; None if the index is missing, damaged, or of another journal."""
     try:
         with pq.ParquetFile(path) as file:  # read_table would import pandas
             table = file.read(use_threads=False)
@@ -265,7 +265,7 @@ def pareto_front(records: Sequence[TrialRecord], objectives: Mapping[str, str]) 
     if not done:
         return []
     losses = signs * np.array([[r.objectives[metric] for metric in objectives] for r in done])
-    order = np.lexsort(losses.T[::-1])  # a trial comes after all that dominate it
+    order = np.lexsort(losses.T[::-1])  # each trial comes after all that dominate it
     front: list[int] = []
     for i in order:
         others = losses[front]

@@ -20,7 +20,7 @@ from raz.utils.json_types import Json
 
 # Operations that are synced to disk, with all lines before them, so that they survive a power failure.
 DURABLE = (CREATE_STUDY, SET_STATE)
-LOCK_WAIT = 2.0  # seconds; `is_running` holds the lock for an instant
+LOCK_WAIT = 2.0  # seconds to wait for a lock, since `is_running` holds it for an instant
 
 
 def journal_path(store: Path, study: str) -> Path:
@@ -61,7 +61,7 @@ def registration_lock(store: Path) -> Iterator[None]:
 
 
 class NoLock(JournalFileOpenLock):
-    """Replaces Optuna's lock of a journal, which outlives a killed driver. The ledger's lock is used instead."""
+    """No lock, in place of Optuna's lock of a journal, which outlives a killed driver. The ledger has its own lock."""
 
     def __init__(self) -> None:
         return None
@@ -76,7 +76,7 @@ class NoLock(JournalFileOpenLock):
 class _DurableStateBackend(JournalFileBackend):
     """Optuna's file backend, which syncs only DURABLE operations to disk.
 
-    Each append reaches the file at once, so that a killed driver loses nothing; a power failure loses steps at most.
+    Each append reaches the file at once, so a killed driver loses nothing. A power failure loses steps at most.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,7 +118,7 @@ def read_journal(path: Path) -> bytes:
 
 
 def truncate_partial_line(path: Path) -> None:
-    """Removes an incomplete last line, which a killed driver left, so that the next one starts on its own line."""
+    """Removes an incomplete last line that a killed driver left, so that the next entry starts on its own line."""
     if not path.exists():
         return
     with path.open("rb+") as file:

@@ -93,7 +93,7 @@ class Ledger:
         enqueued = {_point(trial) for trial in trials}
         for i, point in enumerate(self.space.points[:target]):
             if i not in enqueued:
-                self.study.enqueue_trial(self._labels(point), user_attrs={"point": i})
+                self.study.enqueue_trial(self._optuna_values(point), user_attrs={"point": i})
         self.left = progress.left(target)
         return self.left
 
@@ -111,13 +111,13 @@ class Ledger:
 
     def _enqueue_again(self, trial: FrozenTrial) -> None:
         fixed = {**fixed_values(trial), **trial.params}
-        links = {"retry_of": trial.number}
+        attributes = {"retry_of": trial.number}
         if (point := _point(trial)) is not None:
-            links["point"] = point
-        self.study.enqueue_trial(fixed, user_attrs=links)
+            attributes["point"] = point
+        self.study.enqueue_trial(fixed, user_attrs=attributes)
 
-    def _labels(self, point: Mapping[str, Json]) -> dict[str, Json]:
-        """The values of a point as Optuna has them: choices by their labels."""
+    def _optuna_values(self, point: Mapping[str, Json]) -> dict[str, Json]:
+        """The values of a point as Optuna stores them: choices by their labels."""
         choices = {p.name for p in self.space.sampled_parameters if p.kind == "choice"}
         return {name: optuna_label(value) if name in choices else value for name, value in point.items()}
 
@@ -165,7 +165,7 @@ class Ledger:
         return self.report_many(number, [(step, value)], shared=shared)
 
     def report_many(self, number: int, steps: Iterable[tuple[int, float]], *, shared: bool = False) -> bool:
-        """As `report` of each step in turn, in one append: such as the curve of a stage found in the store.
+        """As `report` for each step in turn, in one append. Used for the curve of a stage found in the store.
 
         Steps after the one that prunes the trial are not recorded.
         """
@@ -185,7 +185,7 @@ class Ledger:
         return stop
 
     def tell(self, number: int, outcome: Outcome) -> TrialRecord:
-        """Records how a trial ended and returns its record; a trial that has ended already stays as it is."""
+        """Records how a trial ended and returns its record. A trial that has already ended is not changed."""
         trial = self._live.pop(number, None)
         if trial is None:
             return self.record(number)
@@ -256,12 +256,12 @@ class Ledger:
         return (record_of(self._header, trial, alive=True) for trial in self._trials())
 
     def best(self) -> TrialRecord | None:
-        """The complete trial with the best first objective, the earliest of equals; None without a complete trial."""
+        """The complete trial with the best first objective, the first of several equals; None if there is none."""
         sign = 1 if self.space.direction == "minimize" else -1
         return min(self.front(), key=lambda r: (sign * (r.value or 0.0), r.number), default=None)
 
     def front(self) -> tuple[TrialRecord, ...]:
-        """The Pareto front of the complete trials, by number; of a single objective, all trials with the best value."""
+        """The Pareto front of the complete trials, by number; for one objective, all trials with the best value."""
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not complete:
             return ()
@@ -288,7 +288,7 @@ def _point(trial: FrozenTrial) -> int | None:
 
 @contextmanager
 def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
-    """Opens the study of the space for writing, for as long as the context lasts.
+    """Opens the study of the space for writing, within the context.
 
     Raises RazError when another process holds the study, during a garbage collection, when the journal is damaged, and
     when the study was started with another search space (the message lists the differences); OSError as the file system

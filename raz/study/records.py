@@ -1,4 +1,4 @@
-"""TrialRecord, the recorded state of a trial, and functions that find and read the studies of a store.
+"""TrialRecord, the recorded state of a trial, Outcome, and functions that read the studies of a store.
 
 Readers take no lock: they may read while a driver writes.
 """

@@ -1,8 +1,8 @@
 """Which trials of a study or of a table are finished, and which ones the next run starts.
 
 Runs, dry runs and reports all use these functions, so that they agree. A trial of a study is finished when it is
-complete, pruned or failed for good: one that was lost with its process is run again, MAX_ATTEMPTS times in all. A trial
-of a table is finished when the store holds the scores that the table shows, whatever study or table made them.
+complete, pruned or failed for good: a trial that was lost with its process is run again, MAX_ATTEMPTS times in all. A
+trial of a table is finished when the store holds the scores that the table shows, whatever study or table made them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from raz.store.paths import StorePaths
 from raz.study.attributes import TrialAttributes
 from raz.study.trial_status import TrialStatus
 
-if TYPE_CHECKING:  # Optuna takes a while to import, and a study that is not there needs none
+if TYPE_CHECKING:  # Optuna imports slowly, and a study that does not exist yet needs none of it
     from optuna.trial import FrozenTrial
 
     from raz.study.records import TrialRecord
 
-MAX_ATTEMPTS = 3  # of one trial whose process or machine went away
+MAX_ATTEMPTS = 3  # of one trial whose process or machine is lost
 
 Scores = TypeVar("Scores")
 
@@ -76,7 +76,7 @@ _STATES = {  # by the name of Optuna's state
 
 @dataclass(frozen=True)
 class StudyProgress:
-    """The numbers of a study's trials by what a run does with them, without trials that another one retries."""
+    """The numbers of a study's trials by what a run does with them, without trials that another trial retries."""
 
     finished: tuple[int, ...]
     waiting: tuple[int, ...]  # in the queue
@@ -88,7 +88,7 @@ class StudyProgress:
 
 
 def superseded(trials: Iterable[TrialProgress]) -> frozenset[int]:
-    """The numbers of trials that another trial retries; the result of that one replaces theirs."""
+    """The numbers of trials that another trial retries, whose result replaces theirs."""
     return frozenset(trial.retry_of for trial in trials if trial.retry_of is not None)
 
 
@@ -169,12 +169,13 @@ def upcoming_trials(
     trials: Mapping[int, FrozenTrial] = {}
     records: Mapping[int, TrialRecord] = {}
     if StorePaths(store).journal(space.study).is_file():
-        from raz.study import records as reading
+        from raz.study.records import is_running, load_optuna_study
+        from raz.study.records import records as records_of
 
-        alive = reading.is_running(store, space.study)
-        study = reading.load_optuna_study(store, space.study)
+        alive = is_running(store, space.study)
+        study = load_optuna_study(store, space.study)
         trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
-        records = {record.number: record for record in reading.records(study, alive=alive)}
+        records = {record.number: record for record in records_of(study, alive=alive)}
     progress = study_progress(records.values(), retry=retry)
     left = progress.left(target)
     queue = [*progress.waiting, *progress.retried]
@@ -183,8 +184,8 @@ def upcoming_trials(
         return UpcomingTrials(len(progress.finished), left, tuple(configs), 0)
     points = {number: TrialAttributes.parse(trial.user_attrs).point for number, trial in trials.items()}
     recorded = set(points.values())
-    fresh = [point for point in range(min(target, len(space.points))) if point not in recorded]
-    upcoming = [*(points[number] for number in queue), *fresh]
+    unrecorded = [point for point in range(min(target, len(space.points))) if point not in recorded]
+    upcoming = [*(points[number] for number in queue), *unrecorded]
     if min(left, slots) > 1:
         begun = [bool(trials[number].intermediate_values) for number in progress.waiting]
         begun += [False] * (len(upcoming) - len(begun))
@@ -221,21 +222,21 @@ def finished_seeds(
 ) -> dict[int, Scores]:
     """The seeds for which a table's trial is finished, each with what `find` returns for the keys of its scores.
 
-    `find` takes {split: key of the score} and returns None unless the store holds each of them. A store without any
-    score is answered without opening the data set. Raises RazError when the data set cannot be opened.
+    `find` takes {split: key of the score} and returns None unless the store holds each of them. The data set is not
+    opened for a store without scores. Raises RazError when the data set cannot be opened.
     """
     if not (StorePaths(store).stages / "score").is_dir():
         return {}
     keys = score_keys(replace(config, seed=0), seeds, data_root=data_root, splits=splits)
-    found = {seed: find(keys[seed]) for seed in seeds}
-    return {seed: scores for seed, scores in found.items() if scores is not None}
+    scores_of = {seed: find(keys[seed]) for seed in seeds}
+    return {seed: scores for seed, scores in scores_of.items() if scores is not None}
 
 
 def finished_table_trials(
     trials: Sequence[TableTrial], store: Path, *, data_root: Path | None, splits: tuple[str, ...]
 ) -> frozenset[int]:
-    """The indices of the trials of a table whose scores of these splits the store holds, whole. Raises RazError when
-    a data set cannot be opened."""
+    """The indices of those trials of a table whose scores of all these splits are in the store, undamaged. Raises
+    RazError when a data set cannot be opened."""
     cache = StageCache(store)
 
     def find(keys: Mapping[str, str]) -> bool | None:

@@ -94,12 +94,12 @@ class GridSnappingSampler(SamplerWrapper):
 
 
 class _Candidate:
-    """Proposed values of a trial: `together` were sampled jointly, every other one is sampled when it is first read."""
+    """Proposed values of a trial. `joint` were sampled jointly, the others are sampled when they are first read."""
 
     def __init__(
-        self, sampler: optuna.samplers.BaseSampler, study: optuna.Study, trial: FrozenTrial, together: dict[str, Json]
+        self, sampler: optuna.samplers.BaseSampler, study: optuna.Study, trial: FrozenTrial, joint: dict[str, Json]
     ) -> None:
-        self.together, self.drawn = together, dict(together)
+        self.joint, self.drawn = joint, dict(joint)
         self._sample = partial(sampler.sample_independent, study, trial)
 
     def _value(self, name: str, domain: BaseDistribution) -> Json:
@@ -133,7 +133,7 @@ def _single_value(domain: BaseDistribution) -> Json:
 class CostAwareSampler(SamplerWrapper):
     """Samples several candidates for each trial and takes the one that adds the least work (`WorkTracker`).
 
-    Stages of complete and running trials count as already paid for; those of pruned and failed trials do not.
+    Stages of complete and running trials add no work; those of pruned and failed trials do.
     """
 
     def __init__(self, inner: optuna.samplers.BaseSampler, space: SearchSpace) -> None:
@@ -147,18 +147,18 @@ class CostAwareSampler(SamplerWrapper):
         tracker = self._work_tracker(study, trial)
         candidates = []
         for _ in range(self.space.proposals):
-            together = self.inner.sample_relative(study, trial, search_space)
-            candidates.append(_Candidate(self.inner, study, trial, together))
+            joint = self.inner.sample_relative(study, trial, search_space)
+            candidates.append(_Candidate(self.inner, study, trial, joint))
         taken = candidates[tracker.cheapest_candidate([self.space.suggest(candidate) for candidate in candidates])]
         self._drawn = taken.drawn
-        return taken.together
+        return taken.joint
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Json:
         if param_name in self._drawn:
             return self._drawn[param_name]
-        # the rest of an enqueued trial (a retry, or one that a person enqueued), whose other values are fixed
+        # a free value of an enqueued trial (a retry, or enqueued by hand) whose other values are fixed
         value: Json = self.inner.sample_independent(study, trial, param_name, param_distribution)
         return value
 

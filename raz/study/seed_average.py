@@ -21,15 +21,15 @@ def run_over_seeds(
 ) -> Outcome:
     """Runs a configuration (dotted name -> value) once per seed, in order, and returns the outcome of the whole.
 
-    Steps of the i-th seed follow those of the seed before (`seed_of_step` is the inverse), so that a pruner sees one
-    curve per seed. `metrics` are means over the seeds, `seeds` has those of each. The first seed that is pruned or
+    The steps of a seed follow those of the seed before (`seed_of_step` is the inverse), so that a pruner sees one curve
+    per seed. `metrics` are means over the seeds, `seeds` has the metrics of each. The first seed that is pruned or
     fails ends the trial; the message of a failure names it.
     """
-    span = total_steps(config) + 1
+    steps_per_seed = total_steps(config) + 1
     outcomes: list[Outcome] = []
     for i, seed in enumerate(seeds):
 
-        def report(step: int, value: float, offset: int = i * span) -> bool:
+        def report(step: int, value: float, offset: int = i * steps_per_seed) -> bool:
             return progress is not None and progress(offset + step, value)
 
         outcome = run({**config, "seed": seed}, report)
@@ -42,18 +42,23 @@ def run_over_seeds(
 
 
 def _mean_outcome(seeds: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
-    each = {str(seed): dict(outcome.metrics or {}) for seed, outcome in zip(seeds, outcomes, strict=False)}
+    by_seed = {str(seed): dict(outcome.metrics or {}) for seed, outcome in zip(seeds, outcomes, strict=False)}
     complete = [outcome.metrics or {} for outcome in outcomes if outcome.state == TrialStatus.COMPLETE]
-    names = [name for name in complete[0] if all(name in metrics for metrics in complete)] if complete else []
     return Outcome(
         TrialStatus.COMPLETE,
         seconds=sum(outcome.seconds for outcome in outcomes),
-        metrics={name: sum(metrics[name] for metrics in complete) / len(complete) for name in names},
+        metrics=mean_metrics(complete),
         stages=tuple(stage for outcome in outcomes for stage in outcome.stages),
         device=outcomes[-1].device,
         data=outcomes[-1].data,
-        seeds=each,
+        seeds=by_seed,
     )
+
+
+def mean_metrics(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric that all runs have; {} without runs."""
+    names = [name for name in runs[0] if all(name in metrics for metrics in runs)] if runs else []
+    return {name: sum(float(metrics[name]) for metrics in runs) / len(runs) for name in names}
 
 
 def seed_of_step(config: Mapping[str, Json], step: int) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 The curve of a trial runs through the stages it trains, and the validation value of each stage is another quantity.
 Optuna's pruners look at a whole curve (the median pruner at its best value so far) and would compare one stage's error
-with another's. So each lane (one stage, of one seed, measured in one way) is an Optuna study in this process, with its
-own Optuna pruner. Trials of a lane have the numbers of the real trials, steps are the stage's epochs from 0, the
-direction is always minimize, and a trial is COMPLETE there once it has left the stage.
+with another's. So each lane (one stage of one seed, with one `comparability_key`) is an Optuna study in this process,
+with its own Optuna pruner. In a lane, steps are the stage's epochs from 0, the direction is always minimize, and a
+trial is COMPLETE once it has left the stage.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ class StageStudy:
 
     study: optuna.Study
     ids: dict[int, int] = field(default_factory=dict)  # number in the real study -> storage id here
-    running: dict[int, optuna.Trial] = field(
-        default_factory=dict
-    )  # an optuna.Trial is large: only running ones are kept
+    # number in the real study -> its trial here; only of running ones, since an optuna.Trial is large
+    running: dict[int, optuna.Trial] = field(default_factory=dict)
 
 
 LaneEpoch = tuple[str, int]  # name of the lane, epoch from 0
 
 
 class StagePruner:
-    """Decides which trials of a study to prune. It must hear of every step and every end; it keeps nothing on disk."""
+    """Decides which trials of a study to prune. Every step and every end of a trial must be reported to it. It keeps no
+    state on disk."""
 
     def __init__(self, space: SearchSpace) -> None:
         self.space, self.pruning = space, space.pruning
         self._make = pruner_factory(space)
-        # TPE reads Hyperband from the study itself, to learn only from trials of the same bracket.
+        # TPE looks for Hyperband in the study itself, to learn only from trials of the same bracket.
         self.on_study = self._make() if self.pruning.name == "hyperband" else optuna.pruners.NopPruner()
         self._lanes: dict[str, StageStudy] = {}
         self._configs: dict[int, Mapping[str, Json]] = {}  # number -> parameters
@@ -87,7 +87,7 @@ class StagePruner:
             return ask and bool(trial.should_prune())
 
     def pause(self, number: int) -> None:
-        """A trial stops and waits to be started again. Its steps stay."""
+        """A trial stops and is queued again. Its steps are kept."""
         self._configs.pop(number, None)
         self._measures.pop(number, None)
 
@@ -122,7 +122,7 @@ class StagePruner:
     # ------------------------------------------------------------------ lanes
 
     def _lane_epoch(self, number: int, step: int) -> LaneEpoch | None:
-        """The lane and epoch of a step; None for a stage that is not pruned in."""
+        """The lane and epoch of a step; None if nothing is pruned in its stage."""
         config = self._configs[number]
         seed, step = seed_of_step(config, step)
         stage, epoch = stage_of_step(config, step)
@@ -144,7 +144,7 @@ class StagePruner:
         return self._lanes[name]
 
     def _trial(self, lane: StageStudy, number: int) -> optuna.Trial:
-        """The trial in the lane. Hyperband assigns brackets by number, so its lanes number trials as the study does."""
+        """The trial in the lane. Hyperband assigns brackets by number, so in its lanes trials keep their numbers."""
         if uses_hyperband(self.pruning):
             while len(lane.ids) <= number:
                 lane.ids[len(lane.ids)] = trial_id(lane.study.ask())
@@ -178,8 +178,8 @@ ARGUMENTS = {  # name in YAML files -> name in Optuna
 
 
 def pruner_factory(space: SearchSpace) -> Callable[[], optuna.pruners.BasePruner]:
-    """A function that makes the pruner of a lane. All lanes share one Hyperband, so that a trial is in the same bracket
-    in each."""
+    """A function that makes the pruner of a lane. With Hyperband all lanes share one, so that a trial is in the same
+    bracket in each."""
     epochs = dict(flat(space.base))
     longest = max((as_int(epochs[STAGES[stage].epochs]) for stage in space.pruning.stages), default=1)
     if uses_hyperband(space.pruning):
@@ -189,7 +189,7 @@ def pruner_factory(space: SearchSpace) -> Callable[[], optuna.pruners.BasePruner
 
 
 def make_pruner(pruning: Pruning, longest: int) -> optuna.pruners.BasePruner:
-    """The pruner named in raz.spec.pruner_yaml.OPTIONS. `longest`: epoch cap of its longest stage."""
+    """The pruner named in raz.spec.pruner_yaml.OPTIONS. `longest`: epoch cap of the longest stage it prunes in."""
     options: dict[str, Any] = {  # each of the type that its pruner takes
         ARGUMENTS.get(name, name): value for name, value in pruning.options.items()
     }

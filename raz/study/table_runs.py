@@ -41,7 +41,7 @@ class TableRun:
 
 
 def read_table_run(path: Path) -> TableRun:
-    """The note in the file, without configurations that have names which this version does not have.
+    """The note in the file, without configurations that this version cannot read.
 
     Raises RazError where the note is damaged.
     """

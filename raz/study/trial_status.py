@@ -1,4 +1,4 @@
-"""Where a trial of a study stands. Optuna is not imported here: it takes a while."""
+"""States of a trial. Optuna is not imported here, since that is slow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class TrialStatus(StrEnum):
-    """Where a trial stands, spelled as reports and JSON documents have it."""
+    """State of a trial, as spelled in reports and JSON documents."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
