@@ -19,6 +19,7 @@ from pathlib import Path
 from raz.engine.interrupt import RunInterrupted
 from raz.engine.ray_internals import LOCAL_ONLY, QUIET, start_local
 from raz.errors import RazError
+from raz.utils.formatting import first_line
 
 COORDINATOR = "coordinator"
 # Custom resources of the head of an autoscaling cluster: the CPUs and GPUs that its workers may have in total.
@@ -67,9 +68,8 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray's classes differ by cause: no process listens, the token, the version
-        message = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         hint = "`ray status` on that machine; run it on a node of the cluster, with its ~/.ray/auth_token"
-        raise RazError("--address", f"no Ray at {address} that takes this process: {message}", hint) from None
+        raise RazError("--address", f"no Ray at {address} that takes this process: {first_line(error)}", hint) from None
     try:
         yield
     finally:

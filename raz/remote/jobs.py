@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from raz.engine.ray_internals import STOP, ray_command
 from raz.engine.ray_session import prepare_client
 from raz.errors import RazError
+from raz.utils.formatting import first_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -120,13 +121,12 @@ def _translate_errors(url: str, job: str = "") -> Iterator[None]:
         yield
     except (RuntimeError, ConnectionError, AuthenticationError, requests.exceptions.RequestException) as error:
         text = str(error)
-        first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:200]
         if job and ("404" in text or "does not exist" in text):
             raise RazError(f"job {job}", "the cluster has no such job", "raz-sweep job list") from None
         hint = "is the cluster up, with its dashboard? run `raz-sweep cluster check`, then `ray up`"
         if "token" in text.lower() or "401" in text or "403" in text:
             hint = "the cluster asks for its token: ~/.ray/auth_token, the file that its nodes were given"
-        raise RazError(url, f"Ray's job server refused the request: {first_line}", hint) from None
+        raise RazError(url, f"Ray's job server refused the request: {first_line(error)[:200]}", hint) from None
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from io import StringIO
 from typing import Any, Protocol
 from unittest import mock
 
-from raz.engine.ray_internals import bootstrapped, cluster_schema, prepared, validate
+from raz.engine.ray_internals import ClusterConfig, bootstrapped, cluster_schema, prepared, validate
 from raz.errors import RazError
+from raz.utils.formatting import first_line
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, YamlPath
 
-ClusterConfig = dict[str, Any]  # as Ray's own functions take and return it
 BOOT = ("provider",)  # Ray's bootstrap reports no line, so its errors are shown here
 
 
@@ -166,5 +166,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _first(error: BaseException) -> str:
-    text = getattr(error, "message", None) or str(error)
-    return next((line.strip() for line in str(text).splitlines() if line.strip()), type(error).__name__)[:300]
+    """The first line of an error of Ray's launcher or of botocore, whose text may be in `message`."""
+    return first_line(error, str(getattr(error, "message", None) or error))[:300]

@@ -29,7 +29,15 @@ from raz.spec.search_space import STUDY_NAME
 from raz.study.attributes import StudyAttributes, objectives_in, parse_stage_use
 from raz.study.journal import journal_path
 from raz.study.optuna_internals import fixed_values
-from raz.study.records import TrialRecord, base_in, is_running, load_optuna_study, records, with_later_fields
+from raz.study.records import (
+    TrialRecord,
+    base_in,
+    config_changes,
+    is_running,
+    load_optuna_study,
+    records,
+    with_later_fields,
+)
 from raz.study.remaining import superseded
 from raz.study.trial_status import TrialStatus
 from raz.utils.atomic import atomic_write
@@ -242,9 +250,8 @@ def _parsed(texts: Sequence[str]) -> list[Any]:
 
 
 def _difference(base: Mapping[str, Json], config: Mapping[str, Json]) -> dict[str, Json]:
-    """The changes from `base` to `config`, which `_apply` undoes."""
-    changed = {name: value for name, value in config.items() if name not in base or base[name] != value}
-    missing: list[Json] = [name for name in base if name not in config]
+    """The changes from `base` to `config`, in the form that `_apply` takes."""
+    changed, missing = config_changes(base, config)
     return {"set": changed, "without": missing} if missing else {"set": changed}
 
 

@@ -39,6 +39,20 @@ def lock_path(journal: Path) -> str:
 
 
 @contextmanager
+def hold_lock(path: Path | str, wait: float, refusal: RazError) -> Iterator[None]:
+    """Holds a file lock. Raises `refusal` if it is not free within `wait` seconds."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=wait)
+    except filelock.Timeout:
+        raise refusal from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def registration_lock(store: Path) -> Iterator[None]:
     """Store-wide registration lock. Drivers take it briefly on start, garbage collection for its whole run, so that no
     driver starts unseen.
@@ -47,17 +61,11 @@ def registration_lock(store: Path) -> Iterator[None]:
     """
     path = StorePaths(store).registration_lock
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path, timeout=LOCK_WAIT)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise RazError(
-            f"store {store}", "garbage collection is running (raz-sweep store gc)", "wait until it has ended"
-        ) from None
-    try:
+    refusal = RazError(
+        f"store {store}", "garbage collection is running (raz-sweep store gc)", "wait until it has ended"
+    )
+    with hold_lock(path, LOCK_WAIT, refusal):
         yield
-    finally:
-        lock.release()
 
 
 class NoLock(JournalFileOpenLock):

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -26,6 +25,7 @@ from raz.study.attributes import TrialAttributes
 from raz.study.journal import (
     LOCK_WAIT,
     Journal,
+    hold_lock,
     journal_path,
     lock_path,
     open_journal,
@@ -37,6 +37,7 @@ from raz.study.records import (
     Outcome,
     StudyHeader,
     TrialRecord,
+    config_changes,
     reconstruct_config,
     record_of,
     records,
@@ -140,10 +141,9 @@ class Ledger:
                 self._journal.write(trial_id(trial), attributes)
                 self.tell(trial.number, Outcome(TrialStatus.FAILED, reason=FailureReason.INVALID, message=str(error)))
                 continue
-            base = completed(self._header.base)
-            attributes["changed"] = {n: v for n, v in config.items() if n not in base or base[n] != v}
-            if without := [name for name in base if name not in config]:
-                attributes["without"] = [*without]
+            attributes["changed"], without = config_changes(completed(self._header.base), config)
+            if without:
+                attributes["without"] = without
             self._journal.write(trial_id(trial), attributes)
             self._pruner.begin(trial.number, config)
             return NewTrial(trial.number, values, config)
@@ -296,21 +296,14 @@ def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
     """
     path = journal_path(store, space.study)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(lock_path(path), timeout=LOCK_WAIT)
-    try:
+    refusal = RazError(f"study {space.study}", "another process is running this study", "wait for it, or stop it")
+    with ExitStack() as locks:
         with registration_lock(store):
-            lock.acquire()
-    except filelock.Timeout:
-        raise RazError(
-            f"study {space.study}", "another process is running this study", "wait for it, or stop it"
-        ) from None
-    try:
+            locks.enter_context(hold_lock(lock_path(path), LOCK_WAIT, refusal))
         truncate_partial_line(path)
         journal, pruner = open_journal(path), StagePruner(space)
         study = _open(journal, space, pruner)
         yield Ledger(space, study, journal, path, pruner)
-    finally:
-        lock.release()
 
 
 def _open(journal: Journal, space: SearchSpace, pruner: StagePruner) -> optuna.Study:

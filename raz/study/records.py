@@ -13,15 +13,15 @@ from pathlib import Path
 
 import filelock
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from raz.config import completed
 from raz.errors import FailureReason, RazError
 from raz.pipeline.events import StageUse
 from raz.store.inventory import check_store
 from raz.study.attributes import StudyAttributes, TrialAttributes, objectives_in
-from raz.study.journal import journal_path, lock_path, open_journal, study_names
-from raz.study.trial_status import TrialStatus
+from raz.study.journal import hold_lock, journal_path, lock_path, open_journal, study_names
+from raz.study.trial_status import STATUS_OF_STATE, TrialStatus
 from raz.utils.json_types import Json
 from raz.utils.suggestions import did_you_mean
 
@@ -121,15 +121,10 @@ def locked_study(store: Path, name: str, hint: str) -> Iterator[None]:
 
     Raises RazError with `hint` when a driver runs.
     """
-    lock = filelock.FileLock(lock_path(journal_path(store, name)))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise RazError(f"study {name}", "is running in this store", hint) from None
-    try:
+    with hold_lock(
+        lock_path(journal_path(store, name)), 0, RazError(f"study {name}", "is running in this store", hint)
+    ):
         yield
-    finally:
-        lock.release()
 
 
 def records(study: optuna.Study, *, alive: bool = True) -> tuple[TrialRecord, ...]:
@@ -165,19 +160,10 @@ def with_later_fields(meaning: Mapping[str, Json]) -> dict[str, Json]:
     return {**meaning, **{f"base.{name}": value for name, value in completed(base).items()}} if base else {**meaning}
 
 
-STATES = {
-    TrialState.COMPLETE: TrialStatus.COMPLETE,
-    TrialState.PRUNED: TrialStatus.PRUNED,
-    TrialState.FAIL: TrialStatus.FAILED,
-    TrialState.RUNNING: TrialStatus.RUNNING,
-    TrialState.WAITING: TrialStatus.WAITING,
-}
-
-
 def record_of(header: StudyHeader, trial: FrozenTrial, alive: bool) -> TrialRecord:
     """The record of a trial. Unless `alive` (a driver runs), a running trial is LOST."""
     attributes = TrialAttributes.parse(trial.user_attrs)
-    state = STATES[trial.state]
+    state = STATUS_OF_STATE[trial.state.name]
     if state == TrialStatus.RUNNING and not alive:
         state = TrialStatus.LOST
     complete = state == TrialStatus.COMPLETE
@@ -204,6 +190,12 @@ def record_of(header: StudyHeader, trial: FrozenTrial, alive: bool) -> TrialReco
         device=attributes.device,
         data=attributes.data,
     )
+
+
+def config_changes(base: Mapping[str, Json], config: Mapping[str, Json]) -> tuple[dict[str, Json], list[Json]]:
+    """The values of `config` that differ from the base, and the names of the base that it does not have."""
+    changed = {name: value for name, value in config.items() if name not in base or base[name] != value}
+    return changed, [name for name in base if name not in config]
 
 
 def reconstruct_config(base: Mapping[str, Json], attributes: TrialAttributes) -> dict[str, Json]:

@@ -21,7 +21,7 @@ from raz.spec.search_space import SEARCH_SPLITS, SearchSpace
 from raz.store.cache import StageCache
 from raz.store.paths import StorePaths
 from raz.study.attributes import TrialAttributes
-from raz.study.trial_status import TrialStatus
+from raz.study.trial_status import STATUS_OF_STATE, TrialStatus
 
 if TYPE_CHECKING:  # Optuna imports slowly, and a study that does not exist yet needs none of it
     from optuna.trial import FrozenTrial
@@ -62,16 +62,9 @@ class RecordedTrial:
     def of(trial: FrozenTrial) -> RecordedTrial:
         """Of a trial in a study that no other process writes, so that a RUNNING trial has lost its process."""
         attributes = TrialAttributes.parse(trial.user_attrs)
-        state = _STATES.get(trial.state.name, TrialStatus.LOST)
+        status = STATUS_OF_STATE[trial.state.name]
+        state = TrialStatus.LOST if status == TrialStatus.RUNNING else status
         return RecordedTrial(trial.number, state, attributes.reason or "", attributes.retry_of)
-
-
-_STATES = {  # by the name of Optuna's state
-    "COMPLETE": TrialStatus.COMPLETE,
-    "PRUNED": TrialStatus.PRUNED,
-    "FAIL": TrialStatus.FAILED,
-    "WAITING": TrialStatus.WAITING,
-}
 
 
 @dataclass(frozen=True)

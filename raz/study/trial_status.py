@@ -14,3 +14,12 @@ class TrialStatus(StrEnum):
     RUNNING = "running"
     WAITING = "waiting"  # queued in the study
     LOST = "lost"  # recorded as running, but its driver is gone
+
+
+STATUS_OF_STATE = {  # by the name of Optuna's TrialState
+    "COMPLETE": TrialStatus.COMPLETE,
+    "PRUNED": TrialStatus.PRUNED,
+    "FAIL": TrialStatus.FAILED,
+    "RUNNING": TrialStatus.RUNNING,
+    "WAITING": TrialStatus.WAITING,
+}

@@ -46,6 +46,12 @@ def size(n: int) -> str:
     return f"{value:.1f} {units[-1]}"
 
 
+def first_line(error: BaseException, text: str | None = None) -> str:
+    """The first line of an exception's text (or of `text`) that is not blank, else the name of its class."""
+    lines = (line.strip() for line in (str(error) if text is None else text).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
 def number(value: Json) -> str:
     """A float with four significant digits, `-` for None, a text as it is, other values as JSON."""
     if value is None:
