@@ -104,7 +104,7 @@ PLANTED = [
     ("gpu", "RAY_AUTH_MODE=token ", "", "setup_commands:", "RAY_AUTH_MODE"),
     ("gpu", "$RAY_HEAD_IP:6379", "$RAY_HEAD_IP:6380", "$RAY_HEAD_IP:6380", "join port 6380"),
     ("gpu", "      IamInstanceProfile: {Name: raz-head}\n", "", "head:+2", "may do everything"),
-    ("gpu", "raz: raz\n", "raz: rax\n", "raz: rax", "is not there"),
+    ("gpu", "raz: raz\n", "raz: rax\n", "raz: rax", "does not exist"),
     ("gpu", "export RAY_AUTH_MODE", "export AWS_SECRET_ACCESS_KEY=abc RAY_AUTH_MODE", "AWS_SECRET", "secret"),
     ("gpu", "idle_timeout_minutes: 10", "idle_timeout_minutes: soon", "idle_timeout_minutes: soon", "soon"),
     ("gpu", "worker_start_ray_commands:\n  - ray stop\n", "worker_start_ray_commands:\n", "worker_start_ray_commands:",

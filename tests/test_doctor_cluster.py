@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raz.remote.cluster_doctor import NodeFacts, clock, images, shared
+from raz.remote.cluster_doctor import NodeFacts, check_clock, check_images, check_same_store
 from tests.heads import Head, head, raz
 from tests.test_studies import call
 
@@ -26,7 +26,7 @@ from tests.test_studies import call
     ],
 )
 def test_a_clock_is_wrong_only_when_no_delay_explains_it(began: float, ended: float, status: str, off: str) -> None:
-    found = clock(NodeFacts((), {}, began, ended), asked=100.0, heard=110.0)
+    found = check_clock(NodeFacts((), {}, began, ended), sent=100.0, received=110.0)
     assert found.status == status
     assert off in found.found
 
@@ -35,11 +35,11 @@ def test_another_folder_is_no_shared_store(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / ".raz-doctor-x").touch()
-    assert shared(tmp_path / "a", ".raz-doctor-x").status == "ok"
-    assert shared(tmp_path / "b", ".raz-doctor-x").status == "fail"
-    assert images(tmp_path).status == "ok"
-    assert images(tmp_path / "b").status == "fail"
-    assert images(tmp_path / "none").status == "fail"
+    assert check_same_store(tmp_path / "a", ".raz-doctor-x").status == "ok"
+    assert check_same_store(tmp_path / "b", ".raz-doctor-x").status == "fail"
+    assert check_images(tmp_path).status == "ok"
+    assert check_images(tmp_path / "b").status == "fail"
+    assert check_images(tmp_path / "none").status == "fail"
 
 
 def test_no_ray_is_told() -> None:

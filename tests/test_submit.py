@@ -66,7 +66,7 @@ def test_no_way_to_a_head_that_is_not_there(tmp_path: Path) -> None:
     file.write_text("cluster_name: none\nprovider: {type: nonsense}\n")
     code, out = say("job", "list", "--cluster", str(file))
     assert code == 2
-    assert "no way to the cluster's head" in out
+    assert "cannot reach the cluster's head" in out
 
 
 # ------------------------------------------------------------------ a real head

@@ -1,1 +1,1 @@
-"""Clusters: what their files say, and what is sent to them and fetched from them."""
+"""Clusters: checks of cluster files and nodes, submission of jobs, transfer of results."""

@@ -1,4 +1,4 @@
-"""Check every node of a running Ray cluster: devices, versions, clock, the same store, the same images."""
+"""Check every node of a running Ray cluster: devices, versions, clock, access to the store and to the images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raz.utils.provenance import environment_versions
 
 CLOCK_WARN_SECONDS = 2.0  # only S3's request signatures depend on clocks that agree
 CLOCK_FAIL_SECONDS = 300.0  # S3 refuses a request whose clock is off by 900 s
-MARK = ".raz-doctor-"
+MARKER_PREFIX = ".raz-doctor-"
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ def examine_cluster(store: Path, data_root: Path | None) -> list[NodeReport]:
     Meanwhile a marker file lies in the store: a node that does not see it has another store. `store` must be an
     absolute path or the mirror folder of a bucket.
     """
-    with _marked(store) as mark:
-        nodes = run_on_each_node(examine_here, str(store), str(data_root) if data_root else "", mark)
+    with _marker_file(store) as mark:
+        nodes = run_on_each_node(examine_node, str(store), str(data_root) if data_root else "", mark)
     return [NodeReport(node.host, node.address, tuple(_checks(node))) for node in nodes]
 
 
 @contextmanager
-def _marked(store: Path) -> Iterator[str]:
-    mark, bucket = f"{MARK}{uuid.uuid4().hex}", bucket_for(store)
+def _marker_file(store: Path) -> Iterator[str]:
+    mark, bucket = f"{MARKER_PREFIX}{uuid.uuid4().hex}", bucket_for(store)
     if bucket is not None:
         bucket.write(mark, b"")
     else:
@@ -68,7 +68,7 @@ class NodeFacts:
     ended: float
 
 
-def examine_here(store: str, data_root: str, mark: str) -> NodeFacts:
+def examine_node(store: str, data_root: str, mark: str) -> NodeFacts:
     """Run the checks on the node that calls this. `mark` is the marker file's name in the store; an empty `data_root`
     is not checked."""
     began = time.time()
@@ -78,10 +78,10 @@ def examine_here(store: str, data_root: str, mark: str) -> NodeFacts:
         machine_checks.check_memory(),
         machine_checks.check_shared_memory(),
         *machine_checks.check_disk(Path(store)),
-        shared(Path(store), mark),
+        check_same_store(Path(store), mark),
     ]
     if data_root:
-        checks.append(images(Path(data_root)))
+        checks.append(check_images(Path(data_root)))
     return NodeFacts(tuple(checks), _package_versions(), began, time.time())
 
 
@@ -89,7 +89,7 @@ def _package_versions() -> dict[str, str]:
     return {name: version for name, version in environment_versions().items() if name != "commit"}
 
 
-def shared(store: Path, mark: str) -> Check:
+def check_same_store(store: Path, mark: str) -> Check:
     """Whether this node sees the marker file in the store, and, in a bucket, may write there."""
     bucket = bucket_for(store)
     try:
@@ -104,11 +104,11 @@ def shared(store: Path, mark: str) -> Check:
     where = bucket.url if bucket is not None else str(store)
     if not visible:
         hint = "mount the same folder at the same path on every node, or use --store s3://…"
-        return Check("same store", "fail", f"{where} is another folder here than on the machine that asks", hint)
-    return Check("same store", "ok", f"{where} is the one of the machine that asks")
+        return Check("same store", "fail", f"{where} is not the folder that the checking machine has there", hint)
+    return Check("same store", "ok", f"{where} is the same as on the checking machine")
 
 
-def images(root: Path) -> Check:
+def check_images(root: Path) -> Check:
     """Whether the data root exists and holds anything. A bucket is only listed, not mirrored."""
     bucket = bucket_for(root)
     try:
@@ -126,34 +126,39 @@ def _checks(node: NodeAnswer[NodeFacts]) -> Iterator[Check]:
         return
     yield Check("ray", "ok", f"offers {offered or 'no CPU and no GPU: it trains nothing'}")
     yield from node.answer.checks
-    yield _versions(node.answer.versions)
-    yield clock(node.answer, node.asked, node.heard)
+    yield _check_versions(node.answer.versions)
+    yield check_clock(node.answer, node.sent, node.received)
 
 
-def _versions(theirs: dict[str, str]) -> Check:
-    mine = _package_versions()
-    other = [f"{name} {theirs.get(name)} (here {mine[name]})" for name in mine if theirs.get(name) != mine[name]]
+def _check_versions(installed: dict[str, str]) -> Check:
+    expected = _package_versions()
+    other = [
+        f"{name} {installed.get(name)} (here {expected[name]})"
+        for name in expected
+        if installed.get(name) != expected[name]
+    ]
     if other:
         return Check("versions", "fail", ", ".join(other), "install the same on every node: `ray up` again")
     return Check("versions", "ok", "as on this machine")
 
 
-def clock(node: NodeFacts, asked: float, heard: float) -> Check:
-    """Whether the node's clock agrees with this machine's, by which it was asked and heard (seconds since the epoch).
+def check_clock(node: NodeFacts, sent: float, received: float) -> Check:
+    """Whether the node's clock agrees with this machine's. `sent` and `received` are the times, by this machine's clock
+    in seconds since the epoch, of the request to the node and of its answer.
 
-    The node worked between the two, so its clock is ahead by at least `ended - heard` and at most `began - asked` s.
+    The node worked in between, so its clock is ahead by at least `ended - received` and at most `began - sent` s.
     """
-    least, most = node.ended - heard, node.began - asked
+    least, most = node.ended - received, node.began - sent
     off = max(least, -most, 0.0)
     if off <= CLOCK_WARN_SECONDS:
-        return Check("clock", "ok", f"agrees, to what can be told ({least:+.1f} to {most:+.1f} s)")
+        return Check("clock", "ok", f"agrees within the precision of the check ({least:+.1f} to {most:+.1f} s)")
     status: Status = "fail" if off > CLOCK_FAIL_SECONDS else "warn"
-    way = "ahead of" if least > 0 else "behind"
-    return Check("clock", status, f"at least {off:.0f} s {way} this machine's", "start an NTP client on the node")
+    direction = "ahead of" if least > 0 else "behind"
+    return Check("clock", status, f"at least {off:.0f} s {direction} this machine's", "start an NTP client on the node")
 
 
 def cluster_lines(reports: Sequence[NodeReport]) -> list[str]:
-    """The reports as text, a line a check."""
+    """The reports as text, one line per check."""
     lines = []
     for node in reports:
         checks = CheckReport(node.checks).to_text().splitlines()

@@ -20,9 +20,9 @@ from typing import Any
 
 from raz.errors import RazError, flatten_errors, raise_all
 from raz.utils.suggestions import did_you_mean
-from raz.utils.yamlfile import Document, Problems, parse
+from raz.utils.yamlfile import Document, Problems, YamlPath, parse
 
-Section = dict[str, Any]  # a part of the file, of the shape that Ray's schema was found to hold
+Section = dict[str, Any]  # a part of the file, valid by Ray's schema
 PLACEHOLDER = "FILL_IN"
 LISTS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
@@ -75,9 +75,9 @@ def check_file(path: Path, name: str = "") -> ClusterFileReport:
         problems.raise_if_any()
     from raz.remote.ray_validation import ray_validation_errors, schema_errors
 
-    misshapen = list(schema_errors(document))
-    problems.faults += misshapen
-    if not misshapen:
+    violations = list(schema_errors(document))
+    problems.faults += violations
+    if not violations:
         _rules(document, problems, str(kind))
         notes: list[str] = []
         if not problems.faults:  # Ray's own code stops at the first fault, and without a line
@@ -85,8 +85,8 @@ def check_file(path: Path, name: str = "") -> ClusterFileReport:
         if kind == "aws":
             from raz.remote.ray_validation import aws_errors
 
-            found, notes = aws_errors(document, boot=not problems.faults)
-            problems.faults += found
+            errors, notes = aws_errors(document, bootstrap=not problems.faults)
+            problems.faults += errors
     problems.raise_if_any()
     if kind == "gcp":
         notes = ["the node types were not checked against Google Cloud: there is no mock of it"]
@@ -120,13 +120,13 @@ def _rules(document: Document, problems: Problems, kind: str) -> None:
     _start(document, problems)
     _mounts(document, problems)
     for key in LISTS:
-        for place, command in _commands(document, key):
+        for path, command in _commands(document, key):
             if _SECRET.search(command):
-                problems.add(place, "a secret stands in the file", "file_mounts, or the machine's own role")
+                problems.add(path, "the file contains a secret", "file_mounts, or the machine's own role")
             stderr = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False).stderr
             if stderr:
                 what = stderr.splitlines()[0].rpartition("line ")[2].partition(": ")[2]
-                problems.add(place, f"no shell command: {what}", "in YAML a # after a space begins a comment: quote it")
+                problems.add(path, f"no shell command: {what}", "in YAML a # after a space begins a comment: quote it")
     if kind == "local":
         _hosts(data["provider"], problems)
     else:
@@ -134,18 +134,19 @@ def _rules(document: Document, problems: Problems, kind: str) -> None:
 
 
 def _versions(document: Document, problems: Problems) -> None:
-    here, python = metadata.version("ray"), f"{sys.version_info.major}.{sys.version_info.minor}"
+    installed, python = metadata.version("ray"), f"{sys.version_info.major}.{sys.version_info.minor}"
+    requirement = f"ray[default,tune]=={installed}"
     pins = 0
-    for place, command in _commands(document, "setup_commands"):
+    for path, command in _commands(document, "setup_commands"):
         for pin in _PIN.findall(command):
             pins += 1
-            if pin != here:
-                problems.add(place, f"Ray {pin} on the nodes, {here} on this machine", f"ray[default,tune]=={here}")
+            if pin != installed:
+                problems.add(path, f"Ray {pin} on the nodes, {installed} on this machine", requirement)
         for version in set(_PYTHON.findall(command)):
             if version != python:
-                problems.add(place, f"Python {version} on the nodes, {python} on this machine", f"python{python}")
+                problems.add(path, f"Python {version} on the nodes, {python} on this machine", f"python{python}")
     if not pins:
-        problems.add(("setup_commands",), "no command pins Ray's version", f"pip install 'ray[default,tune]=={here}'")
+        problems.add(("setup_commands",), "no command pins Ray's version", f"pip install '{requirement}'")
     if not any("RAY_AUTH_MODE=token" in command for key in LISTS for _, command in _commands(document, key)):
         problems.add(("setup_commands",), "nothing sets RAY_AUTH_MODE=token: anyone who reaches a port can run code",
                    "export RAY_AUTH_MODE=token in ~/.bashrc")  # fmt: skip
@@ -155,24 +156,24 @@ def _start(document: Document, problems: Problems) -> None:
     ports = []
     for key, head in (("head_start_ray_commands", True), ("worker_start_ray_commands", False)):
         commands = list(_commands(document, key))
-        starts = [(place, command) for place, command in commands if "ray start" in command]
+        starts = [(path, command) for path, command in commands if "ray start" in command]
         if key in document.data and not starts:
             problems.add((key,), f"{key} has no `ray start`")
         if starts and not any("ray stop" in command for _, command in commands):
             problems.add((key,), "`ray stop` is missing before `ray start`: a second `ray up` would fail", "- ray stop")
-        for place, command in starts:
+        for path, command in starts:
             for host in re.findall(r"--dashboard-host[= ](\S+)", command):
                 if host not in ("127.0.0.1", "localhost"):
-                    problems.add(place, f"the dashboard listens on {host}", "--dashboard-host=127.0.0.1")
+                    problems.add(path, f"the dashboard listens on {host}", "--dashboard-host=127.0.0.1")
             if head and "--head" not in command:
-                problems.add(place, "the head starts without --head")
+                problems.add(path, "the head starts without --head")
             if head and "--autoscaling-config" not in command:
-                problems.add(place, "no --autoscaling-config: no worker would ever be started",
+                problems.add(path, "no --autoscaling-config: no worker would ever be started",
                            "--autoscaling-config=~/ray_bootstrap_config.yaml")  # fmt: skip
             if not head and "$RAY_HEAD_IP" not in command:
-                problems.add(place, "a worker does not join the head", "--address=$RAY_HEAD_IP:6379")
+                problems.add(path, "a worker does not join the head", "--address=$RAY_HEAD_IP:6379")
             pattern = r"--port[= ](\d+)" if head else r"\$RAY_HEAD_IP:(\d+)"
-            ports += [(place, port) for port in re.findall(pattern, command)]
+            ports += [(path, port) for port in re.findall(pattern, command)]
     if len({port for _, port in ports}) > 1:
         problems.add(ports[-1][0], f"workers join port {ports[-1][1]}, the head listens on {ports[0][1]}")
 
@@ -183,16 +184,18 @@ def _mounts(document: Document, problems: Problems) -> None:
     if not any(str(remote).endswith(".ray/auth_token") for remote in mounts):
         problems.add(("file_mounts",), "the token does not reach the nodes", "~/.ray/auth_token: ~/.ray/auth_token")
     for remote, local in mounts.items():
-        place, source = ("file_mounts", remote), Path(os.path.expanduser(str(local)))
+        path, source = ("file_mounts", remote), Path(os.path.expanduser(str(local)))
         if source.name == "auth_token":
             if not source.is_file():
                 problems.add(
-                    place, f"{local} is not there", "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"
+                    path, f"{local} does not exist", "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"
                 )
             elif source.stat().st_mode & 0o077:
-                problems.add(place, f"{local} may be read by others on this machine", f"chmod 600 {local}")
+                problems.add(path, f"{local} may be read by others on this machine", f"chmod 600 {local}")
         elif not source.exists():
-            problems.add(place, f"{local} is not there, seen from {os.getcwd()}", "call it from the top of a clone")
+            problems.add(
+                path, f"{local} does not exist, seen from {os.getcwd()}", "run it in the top folder of a clone"
+            )
 
 
 def _hosts(provider: Section, problems: Problems) -> None:
@@ -205,16 +208,16 @@ def _hosts(provider: Section, problems: Problems) -> None:
         if worker in named and PLACEHOLDER not in str(worker):
             problems.add(("provider", "worker_ips", i), f"{worker} is named twice")
         named.add(worker)
-    for place, host in (("head_ip", head), *((f"worker_ips.{i}", worker) for i, worker in enumerate(workers))):
+    hosts: list[tuple[YamlPath, object]] = [(("provider", "head_ip"), head)]
+    hosts += [(("provider", "worker_ips", i), worker) for i, worker in enumerate(workers)]
+    for path, host in hosts:
         if not re.fullmatch(r"[A-Za-z0-9_.:-]+", str(host)) or (
-            re.fullmatch(r"[\d.]+", str(host)) and not _address(host)
+            re.fullmatch(r"[\d.]+", str(host)) and not _is_ip_address(str(host))
         ):
-            problems.add(
-                ("provider", *(int(p) if p.isdigit() else p for p in place.split("."))), f"{host!r} is no address"
-            )
+            problems.add(path, f"{host!r} is no address")
 
 
-def _address(text: str) -> bool:
+def _is_ip_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -229,24 +232,26 @@ def _nodes(data: Section, problems: Problems, kind: str) -> None:
             ("head_node_type",), f"head_node_type {head!r} is none of the node types", did_you_mean(str(head), types)
         )
     for name, node in types.items():
-        place = ("available_node_types", name)
-        config, least, most = node["node_config"], node.get("min_workers", 0), node.get("max_workers", 0)
-        if least > most and name != head:
-            problems.add((*place, "min_workers"), f"min_workers {least} is more than max_workers {most}")
+        path = ("available_node_types", name)
+        config, min_workers, max_workers = node["node_config"], node.get("min_workers", 0), node.get("max_workers", 0)
+        if min_workers > max_workers and name != head:
+            problems.add((*path, "min_workers"), f"min_workers {min_workers} is more than max_workers {max_workers}")
         spot = "InstanceMarketOptions" in config or "SPOT" in str(config.get("scheduling"))
         if name == head and spot:
             what = "the head is a spot machine: the run ends when it is reclaimed"
-            problems.add((*place, "node_config"), what, "on demand")
+            problems.add((*path, "node_config"), what, "on demand")
         if kind == "aws":
-            _check_aws_node(config, (*place, "node_config"), problems, head=name == head)
+            _check_aws_node(config, (*path, "node_config"), problems, head=name == head)
         for i, disk in enumerate(config.get("disks") or []):
             image = str((disk.get("initializeParams") or {}).get("sourceImage", "")) if isinstance(disk, dict) else ""
             if "/family/" in image or not image:
                 problems.add(
-                    (*place, "node_config", "disks", i), "the image is not pinned", "images/NAME, not family/NAME"
+                    (*path, "node_config", "disks", i), "the image is not pinned", "images/NAME, not family/NAME"
                 )
-    grows = any(node.get("max_workers", 0) > node.get("min_workers", 0) for name, node in types.items() if name != head)
-    if grows and head in types and "most_cpus" not in str(types[head].get("resources")):
+    autoscales = any(
+        node.get("max_workers", 0) > node.get("min_workers", 0) for name, node in types.items() if name != head
+    )
+    if autoscales and head in types and "most_cpus" not in str(types[head].get("resources")):
         what = "most_cpus is missing from its resources: a run without workers asks for one, no more"
         problems.add(
             ("available_node_types", str(head)), what,
@@ -260,18 +265,18 @@ def _nodes(data: Section, problems: Problems, kind: str) -> None:
         _network(data["provider"], problems)
 
 
-def _check_aws_node(config: Section, place: tuple[str, ...], problems: Problems, *, head: bool) -> None:
+def _check_aws_node(config: Section, path: tuple[str, ...], problems: Problems, *, head: bool) -> None:
     image = config.get("ImageId")
     if image is None:
-        problems.add(place, "ImageId is missing: Ray would take an Ubuntu 18.04", "ImageId: ami-…")
+        problems.add(path, "ImageId is missing: Ray would take an Ubuntu 18.04", "ImageId: ami-…")
     elif PLACEHOLDER not in str(image) and not re.fullmatch(r"ami-[0-9a-f]{8,17}", str(image)):
-        problems.add((*place, "ImageId"), f"the image {image!r} is not pinned", "ami- and 8 to 17 hexadecimal digits")
+        problems.add((*path, "ImageId"), f"the image {image!r} is not pinned", "ami- and 8 to 17 hexadecimal digits")
     if head and "IamInstanceProfile" not in config:
-        problems.add(place, "IamInstanceProfile is missing: Ray would make a role that may do everything in EC2 and S3",
+        problems.add(path, "IamInstanceProfile is missing: Ray would make a role that may do everything in EC2 and S3",
                    "IamInstanceProfile: {Name: raz-head}")  # fmt: skip
     options = config.get("MetadataOptions")
     if not isinstance(options, dict) or options.get("HttpTokens") != "required":
-        problems.add((*place, "MetadataOptions"), "IMDSv1 is on: any process may read the machine's credentials",
+        problems.add((*path, "MetadataOptions"), "IMDSv1 is on: any process may read the machine's credentials",
                    "MetadataOptions: {HttpTokens: required}")  # fmt: skip
 
 
@@ -284,27 +289,27 @@ def _network(provider: Section, problems: Problems) -> None:
     if "IpPermissions" not in group:
         problems.add(("provider",), "security_group.IpPermissions is missing: Ray opens SSH to everybody")
     for i, rule in enumerate(group.get("IpPermissions") or []):
-        place = ("provider", "security_group", "IpPermissions", i)
+        path = ("provider", "security_group", "IpPermissions", i)
         if not isinstance(rule, dict):
-            problems.add(place, f"{rule!r} is no rule", "{FromPort: 22, ToPort: 22, IpProtocol: tcp, IpRanges: [...]}")
+            problems.add(path, f"{rule!r} is no rule", "{FromPort: 22, ToPort: 22, IpProtocol: tcp, IpRanges: [...]}")
             continue
         if (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
             what = f"ports {rule.get('FromPort')} to {rule.get('ToPort')} are open from outside"
-            problems.add(place, what, "only 22; `ray dashboard FILE` leads the rest through SSH")
+            problems.add(path, what, "only 22; `ray dashboard FILE` leads the rest through SSH")
         for entry in [*(rule.get("IpRanges") or []), *(rule.get("Ipv6Ranges") or [])]:
             cidr = str(entry.get("CidrIp", entry.get("CidrIpv6")) if isinstance(entry, dict) else entry)
             if PLACEHOLDER in cidr:
                 continue
             try:
                 if ipaddress.ip_network(cidr).prefixlen < 8:
-                    problems.add(place, f"open to {cidr}, which is everybody", "your own address and /32")
+                    problems.add(path, f"open to {cidr}, which is everybody", "your own address and /32")
             except ValueError:
-                problems.add(place, f"{cidr!r} is no network", "an address and /32")
+                problems.add(path, f"{cidr!r} is no network", "an address and /32")
 
 
 def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
     """Check each document of the file by itself; line numbers are those of the whole file."""
-    errors, here, line, kinds = placeholders(text, name), metadata.version("ray"), 0, []
+    errors, installed, line, kinds = placeholders(text, name), metadata.version("ray"), 0, []
     for part in re.split(r"^---\n", text, flags=re.MULTILINE):
         document = parse("\n" * line + part, name, strict=False)
         line += part.count("\n") + 1
@@ -314,15 +319,17 @@ def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
             raw = document.data.get("spec")
             spec: Section = raw if isinstance(raw, dict) else {}
             version = spec.get("rayVersion")
-            if str(version) != here:
-                problems.add(("spec", "rayVersion"), f"Ray {version} on the pods, {here} on this machine", here)
-            for place, value in _leaves(document.data):
-                if place[-1] == "image" and "@sha256:" not in str(value):
-                    problems.add(place, f"the image {value} is not pinned", "NAME@sha256:DIGEST")
-                if place[-1] == "dashboard-host" and value not in ("127.0.0.1", "localhost"):
-                    problems.add(place, f"the dashboard listens on {value}", "127.0.0.1")
-                if place[-1] == "serviceType" and value in ("LoadBalancer", "NodePort"):
-                    problems.add(place, f"a service of type {value} is open to the outside", "kubectl port-forward")
+            if str(version) != installed:
+                problems.add(
+                    ("spec", "rayVersion"), f"Ray {version} on the pods, {installed} on this machine", installed
+                )
+            for path, value in _leaves(document.data):
+                if path[-1] == "image" and "@sha256:" not in str(value):
+                    problems.add(path, f"the image {value} is not pinned", "NAME@sha256:DIGEST")
+                if path[-1] == "dashboard-host" and value not in ("127.0.0.1", "localhost"):
+                    problems.add(path, f"the dashboard listens on {value}", "127.0.0.1")
+                if path[-1] == "serviceType" and value in ("LoadBalancer", "NodePort"):
+                    problems.add(path, f"a service of type {value} is open to the outside", "kubectl port-forward")
             if "RAY_AUTH_MODE" not in str(spec):
                 problems.add(("spec",), "nothing sets RAY_AUTH_MODE=token")
         errors += problems.faults
@@ -332,13 +339,13 @@ def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
     return ClusterFileReport("kubernetes", ("the operator's schema was not checked: kubectl apply --dry-run=server",))
 
 
-def _leaves(value: object, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], object]]:
+def _leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], object]]:
     """(path, value) of every scalar below a value of the file."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(inner, (*place, key))
+            yield from _leaves(inner, (*path, key))
     else:
-        yield place, value
+        yield path, value
 
 
 def _check_script(text: str, name: str, path: Path) -> ClusterFileReport:
@@ -352,7 +359,7 @@ def _check_script(text: str, name: str, path: Path) -> ClusterFileReport:
                 errors.append(RazError(f"{name}:{number}", f"the dashboard listens on {host}", "127.0.0.1"))
     if "RAY_AUTH_MODE=token" not in text:
         errors.append(RazError(f"{name}:1", "nothing sets RAY_AUTH_MODE=token"))
-    notes = ["your site's Slurm was not asked: sbatch --test-only"]
+    notes = ["your site's Slurm did not check it: sbatch --test-only"]
     if shutil.which("shellcheck"):
         done = subprocess.run(["shellcheck", "-f", "gcc", str(path)], capture_output=True, text=True, check=False)
         for number, message in re.findall(r":(\d+):\d+: (?:warning|error): (.*)", done.stdout):
@@ -372,7 +379,7 @@ def _raise(errors: list[RazError]) -> None:
 
 
 def cluster_file(cluster: Path | None) -> Path:
-    """The cluster file of `--cluster`. Raises RazError when none was given, when it does not exist, and for each
+    """The cluster file of `--cluster`. Raises RazError if none was given, if it does not exist, and for each
     placeholder that is not filled in."""
     if cluster is None:
         raise RazError("--cluster", "no cluster file was given", "--cluster cluster/gpu.yaml, or RAZ_CLUSTER")

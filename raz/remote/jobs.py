@@ -125,7 +125,7 @@ def _translate_errors(url: str, job: str = "") -> Iterator[None]:
             raise RazError(f"job {job}", "the cluster has no such job", "raz-sweep job list") from None
         hint = "is the cluster up, with its dashboard? run `raz-sweep cluster check`, then `ray up`"
         if "token" in text.lower() or "401" in text or "403" in text:
-            hint = "the cluster asks for its token: ~/.ray/auth_token, the file that its nodes were given"
+            hint = "the cluster requires its token: ~/.ray/auth_token, the same file as on its nodes"
         raise RazError(url, f"Ray's job server refused the request: {first_line(error)[:200]}", hint) from None
 
 
@@ -148,7 +148,7 @@ def ssh_tunnel(cluster: Path) -> Iterator[str]:
                 if tunnel.poll() is not None or time.monotonic() > end:
                     output.seek(0)
                     last = next((line.strip() for line in reversed(output.readlines()) if line.strip()), "no output")
-                    raise RazError(str(cluster), f"no way to the cluster's head: {last}", f"ray up {cluster}")
+                    raise RazError(str(cluster), f"cannot reach the cluster's head: {last}", f"ray up {cluster}")
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{port}"
         finally:

@@ -20,14 +20,14 @@ class NodeAnswer(Generic[T]):
     resources: dict[str, float]
     answer: T | None = None
     trouble: str = ""  # why there is no answer
-    asked: float = 0.0  # when it was asked, by this machine's clock, seconds since the epoch
-    heard: float = 0.0  # when the answer came, by this machine's clock
+    sent: float = 0.0  # time of the request by this machine's clock, seconds since the epoch
+    received: float = 0.0  # time of the answer by this machine's clock
 
 
 def run_on_each_node(
     function: Callable[..., T], *arguments: str, seconds: float = ANSWER_TIMEOUT
 ) -> list[NodeAnswer[T]]:
-    """Call `function(*arguments)` on every living node. Returns one answer a node, ordered by address.
+    """Call `function(*arguments)` on every living node. Returns one answer per node, ordered by address.
 
     `function` is found there by its module and name. A node that does not answer within `seconds` is cancelled and has
     `trouble` instead of an answer.
@@ -37,7 +37,7 @@ def run_on_each_node(
 
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     living = {str(node["NodeID"]): node for node in ray.nodes() if node["Alive"]}
-    asked = time.time()
+    sent = time.time()
     pending = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
             *arguments
@@ -58,8 +58,8 @@ def run_on_each_node(
         answers[node_id] = None, f"no answer within {seconds:.0f} s", time.time()
     result = []
     for node_id, node in living.items():
-        answer, trouble, heard = answers[node_id]
+        answer, trouble, received = answers[node_id]
         resources = {name: amount for name, amount in node["Resources"].items() if not name.startswith("node:")}
         host, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
-        result.append(NodeAnswer(host, address, resources, answer, trouble, asked, heard))
+        result.append(NodeAnswer(host, address, resources, answer, trouble, sent, received))
     return sorted(result, key=lambda node: (node.address, node.host))

@@ -20,11 +20,11 @@ from raz.utils.formatting import first_line
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, YamlPath
 
-BOOT = ("provider",)  # Ray's bootstrap reports no line, so its errors are shown here
+BOOTSTRAP_PATH = ("provider",)  # Ray's bootstrap reports no line, so its errors are shown here
 
 
 class Shape(Protocol):
-    """botocore's model of a value: which of the attributes are there depends on `type_name`."""
+    """botocore's model of a value. `type_name` decides which of the other attributes it has."""
 
     type_name: str
     members: Mapping[str, Shape]  # of a structure
@@ -37,16 +37,16 @@ def schema_errors(document: Document) -> Iterator[RazError]:
     import jsonschema
 
     for error in jsonschema.Draft7Validator(cluster_schema()).iter_errors(document.data):
-        place: YamlPath = tuple(error.absolute_path)
-        prefix = "".join(f"{part}." for part in place)
+        path: YamlPath = tuple(error.absolute_path)
+        prefix = "".join(f"{part}." for part in path)
         if error.validator == "additionalProperties":
             legal = list(error.schema.get("properties", {}))
             patterns = error.schema.get("patternProperties", {})
             for key in error.instance:
                 if key not in legal and not patterns:
-                    yield RazError(document.where(*place, key), f"unknown key {prefix}{key}", did_you_mean(key, legal))
+                    yield RazError(document.where(*path, key), f"unknown key {prefix}{key}", did_you_mean(key, legal))
         else:
-            yield RazError(document.where(*place), f"{prefix.rstrip('.') or 'the file'}: {error.message[:200]}")
+            yield RazError(document.where(*path), f"{prefix.rstrip('.') or 'the file'}: {error.message[:200]}")
 
 
 def ray_validation_errors(document: Document) -> list[RazError]:
@@ -55,34 +55,36 @@ def ray_validation_errors(document: Document) -> list[RazError]:
         with _quiet():
             validate(prepared(copy.deepcopy(document.data)))
     except (Exception, SystemExit) as error:  # Ray documents no exception types, and its logger may end the process
-        return [RazError(document.where(), f"Ray refuses it: {_first(error)}")]
+        return [RazError(document.where(), f"Ray refuses it: {_first_line(error)}")]
     return []
 
 
-def aws_errors(document: Document, *, boot: bool) -> tuple[list[RazError], list[str]]:
+def aws_errors(document: Document, *, bootstrap: bool) -> tuple[list[RazError], list[str]]:
     """Errors of the node types against botocore's model of EC2, and notes on what could not be checked.
 
-    With `boot`, and where moto is installed, Ray's real bootstrap and the start of each machine also run on a mock
-    of AWS."""
+    With `bootstrap`, and where moto is installed, Ray's real bootstrap and the start of each machine also run on a
+    mock of AWS.
+    """
     if importlib.util.find_spec("botocore") is None or importlib.util.find_spec("boto3") is None:
         return [], ["the node types were not checked against EC2: pip install 'raz-sweep[cluster]'"]
     shape = _run_instances()
     errors = []
     data: dict[str, Any] = document.data
     for name, node in (data.get("available_node_types") or {}).items():
-        place = ("available_node_types", name, "node_config")
+        path = ("available_node_types", name, "node_config")
         errors += [
             RazError(document.where(*where), what, hint)
-            for where, what, hint in _compare(node["node_config"], shape, place)
+            for where, what, hint in _compare(node["node_config"], shape, path)
         ]
     if importlib.util.find_spec("moto") is None:
         return errors, ["Ray's bootstrap was not run: pip install 'raz-sweep[cluster]'"]
-    if boot and not errors:
+    if bootstrap and not errors:
         try:
             with _quiet(), tempfile.TemporaryDirectory() as home:
                 _dry_bootstrap(copy.deepcopy(document.data), home)
         except (Exception, SystemExit) as error:
-            errors.append(RazError(document.where(*BOOT), f"Ray's bootstrap on a mock of AWS fails: {_first(error)}"))
+            what = f"Ray's bootstrap on a mock of AWS fails: {_first_line(error)}"
+            errors.append(RazError(document.where(*BOOTSTRAP_PATH), what))
     return errors, []
 
 
@@ -96,33 +98,33 @@ def _run_instances() -> Shape:
     return shape
 
 
-def _compare(value: object, shape: Shape, place: YamlPath) -> Iterator[tuple[YamlPath, str, str]]:
+def _compare(value: object, shape: Shape, path: YamlPath) -> Iterator[tuple[YamlPath, str, str]]:
     """(path in the file, fault, hint) wherever a value does not fit botocore's shape."""
     kind = shape.type_name
     if kind == "structure":
         if not isinstance(value, dict):
-            yield place, f"{value!r} is no mapping, expected keys with values", ""
+            yield path, f"{value!r} is no mapping, expected keys with values", ""
             return
         for key, inner in value.items():
             if key not in shape.members:
-                yield (*place, key), f"EC2 knows no {key}", did_you_mean(key, shape.members)
+                yield (*path, key), f"EC2 knows no {key}", did_you_mean(key, shape.members)
             else:
-                yield from _compare(inner, shape.members[key], (*place, key))
+                yield from _compare(inner, shape.members[key], (*path, key))
     elif kind == "list":
         if not isinstance(value, list):
-            yield place, f"{value!r} is no list", ""
+            yield path, f"{value!r} is no list", ""
             return
         for i, inner in enumerate(value):
-            yield from _compare(inner, shape.member, (*place, i))
+            yield from _compare(inner, shape.member, (*path, i))
     elif kind == "string":
         if not isinstance(value, str):
-            yield place, f"{value!r} is no text", ""
+            yield path, f"{value!r} is no text", ""
         elif shape.enum and value not in shape.enum:
-            yield place, f"EC2 has no {place[-1]} {value!r}", did_you_mean(value, shape.enum)
+            yield path, f"EC2 has no {path[-1]} {value!r}", did_you_mean(value, shape.enum)
     elif kind in ("integer", "long") and (isinstance(value, bool) or not isinstance(value, int)):
-        yield place, f"{value!r} is no whole number", ""
+        yield path, f"{value!r} is no whole number", ""
     elif kind == "boolean" and not isinstance(value, bool):
-        yield place, f"{value!r} is neither true nor false", ""
+        yield path, f"{value!r} is neither true nor false", ""
 
 
 def _dry_bootstrap(raw: ClusterConfig, home: str) -> None:
@@ -165,6 +167,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """The first line of an error of Ray's launcher or of botocore, whose text may be in `message`."""
     return first_line(error, str(getattr(error, "message", None) or error))[:300]
