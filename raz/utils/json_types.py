@@ -51,13 +51,6 @@ def as_str(value: Json, name: str = "the value") -> str:
     raise ValueError(f"{name} is {_kind(value)}, expected a string")
 
 
-def as_bool(value: Json, name: str = "the value") -> bool:
-    """The value, which must be true or false. Raises ValueError with the name otherwise."""
-    if isinstance(value, bool):
-        return value
-    raise ValueError(f"{name} is {_kind(value)}, expected true or false")
-
-
 def as_int(value: Json, name: str = "the value") -> int:
     """The value, which must be a whole number and no boolean. Raises ValueError with the name otherwise."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -100,11 +93,6 @@ def get_int(document: Mapping[str, Json], key: str, default: int | None = None) 
 def get_float(document: Mapping[str, Json], key: str, default: float | None = None) -> float:
     """The number in a field. Raises ValueError as `get_str`."""
     return as_float(document.get(key, default), key)
-
-
-def get_bool(document: Mapping[str, Json], key: str, default: bool | None = None) -> bool:
-    """The boolean in a field. Raises ValueError as `get_str`."""
-    return as_bool(document.get(key, default), key)
 
 
 def to_json(value: JsonLike) -> Json:
