@@ -19,13 +19,14 @@ def doctor_command(
     weights: Annotated[
         str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
     ] = None,
-    cluster: Annotated[bool, typer.Option("--cluster", help="Ask every node of the Ray that is up.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Check every node of the running Ray cluster.")] = False,
     address: Annotated[
-        str | None, typer.Option(help="With --cluster: the Ray at HOST:PORT, or that is up here.", show_default="auto")
+        str | None,
+        typer.Option(help="With --cluster: the Ray cluster at HOST:PORT, or this machine's.", show_default="auto"),
     ] = None,
     with_json: Json = False,
 ) -> None:
-    """Check this machine, or every node of a cluster, and say how to mend what is missing.
+    """Check this machine, or every node of a cluster, and say how to fix what is missing.
 
     Exits 1 when something fails.
 

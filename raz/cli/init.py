@@ -23,7 +23,7 @@ def init_command(
     weights: Annotated[
         str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented search space to start from.
 

@@ -1,4 +1,4 @@
-"""`raz-sweep submit` and `raz-sweep job …`: runs on a cluster that do not need this machine any more."""
+"""`raz-sweep submit` and `raz-sweep job …`: runs on a cluster that continue without this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ Cluster = Annotated[
 Address = Annotated[
     str | None, typer.Option("--address", help="Or its job server's URL, such as http://127.0.0.1:8265 on the head.")
 ]
-Job = Annotated[str, typer.Argument(metavar="JOB", help="As `raz-sweep submit` and `raz-sweep job list` name it.")]
+Job = Annotated[
+    str, typer.Argument(metavar="JOB", help="A job's id, as `raz-sweep submit` and `raz-sweep job list` print it.")
+]
 STOPPED = 130
 
 job_app = typer.Typer(
@@ -58,7 +60,7 @@ def submit_command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a file on a running cluster, as a job that survives this machine.
+    """Run a file on a running cluster, as a job that continues without this machine.
 
     The file is checked here first. The same command again resumes or extends the run. With --follow the exit code is
     the run's.
@@ -81,19 +83,19 @@ def submit_command(
     else:
         name = parse_space(source, parse_settings(settings or [])).study
     path = find_shipped(file)
-    sent = path.name
+    file_name = path.name
     options: dict[str, str | int | float | None] = {
         "--store": store, "--data-root": data_root, "--trials": trials, "--jobs": jobs, "--profile": profile,
         "--max-hours": max_hours,
     }  # fmt: skip
-    words = ["raz-sweep", "run", sent, "--address", "auto"]
+    words = ["raz-sweep", "run", file_name, "--address", "auto"]
     words += [word for pair in settings or [] for word in ("--set", pair)]
     words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
     words += ["--retry"] if retry else []
     # The job's folder is deleted with the job, so the store must lie elsewhere.
     entry = f'RAZ_STORE="${{RAZ_STORE:-$HOME/raz-store}}" {shlex.join(words)}'
     with _jobs(cluster, address) as server, tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / sent).write_bytes(path.read_bytes())
+        (Path(folder) / file_name).write_bytes(path.read_bytes())
         job = server.submit(Path(folder), entry, name)
         where = _where(cluster, address)
         commands = {
@@ -102,7 +104,7 @@ def submit_command(
             "bring": f"raz-sweep pull {name} {where}" if cluster else f"raz-sweep export {name} --out {name}.zip",
         }
         if not follow:
-            _tell(
+            _print(
                 {**asdict(server.state(job)), "next": commands},
                 [
                     f"{job} runs on the cluster; this machine is not needed",
@@ -126,13 +128,13 @@ def _follow(server: Jobs, job: str, where: str, as_json: bool) -> None:
         typer.echo(f"\n{job} keeps running; raz-sweep job logs {job} {where} --follow", err=True)
         raise typer.Exit(STOPPED) from None
     if as_json:
-        _tell(asdict(state), [], True)
+        _print(asdict(state), [], True)
     else:
-        typer.echo(_line(state), err=True)
-    raise typer.Exit(_code(state))
+        typer.echo(_state_line(state), err=True)
+    raise typer.Exit(_exit_code(state))
 
 
-def _code(state: JobState) -> int:
+def _exit_code(state: JobState) -> int:
     if state.state == "STOPPED":
         return STOPPED
     return state.exit_code if state.exit_code is not None else int(state.state != "SUCCEEDED")
@@ -147,8 +149,8 @@ def list_command(cluster: Cluster = None, address: Address = None, as_json: Json
     """
     with _jobs(cluster, address) as server:
         states = server.list_jobs()
-    lines = [_line(state) for state in states] or ["no job was submitted there"]
-    _tell([asdict(state) for state in states], lines, as_json)
+    lines = [_state_line(state) for state in states] or ["no job was submitted there"]
+    _print([asdict(state) for state in states], lines, as_json)
 
 
 @job_app.command("status")
@@ -160,7 +162,7 @@ def status_command(job: Job, cluster: Cluster = None, address: Address = None, a
     """
     with _jobs(cluster, address) as server:
         state = server.state(job)
-    _tell(asdict(state), [_line(state), *([state.message] if state.message else [])], as_json)
+    _print(asdict(state), [_state_line(state), *([state.message] if state.message else [])], as_json)
     raise typer.Exit(1 if state.state == "FAILED" else 0)
 
 
@@ -195,7 +197,7 @@ def stop_command(job: Job, cluster: Cluster = None, address: Address = None, as_
         server.state(job)  # raises for an unknown job
         server.stop(job)
         state = server.state(job)
-    _tell(asdict(state), [f"{job} was asked to stop"], as_json)
+    _print(asdict(state), [f"{job} was asked to stop"], as_json)
 
 
 @contextmanager
@@ -215,11 +217,11 @@ def _where(cluster: Path | None, address: str | None) -> str:
     return f"--address {shlex.quote(address)}" if address else f"--cluster {shlex.quote(str(cluster))}"
 
 
-def _line(state: JobState) -> str:
+def _state_line(state: JobState) -> str:
     began = datetime.fromtimestamp(state.started).isoformat(" ", "seconds") if state.started else "not started"
     tail = f", exit code {state.exit_code}" if state.exit_code not in (None, 0) else ""
     return f"{state.job}  {state.state.lower()}{tail}  since {began}"
 
 
-def _tell(document: object, lines: list[str], as_json: bool) -> None:
+def _print(document: object, lines: list[str], as_json: bool) -> None:
     typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))

@@ -78,7 +78,7 @@ def run(
         float | None, typer.Option(min=0, help="Stop cleanly after that time; exit code 3 if more is to do.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Run on the Ray at HOST:PORT, or on this machine's (auto).")
+        str | None, typer.Option(help="Run on the Ray cluster at HOST:PORT, or on this machine's (auto).")
     ] = None,
 ) -> None:
     """Run a search, or train what a table is missing. The same command again resumes or extends it.
@@ -143,10 +143,10 @@ def simulate(
     store = resolve_store(store)
     from raz.cli.dry_run import show_simulation, simulate_file
 
-    found = simulate_file(
+    simulation = simulate_file(
         file, store, devices=devices, settings=settings or [], data_root=data_root, trials=trials, profile=profile
     )
-    typer.echo(show_simulation(found, as_json=as_json))
+    typer.echo(show_simulation(simulation, as_json=as_json))
 
 
 app.add_typer(data_app, name="data")

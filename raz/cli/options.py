@@ -16,7 +16,7 @@ from raz.store.s3 import download_journals, local_mirror_path
 DEFAULT_STORE = Path("raz-store")  # without --store and RAZ_STORE
 
 
-def _place(text: str) -> Path:
+def _parse_location(text: str) -> Path:
     # A function, not click's path type: that one calls stat while it parses.
     return local_mirror_path(Path(text))
 
@@ -57,7 +57,7 @@ DataRoot = Annotated[
         "--root",
         envvar="RAZ_DATA_ROOT",
         help="The folder that holds the data sets, or s3://….",
-        parser=_place,
+        parser=_parse_location,
         metavar="<path>",
     ),
 ]

@@ -24,7 +24,7 @@ def pull_command(
     artifacts: Annotated[
         bool, typer.Option("--artifacts", help="Also trained networks and predictions, not only scores.")
     ] = False,
-    there: Annotated[
+    remote_store: Annotated[
         str | None, typer.Option("--there", help="The store's path on the cluster. Default: RAZ_STORE there.")
     ] = None,
     store: Store = DEFAULT_STORE,
@@ -49,7 +49,7 @@ def pull_command(
         result = pull(resolve_store(source), store, names, artifacts=artifacts, data_root=data_root)
     else:
         file = cluster_file(cluster)
-        with tempfile.TemporaryDirectory(prefix="raz-pull-") as place:
-            fetch_from_head(file, Path(place), names, there, artifacts, run_ray_cli)
-            result = replace(pull(Path(place), store, artifacts=True), source=str(file))
+        with tempfile.TemporaryDirectory(prefix="raz-pull-") as folder:
+            fetch_from_head(file, Path(folder), names, remote_store, artifacts, run_ray_cli)
+            result = replace(pull(Path(folder), store, artifacts=True), source=str(file))
     print_result(result, as_json)

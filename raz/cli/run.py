@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from raz.cli.options import DEFAULT_STORE
 from raz.config import Settings
 from raz.engine.events import ConsoleProgress, TrialEvents
 from raz.engine.interrupt import StopRequest
@@ -149,7 +150,7 @@ def _shareable_command(file: str, options: RunOptions) -> str:
 def _report_command(table: str, profile: str, store: Path, data_root: Path | None, settings: Settings) -> str:
     """The command that shows what was run. It repeats the options that change trials."""
     words = ["raz-sweep", "report", "--table", table, "--profile", profile]
-    words += ["--store", str(store)] if str(store) != "raz-store" else []
+    words += ["--store", str(store)] if store != DEFAULT_STORE else []
     words += ["--data-root", str(data_root)] if data_root is not None else []
     for name, value in settings.items():
         words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
