@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -34,6 +35,7 @@ from raz.engine.stage_queue import (
 )
 from raz.engine.study_runner import run_study
 from raz.errors import TrialFailure
+from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import Node
 from raz.spec.space_yaml import parse_space
 from raz.study.records import read_records
@@ -89,6 +91,77 @@ def test_a_stage_that_two_trials_need_is_built_once() -> None:
     assert m.poll("a", "x", stored=True).charged
     assert not m.poll("b", "x", stored=True).charged
     assert m.names == ["x"]
+
+
+def test_a_trial_hears_what_a_stage_reported_last_also_when_its_job_has_ended_meanwhile() -> None:
+    m = Machines()
+    job = m.poll("a", "x", "y").job
+    m.poll("b", "x")
+    epoch, done = EpochReport("x", 1, 0.5), StageEvent("finished", "x", "x")
+    for message in (epoch, done, StageMade("x"), StageMade("y")):
+        m.queue.record(job, message)
+    assert m.poll("b", "x").status == "made"
+    m.end("x")
+    reply = m.poll("a", "x", stored=True)
+    assert reply == StageReply(
+        StageStatus.MADE, job, (epoch, done, StageMade("x"), StageMade("y")), shared=True, charged=True
+    )
+    assert m.poll("a", "x", stored=True).log == ()  # it is told once
+    assert m.poll("b", "x", stored=True).log == ()  # it had heard it
+    assert m.names == ["x+y"]
+
+
+def test_what_an_ended_job_reported_is_forgotten_with_the_trials_that_waited_for_it() -> None:
+    m = Machines()
+    for trial in ("left", "silent"):
+        m.queue.record(m.poll(trial, trial).job, StageMade(trial))
+        m.end(trial)
+    m.queue.leave("left")
+    assert m.poll("left", "left", stored=True).log == ()
+    m.now += WAITER_TIMEOUT
+    m.queue.tick()
+    assert m.poll("silent", "silent", stored=True).log == ()
+
+
+def test_a_stage_that_was_made_and_is_damaged_is_built_again() -> None:
+    m = Machines()
+    m.poll("a", "x")
+    m.end("x")
+    assert m.poll("a", "x", stored=True).status == "made"
+    assert m.poll("a", "x", stored=False).status == "running"
+    m.end("x")
+    assert m.poll("a", "x", stored=False).status == "made"  # no third time: it has just been made
+    assert m.names == ["x", "x"]
+
+
+def test_a_building_process_ends_after_the_broker_has_its_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outcome of a task may reach the broker before its reports do, which then belong to no job any more."""
+    import ray
+
+    from raz.engine import broker
+
+    class Report:
+        sent: ClassVar[list[object]] = []
+
+        def remote(self, number: int, message: object) -> object:
+            self.sent.append(message)
+            return len(self.sent)
+
+    def build(*_: object, on_epoch: Callable[..., bool], on_made: Callable[..., None], **__: object) -> None:
+        on_epoch(node, 1, 0.5)
+        on_made(node)
+        if fails:
+            raise ValueError("wrong")
+
+    node, waited = Node("counting"), list[object]()
+    monkeypatch.setattr(ray, "get_actor", lambda *_, **__: SimpleNamespace(report=Report()))
+    monkeypatch.setattr(ray, "wait", lambda refs, timeout: waited.extend(refs))
+    monkeypatch.setattr(broker, "import_builder", lambda name: build)
+    for fails in (False, True):
+        outcome = broker._build_stage_task(BUILD, [node], ["x"], "broker", 1)
+        assert isinstance(outcome, BuildFailed if fails else Built)
+    assert Report.sent == [EpochReport("x", 1, 0.5), StageMade("x")] * 2
+    assert waited == [2, 4]
 
 
 def test_the_longest_remaining_path_starts_first() -> None:

@@ -49,6 +49,7 @@ DEFAULT_BUILDER = "raz.pipeline.trial:build_stages"
 LONG_POLL_SECONDS = 1.0  # seconds for which a poll is held open while nothing changes
 TICK_SECONDS = 0.5  # seconds between two calls of StageQueue.tick
 IDLE_SECONDS = 60.0  # seconds without jobs or calls after which the broker exits
+REPORT_SECONDS = 5.0  # most seconds for which an ending stage waits until the broker has its reports
 MAX_CONCURRENCY = 1000  # calls that the actor serves at a time
 
 P = ParamSpec("P")
@@ -246,17 +247,21 @@ def _build_stage_task(
     """Builds the stages of a job and returns how that ended; the stage's exceptions are returned, not raised."""
     handle = cast(BrokerHandle, ray.get_actor(broker, namespace=NAMESPACE))
     key_of = dict(zip(nodes, keys, strict=True))
+    last: list[ray.ObjectRef[None]] = []  # the last report
+
+    def report(message: BuilderMessage) -> None:
+        last[:] = [handle.report.remote(number, message)]
 
     def report_epoch(node: Node, epoch: int, value: float) -> bool:
-        handle.report.remote(number, EpochReport(key_of[node], epoch, value))
+        report(EpochReport(key_of[node], epoch, value))
         return False
 
     def report_made(node: Node) -> None:
-        handle.report.remote(number, StageMade(key_of[node]))
+        report(StageMade(key_of[node]))
 
     def log(event: StageEvent) -> None:
         if event.key in keys:  # the stages that these depend on are only looked up
-            handle.report.remote(number, event)
+            report(event)
 
     try:
         import_builder(build.builder)(
@@ -265,6 +270,10 @@ def _build_stage_task(
         )  # fmt: skip
     except Exception as error:
         return _failed(error, nodes[0])
+    finally:
+        # Reports of one process arrive in order. The outcome may overtake them, and ends the job that they belong to.
+        if last:
+            ray.wait(last, timeout=REPORT_SECONDS)
     return Built()
 
 

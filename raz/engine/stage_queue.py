@@ -44,6 +44,7 @@ class StageJob:
     remaining: dict[str, float]  # trial -> seconds that it still lacks
     log: list[BuilderMessage] = field(default_factory=list)
     made: set[str] = field(default_factory=set)
+    awaited: dict[str, str] = field(default_factory=dict)  # trial -> the key that it polls for
     running: bool = False
     cancelled_at: float | None = None
     killed: bool = False
@@ -75,6 +76,8 @@ class StageQueue:
         self.trials: dict[str, tuple[float, frozenset[str]]] = {}  # trial -> (last call, keys on its path)
         # (trial, key) -> a failure that the trial has not seen yet
         self._failed: dict[tuple[str, str], tuple[StageJob, BuildFailed | WorkerLost]] = {}
+        # (trial, key) -> a job that made the key after the trial's last poll, and when it ended
+        self._ended: dict[tuple[str, str], tuple[StageJob, float]] = {}
         self._charged: OrderedDict[str, str] = OrderedDict()  # key of a made stage -> trial
         self._last_number = 0  # of a job
         self.idle_since = clock()
@@ -94,6 +97,7 @@ class StageQueue:
         for job in self.jobs.values():
             job.waiters.pop(trial, None)
         self._failed = {at: failure for at, failure in self._failed.items() if at[0] != trial}
+        self._ended = {at: ended for at, ended in self._ended.items() if at[0] != trial}
         self.tick()
 
     def poll(self, request: BuildRequest, job_seen: int, since: int, stored: bool) -> StageReply:
@@ -115,6 +119,9 @@ class StageQueue:
             reply = self._reply(StageStatus.FAILED, failed_job, request, job_seen, since)
             return replace(reply, outcome=outcome)
         job = self._job_of(key)
+        ended = self._ended.pop((request.trial, key), None)
+        if job is None and ended is not None:
+            return self._reply(StageStatus.MADE, ended[0], request, job_seen, since)
         if job is None and stored:
             return StageReply(StageStatus.MADE, 0, charged=self._charged.get(key) == request.trial)
         if job is None:
@@ -122,7 +129,9 @@ class StageQueue:
         job.waiters[request.trial] = now
         job.remaining[request.trial] = request.remaining
         if key in job.made:
+            job.awaited.pop(request.trial, None)
             return self._reply(StageStatus.MADE, job, request, job_seen, since)
+        job.awaited[request.trial] = key
         self.tick()
         status = StageStatus.RUNNING if job.running else StageStatus.QUEUED
         return self._reply(status, job, request, job_seen, since)
@@ -192,6 +201,9 @@ class StageQueue:
         if isinstance(outcome, Built):
             for key in job.keys:
                 self._charge(key, job.charged_to)
+            for trial, key in job.awaited.items():
+                if trial in job.waiters:
+                    self._ended[trial, key] = (job, self._clock())
         elif job.cancelled_at is None:
             for trial in job.waiters:
                 for key in job.keys:
@@ -210,6 +222,7 @@ class StageQueue:
         """Expires silent waiters, cancels jobs without waiters, and starts queued jobs that fit."""
         now = self._clock()
         self.trials = {trial: call for trial, call in self.trials.items() if now - call[0] < 10 * WAITER_TIMEOUT}
+        self._ended = {at: ended for at, ended in self._ended.items() if now - ended[1] < WAITER_TIMEOUT}
         for job in list(self.jobs.values()):
             job.waiters = {trial: last for trial, last in job.waiters.items() if now - last < WAITER_TIMEOUT}
             if job.cancelled_at is not None:
