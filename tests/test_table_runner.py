@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from raz.pipeline.events import StageEvent
 from raz.spec.ablation_yaml import parse_table
 from raz.study.records import Outcome
 from raz.utils.yamlfile import parse
+from tests.test_pipeline import MICRO
 
 FAKE = "tests.fakes_engine:run_trial"
 
@@ -114,3 +117,38 @@ def test_a_table_under_ray_stops_cleanly_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "sleep").unlink()
     last = run_table(table, tmp_path, jobs=2, run_trial=FAKE)
     assert (len(last.cells), last.left, last.stopped, last.failed) == (6, 0, "", ())
+
+
+def test_a_table_whose_scores_are_stored_makes_no_stage_again(tmp_path: Path) -> None:
+    """A pull brings scores without the weights that they were made from."""
+    values = ", ".join(f"{name}: {json.dumps(value)}" for name, value in MICRO.items() if name != "dataset")
+    text = f"""\
+table: scores
+metrics: [test.mae]
+seeds: [0, 1]
+profiles:
+  toy: {{base: {{preset: tiny, set: {{{values}}}}}, datasets: [toy]}}
+rows:
+  main: {{set: {{depth: 1, fusion.rule: density}}}}
+"""
+    table = parse_table(parse(text, "t.yaml"))
+    first = run_table(table, tmp_path, inline=True)
+    for folder in (tmp_path / "stages").iterdir():
+        if folder.name != "score":
+            shutil.rmtree(folder)
+    events: list[str] = []
+
+    class Listening(NullEvents):
+        def stage(self, number: int, event: StageEvent) -> None:
+            events.append(f"{event.kind} {event.stage}")
+
+    again = run_table(table, tmp_path, jobs=2, watch=nullcontext(Listening()))
+    assert sorted(events) == sorted(["hit score@val", "hit score@test"] * 2)
+    assert [c.outcome.metrics for c in again.cells] == [c.outcome.metrics for c in first.cells]
+    assert not any(use.spent for c in again.cells for use in c.outcome.stages)
+    scores = [path for path in (tmp_path / "stages" / "score").iterdir() if path.is_dir()]
+    (scores[0] / "metrics.json").write_text("{}")  # damage is a miss: its trial is run again
+    events.clear()
+    mended = run_table(table, tmp_path, inline=True, watch=nullcontext(Listening()))
+    assert [c.outcome.metrics for c in mended.cells] == [c.outcome.metrics for c in first.cells]
+    assert events.count("started counting") == 1

@@ -10,7 +10,7 @@ from raz.engine.interrupt import STOPPING, StopRequest, handle_signals
 from raz.engine.ray_session import cluster_jobs
 from raz.engine.results import TableResult, TableTrialResult
 from raz.engine.runner import Execution, check_data, parallel_slots, run_trials
-from raz.engine.trial_runner import DEFAULT_RUN_TRIAL
+from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, STORED_TRIAL
 from raz.engine.trial_source import TableSource
 from raz.errors import RazError
 from raz.planning.work_order import trial_order
@@ -32,7 +32,8 @@ def run_table(
     watch: AbstractContextManager[TrialEvents] | None = None,
     stop: StopRequest | None = None,
 ) -> TableResult:
-    """Runs every trial of the table's profile. Trials that are finished are served from the store, without Ray.
+    """Runs every trial of the table's profile. Trials that are finished are served from the store, without Ray and
+    without making a stage.
 
     A data set that cannot be opened is left out and named. Raises RazError when none can be, and for an unknown
     profile; RunInterrupted on SIGTERM and on the second SIGINT (the first one, or the end of `stop`'s time, ends the
@@ -54,7 +55,7 @@ def run_table(
             for splits in dict.fromkeys((TABLE_SPLITS, table.splits)):
                 finished = waiting & finished_table_trials(trials, store, data_root=data_root, splits=splits)
                 source = TableSource(table.table, trials, sorted(finished), splits)
-                run_trials(source, Execution(store, data_root, run_trial, inline=True), events, stop)
+                run_trials(source, Execution(store, data_root, STORED_TRIAL, inline=True), events, stop)
                 outcomes |= source.outcomes
                 waiting -= finished
         threads = max(trial.config.threads for trial in trials)

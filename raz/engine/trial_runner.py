@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # imports torch
 
 # Functions are passed between processes by dotted names.
 DEFAULT_RUN_TRIAL = "raz.pipeline.trial:run_trial"
+STORED_TRIAL = "raz.pipeline.trial:stored_trial"  # of a trial whose scores are in the store
 
 
 def import_function(name: str) -> RunTrial:

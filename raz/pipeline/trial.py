@@ -18,7 +18,7 @@ import torch
 
 from raz.config import TrialConfig
 from raz.pipeline.context import TrialState
-from raz.pipeline.events import EventCallback, StageUse
+from raz.pipeline.events import EventCallback, StageEvent, StageUse
 from raz.pipeline.executor import StageExecutor, StageProvider
 from raz.pipeline.graph import STAGES, Node, dependency_closure, topological_order
 from raz.pipeline.keys import stage_keys
@@ -73,6 +73,38 @@ def run_trial(
             metrics |= _read_metrics(state.artifacts[Node("score", split)], split)
     data = {split: value for node in state.artifacts for split, value in state.keys[node].data.items()}
     return TrialResult(metrics, tuple(uses), time.monotonic() - began, devices_of(state.artifacts), data)
+
+
+def stored_trial(
+    config: TrialConfig,
+    store: Path,
+    *,
+    data_root: Path | None = None,
+    splits: tuple[str, ...] = ("val",),
+    progress: Progress | None = None,
+    log: EventCallback | None = None,
+    make: StageProvider | None = None,
+) -> TrialResult:
+    """`run_trial` of a trial whose scores are in the store: reads them, and makes nothing that they were made from,
+    since a pull brings no weights. Its stages are those that the store holds. A trial without its scores is run."""
+    began = time.monotonic()
+    state = _trial_state(config, store, data_root, log)
+    nodes = topological_order(state.config, splits)
+    artifacts = {node: artifact for node in nodes if (artifact := state.cache.find(state.keys[node])) is not None}
+    if any(Node("score", split) not in artifacts for split in splits):
+        return run_trial(
+            config, store, data_root=data_root, splits=splits, progress=progress, log=log, make=make
+        )  # fmt: skip
+    uses = []
+    for node, artifact in artifacts.items():
+        key = state.keys[node].key
+        state.log(StageEvent("hit", str(node), key, seconds=artifact.seconds))
+        uses.append(StageUse(str(node), key, True, artifact.seconds))
+    metrics: dict[str, float] = {}
+    for split in splits:
+        metrics |= _read_metrics(artifacts[Node("score", split)], split)
+    data = {split: value for node in nodes for split, value in state.keys[node].data.items()}
+    return TrialResult(metrics, tuple(uses), time.monotonic() - began, devices_of(artifacts), data)
 
 
 def devices_of(artifacts: Mapping[Node, Artifact]) -> str:
