@@ -40,6 +40,9 @@ class TrialSpec:
     config: Mapping[str, Json]  # flat parameters of a TrialConfig
     seconds: Mapping[str, float]  # stage name -> seconds that it is expected to take
 
+    def __str__(self) -> str:
+        return type(self).__name__  # short: Tune's encoder keeps the text of each object that it pickles
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -59,3 +62,6 @@ class TrialReport:
     events: tuple[StageEvent, ...] = ()
     outcome: Outcome | None = None
     fatal: OSError | None = None
+
+    def __str__(self) -> str:
+        return type(self).__name__  # as TrialSpec
