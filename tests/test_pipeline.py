@@ -189,7 +189,7 @@ def test_main_net_proposes_once_for_every_stage_and_every_choice(
 
     config = micro(depth=2, zooming__k_z=3, zooming__theta_z=0.002, zooming__iou=0.3)
     with monkeypatch.context() as patch:
-        patch.setattr(context, "candidates", refuse)
+        patch.setattr(context, "image_candidates", refuse)
         run_trial(config, store, data_root=crowd)
     alone = tmp_path / "alone"
     shutil.copytree(undisturbed, alone)
