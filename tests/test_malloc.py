@@ -145,7 +145,7 @@ backbone = builders.build_backbone(tiny.backbone, 0)
 counting = builders.build_counting(tiny.counting, backbone, 0)
 localization = builders.build_localization(tiny.localization, backbone, 0)
 attention = builders.build_attention(tiny.attention, localization.channels + counting.channels, 0)
-builders.narrow_layout(tiny.backbone.width, backbone, counting, localization, attention)
+builders.to_channels_last(tiny.backbone.width, backbone, counting, localization, attention)
 for part in (backbone, counting, localization, attention):
     builders.freeze(part)
 network = Network("tiny", backbone, backbone, counting, localization, attention)
