@@ -116,9 +116,8 @@ def test_the_wheel_runs_from_elsewhere(built: tuple[Path, Path], tmp_path: Path)
     assert run("import raz; print(raz.__file__)") == str(installed / "raz" / "__init__.py")
     where = run("from raz.utils.shipped import find_shipped; print(find_shipped('search_spaces/fusion.yaml'))")
     assert where == str(installed / "raz" / "search_spaces" / "fusion.yaml")
-    run(
-        "from raz.spec.space_yaml import *; from raz.utils.shipped import *; load_space(find_shipped('search_spaces/fusion'))"
-    )
+    imports = "from raz.spec.space_yaml import *; from raz.utils.shipped import *; "
+    run(imports + "load_space(find_shipped('search_spaces/fusion'))")
     metadata = (installed / f"raz_sweep-{raz.__version__}.dist-info" / "entry_points.txt").read_text()
     assert "raz-sweep = raz.cli.main:main" in metadata
     assert "run" in run("import sys; sys.argv = ['raz-sweep', '--help']; from raz.cli.main import main; main()")
