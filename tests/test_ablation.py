@@ -62,6 +62,18 @@ def test_a_trial_differs_from_its_base_by_its_row_alone() -> None:
     assert [t.dataset for t in table.trials(table.profile("paper"))] == ["shanghaitech_a"] * 6 + ["ucf_qnrf"] * 6
 
 
+def test_a_profile_may_have_seeds_of_its_own() -> None:
+    table = table_of(GOOD.replace("ucf_qnrf]}\nrows", "ucf_qnrf], seeds: [0, 1, 2, 4]}\nrows"))
+    assert (table.profile("toy").seeds, table.profile("paper").seeds) == ((0, 3), (0, 1, 2, 4))
+    before, paper = table_of(GOOD), table.profile("paper")
+    assert list(table.trials(table.profile("toy"))) == list(before.trials(before.profile("toy")))
+    trials = list(table.trials(paper))
+    assert [trial.seed for trial in trials if (trial.row, trial.dataset) == ("one", "ucf_qnrf")] == [0, 1, 2, 4]
+    # a trial's configuration, and so its keys, do not say how many seeds stand beside it
+    shared = [trial for trial in before.trials(before.profile("paper")) if trial.seed == 0]
+    assert shared == [trial for trial in trials if trial.seed == 0]
+
+
 def test_settings_go_on_the_profile_that_is_asked_for() -> None:
     published = PRESETS["paper"].attention.sigma_z
     for asked, changed in ((None, "toy"), ("toy", "toy"), ("paper", "paper"), ("none", "")):
@@ -104,6 +116,11 @@ BAD = [
         "t.yaml:3: seeds has -1, expected a whole number from 0 on\n"
         "t.yaml:3: seeds has 0 twice\n  try: leave one out\n"
         "t.yaml:3: seeds has true, expected a whole number from 0 on",
+    ),
+    (
+        GOOD.replace("[toy]", "[toy], seeds: [1, 1]").replace("ucf_qnrf]}", "ucf_qnrf], seeds: 2}"),
+        "t.yaml:5: profiles.toy.seeds has 1 twice\n  try: leave one out\n"
+        "t.yaml:6: profiles.paper.seeds is 2, expected a list\n  try: [0, 1, 2]",
     ),
     (
         GOOD.replace("[toy]", "[toi]"),

@@ -105,6 +105,19 @@ def zoomed(
     }  # fmt: skip
 
 
+def test_a_table_is_filled_and_counted_with_the_seeds_of_its_profile() -> None:
+    table = parse_table(parse(TABLE.replace("[shanghaitech_a]}", "[shanghaitech_a], seeds: [2]}"), "t.yaml"))
+    lookup = FakeLookup()
+    cells = fill_table(table, table.profile("small"), Path("nowhere"), lookup=lookup)
+    assert [config.seed for config in lookup.requested] == [2, 2]
+    assert (cells.wanted, cells.missing) == (2, 1)
+    report = table_report(cells)
+    assert [line[-3] for line in report.sheets[0].lines] == ["1/1", "0/1"]
+    assert report.facts["seeds"] == [2]
+    assert "requested seeds: 2." in report.notes[0]
+    assert fill_table(table, table.profile("toy"), Path("nowhere"), lookup=FakeLookup()).wanted == 6
+
+
 # ------------------------------------------------------------------------------------ statistics
 
 

@@ -87,7 +87,7 @@ class EffectEstimator:
     def effect(self, terms: Terms) -> Effect | None:
         """The weighted sum with its interval; None where no seed has all cells."""
         per_cell = [self.cell(row).values(metric) for row, metric in terms]
-        seeds = [seed for seed in self.filled.table.seeds if all(seed in values for values in per_cell)]
+        seeds = [seed for seed in self.filled.profile.seeds if all(seed in values for values in per_cell)]
         if not seeds:
             return None
         sums = [sum(w * v[seed] for w, v in zip(terms.values(), per_cell, strict=True)) for seed in seeds]

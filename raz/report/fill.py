@@ -68,7 +68,8 @@ class FilledTable:
     def wanted(self) -> int:
         """Number of trials (row x data set x seed) that a run can make: those of data sets that have a reader."""
         readable = readable_datasets(self.data_root)
-        return len(self.table.seeds) * sum(c.dataset in readable and c.config is not None for c in self.cells.values())
+        run = [c for c in self.cells.values() if c.config is not None and c.dataset in readable]
+        return len(self.profile.seeds) * len(run)
 
     @property
     def missing(self) -> int:
@@ -100,11 +101,11 @@ def fill_table(
             if row.quoted:
                 cells[row.name, dataset] = TableCell(row.name, dataset, False, {})
                 continue
-            config = table.config(profile, row, dataset, table.seeds[0])
+            config = table.config(profile, row, dataset, profile.seeds[0])
             scores: Mapping[int, TrialScores] = {}
             if dataset not in problems:
                 try:
-                    scores = find(config, table.seeds, data_root=data_root, splits=table.splits)
+                    scores = find(config, profile.seeds, data_root=data_root, splits=table.splits)
                 except RazError as error:
                     problems[dataset] = str(error)
             cells[row.name, dataset] = TableCell(row.name, dataset, config.depth > 1, scores, config)

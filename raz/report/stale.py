@@ -33,7 +33,7 @@ def stale_notes(filled: FilledTable, data_root: Path | None) -> Iterator[str]:
         checked = 0
         for row in filled.table.run_rows:
             cell = filled.cells[row.name, dataset]
-            for seed in filled.table.seeds:
+            for seed in filled.profile.seeds:
                 if seed in cell.scores or cell.config is None or checked >= MAX_CHECKED:
                     continue
                 checked += 1

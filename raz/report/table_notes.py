@@ -18,7 +18,7 @@ def opening_notes(filled: FilledTable) -> list[str]:
     table, profile = filled.table, filled.profile
     notes = [
         f"Profile {profile.name} (preset {profile.preset}). A cell is the mean ± standard deviation over n independent"
-        f" runs; requested seeds: {', '.join(map(str, table.seeds))}."
+        f" runs; requested seeds: {', '.join(map(str, profile.seeds))}."
     ]
     foreign = [d for d in profile.datasets if d not in table.printed_datasets]
     if not table.printed_datasets:

@@ -87,7 +87,7 @@ def table_report(
     title = f"{table.table}: {table.title}" if table.title else table.table
     facts: Record = {
         "table": table.table, "title": table.title, "paper": table.paper, "profile": profile.name,
-        "preset": profile.preset, "seeds": list(table.seeds), "missing": missing, "base_row": table.base_row,
+        "preset": profile.preset, "seeds": list(profile.seeds), "missing": missing, "base_row": table.base_row,
         "command": command,
     }  # fmt: skip
     return Report(title, tuple(sheets), tuple(notes), tuple(records), facts, *((command, cost) if missing else ()))
@@ -146,7 +146,7 @@ def _cells_table(filled: FilledTable, dataset: str, marks: Mapping[int, str], be
         return tuple(out)
 
     def n(cell: TableCell) -> str:
-        return f"{len(cell.scores)}/{len(table.seeds)}" if cell.config is not None else ""
+        return f"{len(cell.scores)}/{len(profile.seeds)}" if cell.config is not None else ""
 
     cells = [filled.cells[row.name, dataset] for row in table.rows]
     title = filled.title(dataset)

@@ -39,12 +39,13 @@ def default_profile(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """The scale at which the table is filled: a base, and the data sets in the order of their columns."""
+    """The scale at which the table is filled: a base, the data sets in the order of their columns, and the seeds."""
 
     name: str
     base: TrialConfig
     datasets: tuple[str, ...]
     preset: str
+    seeds: tuple[int, ...]  # its own, or the table's
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class AblationTable:
     """A table to fill.
 
     metrics: dotted names (`test.mae`, `test.ap50@40`); the paper's "MSE" is `rmse` (20).
+    seeds: those of every profile that lists none of its own.
     base_row: the row that differences are taken to.
     """
 
@@ -172,7 +174,7 @@ class AblationTable:
     def trials(self, profile: Profile) -> Iterator[TableTrial]:
         """All trials that fill the table. Rows of one data set and seed follow each other, since they share stages."""
         for dataset in profile.datasets:
-            for seed in self.seeds:
+            for seed in profile.seeds:
                 for row in self.run_rows:
                     yield TableTrial(row.name, dataset, seed, self.config(profile, row, dataset, seed))
 

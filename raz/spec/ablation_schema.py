@@ -24,6 +24,7 @@ from raz.utils.schema import (
 )
 
 _METRICS = ListOf(text("a metric's name"), hint="[test.mae, test.rmse]", fewest=1)
+_SEEDS = ListOf(integer(0), hint="[0, 1, 2]", fewest=1)
 _WEIGHTS = MapOf(number(), "weights")
 
 
@@ -35,6 +36,7 @@ class ProfileSection:
     datasets: tuple[str, ...] = key(
         ListOf(text("a data set's name"), hint="[toy]", fewest=1), default=(), required=True
     )
+    seeds: tuple[int, ...] = key(_SEEDS, default=())  # those of the table where it has none
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ class TableFile:
     paper: str = key(text(), default="")
     metrics: tuple[str, ...] = key(_METRICS, default=(), required=True)
     dataset_metrics: Mapping[str, tuple[str, ...]] = key(MapOf(_METRICS, "metrics by data set"), default={})
-    seeds: tuple[int, ...] = key(ListOf(integer(0), hint="[0, 1, 2]", fewest=1), default=(0,))
+    seeds: tuple[int, ...] = key(_SEEDS, default=(0,))
     profiles: Mapping[str, ProfileSection] = key(
-        MapOf(Record(ProfileSection, "base and datasets"), "names with a base and data sets",
+        MapOf(Record(ProfileSection, "base, datasets and seeds"), "names with a base and data sets",
               "toy: {base: {preset: tiny}, datasets: [toy]}", may_be_empty=False),
         default={}, required=True,
     )  # fmt: skip

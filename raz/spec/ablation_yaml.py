@@ -162,7 +162,7 @@ def _profiles(
         for i, dataset in enumerate(section.datasets):
             if dataset not in legal:
                 problems.add((*path, "datasets", i), f"unknown data set {dataset!r}", did_you_mean(dataset, legal))
-        out[name] = Profile(name, config, section.datasets, section.base.preset)
+        out[name] = Profile(name, config, section.datasets, section.base.preset, section.seeds or file.seeds)
     return out
 
 

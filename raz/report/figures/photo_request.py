@@ -51,7 +51,7 @@ class PhotoRequest:
         names = [run_row.name for run_row in filled.table.run_rows]
         if row and row not in names:
             raise RazError("--of", f"table {filled.table.table} runs no row {row!r}", did_you_mean(row, names))
-        seeds = [str(number) for number in filled.table.seeds]
+        seeds = [str(number) for number in filled.profile.seeds]
         if seed and seed not in seeds:
             raise RazError("--of", f"{seed!r} is no seed of the table", f"one of {', '.join(seeds)}")
         cell = filled.cells[row, dataset] if row else deepest_cell(filled, dataset)
