@@ -134,7 +134,7 @@ def test_a_table_is_run_by_the_same_command(here: Path) -> None:
     [
         (["run", "depth.yaml"], "depth.yaml: no such file\n  try: "),
         (["run", "depths.yaml", "--set", "sed=1"], "--set: unknown parameter 'sed'\n  try: did you mean seed?"),
-        (["run", "depths.yaml", "--profile", "toy"], "--profile: depths.yaml is a search space, which has no profiles"),
+        (["run", "depths.yaml", "--profile", "toy"], "--profile: depths.yaml is a search space without profiles"),
         (["run", "table.yaml", "--trials", "3"], "--trials: table.yaml is a table, whose rows and seeds are fixed"),
         (["run", "table.yaml", "--profile", "tot"], "--profile: table depths has no profile 'tot'"),
         (

@@ -746,7 +746,7 @@ def test_the_format_follows_the_files_name(tmp_path: Path) -> None:
         (["--table", "recurrence", "--over", "rows"], "--over: 'rows', expected seeds or images"),
         (["fusion", "--table", "recurrence"], "report: both a study (fusion) and a table (recurrence)"),
         (["fusion", "--list"], "report: --list beside a study or a table"),
-        (["fusion", "--profile", "toy"], "report: --profile and --set belong to a table"),
+        (["fusion", "--profile", "toy"], "--profile: belongs to a table; the study of a search's profile has"),
         (["fusion"], "study fusion: {store} has no such study"),
     ],
 )

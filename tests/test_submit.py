@@ -48,7 +48,7 @@ def test_faults_of_a_file_are_told_together_and_before_anybody_is_asked(tmp_path
         (["submit", "fusion", "--cluster", "cluster/gpu.yaml"], "FILL_IN is not filled in"),
         (["submit", "fusion", "--address", "10.0.0.1:8265"], "is no URL"),
         (["submit", "recurrence", "--trials", "3", "--address", "http://127.0.0.1:1"], "is a table"),
-        (["submit", "fusion", "--profile", "paper", "--address", "http://127.0.0.1:1"], "has no profiles"),
+        (["submit", "fusion", "--profile", "papr", "--address", "http://127.0.0.1:1"], "has no profile 'papr'"),
         (["job", "logs", "x", "--address", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
     ],
 )

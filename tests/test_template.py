@@ -42,6 +42,15 @@ def test_what_it_suggests_in_comments_parses_too(weights: str) -> None:
     assert bold.base.input.scale == 0.5
 
 
+def test_the_profiles_that_it_suggests_are_right() -> None:
+    text = render_template("mine", "toy", None, None, "my.yaml")
+    suggested = re.sub(r"^# (profiles:|  full: |  quick: )", r"\1", text, flags=re.M)
+    document = parse(suggested, "my.yaml")
+    assert parse_space(document) == parse_space(parse(text, "my.yaml"))
+    quick = parse_space(document, None, "quick")
+    assert (quick.study, quick.trials, quick.base.input.scale) == ("mine-quick", 5, 0.5)
+
+
 @pytest.mark.long
 def test_the_file_is_named_written_once_and_runs(tmp_path: Path) -> None:
     out = tmp_path / "My Crowd.yaml"

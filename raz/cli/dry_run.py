@@ -38,11 +38,11 @@ def _open(
     retry: bool = False,
 ) -> tuple[SearchSpace | AblationTable, Profile | None]:
     """The search space, or the table with its profile. Raises RazError for what the user can put right."""
-    source, is_table = open_spec(file, profile=profile, trials=trials, retry=retry)
+    source, is_table = open_spec(file, trials=trials, retry=retry)
     if is_table:
         table = parse_table(source, parse_settings(settings), profile, data_root=data_root)
         return table, table.profile(profile)
-    return parse_space(source, parse_settings(settings), data_root=data_root), None
+    return parse_space(source, parse_settings(settings), profile, data_root=data_root), None
 
 
 def plan_file(

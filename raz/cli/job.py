@@ -68,6 +68,7 @@ def submit_command(
     \b
     raz-sweep submit everything --cluster cluster/gpu.yaml --jobs 8
     raz-sweep submit my.yaml --cluster cluster/gpu.yaml --follow
+    raz-sweep submit fusion --profile paper --cluster cluster/gpu.yaml --data-root s3://bucket/data
     raz-sweep job logs JOB --cluster cluster/gpu.yaml --follow
     """
     from raz.spec.ablation_yaml import parse_table
@@ -75,13 +76,13 @@ def submit_command(
     from raz.spec.space_yaml import parse_space
     from raz.utils.shipped import find_shipped
 
-    source, is_table = open_spec(file, profile=profile, trials=trials, retry=retry)
+    source, is_table = open_spec(file, trials=trials, retry=retry)
     if is_table:
         table = parse_table(source, parse_settings(settings or []), profile)
         table.profile(profile)
         name = table.table
     else:
-        name = parse_space(source, parse_settings(settings or [])).study
+        name = parse_space(source, parse_settings(settings or []), profile).study
     path = find_shipped(file)
     file_name = path.name
     options: dict[str, str | int | float | None] = {

@@ -89,6 +89,7 @@ def run(
 
     \b
     raz-sweep run search_spaces/fusion                the shipped search, on the generated crowd
+    raz-sweep run search_spaces/fusion --profile small --data-root ~/data    on photographs: study fusion-small
     raz-sweep run my.yaml --trials 100                extend a search of 40 trials to 100
     raz-sweep run losses --set seed=1 --store other   the same question with another seed
     raz-sweep run ablations/recurrence --profile paper --data-root ~/data
@@ -139,6 +140,7 @@ def simulate(
     \b
     raz-sweep simulate search_spaces/everything --devices 8
     raz-sweep simulate everything --devices 512 --trials 1000 --json
+    raz-sweep simulate fusion --devices 2 --profile small --data-root ~/data
     """
     store = resolve_store(store)
     from raz.cli.dry_run import show_simulation, simulate_file

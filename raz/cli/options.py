@@ -80,5 +80,5 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the base; repeatable.")
 ]
 Profile = Annotated[
-    str | None, typer.Option("--profile", help="An ablation's scale: toy, small or paper. Default: toy.")
+    str | None, typer.Option("--profile", help="The scale, of those in the file: toy, small or paper. Default: toy.")
 ]

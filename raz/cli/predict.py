@@ -13,6 +13,7 @@ from raz.cli.options import (
     DataRoot,
     Json,
     OutFolder,
+    Profile,
     Settings,
     Store,
     expand_folder,
@@ -182,6 +183,7 @@ def train_command(
     store: Store = DEFAULT_STORE,
     settings: Settings = None,
     data_root: DataRoot = None,
+    profile: Profile = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="With --final: the file to write.", show_default="model.safetensors")
     ] = None,
@@ -196,6 +198,7 @@ def train_command(
     \b
     raz-sweep train fusion --store ./raz-store
     raz-sweep train fusion --final --out model.safetensors
+    raz-sweep train fusion --profile small --data-root ~/data --final --out model.safetensors
     """
     import json
 
@@ -215,7 +218,7 @@ def train_command(
     written = _writable(out) if final else out
     own = Path(file).expanduser().is_file()
     path = find_shipped(file, ("search_spaces",))
-    space = load_space(path, file if own else str(path), parse_settings(settings or []), data_root=data_root)
+    space = load_space(path, file if own else str(path), parse_settings(settings or []), profile, data_root=data_root)
 
     def log(event: object) -> None:
         typer.echo(str(event), err=True)

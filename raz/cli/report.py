@@ -101,7 +101,11 @@ def report_command(
             raise RazError("report", f"both a study ({study}) and a table ({table})", "leave one out")
         report = _table(table, profile, store, data_root, settings or [], differences_over, with_figures, photos)
     else:
-        if profile is not None or settings:
+        if profile is not None and not settings:
+            what = "belongs to a table; the study of a search's profile has the profile in its name"
+            hint = f"raz-sweep report {study}-{profile}, or raz-sweep report {study} for the default profile"
+            raise RazError("--profile", what, hint)
+        if settings:
             raise RazError("report", "--profile and --set belong to a table", f"raz-sweep report {study}")
         report = _study(str(study), store, compare, with_figures, data_root, photos)
     if output_format == "terminal" and out is None and sys.stdout.isatty():

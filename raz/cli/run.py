@@ -73,11 +73,11 @@ def run_file(
     stop = StopRequest(max_hours)
     store = store.expanduser()
     options = RunOptions(tuple(settings), data_root and data_root.expanduser(), jobs, inline, run_trial)
-    source, is_table = open_spec(file, profile=profile, trials=trials, retry=retry)
+    source, is_table = open_spec(file, trials=trials, retry=retry)
     if is_table:
         run = _table_run(source, store, options, stop, profile)
     else:
-        run = _study_run(source, store, options, stop, file, trials, retry)
+        run = _study_run(source, store, options, stop, file, profile, trials, retry)
     with redirect_stdout(sys.stderr), sync_to_bucket(store):  # stdout is for the result, whatever a library prints
         finished = run()
     print(to_json(finished.document) if as_json else "\n".join(finished.lines))
@@ -93,11 +93,12 @@ def _study_run(
     options: RunOptions,
     stop: StopRequest,
     file: str,
+    profile: str | None,
     trials: int | None,
     retry: bool,
 ) -> Callable[[], FinishedRun]:
     """The run of a search space, ready to begin. Raises RazError for the space and for its data set."""
-    space = parse_space(source, parse_settings(list(options.settings)), data_root=options.data_root)
+    space = parse_space(source, parse_settings(list(options.settings)), profile, data_root=options.data_root)
     check_data(space.base, options.data_root)
 
     @contextmanager
@@ -111,7 +112,7 @@ def _study_run(
         result = run_study(
             space, store, data_root=options.data_root, trials=trials, jobs=options.jobs, inline=options.inline,
             retry=retry, run_trial=options.run_trial, watch=watch, stop=stop,
-            command=_shareable_command(file, options),
+            command=_shareable_command(file, profile, options),
         )  # fmt: skip
         return FinishedRun(result.as_json(), summary(result), result.stopped, bool(result.failed or result.trouble))
 
@@ -141,9 +142,10 @@ def _table_run(
     return run
 
 
-def _shareable_command(file: str, options: RunOptions) -> str:
+def _shareable_command(file: str, profile: str | None, options: RunOptions) -> str:
     """The command without the paths of this machine's data and stores, so that it may be shown to others."""
-    words = ["raz-sweep", "run", file, *(word for pair in options.settings for word in ("--set", pair))]
+    words = ["raz-sweep", "run", file, *(["--profile", profile] if profile is not None else [])]
+    words += [word for pair in options.settings for word in ("--set", pair)]
     return shlex.join([*words, *(["--data-root", "DIR"] if options.data_root is not None else [])])
 
 

@@ -8,17 +8,15 @@ another method (`source`) is quoted and never run. A claim is a weighted sum of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from raz.config import TrialConfig, configure
-from raz.errors import RazError
+from raz.spec.profiles import choose_profile
 from raz.utils.json_types import Json
-from raz.utils.suggestions import did_you_mean
 
-DEFAULT_PROFILE = "toy"
 TABLE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 ROW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 # Data sets for which the paper prints numbers, with their titles. A table may name them without a reader.
@@ -29,12 +27,6 @@ PUBLISHED = {
     "ucf_qnrf": "UCF_QNRF",
 }
 TABLE_SPLITS = ("val", "test")  # that a table may score
-
-
-def default_profile(names: Iterable[str]) -> str:
-    """`toy`, or the first name; '' without names."""
-    names = list(names)
-    return DEFAULT_PROFILE if DEFAULT_PROFILE in names else next(iter(names), "")
 
 
 @dataclass(frozen=True)
@@ -157,14 +149,7 @@ class AblationTable:
 
     def profile(self, name: str | None = None) -> Profile:
         """The profile of this name; None for `default_profile`. Raises RazError for an unknown name."""
-        if name is None:
-            name = default_profile(self.profiles)
-        if name not in self.profiles:
-            raise RazError(
-                "--profile", f"table {self.table} has no profile {name!r}, expected one of {', '.join(self.profiles)}",
-                did_you_mean(name, self.profiles),
-            )  # fmt: skip
-        return self.profiles[name]
+        return self.profiles[choose_profile(name, self.profiles, f"table {self.table}")]
 
     def config(self, profile: Profile, row: Row, dataset: str, seed: int) -> TrialConfig:
         """The configuration of the trial for one seed of one cell."""

@@ -21,12 +21,12 @@ from raz.spec.ablation import (
     Misprint,
     Profile,
     Row,
-    default_profile,
     readable_datasets,
 )
 from raz.spec.ablation_schema import TABLE_FILE, ClaimSection, MisprintSection, TableFile
 from raz.spec.base_config import base_config, check_types
 from raz.spec.metric_names import COUNTING_METRICS, LOCALIZATION_METRICS, METRICS_BY_PART
+from raz.spec.profiles import default_profile
 from raz.utils.json_types import Json
 from raz.utils.schema import Either, Located, Nothing, Schema, choice, number, read_or
 from raz.utils.suggestions import did_you_mean

@@ -27,9 +27,7 @@ class BaseSection:
 BASE = Record(BaseSection, hint="{preset: tiny}")
 
 
-def open_spec(
-    file: str, *, profile: str | None = None, trials: int | None = None, retry: bool = False
-) -> tuple[Document, bool]:
+def open_spec(file: str, *, trials: int | None = None, retry: bool = False) -> tuple[Document, bool]:
     """The document of a search space or a table, and whether it is a table. `file` is a path or a shipped name.
 
     Raises RazError as `find_shipped` and `read`, and for an option that a file of its kind does not take.
@@ -40,8 +38,6 @@ def open_spec(
     if table and (trials is not None or retry):
         what = "--retry" if trials is None else "--trials"
         raise RazError(what, f"{source.name} is a table, whose rows and seeds are fixed", "--set and --profile")
-    if not table and profile is not None:
-        raise RazError("--profile", f"{source.name} is a search space, which has no profiles", "--set key=value")
     return source, table
 
 
@@ -90,9 +86,12 @@ def base_config(
     settings: Settings,
     path: YamlPath = ("base",),
     *,
+    paths: Mapping[str, YamlPath] | None = None,
     data_root: Path | None = None,
 ) -> TrialConfig:
     """The configuration that a base section means, with the command line's settings on top.
+
+    paths: parameter -> where the file sets it, of those that it does not set below `path`.
 
     Notes the section's faults, each at its path in the file. Raises RazError(s) for wrong settings, which have no place
     in the file.
@@ -107,11 +106,12 @@ def base_config(
     chosen: dict[str, Json] = {} if section.dataset is None else {"dataset": section.dataset}
     chosen |= section.set
     legal: dict[str, Json] = {}
+    places = {name: (*path, "set", name) if name in section.set else (*path, "dataset") for name in chosen}
+    places |= paths or {}
     for name, value in chosen.items():
-        where = (*path, "set", name) if name in section.set else (*path, "dataset")
         errors = check_types({name: value}, data_root)
         for error in errors:
-            problems.add(where, error.what, error.hint)
+            problems.add(places[name], error.what, error.hint)
         if not errors:
             legal[name] = value
     config = PRESETS[preset]
@@ -119,8 +119,7 @@ def base_config(
         config = configure(config, legal)
     except RazError as error:  # legal one by one, and out of range, alone or together
         for fault in flatten_errors(error):
-            where = (*path, "set", fault.parameter) if fault.parameter in legal else path
-            problems.add(where, fault.what, fault.hint)
+            problems.add(places.get(fault.parameter, path), fault.what, fault.hint)
     if settings:
         names_known = all(name in parameter_types() for name in settings)
         errors = check_enumerated_values(settings, "--set", data_root) if names_known else []

@@ -3,187 +3,166 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from raz.config import Settings, TrialConfig, configure, parameter_types
+from raz.config import Settings, TrialConfig, configure
 from raz.config import parameters as flat
 from raz.errors import RazError, flatten_errors
 from raz.spec import parameter_yaml
-from raz.spec.base_config import BASE, BaseSection, base_config
+from raz.spec.base_config import BaseSection, base_config
 from raz.spec.derived import Derived, derive, parse_derived, topological_order
-from raz.spec.designs import DESIGNS
 from raz.spec.metric_names import LOCALIZATION_METRICS, metric_names
 from raz.spec.parameter import Parameter, Point
 from raz.spec.parameter_yaml import activating_values, extreme_values, read_parameters
+from raz.spec.profiles import choose_profile, default_profile, profile_study
 from raz.spec.pruner_yaml import read_pruning
-from raz.spec.search_space import (
-    CANDIDATE_SAMPLERS,
-    DIRECTIONS,
-    MAX_CANDIDATES,
-    MOST_TRIALS,
-    POPULATION_SAMPLERS,
-    SAMPLERS,
-    STUDY_NAME,
-    Objective,
-    SearchSpace,
-    threads_of,
+from raz.spec.search_space import STUDY_NAME, Objective, SearchSpace, threads_of
+from raz.spec.space_schema import (
+    OBJECTIVES,
+    ONE_OBJECTIVE,
+    SPACE_FILE,
+    ListedObjective,
+    ObjectiveSection,
+    ProfileSection,
+    SpaceFile,
+    check_design,
 )
-from raz.spec.stage_resources import SCHEMA as RESOURCES
-from raz.spec.stage_resources import Resources, check_threads
+from raz.spec.stage_resources import check_threads
 from raz.utils.json_types import Json
 from raz.utils.ordering import CycleError
-from raz.utils.schema import (
-    Anything,
-    Either,
-    ListOf,
-    Located,
-    MapOf,
-    Record,
-    Scalar,
-    WithPath,
-    choice,
-    integer,
-    key,
-    matching,
-    read_or,
-    text,
-)
+from raz.utils.schema import Located, read_or
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Problems, YamlPath, describe_value, read
 
-MOST_SEEDS = 100
-MOST_OBJECTIVES = 8
-_SEEDS = f"a list of seeds or how many, up to {MOST_SEEDS}"
-_ARITHMETIC = "localization.train.lr: counting.train.lr * 0.5"
-
-
-def _first_seeds(value: Json) -> tuple[int, ...] | None:
-    """`seeds: 3` are 0, 1 and 2."""
-    count = integer(1, MOST_SEEDS).convert(value)
-    return None if count is None else tuple(range(count))
-
-
-def _plain_name(value: Json) -> str:
-    plain = re.sub(r"[^a-z0-9_-]+", "-", str(value).lower()).strip("-")[:64]
-    return f"study: {plain or 'my-study'}"
-
-
-@dataclass(frozen=True)
-class DesignSection:
-    """`design:` as the file has it."""
-
-    sampler: str = key(choice(SAMPLERS), default="tpe")
-    seed: int = key(integer(0, 2**32 - 1), default=0)
-    trials: int = key(integer(1, MOST_TRIALS), default=MOST_TRIALS)
-    population: int | None = key(integer(2, MOST_TRIALS), default=None)
-    proposals: int = key(integer(1, MAX_CANDIDATES), default=1)
-    seeds: tuple[int, ...] = key(
-        Either(
-            lambda value: isinstance(value, list),
-            ListOf(integer(0, 2**31 - 1, "whole numbers from 0 on"), _SEEDS, "3", fewest=1, most=MOST_SEEDS),
-            Scalar(_first_seeds, _SEEDS, "3"),
-        ),
-        default=(),
-    )
-
-
-@dataclass(frozen=True)
-class ObjectiveSection:
-    """`objective:` as the file has it. Which metrics are legal follows from the base."""
-
-    metric: Json = key(Anything(), default="val.mae")
-    direction: str = key(choice(DIRECTIONS), default="minimize")
-
-
-@dataclass(frozen=True)
-class ListedObjective(ObjectiveSection):
-    """One of several objectives, which must name its metric."""
-
-    metric: Json = key(Anything(), default="val.mae", required=True)
-
-
-@dataclass(frozen=True)
-class SpaceFile:
-    """A file of a search space. What depends on other sections is checked after reading."""
-
-    study: str = key(matching(STUDY_NAME, "1 to 64 of a-z, 0-9, _ and -", _plain_name), default="", required=True)
-    base: BaseSection = key(BASE, default=BaseSection())
-    design: DesignSection = key(Record(DesignSection, hint="{sampler: …}"), default=DesignSection(), required=True)
-    objective: Json = key(Anything(), default={})
-    pruner: Json = key(Anything(), default={})
-    resources: Mapping[str, Resources] = key(RESOURCES, default={})
-    parameters: Mapping[str, Json] = key(parameter_yaml.SCHEMA, default={}, required=True)
-    derive: Mapping[str, str] = key(
-        MapOf(text("arithmetic as text", _ARITHMETIC), "dotted names with arithmetic", _ARITHMETIC,
-              keys=parameter_types(), noun="parameter"),
-        default={},
-    )  # fmt: skip
-
-
-_FILE = Record(SpaceFile)
-_ONE_OBJECTIVE = Record(ObjectiveSection, hint="{metric: val.mae}")
-_OBJECTIVES = ListOf(
-    WithPath(Record(ListedObjective, hint="{metric: val.mae}")), f"1 to {MOST_OBJECTIVES} metrics",
-    "[{metric: val.mae}]", fewest=1, most=MOST_OBJECTIVES, repeats=True,
-)  # fmt: skip
-
 
 def load_space(
-    path: Path, name: str = "", settings: Settings | None = None, *, data_root: Path | None = None
+    path: Path,
+    name: str = "",
+    settings: Settings | None = None,
+    profile: str | None = None,
+    *,
+    data_root: Path | None = None,
 ) -> SearchSpace:
     """The search space in a file.
 
     name: the file as messages name it, by default its path.
-    settings: of `--set`; they replace values of the file's base.
+    settings: of `--set`; they replace values of the base of `profile` (None: the default profile).
     data_root: where data sets that are not published are; None for the environment's RAZ_DATA_ROOT.
 
     Raises RazError(s) with `file:line`, all faults at once, and OSError where the file cannot be read.
     """
-    return parse_space(read(path, name, strict=False), settings, data_root=data_root)
+    return parse_space(read(path, name, strict=False), settings, profile, data_root=data_root)
 
 
-def parse_space(document: Document, settings: Settings | None = None, *, data_root: Path | None = None) -> SearchSpace:
-    """The search space of a document. See `load_space`."""
-    problems, settings = Problems(document, unnamed=(parameter_yaml.SECTION,)), settings or {}
-    file = _FILE.read(document.data, (), problems)
-    base = base_config(file.base, problems, settings, data_root=data_root)
-    _check_design(document, file.design, problems)
-    parameters = read_parameters(file.parameters, problems, base, file.design.sampler, data_root)
-    objectives = _objectives(file.objective, problems, base, parameters)
-    pruning = read_pruning(file.pruner, problems, base, objectives)
-    derived = _derived(file, problems, parameters)
-    _reject_double_settings(file, parameters, derived, settings, problems)
-    check_threads(file.resources, threads_of(base, parameters), problems)
-    _check_sampler_supports(file.design.sampler, objectives, parameters, problems)
+def parse_space(
+    document: Document,
+    settings: Settings | None = None,
+    profile: str | None = None,
+    *,
+    data_root: Path | None = None,
+) -> SearchSpace:
+    """The search space of a document under a profile. See `load_space`. The other profiles are checked as well."""
+    problems = Problems(document, unnamed=(parameter_yaml.SECTION,))
+    file = SPACE_FILE.read(document.data, (), problems)
+    check_design(document, file.design, problems)
+    _check_profile_names(file, problems)
+    names = tuple(file.profiles) or ("",)
+    chosen = default_profile(file.profiles) if profile is None else profile
+    spaces: dict[str, SearchSpace | None] = {}
+    found: dict[str, list[RazError]] = {}
+    for name in names:
+        own = Problems(replace(document, faults=()), unnamed=problems.unnamed)
+        # Settings that fit the profile that is run, such as pretrained weights, need not fit the others.
+        own_settings = (settings or {}) if name == chosen else {}
+        spaces[name] = _space(file, name, own_settings, own, not problems.faults, data_root)
+        found[name] = own.faults
+    problems.faults += _faults_of_profiles(found)
     problems.raise_if_any()
-    space = SearchSpace(
-        study=file.study, base=base, parameters=parameters, sampler=file.design.sampler, trials=file.design.trials,
-        seed=file.design.seed, seeds=file.design.seeds, population=file.design.population,
-        proposals=file.design.proposals, objectives=objectives, pruning=pruning, derived=derived,
-        resources=file.resources, source=document.name, comment=document.comment,
-    )  # fmt: skip
-    _try_derived(space, problems)
-    _try_design(space, problems)
-    problems.raise_if_any()
+    space = spaces[choose_profile(profile, file.profiles, document.name)]
+    assert space is not None  # else there were faults
     return space
 
 
-def _check_design(document: Document, design: DesignSection, problems: Problems) -> None:
-    """Note options of the design that its sampler lacks or does not take."""
-    raw, sampler = document.data.get("design"), design.sampler
-    keys = raw if isinstance(raw, dict) else {}
-    if "design" in document.data and sampler not in DESIGNS and "trials" not in keys:
-        problems.add(("design",), "design.trials is missing", "trials: 40")
-    if "population" in keys and sampler not in POPULATION_SAMPLERS:
-        what = f"design.population is not for {sampler}, which draws no generations"
-        problems.add(("design", "population"), what, f"sampler: {POPULATION_SAMPLERS[-1]}, or leave it out")
-    if design.proposals > 1 and sampler not in CANDIDATE_SAMPLERS:
-        why = "all of whose trials are known" if sampler in DESIGNS else "which needs the results of all that it draws"
-        what = f"design.proposals is not for {sampler}, {why}"
-        problems.add(("design", "proposals"), what, f"sampler: {CANDIDATE_SAMPLERS[0]}, or leave it out")
+def _check_profile_names(file: SpaceFile, problems: Problems) -> None:
+    """Note names of profiles that cannot be part of a study's name."""
+    default = default_profile(file.profiles)
+    for name in file.profiles:
+        study = profile_study(file.study, name, default)
+        if not STUDY_NAME.fullmatch(name):
+            problems.add(("profiles", name), f"profile {name!r}, expected a name of a-z, 0-9, _ and -", "small")
+        elif file.study and not STUDY_NAME.fullmatch(study):
+            what = f"the study of profile {name} would be {study}, of more than 64 letters"
+            problems.add(("profiles", name), what, "a shorter name of the study or the profile")
+
+
+def _faults_of_profiles(found: Mapping[str, list[RazError]]) -> list[RazError]:
+    """Every fault once. Where a fault is no fault under other profiles, and its place does not say it, its text has the
+    profiles that it belongs to."""
+    first: dict[tuple[str, str], RazError] = {}
+    profiles: dict[tuple[str, str], list[str]] = {}
+    for profile, faults in found.items():
+        for fault in faults:
+            first.setdefault((fault.where, fault.what), fault)
+            profiles.setdefault((fault.where, fault.what), []).append(profile)
+    out = []
+    for same, fault in first.items():
+        among = list(dict.fromkeys(profiles[same]))
+        if len(among) == len(found) or fault.parameter.startswith("profiles."):
+            out.append(fault)
+        else:
+            noun = "profile" if len(among) == 1 else "profiles"
+            what = f"{fault.what} ({noun} {', '.join(among)})"
+            out.append(RazError(fault.where, what, fault.hint, fault.parameter))
+    return out
+
+
+def _space(
+    file: SpaceFile, profile: str, settings: Settings, problems: Problems, readable: bool, data_root: Path | None
+) -> SearchSpace | None:
+    """The search space of one profile; '' for a file without profiles.
+
+    None where there are faults, which are noted, or where the file has some already (not `readable`).
+    """
+    changes = file.profiles.get(profile, ProfileSection())
+    section, paths = _base_section(file.base, changes, profile)
+    design = replace(
+        file.design, trials=changes.trials or file.design.trials, seeds=changes.seeds or file.design.seeds
+    )  # fmt: skip
+    seeds_path: YamlPath = ("profiles", profile, "seeds") if changes.seeds else ("design", "seeds")
+    path: YamlPath = ("profiles", profile, "base") if profile else ("base",)
+    base = base_config(section, problems, settings, path, paths=paths, data_root=data_root)
+    parameters = read_parameters(file.parameters, problems, base, design.sampler, data_root)
+    objectives = _objectives(file.objective, problems, base, parameters)
+    pruning = read_pruning(file.pruner, problems, base, objectives)
+    derived = _derived(file.derive, section, problems, parameters)
+    _reject_double_settings(seeds_path if design.seeds else (), parameters, derived, settings, problems)
+    check_threads(file.resources, threads_of(base, parameters), problems)
+    _check_sampler_supports(design.sampler, objectives, parameters, problems)
+    if problems.faults or not readable:
+        return None
+    space = SearchSpace(
+        study=profile_study(file.study, profile, default_profile(file.profiles)), base=base, parameters=parameters,
+        sampler=design.sampler, trials=design.trials, seed=design.seed, seeds=design.seeds,
+        population=design.population, proposals=design.proposals, objectives=objectives, pruning=pruning,
+        derived=derived, resources=file.resources, source=problems.document.name, comment=problems.document.comment,
+    )  # fmt: skip
+    _try_derived(space, problems)
+    _try_design(space, problems)
+    return space
+
+
+def _base_section(base: BaseSection, changes: ProfileSection, profile: str) -> tuple[BaseSection, dict[str, YamlPath]]:
+    """The file's base with what a profile changes on it, and where the file sets each of its parameters."""
+    over = changes.base
+    paths: dict[str, YamlPath] = {} if base.dataset is None else {"dataset": ("base", "dataset")}
+    paths |= {name: ("base", "set", name) for name in base.set}
+    if over.dataset is not None:
+        paths["dataset"] = ("profiles", profile, "base", "dataset")
+    paths |= {name: ("profiles", profile, "base", "set", name) for name in over.set}
+    dataset = base.dataset if over.dataset is None else over.dataset
+    return BaseSection(over.preset or base.preset, dataset, {**base.set, **over.set}), paths
 
 
 def _objectives(
@@ -192,9 +171,9 @@ def _objectives(
     """`{metric, direction}`, or a list of them."""
     sections: tuple[Located[ListedObjective] | Located[ObjectiveSection], ...]
     if isinstance(raw, list):
-        sections = read_or(_OBJECTIVES, raw, ("objective",), problems, ())
+        sections = read_or(OBJECTIVES, raw, ("objective",), problems, ())
     else:
-        only = read_or(_ONE_OBJECTIVE, raw, ("objective",), problems, ObjectiveSection())
+        only = read_or(ONE_OBJECTIVE, raw, ("objective",), problems, ObjectiveSection())
         sections = (Located(only, ("objective",)),)
     searches_sigmas = any("metrics.sigmas" in p.names() for p in parameters)
     legal = metric_names(base, "val")
@@ -228,14 +207,16 @@ def _note_wrong_metric(metric: Json, path: YamlPath, base: TrialConfig, problems
     problems.add(path, what, did_you_mean(metric, metric_names(base, "val")))
 
 
-def _derived(file: SpaceFile, problems: Problems, parameters: tuple[Parameter, ...]) -> tuple[Derived, ...]:
+def _derived(
+    section: Mapping[str, str], base: BaseSection, problems: Problems, parameters: tuple[Parameter, ...]
+) -> tuple[Derived, ...]:
     """The derived parameters, each after those it reads."""
     out: dict[str, Derived] = {}
-    for name, arithmetic in file.derive.items():
+    for name, arithmetic in section.items():
         path: YamlPath = ("derive", name)
         if any(name in p.names() for p in parameters):
             problems.add(path, f"{name} is both searched and derived", "leave one out")
-        if name in file.base.set:
+        if name in base.set:
             problems.add(path, f"{name} is both derived and set in the base", "leave one out")
         try:
             out[name] = parse_derived(name, arithmetic)
@@ -249,21 +230,21 @@ def _derived(file: SpaceFile, problems: Problems, parameters: tuple[Parameter, .
 
 
 def _reject_double_settings(
-    file: SpaceFile,
+    seeds_path: YamlPath,
     parameters: tuple[Parameter, ...],
     derived: tuple[Derived, ...],
     settings: Settings,
     problems: Problems,
 ) -> None:
     """Note parameters that are set in two places, where one value would be overwritten. Raises RazError if one of the
-    places is `--set`."""
+    places is `--set`. `seeds_path` is where the file lists the seeds; () for a file that lists none."""
     source = problems.document.name
     set_by_file = {name: f"{source} searches it" for p in parameters for name in p.names()}
     set_by_file |= {d.name: f"{source} derives it" for d in derived}
-    if file.design.seeds:
+    if seeds_path:
         if "seed" in set_by_file:
-            problems.add(("design", "seeds"), "the seed is among the parameters too", "leave one out")
-        set_by_file["seed"] = f"{source} has design.seeds"
+            problems.add(seeds_path, "the seed is among the parameters too", "leave one out")
+        set_by_file["seed"] = f"{source} has {problems.name(seeds_path)}"
     for name, value in settings.items():
         if name in set_by_file:
             raise RazError(

@@ -37,6 +37,12 @@ base:
 {weights}    # input.scale: 0.5              # input px per original px; results are scored in original px
     # counting.train.epochs: {epochs:<10} # also localization., attention., raz.train; fewer to look around
 
+# The same question at other scales, each a study of its own ({study}-quick), chosen by `--profile quick`. A profile
+# changes `base`, `trials` and `seeds`; the one called toy, else the first, needs no option and keeps the study's name.
+# profiles:
+#   full: {{}}
+#   quick: {{base: {{set: {{input.scale: 0.5, counting.train.epochs: 3}}}}, trials: 5}}
+
 # tpe learns from the trials before; random and grid do not. `trials` counts all there will be.
 design: {{sampler: tpe, trials: 30}}
 
