@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raz.config import PRESETS
 from raz.paper.losses import counting_loss
 from raz.paper.networks import STRIDE, network_input, receptive_field_radius
-from raz.pipeline import builders
+from raz.pipeline import backbones, builders
 from raz.pipeline.feature_cache import BranchFeatureCache, FeatureCache
 from raz.pipeline.malloc import keep_freed_memory
 from raz.pipeline.samples import GroundTruth, Window, crop_pixels, draw_windows, generator
@@ -88,12 +88,12 @@ class Main:
     """Main-Net of the tiny preset, its seeded weights in the layout that the pipeline gives narrow networks."""
 
     def __init__(self) -> None:
-        self.backbone = builders.build_backbone(TINY.backbone, 0)
+        self.backbone = backbones.build_backbone(TINY.backbone, 0)
         self.counting = builders.build_counting(TINY.counting, self.backbone, 0)
         self.localization = builders.build_localization(TINY.localization, self.backbone, 0)
         channels = self.localization.channels + self.counting.channels
         self.attention = builders.build_attention(TINY.attention, channels, 0)
-        builders.to_channels_last(TINY.backbone.width, self.backbone, self.counting, self.localization, self.attention)
+        builders.to_channels_last(TINY.backbone, self.backbone, self.counting, self.localization, self.attention)
 
 
 class Computed:

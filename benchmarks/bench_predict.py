@@ -32,7 +32,7 @@ def model_file(folder: Path, weights: str, depth: int, threads: int) -> Path:
     import torch
 
     from raz.config import PRESETS
-    from raz.pipeline import builders
+    from raz.pipeline import backbones, builders
     from raz.pipeline.assembly import TrainedStage
     from raz.pipeline.graph import declared_inputs
     from raz.pipeline.model import Model, save_model
@@ -40,7 +40,7 @@ def model_file(folder: Path, weights: str, depth: int, threads: int) -> Path:
 
     small = PRESETS["small"]
     config = replace(small, depth=depth, threads=threads, backbone=replace(small.backbone, weights=weights))
-    backbone = builders.build_backbone(config.backbone, 0)
+    backbone = backbones.build_backbone(config.backbone, 0)
     counting = builders.build_counting(config.counting, backbone, 0)
     localization = builders.build_localization(config.localization, backbone, 0)
     parts: dict[str, dict[str, torch.nn.Module]] = {

@@ -42,7 +42,7 @@ def space(parameters: dict[str, Any] = PARAMETERS, **design: Any) -> SearchSpace
 
 def trained(asked: SearchSpace, values: Mapping[str, Any]) -> set[str]:
     """The keys of the training stages of a trial."""
-    keys = node_keys(asked.config(values), ("val",), lambda split: split, lambda weights: weights)
+    keys = node_keys(asked.config(values), ("val",), lambda split: split, lambda backbone: backbone.weights)
     return {key.key for node, key in keys.items() if not node.split}
 
 
@@ -261,7 +261,9 @@ def test_a_plan_expects_what_proposals_share():
         asked = space(proposals=proposals)
         configs, skipped = draw_trials(asked, 40, 0)
         assert not skipped
-        keys = [node_keys(config, ("val",), lambda split: split, lambda weights: weights) for config in configs]
+        keys = [
+            node_keys(config, ("val",), lambda split: split, lambda backbone: backbone.weights) for config in configs
+        ]
         return len({key.key for way in keys for node, key in way.items() if not node.split})
 
     assert stages(8) < 0.85 * stages(1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raz.config import FusionConfig, MetricsConfig
 from raz.data.region import OUTSIDE_COLOUR, Polygon, cell_coverage, in_polygon, mask, polygon_area
-from raz.paper.networks import IMAGENET_MEAN
+from raz.paper.networks import IMAGENET
 from raz.paper.zoom import Points
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, clip_to_roi, score
 
@@ -70,7 +70,7 @@ def test_area_is_the_shoelace_formula() -> None:
 
 
 def test_what_is_painted_over_is_the_mean_colour() -> None:
-    assert tuple(round(255 * m) for m in IMAGENET_MEAN) == OUTSIDE_COLOUR
+    assert tuple(round(255 * m) for m in IMAGENET.mean) == OUTSIDE_COLOUR
 
 
 # ------------------------------------------------------------------ scores

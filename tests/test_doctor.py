@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from raz.cli.main import app
 from raz.inspection import machine_checks
-from raz.paper.networks import Backbone
+from raz.paper.networks import VggBackbone
 from tests.crowds import write_crowd
 
 
@@ -59,7 +59,7 @@ def test_a_store_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
 
 def test_weights_are_looked_into(tmp_path: Path) -> None:
     good, other = tmp_path / "good.safetensors", tmp_path / "other.safetensors"
-    save_file({k: v.contiguous() for k, v in Backbone().state_dict().items()}, good)
+    save_file({k: v.contiguous() for k, v in VggBackbone().state_dict().items()}, good)
     save_file({"features.0.weight": ones(3, 3)}, other)
     assert machine_checks.check_backbone(str(good)).status == "ok"
     check = machine_checks.check_backbone(str(other))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from raz.paper import attention as att
-from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch, initialise, network_input
+from raz.paper.networks import CountingBranch, LocalizationBranch, VggBackbone, initialise, network_input
 from raz.pipeline import feature_cache
 from raz.pipeline.feature_cache import BranchFeatureCache, FeatureCache, cached_candidates, rich_bytes
 from raz.pipeline.samples import DistanceMemo, GroundTruth, Window, draw_windows, mirrored_heads
@@ -41,9 +41,9 @@ class Pictures:
 
 
 @pytest.fixture
-def parts() -> tuple[Backbone, LocalizationBranch, CountingBranch]:
+def parts() -> tuple[VggBackbone, LocalizationBranch, CountingBranch]:
     torch.manual_seed(0)
-    backbone = Backbone(1 / 32)
+    backbone = VggBackbone(1 / 32)
     branches = LocalizationBranch(backbone.channels, [6], [5, 4, 3]), CountingBranch(backbone.channels, [6], 4)
     for module in (backbone, *branches):
         initialise(module, "kaiming")
@@ -58,7 +58,7 @@ WINDOWS = [
 
 
 def test_rich_maps_are_those_of_the_whole_image_rounded_to_half(
-    tmp_path: Path, parts: tuple[Backbone, LocalizationBranch, CountingBranch]
+    tmp_path: Path, parts: tuple[VggBackbone, LocalizationBranch, CountingBranch]
 ) -> None:
     backbone, localization, counting = parts
     images = Pictures()
@@ -81,7 +81,7 @@ def test_rich_maps_are_those_of_the_whole_image_rounded_to_half(
 
 
 def test_a_second_process_reads_the_same_bits_and_damage_is_made_good(
-    tmp_path: Path, parts: tuple[Backbone, LocalizationBranch, CountingBranch]
+    tmp_path: Path, parts: tuple[VggBackbone, LocalizationBranch, CountingBranch]
 ) -> None:
     backbone, localization, _ = parts
     images = Pictures()
@@ -105,7 +105,7 @@ def test_a_second_process_reads_the_same_bits_and_damage_is_made_good(
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files")
 def test_kept_maps_hold_no_file_open(
-    tmp_path: Path, parts: tuple[Backbone, LocalizationBranch, CountingBranch]
+    tmp_path: Path, parts: tuple[VggBackbone, LocalizationBranch, CountingBranch]
 ) -> None:
     """There are two files an image, and often no more than 1024 may be open."""
     features = FeatureCache(tmp_path, parts[0], Pictures(), CPU)
@@ -116,7 +116,7 @@ def test_kept_maps_hold_no_file_open(
 
 
 def test_bytes_of_rich_maps_are_those_written(
-    tmp_path: Path, parts: tuple[Backbone, LocalizationBranch, CountingBranch]
+    tmp_path: Path, parts: tuple[VggBackbone, LocalizationBranch, CountingBranch]
 ) -> None:
     backbone, localization, counting = parts
     features = FeatureCache(tmp_path / "f", backbone, Pictures(), CPU)

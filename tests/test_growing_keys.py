@@ -71,7 +71,7 @@ parameters:
 def keys(config: TrialConfig) -> dict[str, str]:
     """Every stage of a deep trial, and the chains of epochs, with their keys."""
     deep = configure(config, {"depth": 4, "fusion.fit_on": "train"})
-    found = node_keys(deep, ("val", "test"), lambda split: split, lambda weights: weights)
+    found = node_keys(deep, ("val", "test"), lambda split: split, lambda backbone: backbone.weights)
     chains = {f"chain {n}": chain_key(key) for n, key in found.items() if n.stage in TRAINED}
     return {str(n): key.key for n, key in found.items()} | chains
 
@@ -188,10 +188,10 @@ def test_a_stage_is_given_a_field_that_its_key_leaves_out() -> None:
         config = PRESETS["tiny"]
         assert declared_inputs(config, "zoom").zooming.later == 0.0  # type: ignore[attr-defined]
         assert inputs_of(parameters(config), "zoom")["zooming.later"] == 0.0
-        key = node_keys(config, ("val",), lambda s: s, lambda w: w)[Node("zoom", "val", 2)]
+        key = node_keys(config, ("val",), lambda s: s, lambda b: b.weights)[Node("zoom", "val", 2)]
         assert "zooming.later" not in key.inputs
         config = configure(config, {"zooming.later": 0.25})
-        key = node_keys(config, ("val",), lambda s: s, lambda w: w)[Node("zoom", "val", 2)]
+        key = node_keys(config, ("val",), lambda s: s, lambda b: b.weights)[Node("zoom", "val", 2)]
         assert key.inputs["zooming.later"] == 0.25
 
 

@@ -130,7 +130,7 @@ LARGE = """
 import numpy as np, torch
 from pathlib import Path
 from raz.config import PRESETS
-from raz.pipeline import builders
+from raz.pipeline import backbones, builders
 from raz.pipeline.inference import Network
 from raz.pipeline.malloc import keep_freed_memory
 
@@ -141,11 +141,11 @@ def peak():
 torch.set_num_threads(1)
 keep_freed_memory()
 tiny = PRESETS["tiny"]
-backbone = builders.build_backbone(tiny.backbone, 0)
+backbone = backbones.build_backbone(tiny.backbone, 0)
 counting = builders.build_counting(tiny.counting, backbone, 0)
 localization = builders.build_localization(tiny.localization, backbone, 0)
 attention = builders.build_attention(tiny.attention, localization.channels + counting.channels, 0)
-builders.to_channels_last(tiny.backbone.width, backbone, counting, localization, attention)
+builders.to_channels_last(tiny.backbone, backbone, counting, localization, attention)
 for part in (backbone, counting, localization, attention):
     builders.freeze(part)
 network = Network("tiny", backbone, backbone, counting, localization, attention)

@@ -9,12 +9,11 @@ from torchvision.models import vgg16
 
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+    IMAGENET,
     AttentionBranch,
-    Backbone,
     CountingBranch,
     LocalizationBranch,
+    VggBackbone,
     initialise,
     network_input,
     receptive_field_radius,
@@ -26,7 +25,7 @@ from raz.pipeline.inference import Network
 @pytest.mark.long
 def test_backbone_is_torchvisions_vgg16_through_relu4_3() -> None:
     reference = vgg16(weights=None).features[:23]
-    ours = Backbone()
+    ours = VggBackbone()
     ours.features.load_state_dict(reference.state_dict())
     x = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -53,7 +52,7 @@ def test_network_input_pads_with_the_mean_colour_and_normalises_as_torchvision()
     x = network_input(pixels)
     assert x.shape == (1, 3, 16, 24)
     for c in range(3):
-        assert x[0, c, 0, 0].item() == pytest.approx((1 - IMAGENET_MEAN[c]) / IMAGENET_STD[c], rel=1e-6)
+        assert x[0, c, 0, 0].item() == pytest.approx((1 - IMAGENET.mean[c]) / IMAGENET.std[c], rel=1e-6)
     assert float(x[:, :, 9:].abs().sum() + x[:, :, :, 17:].abs().sum()) == 0.0
 
 
@@ -141,7 +140,7 @@ def test_normal_initialisation_is_csrnets() -> None:
 
 def _network(seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    backbone = Backbone(0.125)
+    backbone = VggBackbone(0.125)
     counting = CountingBranch(backbone.channels, (8, 8))
     localization = LocalizationBranch(backbone.channels, (8,), (8, 6, 4))
     attention = AttentionBranch(4 + 8, 4)

@@ -215,14 +215,14 @@ def test_every_parameter_reaches_some_key() -> None:
     values = parameters(micro())
     assert {name for stage in STAGES for name in inputs_of(values, stage)} == set(values)
     reached = set()
-    for key in node_keys(micro(), ("val", "test"), lambda s: s, lambda w: w).values():
+    for key in node_keys(micro(), ("val", "test"), lambda s: s, lambda b: b.weights).values():
         reached |= set(key.inputs)
     assert reached - {"pass"} == set(without_before(values))  # what is as before the field existed is in no key
 
 
 def test_keys_are_what_they_were() -> None:
     """Golden: a changed key means every store is lost to its users. Raise a stage's `version` on purpose only."""
-    keys = node_keys(PRESETS["paper"], ("test",), lambda split: f"fingerprint of {split}", lambda w: w)
+    keys = node_keys(PRESETS["paper"], ("test",), lambda split: f"fingerprint of {split}", lambda b: b.weights)
     golden = json.loads((Path(__file__).parent / "golden" / "keys.json").read_text())
     assert {str(node): key.key for node, key in keys.items()} == golden
 
@@ -337,11 +337,11 @@ def test_bad_weights(content: Any, message: str, crowd: Path, tmp_path: Path) ->
 
 
 def test_frozen_pretrained_weights_are_named_by_content(crowd: Path, tmp_path: Path) -> None:
-    from raz.paper.networks import Backbone
+    from raz.paper.networks import VggBackbone
 
     torch.manual_seed(0)
     for name in ("a.pt", "b.pt"):
-        torch.save({f"{k}": v for k, v in Backbone().state_dict().items()}, tmp_path / name)
+        torch.save({f"{k}": v for k, v in VggBackbone().state_dict().items()}, tmp_path / name)
     a, b = (
         stage_keys(micro(backbone__width=1.0, backbone__weights=str(tmp_path / n)), data_root=crowd)[Node("counting")]
         for n in ("a.pt", "b.pt")
@@ -426,10 +426,10 @@ def test_a_failed_attempt_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_chain_leaves_out_its_epochs_only() -> None:
-    a = node_keys(micro(), ("val",), lambda s: s, lambda w: w)[Node("counting")]
+    a = node_keys(micro(), ("val",), lambda s: s, lambda b: b.weights)[Node("counting")]
     longer = micro(counting__train__epochs=9)
-    b = node_keys(longer, ("val",), lambda s: s, lambda w: w)[Node("counting")]
-    other = node_keys(micro(counting__train__lr=0.5), ("val",), lambda s: s, lambda w: w)[Node("counting")]
+    b = node_keys(longer, ("val",), lambda s: s, lambda b: b.weights)[Node("counting")]
+    other = node_keys(micro(counting__train__lr=0.5), ("val",), lambda s: s, lambda b: b.weights)[Node("counting")]
     assert a.key != b.key
     assert chain_key(a) == chain_key(b) != chain_key(other)
 

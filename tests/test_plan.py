@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from raz.cli.dry_run import plan_file
 from raz.cli.main import app
 from raz.config import PRESETS, TrialConfig, configure, parameters
-from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
+from raz.paper.networks import AttentionBranch, CountingBranch, LocalizationBranch
+from raz.pipeline.backbones import empty_backbone
 from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
 from raz.planning.cost_model import (
@@ -76,7 +77,7 @@ def put(store: Path, config: TrialConfig, *names: str, seconds: Callable[[Node],
 )  # fmt: skip
 def test_work_is_what_torch_counts(config: TrialConfig) -> None:
     side = 64
-    backbone = Backbone(config.backbone.width)
+    backbone = empty_backbone(config.backbone)
     counting = CountingBranch(backbone.channels, config.counting.channels, config.counting.output_stride)
     localization = LocalizationBranch(backbone.channels, config.localization.channels, config.localization.upsample)
     attention = AttentionBranch(localization.channels + counting.channels, config.attention.channels)
@@ -103,9 +104,10 @@ def test_work_is_what_torch_counts(config: TrialConfig) -> None:
     def numbers(*modules: nn.Module) -> int:
         return sum(p.numel() for module in modules for p in module.parameters())
 
-    learns = [backbone] if config.counting.unfreeze == "backbone" else []
-    assert parameter_count(config, "counting") == numbers(counting, *learns)
-    assert parameter_count(config, "localization") == numbers(localization)
+    counting_learns = [backbone] if config.counting.unfreeze == "backbone" else []
+    localization_learns = [backbone] if config.localization.unfreeze == "backbone" else []
+    assert parameter_count(config, "counting") == numbers(counting, *counting_learns)
+    assert parameter_count(config, "localization") == numbers(localization, *localization_learns)
     assert parameter_count(config, "attention") == numbers(attention)
 
 

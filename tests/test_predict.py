@@ -157,7 +157,7 @@ def test_where_a_model_cannot_be_written_is_told_by_the_name_that_was_given(mode
 
 @pytest.mark.long
 def test_a_frozen_pretrained_backbone_travels_with_the_export(crowd: Path, tmp_path: Path) -> None:
-    from raz.pipeline.builders import build_backbone
+    from raz.pipeline.backbones import build_backbone
 
     backbone = build_backbone(configure(PRESETS["tiny"], {"backbone.width": 1.0}).backbone, 5)
     weights = tmp_path / "vgg.safetensors"

@@ -10,7 +10,7 @@ import torch
 
 from raz.data import open_dataset
 from raz.data.frames import Frames
-from raz.paper.networks import Backbone, network_input
+from raz.paper.networks import VggBackbone, network_input
 from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
 from raz.pipeline.samples import MultiScaleImages, draw_windows, full_window
 
@@ -56,7 +56,7 @@ def test_features_of_each_size_are_its_own(tmp_path: Path) -> None:
     dataset = open_dataset("toy")
     items = dataset.items["train"][:2]
     frames = tuple(Frames(items, scale=scale) for scale in (0.5, 0.25))
-    backbone = Backbone(0.125).eval()
+    backbone = VggBackbone(0.125).eval()
     caches = tuple(FeatureCache(tmp_path / str(i), backbone, f, torch.device("cpu")) for i, f in enumerate(frames))
     both = MultiScaleFeatures(caches)
     window = full_window(MultiScaleImages(frames), 3)

@@ -258,7 +258,7 @@ def test_leaving_one_out_with_seeds_keeps_the_devices_busy() -> None:
     ways = [nominal_work(config, ("val",)) for config in configs]
     steps = []
     for config, way in zip(configs, ways, strict=True):
-        keys = node_keys(config, ("val",), lambda split: split, lambda weights: weights)
+        keys = node_keys(config, ("val",), lambda split: split, lambda backbone: backbone.weights)
         steps.append([StageVisit(key.key, way[key.key], needs=tuple(key.needs.values())) for key in keys.values()])
     turn = trial_order(configs, ("val",))
     assert sorted(turn) == list(range(len(configs)))

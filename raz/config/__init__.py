@@ -10,6 +10,7 @@ from raz.config.growth import before_values, changed_since, completed, from_para
 from raz.config.parameters import Settings, configure, diff, parameter_types, parameters
 from raz.config.presets import PRESETS
 from raz.config.trial import (
+    PAPER_BACKBONE,
     AttentionConfig,
     BackboneConfig,
     CountingConfig,
@@ -27,8 +28,8 @@ from raz.config.trial import (
 from raz.config.value_types import Leaf, ParameterType
 
 __all__ = [
-    "PRESETS", "AttentionConfig", "BackboneConfig", "CountingConfig", "FusionConfig", "InputConfig", "Leaf",
-    "LocalizationConfig", "MetricsConfig", "ParameterType", "PeaksConfig", "RazConfig", "Settings", "TrainConfig",
-    "TrialConfig", "ZoomingConfig", "added", "before_values", "changed_since", "completed", "configure", "diff",
-    "from_parameters", "parameter_types", "parameters", "without_before",
+    "PAPER_BACKBONE", "PRESETS", "AttentionConfig", "BackboneConfig", "CountingConfig", "FusionConfig", "InputConfig",
+    "Leaf", "LocalizationConfig", "MetricsConfig", "ParameterType", "PeaksConfig", "RazConfig", "Settings",
+    "TrainConfig", "TrialConfig", "ZoomingConfig", "added", "before_values", "changed_since", "completed", "configure",
+    "diff", "from_parameters", "parameter_types", "parameters", "without_before",
 ]  # fmt: skip

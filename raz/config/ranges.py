@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raz.config.trial import TrialConfig, ZoomingConfig
+from raz.config.trial import PAPER_BACKBONE, TrialConfig, ZoomingConfig
 from raz.config.value_types import Leaf
 from raz.errors import RazError
 
@@ -29,6 +29,17 @@ def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
         "backbone.width", c.backbone.width == 1 or c.backbone.weights == "none", c.backbone.width,
         "1 with pretrained weights (set backbone.weights: none for another width)",
     )  # fmt: skip
+    need("backbone.name", bool(c.backbone.name), c.backbone.name, "vgg16, or a network of timm")
+    need("backbone.neck", 0 <= c.backbone.neck <= 4096, c.backbone.neck, "0 (features as they are) to 4096")
+    if c.backbone.name != PAPER_BACKBONE:
+        need("backbone.width", c.backbone.width == 1, c.backbone.width, f"1 with {c.backbone.name}")
+        frozen = c.counting.unfreeze == "none" and c.backbone.neck > 0
+        need(
+            "counting.unfreeze",
+            not frozen,
+            c.counting.unfreeze,
+            "backbone where backbone.neck is above 0: a frozen neck would never be trained (or set backbone.neck: 0)",
+        )
     need("counting.beta", c.counting.beta > 0, c.counting.beta, "more than 0")
     need("counting.k", c.counting.k >= 1, c.counting.k, "1 or more")
     need("counting.channels", min(c.counting.channels, default=0) >= 1, c.counting.channels, "one or more widths >= 1")
@@ -72,5 +83,20 @@ def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
         need(f"{name}.plateau", t.plateau >= 1, t.plateau, "1 or more")
         need(f"{name}.stop", t.stop >= 1, t.stop, "1 or more")
         need(f"{name}.average", 0 <= t.average < 1, t.average, "0 (none) to 1")
+        need(f"{name}.backbone_lr", t.backbone_lr >= 0, t.backbone_lr, "0 (as lr) or more")
+        need(f"{name}.warmup", t.warmup >= 0, t.warmup, "0 or more steps")
+        need(f"{name}.warmup", not t.warmup or t.optimizer == "schedule-free", t.warmup, "0 unless schedule-free")
+        need(
+            f"{name}.average",
+            not t.average or t.optimizer != "schedule-free",
+            t.average,
+            "0 with schedule-free, which averages the weights itself",
+        )
+        need(f"{name}.grey", 0 <= t.grey <= 1, t.grey, "0 to 1")
+        learns = {
+            "counting.train": c.counting.unfreeze, "localization.train": loc.unfreeze, "raz.train": c.raz.unfreeze,
+        }.get(name) == "backbone"  # fmt: skip
+        need(f"{name}.grey", learns or not t.grey, t.grey, "0 where the backbone is frozen: its features are cached")
+        need(f"{name}.backbone_lr", learns or not t.backbone_lr, t.backbone_lr, "0 where the backbone is frozen")
         need(f"{name}.clip", t.clip >= 0, t.clip, "0 (any) or more")
     return faults

@@ -23,6 +23,9 @@ def added(*, default: Any, before: Any) -> Any:  # as `dataclasses.field`, it st
     return field(default=default, metadata={"before": before})
 
 
+PAPER_BACKBONE = "vgg16"
+
+
 @dataclass(frozen=True)
 class InputConfig:
     """Size of the network's input (26). Results are scored in original pixels."""
@@ -33,10 +36,13 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The first ten convolutions of VGG-16, stride 8 (1)."""
+    """The network whose features the branches read, at stride 8: the first ten convolutions of VGG-16 (1), or a network
+    of timm up to stride 16."""
 
-    weights: str = "imagenet"  # imagenet | none | path of a state dict in torchvision's layout
-    width: float = 1.0  # channel multiplier, only without pretrained weights
+    name: str = added(default=PAPER_BACKBONE, before=PAPER_BACKBONE)  # vgg16, or timm's name of a network
+    weights: str = "imagenet"  # imagenet | none | path of a state dict in torchvision's, or timm's, layout
+    width: float = 1.0  # channel multiplier of vgg16, only without pretrained weights
+    neck: int = added(default=96, before=96)  # channels of the projected features of timm's networks, 0 = as they are
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,17 @@ class TrainConfig:
     """How a stage is trained (24, 25). `epochs` is not in the key of the chain of epochs."""
 
     epochs: int = 400
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "schedule-free"] = "sgd"  # schedule-free: AdamW of Defazio et al., 2024
     lr: float = 1e-4
+    backbone_lr: float = added(default=0.0, before=0.0)  # of the backbone's pretrained layers, 0 = lr
+    warmup: int = added(default=0, before=0)  # steps over which schedule-free raises the learning rates from 0
     momentum: float = 0.95
     weight_decay: float = 0.0
     batch: int = 1
     crop: int = 256  # side of the training crop in input pixels, a multiple of 8; 0 = whole images
     crops_per_image: int = 4  # crops drawn from each image in an epoch
     flip: bool = True
+    grey: float = added(default=0.0, before=0.0)  # share of the crops that lose their colours
     plateau: int = 20  # epochs without a better validation value until the rate is halved
     stop: int = 80  # epochs without a better validation value until training stops
     average: float = 0.0  # decay of the moving average of the weights that is evaluated, 0 = none
@@ -68,7 +77,7 @@ class CountingConfig:
     k: int = 4
     kernel: Literal["raz", "csrnet"] = "raz"
     output_stride: Literal[8, 4, 2] = 8
-    loss: Literal["rmse", "mse", "pyramid"] = "rmse"
+    loss: Literal["rmse", "mse", "pyramid", "pyramid-l1"] = "rmse"
     init: Literal["normal", "kaiming"] = "normal"
     unfreeze: Literal["backbone", "none"] = "backbone"
     sizes: tuple[float, ...] = (1.0,)  # scales of the training images, relative to their input size
@@ -129,6 +138,9 @@ class PeaksConfig:
     """From a response map to counted points (13)."""
 
     threshold: float | Literal["fitted"] = "fitted"
+    # `threshold`: the points that reach it. `expected`: the sum of the map's calibrated probabilities; the points are
+    # as many of the best peaks.
+    count: Literal["threshold", "expected"] = added(default="threshold", before="threshold")
 
 
 @dataclass(frozen=True)

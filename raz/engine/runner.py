@@ -69,6 +69,6 @@ def check_data(config: TrialConfig, data_root: Path | None) -> None:
 
     open_dataset(config.dataset, data_root)
     if config.backbone.weights != "none":  # missing or wrong weights would fail every trial
-        from raz.pipeline.builders import build_backbone
+        from raz.pipeline.backbones import build_backbone
 
         build_backbone(config.backbone, config.seed)

@@ -183,14 +183,14 @@ def check_disk(store: Path) -> list[Check]:
 def check_backbone(weights: str | None) -> Check:
     """The pretrained backbone: the file `weights`, or torchvision's cached download."""
     if weights is not None:
-        from raz.paper.networks import Backbone
+        from raz.paper.networks import VggBackbone
         from raz.pipeline.builders import load_state_dict_strict, read_state
 
         path = Path(weights).expanduser()
         try:
             state = read_state(path)
             features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-            load_state_dict_strict(Backbone(), features, str(path), extra=True)
+            load_state_dict_strict(VggBackbone(), features, str(path), extra=True)
         except RazError as error:
             return Check("weights", "fail", f"{error.where}: {error.what}", error.hint)
         return Check("weights", "ok", f"{path}: VGG-16 through relu4_3")

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 PYRAMID = (1, 2, 4, 8, 16)  # block sides (cells) whose counts `pyramid` compares
 PYRAMID_EPSILON = 1e-5  # added under the root of `pyramid`: bounds the gradient of nearly perfect (empty) windows
+L1_PYRAMID = (1, 2, 4, 8)  # as PYRAMID, of `pyramid-l1`
 EPSILON = 1e-12  # added under the root of Eq. 1, whose gradient is infinite at a perfect map
 
 
@@ -20,7 +21,12 @@ def counting_loss(density: Tensor, truth: Tensor, kind: str = "rmse") -> Tensor:
     `rmse`: 8·sqrt(1/(mn)·Σ|φ - φ̂|²) over a map of mn/64 cells, which is the RMSE of the map. `mse`: the mean squared
     error, as in CSRNet. `pyramid`: the root of a sum over k in PYRAMID of the mean squared count error of k x k blocks
     of cells, divided by k³. It penalises errors of a region's count more than errors that neighbouring cells cancel.
+
+    `pyramid-l1`: a sum over k in L1_PYRAMID of the mean absolute count error of k x k blocks of cells, divided by k;
+    single cells are smoothed by a 3x3 binomial kernel. Its minimum is a median: few very dense cells do not rule.
     """
+    if kind == "pyramid-l1":
+        return _l1_pyramid(density - truth)
     if kind == "pyramid":
         error = density - truth
         rows, cols = error.shape[-2:]
@@ -32,6 +38,18 @@ def counting_loss(density: Tensor, truth: Tensor, kind: str = "rmse") -> Tensor:
     if kind == "rmse":
         mean_square = torch.sqrt(mean_square + EPSILON)
     return mean_square.mean()
+
+
+def _l1_pyramid(error: Tensor) -> Tensor:
+    tap = torch.tensor([0.25, 0.5, 0.25], device=error.device, dtype=error.dtype)
+    kernel = (tap[:, None] * tap)[None, None]
+    total = functional.conv2d(functional.pad(error, (1, 1, 1, 1), mode="replicate"), kernel).abs().mean()
+    rows, cols = error.shape[-2:]
+    error = functional.pad(error, (0, -cols % L1_PYRAMID[-1], 0, -rows % L1_PYRAMID[-1]))
+    padded = error.shape[-1] * error.shape[-2] / (rows * cols)
+    for k in L1_PYRAMID[1:]:
+        total = total + functional.avg_pool2d(error, k).abs().mean() * k * padded  # k² cells, divided by k
+    return total
 
 
 def localization_loss(logits: Tensor, labels: Tensor, gamma: float = 100.0) -> Tensor:

@@ -1,13 +1,14 @@
 """Building blocks of Main-Net and RAZ-Net (section 3.1, Figure 2).
 
-Tensors are (batch, channel, row, column). The network's input is RGB, normalised as torchvision's VGG-16 expects, with
-sides padded to multiples of 8.
+Tensors are (batch, channel, row, column). The network's input is RGB, normalised as the backbone expects, with sides
+padded to multiples of 8.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,27 +16,55 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-STRIDE = 8  # of the truncated VGG-16
+STRIDE = 8  # of the features that the branches read
 VGG_CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512)  # 0 = 2x2 max pooling
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 RGB (B, 3, H, W) -> float32 of the same shape, with torchvision's ImageNet normalisation."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
+@dataclass(frozen=True)
+class ColourStatistics:
+    """Mean and standard deviation of red, green and blue, in 0 to 1, by which a backbone's input is normalised."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = ColourStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's
+
+
+def normalise(pixels: Tensor, colours: ColourStatistics = IMAGENET) -> Tensor:
+    """uint8 RGB (B, 3, H, W) -> normalised float32 of the same shape."""
+    mean = torch.tensor(colours.mean, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(colours.std, device=pixels.device).view(1, 3, 1, 1)
     return (pixels.float() / 255.0 - mean) / std
 
 
-def network_input(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+def network_input(
+    pixels: NDArray[np.uint8], device: torch.device | str = "cpu", colours: ColourStatistics = IMAGENET
+) -> Tensor:
     """One image (H, W, 3) uint8 -> (1, 3, ceil8(H), ceil8(W)) float32, padded right and below with 0 (mean colour)."""
     height, width = pixels.shape[:2]
     x = torch.from_numpy(np.array(pixels, copy=True)).to(device).permute(2, 0, 1)[None]
-    return functional.pad(normalise(x), (0, -width % STRIDE, 0, -height % STRIDE))
+    return functional.pad(normalise(x, colours), (0, -width % STRIDE, 0, -height % STRIDE))
 
 
 class Backbone(nn.Module):
+    """What the branches read: (B, 3, H, W) -> (B, channels, H/8, W/8), for sides that are multiples of 8."""
+
+    channels: int
+    colours: ColourStatistics = IMAGENET
+    alignment: int = STRIDE  # px; a tile whose corner is a multiple of it is computed as in the whole image
+
+    @property
+    def pretrained(self) -> nn.Module:
+        """The part that has pretrained weights, where there are any."""
+        return self
+
+    def receptive_field(self) -> int | None:
+        """Upper bound of half the receptive field, in px; None if every output depends on the whole image."""
+        raise NotImplementedError
+
+
+class VggBackbone(Backbone):
     """The first ten convolutions of VGG-16, through relu4_3: (B, 3, H, W) -> (B, 512·width, H/8, W/8).
 
     `features` has torchvision's layout: at width 1 it accepts the weights of `vgg16().features[:23]`.
@@ -58,6 +87,9 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.features(x)
         return out
+
+    def receptive_field(self) -> int:
+        return receptive_field_radius(self.features)
 
 
 def _dilated_conv(channels: int, out: int) -> list[nn.Module]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raz.paper.networks import Backbone
-from raz.pipeline import builders
+from raz.config import BackboneConfig
+from raz.pipeline import backbones, builders
 from raz.pipeline.graph import Declared
 from raz.pipeline.inference import Network, weights_of
 
@@ -34,24 +34,24 @@ class TrainedStage:
 TrainedOf = Callable[[str], TrainedStage]  # name of a trained stage -> its result
 
 
-def _freeze_and_move(width: float, device: torch.device, *parts: nn.Module) -> None:
-    """Move parts to the device, freeze them, and choose the memory layout that is fast at their width."""
+def _freeze_and_move(config: BackboneConfig, device: torch.device, *parts: nn.Module) -> None:
+    """Move parts to the device, freeze them, and choose the memory layout that is fast for them."""
     for part in parts:
         part.to(device)
         builders.freeze(part)
-    builders.to_channels_last(width, *parts)
+    builders.to_channels_last(config, *parts)
 
 
 def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
     """Main-Net with its branches up to `through` (counting, localization or attention)."""
     stage = trained("counting")
     config = stage.inputs
-    width = config.backbone.width
+    below = config.backbone
     if stage.has("backbone"):
-        backbone = Backbone(width)
+        backbone = backbones.empty_backbone(below)
         stage.load(backbone, "backbone")
     else:  # frozen: it has its initial weights
-        backbone = builders.build_backbone(config.backbone, config.seed)
+        backbone = backbones.build_backbone(below, config.seed)
     counting = builders.build_counting(config.counting, backbone, config.seed)
     stage.load(counting, "counting")
     parts: list[nn.Module] = [backbone, counting]
@@ -60,7 +60,7 @@ def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
         stage = trained("localization")
         config = stage.inputs
         if stage.has("backbone"):
-            localization_backbone, name = Backbone(width), stage.key
+            localization_backbone, name = backbones.empty_backbone(below), stage.key
             stage.load(localization_backbone, "backbone")
             parts.append(localization_backbone)
         localization = builders.build_localization(config.localization, backbone, config.seed)
@@ -72,19 +72,19 @@ def main_net(trained: TrainedOf, through: str, device: torch.device) -> Network:
         attention = builders.build_attention(config.attention, localization.channels + counting.channels, config.seed)
         stage.load(attention, "attention")
         parts.append(attention)
-    _freeze_and_move(width, device, *parts)
+    _freeze_and_move(below, device, *parts)
     return Network(name, backbone, localization_backbone, counting, localization, attention)
 
 
 def raz_net(trained: TrainedOf, with_attention: bool, device: torch.device) -> Network:
     """RAZ-Net: its own localization branch and, if stage `raz` trained it, its own backbone."""
     stage = trained("raz")
-    width = trained("counting").inputs.backbone.width
+    below = trained("counting").inputs.backbone
     base = main_net(trained, "localization", device)
     assert base.localization is not None
     backbone, name = base.localization_backbone, base.name
     if stage.has("backbone"):
-        backbone, name = Backbone(width), stage.key
+        backbone, name = backbones.empty_backbone(below), stage.key
         stage.load(backbone, "backbone")
     stage.load(base.localization, "localization")
     parts: list[nn.Module] = [backbone, base.localization]
@@ -94,5 +94,5 @@ def raz_net(trained: TrainedOf, with_attention: bool, device: torch.device) -> N
         attention = builders.build_attention(config.attention, base.localization.channels, config.seed)
         trained("raz_attention").load(attention, "attention")
         parts.append(attention)
-    _freeze_and_move(width, device, *parts)
+    _freeze_and_move(below, device, *parts)
     return Network(name, backbone, backbone, None, base.localization, attention)

@@ -1,4 +1,4 @@
-"""Networks from a configuration: initialisation, backbone weights, and loading state dicts."""
+"""Branches from a configuration: initialisation, and loading state dicts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from raz.config import AttentionConfig, BackboneConfig, CountingConfig, LocalizationConfig
+from raz.config import PAPER_BACKBONE, AttentionConfig, BackboneConfig, CountingConfig, LocalizationConfig
 from raz.errors import RazError
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch, initialise
-from raz.pipeline.keys import weights_file
 from raz.pipeline.samples import seed_of
 
-NARROW = 0.25  # backbone width up to which channels_last is faster; above it, training is slower
+NARROW = 0.25  # width of VGG-16 up to which channels_last is faster; above it, training is slower
 
 
 def device() -> torch.device:
@@ -26,35 +25,6 @@ def device() -> torch.device:
 def seed_torch(*parts: object) -> None:
     """Seed torch with a number that depends on the parts alone."""
     torch.manual_seed(seed_of(7, *parts))
-
-
-def build_backbone(config: BackboneConfig, seed: int) -> Backbone:
-    """The backbone with pretrained weights, or He-initialised from the seed (`none`). Raises RazError where weights are
-    missing or of another network."""
-    backbone = Backbone(config.width)
-    if config.weights == "none":
-        seed_torch(seed, "backbone")
-        initialise(backbone, "kaiming")
-        return backbone
-    state = _imagenet() if config.weights == "imagenet" else read_state(weights_file(config.weights))
-    where = f"backbone weights {config.weights}"
-    load_state_dict_strict(backbone, {k: v for k, v in state.items() if k.startswith("features.")}, where, extra=True)
-    return backbone
-
-
-def _imagenet() -> Mapping[str, Tensor]:
-    from torchvision.models import VGG16_Weights
-
-    try:
-        state: Mapping[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(
-            progress=False, check_hash=True, weights_only=True
-        )
-    except (OSError, RuntimeError) as error:  # no internet, no permission, a wrong hash
-        raise RazError(
-            "backbone.weights: imagenet", f"the ImageNet weights of VGG-16 could not be fetched ({error})",
-            "connect once so that torchvision can keep them, or set backbone.weights to a file you have, or to none",
-        ) from error  # fmt: skip
-    return state
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -130,9 +100,9 @@ def raz_attention_from(main: AttentionBranch, localization_channels: int, config
     return branch
 
 
-def to_channels_last(width: float, *modules: nn.Module) -> None:
-    """Use the channels_last memory layout for narrow networks."""
-    if width <= NARROW:
+def to_channels_last(backbone: BackboneConfig, *modules: nn.Module) -> None:
+    """Use the channels_last memory layout for a narrow VGG-16 and for the networks of timm, and their branches."""
+    if backbone.name != PAPER_BACKBONE or backbone.width <= NARROW:
         for module in modules:
             module.to(memory_format=torch.channels_last)
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from raz.config import BackboneConfig, InputConfig, TrialConfig, ZoomingConfig
+from raz.config import BackboneConfig, InputConfig, TrialConfig, ZoomingConfig, changed_since
 from raz.data.frames import Frames
 from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch
 from raz.pipeline import builders
@@ -218,4 +218,5 @@ def scaled_input(config: InputConfig, size: float) -> InputConfig:
 
 def initial_weights_id(config: BackboneConfig, seed: int) -> str:
     """Identifies the weights of a backbone that no stage trained."""
-    return digest([weights_identity(config.weights), config.width, seed])
+    added = changed_since(config)
+    return digest([weights_identity(config), config.width, seed, *([added] if added else [])])

@@ -51,7 +51,7 @@ class FeatureCache:
 
             def compute() -> Tensor:
                 image = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
-                features: Tensor = self.backbone(network_input(image, self.device))[0]
+                features: Tensor = self.backbone(network_input(image, self.device, self.backbone.colours))[0]
                 return features
 
             cached = _load_or_compute(_file(self.folder, index, mirrored), shape, compute)

@@ -298,12 +298,12 @@ def node_keys(
     config: TrialConfig,
     splits: tuple[str, ...],
     fingerprint: Callable[[str], str],
-    weights_identity: Callable[[str], str],
+    weights_identity: Callable[[BackboneConfig], str],
 ) -> dict[Node, StageKey]:
     """The key of every node of a trial, in topological order.
 
-    fingerprint: split -> digest of its images. weights_identity: `backbone.weights` -> text that identifies the
-    weights. A parameter that was added later is in a key only where it does not have its `before` value
+    fingerprint: split -> digest of its images. weights_identity: `backbone` -> text that identifies
+    its weights. A parameter that was added later is in a key only where it does not have its `before` value
     (`raz.config.without_before`).
     """
     out: dict[Node, StageKey] = {}
@@ -315,7 +315,7 @@ def node_keys(
     for node in nodes:
         inputs = dict(declared_by[node.stage])
         if "backbone.weights" in inputs:
-            inputs["backbone.weights"] = weights_identity(config.backbone.weights)
+            inputs["backbone.weights"] = weights_identity(config.backbone)
         splits_read = ("train", "val") if STAGES[node.stage].kind == "trained" else (node.split,)
         if node.zoom_pass:
             inputs["pass"] = node.zoom_pass

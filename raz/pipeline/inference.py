@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raz.errors import RazError
 from raz.paper.networks import (
     STRIDE,
     AttentionBranch,
@@ -89,8 +90,14 @@ class Network:
         """
         height, width = pixels.shape[:2]
         if round_up_to_stride(height) * round_up_to_stride(width) > tile_pixels:
-            return self._tiled(pixels, wanted, device, tile_pixels)
-        out = self._forward(network_input(pixels, device), wanted, memo, image)
+            if self.margin is None:
+                raise RazError(
+                    "backbone.name", f"an image of {width} x {height} px, but every output of this network depends on "
+                    f"the whole image, so it cannot be predicted by tiles of {tile_pixels:,} px",
+                    "set a smaller input.scale or input.max_side, or take a network without global attention",
+                )  # fmt: skip
+            return self._tiled(pixels, wanted, device, tile_pixels, self.margin)
+        out = self._forward(network_input(pixels, device, self.backbone.colours), wanted, memo, image)
         for name, value in out.items():
             rows, cols = self._shape(name, height, width)
             out[name] = np.ascontiguousarray(value[:rows, :cols])
@@ -125,19 +132,24 @@ class Network:
         return {name: out[name][0, 0].float().cpu().numpy() for name in wanted}
 
     @property
-    def margin(self) -> int:
-        """Radius of the receptive field in px, rounded up to the stride."""
-        backbone = receptive_field_radius(self.backbone)
+    def margin(self) -> int | None:
+        """Radius of the receptive field in px, rounded up to the backbone's alignment; None where it is not finite."""
+        backbone = self.backbone.receptive_field()
+        if backbone is None:
+            return None
         counting = STRIDE * receptive_field_radius(self.counting.body) if self.counting is not None else 0
         localization = STRIDE * receptive_field_radius(self.localization.body) if self.localization is not None else 0
         attention = receptive_field_radius(self.attention.body) if self.attention is not None else 0
-        return round_up_to_stride(backbone + max(counting, localization) + attention)
+        step = self.backbone.alignment
+        return -(-(backbone + max(counting, localization) + attention) // step) * step
 
-    def _tiled(self, pixels: NDArray[np.uint8], wanted: tuple[str, ...], device: torch.device, limit: int) -> Maps:
+    def _tiled(
+        self, pixels: NDArray[np.uint8], wanted: tuple[str, ...], device: torch.device, limit: int, margin: int
+    ) -> Maps:
         """The maps of the whole image from tiles that overlap by the receptive field on every inner side."""
         height, width = pixels.shape[:2]
-        margin = self.margin
-        side = max(STRIDE * 8, (int(limit**0.5) - 2 * margin) // STRIDE * STRIDE)
+        align = self.backbone.alignment
+        side = max(STRIDE * 8, (int(limit**0.5) - 2 * margin) // align * align)
         stride = self.counting.output_stride if self.counting is not None else STRIDE
         out = {name: np.zeros(self._shape(name, height, width), np.float32) for name in wanted}
         for y0 in range(0, height, side):
@@ -145,7 +157,8 @@ class Network:
                 y1, x1 = min(y0 + side, height), min(x0 + side, width)
                 top, left = max(0, y0 - margin), max(0, x0 - margin)
                 part = np.ascontiguousarray(pixels[top : min(height, y1 + margin), left : min(width, x1 + margin)])
-                for name, value in self._forward(network_input(part, device), wanted, None, "").items():
+                x = network_input(part, device, self.backbone.colours)
+                for name, value in self._forward(x, wanted, None, "").items():
                     step = stride if name == "density" else 1
                     rows, cols = out[name].shape
                     ys = slice(y0 // step, rows if y1 == height else y1 // step)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from raz.config import TrialConfig
+from raz.config import PAPER_BACKBONE, BackboneConfig, TrialConfig
 from raz.data import open_dataset
 from raz.data.contract import Dataset
 from raz.errors import RazError
@@ -50,13 +50,26 @@ def _file_identity(path: str, size: int, changed: int) -> str:
     return f"sha256:{file_digest(Path(path))}"
 
 
-def weights_identity(weights: str) -> str:
-    """What a key holds for `backbone.weights`: the name, or the file's digest. Raises RazError for a missing file."""
-    if weights in ("imagenet", "none"):
-        return weights
-    path = weights_file(weights)
+def weights_identity(backbone: BackboneConfig) -> str:
+    """What a key holds for `backbone.weights`. VGG-16: the name, or the file's digest. A network of timm: the digest of
+    the tensors that it loads. Raises RazError for a missing file, and for weights that cannot be fetched or do not fit.
+    """
+    if backbone.weights == "none" or (backbone.name == PAPER_BACKBONE and backbone.weights == "imagenet"):
+        return backbone.weights
+    if backbone.weights == "imagenet":
+        return _tensors_identity(backbone, 0, 0)
+    path = weights_file(backbone.weights)
     stat = path.stat()
-    return _file_identity(str(path), stat.st_size, stat.st_mtime_ns)
+    if backbone.name == PAPER_BACKBONE:
+        return _file_identity(str(path), stat.st_size, stat.st_mtime_ns)
+    return _tensors_identity(backbone, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)  # as `_file_identity`
+def _tensors_identity(backbone: BackboneConfig, size: int, changed: int) -> str:
+    from raz.pipeline.backbones import pretrained_identity  # imports torch
+
+    return pretrained_identity(backbone)
 
 
 def weights_file(weights: str) -> Path:
@@ -65,7 +78,7 @@ def weights_file(weights: str) -> Path:
     if not path.is_file():
         raise RazError(
             "backbone.weights", f"{weights!r} is no file, expected imagenet, none or a state dict's path",
-            "give the path of VGG-16 weights in torchvision's layout (features.0.weight …)",
+            "give the path of weights in the layout of torchvision (vgg16) or of timm (other networks)",
         )  # fmt: skip
     return path
 

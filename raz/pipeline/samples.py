@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raz.paper.attention import AttentionDistances, attention_distances, attention_from_distances, attention_window
 from raz.paper.groundtruth import density_window, label_window, mean_neighbour_distance
-from raz.paper.networks import STRIDE, normalise
+from raz.paper.networks import IMAGENET, STRIDE, ColourStatistics, normalise
 
 DISTANCE_BYTES = 1 << 28  # most bytes of memoised distances to heads: about 300 images of ShanghaiTech A
 
@@ -66,7 +66,8 @@ class MultiScaleImages:
 
 @dataclass(frozen=True)
 class Window:
-    """A crop: image, whether mirrored, upper left corner and size in pixels of the (mirrored) image."""
+    """A crop: image, whether mirrored, upper left corner and size in pixels of the (mirrored) image, whether it loses
+    its colours."""
 
     index: int
     mirrored: bool
@@ -74,6 +75,7 @@ class Window:
     y0: int
     height: int
     width: int
+    grey: bool = False
 
 
 def seed_of(size: int, *parts: object) -> int:
@@ -204,11 +206,12 @@ def _padded(part: NDArray[np.float32], height: int, width: int) -> NDArray[np.fl
 
 
 def draw_windows(
-    images: Images, *, seed: int, stage: str, epoch: int, crop: int, crops: int, flip: bool
+    images: Images, *, seed: int, stage: str, epoch: int, crop: int, crops: int, flip: bool, grey: float = 0.0
 ) -> list[Window]:
     """The windows of one epoch, in training order.
 
-    crop: side in px, 0 = whole images; crops: number of crops per image; flip: whether half of them are mirrored.
+    crop: side in px, 0 = whole images; crops: number of crops per image; flip: whether half of them are mirrored; grey:
+    share of them that lose their colours.
     If the images have several sizes (`MultiScaleImages`), each crop draws its size.
     """
     windows = []
@@ -220,12 +223,13 @@ def draw_windows(
             index = image + count * int(rng.integers(sizes)) if sizes > 1 else image
             height, width = images.pixels(index).shape[:2]
             mirrored = bool(rng.random() < 0.5) and flip
-            if crop == 0:
-                windows.append(Window(index, mirrored, 0, 0, round_up_to_stride(height), round_up_to_stride(width)))
-                continue
-            y0 = STRIDE * int(rng.integers(0, max(0, round_up_to_stride(height) - crop) // STRIDE + 1))
-            x0 = STRIDE * int(rng.integers(0, max(0, round_up_to_stride(width) - crop) // STRIDE + 1))
-            windows.append(Window(index, mirrored, x0, y0, crop, crop))
+            x0, y0, rows, cols = 0, 0, round_up_to_stride(height), round_up_to_stride(width)
+            if crop:
+                y0 = STRIDE * int(rng.integers(0, max(0, rows - crop) // STRIDE + 1))
+                x0 = STRIDE * int(rng.integers(0, max(0, cols - crop) // STRIDE + 1))
+                rows = cols = crop
+            # drawn last, so that the other draws do not depend on the share
+            windows.append(Window(index, mirrored, x0, y0, rows, cols, grey > 0 and bool(rng.random() < grey)))
     order = generator(seed, stage, epoch, "order").permutation(len(windows))
     return [windows[i] for i in order]
 
@@ -236,11 +240,14 @@ def full_window(images: Images, index: int) -> Window:
     return Window(index, False, 0, 0, round_up_to_stride(height), round_up_to_stride(width))
 
 
-def crop_pixels(images: Images, w: Window, device: torch.device) -> Tensor:
-    """The normalised pixels of a window, (1, 3, h, w) float32; the mean colour beyond the image."""
+def crop_pixels(images: Images, w: Window, device: torch.device, colours: ColourStatistics = IMAGENET) -> Tensor:
+    """The normalised pixels of a window, (1, 3, h, w) float32; the mean colour beyond the image. A grey window has the
+    mean of its three colours in each of them, rounded."""
     pixels = images.pixels(w.index)
     if w.mirrored:
         pixels = pixels[:, ::-1]
     part = np.ascontiguousarray(pixels[w.y0 : w.y0 + w.height, w.x0 : w.x0 + w.width])
-    x = normalise(torch.from_numpy(part.copy()).to(device).permute(2, 0, 1)[None])
+    if w.grey:
+        part = np.repeat(np.rint(part.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
+    x = normalise(torch.from_numpy(part.copy()).to(device).permute(2, 0, 1)[None], colours)
     return torch.nn.functional.pad(x, (0, w.width - x.shape[3], 0, w.height - x.shape[2]))

@@ -42,7 +42,7 @@ class TrainingData:
             windows = iter(
                 draw_windows(
                     self.train, seed=self.seed, stage=stage, epoch=epoch, crop=config.crop,
-                    crops=config.crops_per_image, flip=config.flip,
+                    crops=config.crops_per_image, flip=config.flip, grey=config.grey,
                 )
             )  # fmt: skip
             while batch := list(islice(windows, config.batch)):
@@ -57,7 +57,7 @@ def features_from(
     """Features of windows: from the cache of a frozen backbone, or computed with gradients where `frozen` is None."""
     if frozen is not None:
         return lambda windows: torch.cat([frozen.crop(w) for w in windows])
-    return lambda windows: backbone(torch.cat([crop_pixels(images, w, device) for w in windows]))
+    return lambda windows: backbone(torch.cat([crop_pixels(images, w, device, backbone.colours) for w in windows]))
 
 
 def _stack(maps: list[np.ndarray], device: torch.device) -> Tensor:
@@ -80,6 +80,7 @@ def counting_task(
     beta: float,
     kernel: Literal["raz", "csrnet"],
     kind: str,
+    pretrained: nn.Module | None = None,
 ) -> TrainingTask[Batch]:
     """Training of the counting branch with the loss of Eq. 1; validated by the mean absolute count error of whole
     images, in persons."""
@@ -99,7 +100,7 @@ def counting_task(
             errors.append(abs(float(density.double().sum()) - len(data.val.heads(i))))
         return float(np.mean(errors))
 
-    return TrainingTask("counting", modules, data.batches("counting", config), loss, validate)
+    return TrainingTask("counting", modules, data.batches("counting", config), loss, validate, pretrained)
 
 
 def localization_task(
@@ -112,6 +113,7 @@ def localization_task(
     config: TrainConfig,
     *,
     gamma: float,
+    pretrained: nn.Module | None = None,
 ) -> TrainingTask[Batch]:
     """Training of a localization branch with the loss of Eq. 3: Main-Net's on images, RAZ-Net's on zoomed regions.
     Validated by the same loss on whole images or regions."""
@@ -125,7 +127,11 @@ def localization_task(
         return float(np.mean([float(batch_loss([w], val_features, val_truth)) for w in _whole_windows(data.val)]))
 
     batches = data.batches(name, config)
-    return TrainingTask(name, modules, batches, lambda batch: batch_loss(batch, features, train_truth), validate)
+
+    def loss(batch: Batch) -> Tensor:
+        return batch_loss(batch, features, train_truth)
+
+    return TrainingTask(name, modules, batches, loss, validate, pretrained)
 
 
 def attention_task(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor, nn
 
 from raz.config import TrainConfig, ZoomingConfig
-from raz.pipeline import builders
+from raz.pipeline import backbones, builders
 from raz.pipeline.context import ExecutionContext, initial_weights_id
 from raz.pipeline.feature_cache import RICH_BYTES, FeatureCache, MultiScaleFeatures, rich_bytes
 from raz.pipeline.graph import Node
@@ -48,9 +48,9 @@ def counting(context: ExecutionContext) -> TrainedStagePlan:
     inputs, device = context.inputs, context.device
     config = inputs.counting
     data = _image_data(context, config.sizes, config.k)
-    backbone = builders.build_backbone(inputs.backbone, inputs.seed).to(device)
+    backbone = backbones.build_backbone(inputs.backbone, inputs.seed).to(device)
     branch = builders.build_counting(config, backbone, inputs.seed).to(device)
-    builders.to_channels_last(inputs.backbone.width, backbone, branch)
+    builders.to_channels_last(inputs.backbone, backbone, branch)
     modules = nn.ModuleDict({"counting": branch})
     frozen: tuple[MultiScaleFeatures | None, FeatureCache | None] = (None, None)
     if config.unfreeze == "backbone":
@@ -63,7 +63,7 @@ def counting(context: ExecutionContext) -> TrainedStagePlan:
         data, modules, branch,
         features_from(backbone, data.train, device, frozen[0]),
         features_from(backbone, data.val, device, frozen[1]),
-        config.train, beta=config.beta, kernel=config.kernel, kind=config.loss,
+        config.train, beta=config.beta, kernel=config.kernel, kind=config.loss, pretrained=backbone.pretrained,
     )  # fmt: skip
     return TrainedStagePlan(task, modules, config.train)
 
@@ -76,7 +76,7 @@ def localization(context: ExecutionContext) -> TrainedStagePlan:
     network = context.main_net("counting")
     backbone = network.backbone
     branch = builders.build_localization(config, backbone, inputs.seed).to(device)
-    builders.to_channels_last(context.stage_inputs["counting"].backbone.width, branch)
+    builders.to_channels_last(context.stage_inputs["counting"].backbone, branch)
     modules = nn.ModuleDict({"localization": branch})
     frozen: tuple[MultiScaleFeatures | None, FeatureCache | None] = (None, None)
     if config.unfreeze == "backbone":
@@ -89,7 +89,7 @@ def localization(context: ExecutionContext) -> TrainedStagePlan:
         data, "localization", modules, branch,
         features_from(backbone, data.train, device, frozen[0]),
         features_from(backbone, data.val, device, frozen[1]),
-        config.train, gamma=config.gamma,
+        config.train, gamma=config.gamma, pretrained=backbone.pretrained,
     )  # fmt: skip
     return TrainedStagePlan(task, modules, config.train)
 
@@ -106,7 +106,7 @@ def attention(context: ExecutionContext) -> TrainedStagePlan:
     assert network.localization is not None
     counting, localization = network.counting, network.localization
     branch = builders.build_attention(config, localization.channels + counting.channels, inputs.seed).to(device)
-    builders.to_channels_last(context.stage_inputs["counting"].backbone.width, branch)
+    builders.to_channels_last(context.stage_inputs["counting"].backbone, branch)
     shared = network.localization_backbone is network.backbone
     counting_features = context.frozen_features(network, "counting")
     localization_features = counting_features if shared else context.frozen_features(network, "localization")
@@ -192,7 +192,7 @@ def raz_net(context: ExecutionContext) -> TrainedStagePlan:
         data, "raz", modules, branch,
         features_from(backbone, data.train, device, frozen[0]),
         features_from(backbone, data.val, device, frozen[1]),
-        config.train, gamma=inputs.localization.gamma,
+        config.train, gamma=inputs.localization.gamma, pretrained=backbone.pretrained,
     )  # fmt: skip
     return TrainedStagePlan(task, modules, config.train)
 
@@ -208,7 +208,7 @@ def raz_attention(context: ExecutionContext) -> TrainedStagePlan:
     localization = network.localization
     config = context.stage_inputs["attention"].attention
     branch = builders.raz_attention_from(main.attention, localization.channels, config).to(context.device)
-    builders.to_channels_last(context.stage_inputs["counting"].backbone.width, branch)
+    builders.to_channels_last(context.stage_inputs["counting"].backbone, branch)
     modules = nn.ModuleDict({"attention": branch})
     if not len(data.train) or not len(data.val):
         return TrainedStagePlan(None, modules, train)

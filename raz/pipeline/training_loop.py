@@ -14,9 +14,10 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, NotRequired, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, NotRequired, TypeAlias, TypedDict, TypeVar
 
 import torch
+from schedulefree import AdamWScheduleFree
 from torch import Tensor, nn
 
 from raz.config import TrainConfig
@@ -45,6 +46,7 @@ class TrainingTask(Generic[BatchT]):
     batches: Callable[[int], Iterable[BatchT]]  # epoch (from 1) -> batches
     loss: Callable[[BatchT], Tensor]  # () of a batch
     validate: Callable[[], float]  # validation value of the current weights; lower is better
+    pretrained: nn.Module | None = None  # the part of `modules` that learns at `backbone_lr`
 
 
 CurvePoint: TypeAlias = dict[str, float]
@@ -158,7 +160,7 @@ def train(
     Raises TrialPruned when `progress` stops, TrialFailure with reason `nan` when the loss or the validation value is
     not finite, `oom` when the device's memory runs out.
     """
-    optimizer = _optimizer(task.modules, config)
+    optimizer = _optimizer(task, config)
     amp = config.amp and device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
     state = checkpoint.load(device)
@@ -185,6 +187,7 @@ def train(
         start = time.monotonic()
         epoch = state["epoch"] + 1
         task.modules.train()
+        _switch(optimizer, training=True)
         total, count = 0.0, 0
         try:
             for batch in task.batches(epoch):
@@ -204,6 +207,7 @@ def train(
                 if config.average:
                     _update_ema(state["average"], task.modules, config.average, state["updates"])
                 total, count = total + value, count + 1
+            _switch(optimizer, training=False)  # from here on the modules hold the weights that are evaluated and kept
             value = _validated(task, state["average"])
         except torch.OutOfMemoryError as error:
             raise TrialFailure(
@@ -234,11 +238,35 @@ def train(
     return TrainedChain(state["best"], state["best_epoch"], state["best_value"], state["curve"][: config.epochs])
 
 
-def _optimizer(modules: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in modules.parameters() if p.requires_grad]
+def _optimizer(task: TrainingTask[BatchT], config: TrainConfig) -> torch.optim.Optimizer:
+    groups = _parameter_groups(task, config)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "schedule-free":
+        free: torch.optim.Optimizer = AdamWScheduleFree(
+            groups, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, warmup_steps=config.warmup,
+            foreach=False,
+        )  # fmt: skip
+        return free
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def _parameter_groups(task: TrainingTask[BatchT], config: TrainConfig) -> list[dict[str, Any]]:
+    """The trainable parameters. Pretrained ones have a learning rate of their own where it is set."""
+    slow = set(task.pretrained.parameters()) if task.pretrained is not None and config.backbone_lr else set()
+    rest = [p for p in task.modules.parameters() if p.requires_grad and p not in slow]
+    groups: list[dict[str, Any]] = [{"params": rest}]
+    if slow:
+        pretrained = [p for p in task.modules.parameters() if p.requires_grad and p in slow]
+        groups.append({"params": pretrained, "lr": config.backbone_lr})
+    return groups
+
+
+def _switch(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+    """Put the weights into the modules at which gradients are taken, or those that are evaluated. Only the
+    schedule-free optimizer tells them apart."""
+    if isinstance(optimizer, AdamWScheduleFree):
+        optimizer.train() if training else optimizer.eval()
 
 
 def snapshot(modules: nn.Module) -> dict[str, Tensor]:
@@ -251,7 +279,10 @@ def _update_ema(average: dict[str, Tensor], modules: nn.Module, decay: float, up
     decay = min(decay, (1 + updates) / (10 + updates))
     with torch.no_grad():
         for name, value in modules.state_dict().items():
-            average[name].lerp_(value, 1 - decay)
+            if value.is_floating_point():
+                average[name].lerp_(value, 1 - decay)
+            else:  # a counter of batch normalisation
+                average[name].copy_(value)
 
 
 def _validated(task: TrainingTask[BatchT], average: dict[str, Tensor]) -> float:

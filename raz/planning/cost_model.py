@@ -11,12 +11,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from raz.config import TrainConfig, TrialConfig, from_parameters
+from raz.config import PAPER_BACKBONE, BackboneConfig, TrainConfig, TrialConfig, from_parameters
 from raz.data.frames import input_size
 from raz.errors import RazError
 from raz.pipeline.graph import STAGES, Node
@@ -106,16 +107,35 @@ def dataset_sizes(config: TrialConfig, data_root: Path | None) -> DatasetSizes:
 # ------------------------------------------------------------------------------------ work
 
 
-def backbone_flop(width: float) -> float:
-    """FLOP of the backbone for one pixel of the input. A multiply-add counts as two."""
-    total, channels, stride = 0.0, 3, 1
+@dataclass(frozen=True)
+class BackboneSize:
+    """FLOP for one pixel of the input (a multiply-add counts as two), weights, and channels of the features."""
+
+    flop: float
+    weights: int
+    channels: int
+
+
+def backbone_size(config: BackboneConfig) -> BackboneSize:
+    """The size of a backbone: of VGG-16 by arithmetic, of a network of timm by counting its operations."""
+    if config.name != PAPER_BACKBONE:
+        return _timm_size(config.name, config.neck)
+    total, weights, channels, stride = 0.0, 0, 3, 1
     for full_width, count in VGG:
-        out = max(1, round(full_width * width))
+        out = max(1, round(full_width * config.width))
         for _ in range(count):
             total += 2 * 9 * channels * out / stride**2
+            weights += 9 * channels * out + out
             channels = out
         stride *= 2
-    return total
+    return BackboneSize(total, weights, channels)
+
+
+@lru_cache(maxsize=16)
+def _timm_size(name: str, neck: int) -> BackboneSize:
+    from raz.pipeline.backbones import measured_size  # imports torch
+
+    return BackboneSize(*measured_size(name, neck))
 
 
 def _branch(channels: int, bodies: Sequence[int], doublings: Sequence[int]) -> tuple[float, int]:
@@ -136,7 +156,8 @@ def _branch(channels: int, bodies: Sequence[int], doublings: Sequence[int]) -> t
 def branch_flop(config: TrialConfig) -> dict[str, float]:
     """FLOP for one pixel of the input, of the backbone and of each branch of Main-Net. Keys: `backbone`, `counting`,
     `localization`, `attention`."""
-    features = max(1, round(512 * config.backbone.width))
+    below = backbone_size(config.backbone)
+    features = below.channels
     c = config.counting
     last = c.channels[-1] if c.channels else features
     counting, rich = _branch(features, c.channels, [last] * int(math.log2(8 // c.output_stride)))
@@ -145,7 +166,7 @@ def branch_flop(config: TrialConfig) -> dict[str, float]:
     inputs = own + rich * 9 / c.output_stride**2
     attention = 2 * 9 * inputs * config.attention.channels + 2 * config.attention.channels
     return {
-        "backbone": backbone_flop(config.backbone.width), "counting": counting, "localization": localization,
+        "backbone": below.flop, "counting": counting, "localization": localization,
         "attention": float(attention),
     }  # fmt: skip
 
@@ -307,12 +328,8 @@ def _train_of(config: TrialConfig, stage: str) -> TrainConfig:
 def parameter_count(config: TrialConfig, stage: str) -> int:
     """The number of weights in a trained stage's artifact."""
     config = config.resolved()
-    features = max(1, round(512 * config.backbone.width))
-    body, channels = 0, 3
-    for full_width, count in VGG:
-        for _ in range(count):
-            out = max(1, round(full_width * config.backbone.width))
-            body, channels = body + 9 * channels * out + out, out
+    below = backbone_size(config.backbone)
+    features, body = below.channels, below.weights
 
     def head(channels: int, bodies: Iterable[int], doublings: Iterable[int]) -> int:
         total = 0

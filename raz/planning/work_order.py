@@ -22,7 +22,7 @@ def nominal_work(config: TrialConfig, splits: tuple[str, ...], seeds: Sequence[i
     """
     work: dict[str, float] = {}
     for each in [replace(config, seed=seed) for seed in seeds] or [config]:
-        keys = node_keys(each, splits, lambda split: split, lambda weights: weights)
+        keys = node_keys(each, splits, lambda split: split, lambda backbone: backbone.weights)
         resolved = each.resolved()
         work |= {key.key: stage_gflop(resolved, node, NOMINAL) for node, key in keys.items()}
     return work

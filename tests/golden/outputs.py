@@ -17,6 +17,7 @@ from raz.data.contract import SPLITS
 from raz.pipeline.context import TrialState
 from raz.pipeline.graph import STAGES, TRAINED, Node
 from raz.pipeline.predict_stages import PREDICTORS, score
+from raz.pipeline.samples import Window
 from raz.pipeline.scoring import Scores
 from raz.pipeline.tasks import Batch
 from raz.pipeline.train_stages import PLANS
@@ -138,8 +139,7 @@ def _trained(task: TrainingTask, config: TrainConfig, weights: Mapping[str, Any]
     values = _digests("begin", task.modules.state_dict())
     windows = {epoch: list(task.batches(epoch)) for epoch in (1, 2)}
     values |= {
-        f"epoch {e}": [[[int(v) for v in asdict(window).values()] for window in batch] for batch in batches]
-        for e, batches in windows.items()
+        f"epoch {e}": [[_window(window) for window in batch] for batch in batches] for e, batches in windows.items()
     }
     batch = windows[1][0]
     task.modules.load_state_dict(weights)
@@ -165,6 +165,12 @@ def _trained(task: TrainingTask, config: TrainConfig, weights: Mapping[str, Any]
     return values
 
 
+def _window(window: Window) -> list[int]:
+    """Its numbers, with 1 at the end of one that lost its colours."""
+    *numbers, grey = (int(value) for value in asdict(window).values())
+    return [*numbers, 1] if grey else numbers
+
+
 def _scores(folder: Path, config: TrialConfig) -> Values:
     at = given.trial(folder / "store", config)
     given.plant_weights(at, "counting", {})  # its configuration says the stride; its weights are not read
@@ -188,6 +194,8 @@ def _scores(folder: Path, config: TrialConfig) -> Values:
 # ------------------------------------------------------------------ the loop of all trained stages
 
 CURVE = (5.0, 4.0, 4.0, 4.5, 3.0, 3.5, 3.25, 3.0, 6.0, 2.0)  # validation values, the last for ever; equal is not better
+
+
 GRADIENTS = (  # of three weights, two batches an epoch; the second is clipped
     (0.5, -0.25, 0.125), (3.0, 0.0, -4.0), (-0.5, 0.5, 0.25), (0.25, 0.25, 0.5), (1.0, -1.5, 0.5),
 )  # fmt: skip

@@ -1,0 +1,252 @@
+"""Backbones by name: the paper's VGG-16, or any network of timm that has features at strides 8 and 16.
+
+Of a network of timm, the blocks up to stride 16 are kept. Its two feature maps are projected to `neck` channels each by
+1x1 convolutions, the coarser is up-sampled, and their sum is what the branches read. With `neck: 0` the maps are
+concatenated as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raz.config import PAPER_BACKBONE, BackboneConfig
+from raz.errors import RazError
+from raz.paper.networks import IMAGENET, STRIDE, Backbone, ColourStatistics, VggBackbone, initialise
+from raz.pipeline.builders import load_state_dict_strict, read_state, seed_torch
+from raz.pipeline.keys import weights_file
+
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo
+
+COARSE = 16  # the stride of the second feature map
+FIELD_SIDES = (512, 1024, 2048)  # px; a receptive field that fills the last of them counts as not finite
+SIZED = 256  # px; side of the image for which operations are counted
+UNLOADED = "num_batches_tracked"  # counters of batch normalisation: not read in evaluation, and missing in some files
+HINT = "legal are vgg16 and timm's convolutional networks, such as tf_efficientnet_lite0 or resnet18"
+
+
+class TimmBackbone(Backbone):
+    """The layers of a network of timm up to stride 16, and the neck: (B, 3, H, W) -> (B, channels, H/8, W/8).
+
+    frozen_statistics: whether batch normalisation keeps its statistics in training, as pretrained networks do. Raises
+    RazError for a name that timm does not know, and for a network without features at strides 8 and 16.
+    """
+
+    alignment = COARSE
+
+    def __init__(self, name: str, neck: int, *, frozen_statistics: bool) -> None:
+        super().__init__()
+        self.body, channels, self.colours = _body(name)
+        self.neck = nn.ModuleList([nn.Conv2d(n, neck, 1) for n in channels] if neck else [])
+        self.channels = neck or sum(channels)
+        self.frozen_statistics = frozen_statistics
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, cols = x.shape[-2] // STRIDE, x.shape[-1] // STRIDE
+        x = functional.pad(x, (0, -x.shape[-1] % COARSE, 0, -x.shape[-2] % COARSE))  # with 0, the mean colour
+        fine, coarse = self.body(x)
+        if self.neck:
+            fine, coarse = self.neck[0](fine), self.neck[1](coarse)
+        coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        out = functional.relu(fine + coarse) if self.neck else torch.cat([fine, coarse], 1)
+        return out[..., :rows, :cols]
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Switch the mode; pretrained batch normalisation stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for layer in self.body.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+        return self
+
+    @property
+    def pretrained(self) -> nn.Module:
+        return self.body
+
+    def receptive_field(self) -> int | None:
+        return _field_of(self.name)
+
+
+def build_backbone(config: BackboneConfig, seed: int) -> Backbone:
+    """The backbone with pretrained weights, or He-initialised from the seed (`none`).
+
+    Raises RazError where weights are missing or of another network.
+    """
+    seed_torch(seed, "backbone")
+    backbone = empty_backbone(config)
+    seed_torch(seed, "backbone")  # again: how much the constructor draws depends on the network's layers
+    initialise(backbone, "kaiming")
+    if config.weights != "none":
+        _load(backbone.pretrained, config)
+    return backbone
+
+
+def empty_backbone(config: BackboneConfig) -> Backbone:
+    """The backbone's modules, for weights that are loaded later. Raises RazError as `TimmBackbone`."""
+    if config.name == PAPER_BACKBONE:
+        return VggBackbone(config.width)
+    return TimmBackbone(config.name, config.neck, frozen_statistics=config.weights != "none")
+
+
+def pretrained_identity(config: BackboneConfig) -> str:
+    """sha256 of the pretrained tensors that the backbone loads, as float32: equal for equal tensors, whether they are
+    fetched or read from a file. Raises RazError as `build_backbone`."""
+    part = empty_backbone(config).pretrained
+    _load(part, config)
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted(part.state_dict().items()):
+        if not name.endswith(UNLOADED):
+            sha256.update(f"{name} {tuple(tensor.shape)}".encode())
+            sha256.update(tensor.float().contiguous().numpy().tobytes())
+    return f"tensors:{sha256.hexdigest()}"
+
+
+def measured_size(name: str, neck: int) -> tuple[float, int, int]:
+    """FLOP for one pixel of the input, weights, and channels of the features, of a network of timm with its neck.
+    Nothing is computed: the layers run on tensors without values."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        backbone = TimmBackbone(name, neck, frozen_statistics=True).eval()
+        x = torch.empty(1, 3, SIZED, SIZED)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone(x)
+    weights = sum(parameter.numel() for parameter in backbone.parameters())
+    return counter.get_total_flops() / SIZED**2, weights, backbone.channels
+
+
+# ------------------------------------------------------------------ pretrained weights
+
+
+def _load(part: nn.Module, config: BackboneConfig) -> None:
+    """Load the pretrained weights into the part of a backbone that has them."""
+    if config.weights != "imagenet":
+        state: Mapping[str, Tensor] = read_state(weights_file(config.weights))
+    else:
+        state = _vgg_weights() if config.name == PAPER_BACKBONE else _timm_weights(config.name)
+    where = f"backbone.weights {config.weights}, for {config.name}"
+    own = part.state_dict()
+    found = {name: state[source] for name in own if (source := _source_name(name, state)) is not None}
+    found |= {name: value for name, value in own.items() if name.endswith(UNLOADED) and name not in found}
+    load_state_dict_strict(part, found, where)
+
+
+def _source_name(name: str, state: Mapping[str, Tensor]) -> str | None:
+    """The name in a whole network's state dict of a tensor of its cut copy, or None.
+
+    Where timm cuts a network between the parts of a container, it joins both names: `layers_0.…` for `layers.0.…`.
+    """
+    if name in state:
+        return name
+    first, dot, rest = name.partition(".")
+    container, line, part = first.rpartition("_")
+    joined = f"{container}.{part}{dot}{rest}" if line else name
+    return joined if joined in state else None
+
+
+def _vgg_weights() -> Mapping[str, Tensor]:
+    from torchvision.models import VGG16_Weights
+
+    try:
+        state: Mapping[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError) as error:  # no internet, no permission, a wrong hash
+        raise RazError(
+            "backbone.weights: imagenet", f"the ImageNet weights of VGG-16 could not be fetched ({error})",
+            "connect once so that torchvision can keep them, or set backbone.weights to a file you have, or to none",
+        ) from error  # fmt: skip
+    return state
+
+
+def _timm_weights(name: str) -> Mapping[str, Tensor]:
+    import timm
+
+    pretrained = timm.get_pretrained_cfg(name)
+    source = f"{pretrained.hf_hub_id}" if pretrained is not None and pretrained.hf_hub_id else "its page"
+    try:
+        state: Mapping[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # of the hub's client, of the network below it, and of timm
+        if isinstance(error, MemoryError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise RazError(
+            "backbone.weights: imagenet", f"the weights of {name} could not be fetched ({reason})",
+            f"connect once so that timm can keep them, or take model.safetensors of {source} from huggingface.co on "
+            "another machine and set backbone.weights to that file",
+        ) from error  # fmt: skip
+    return state
+
+
+# ------------------------------------------------------------------ networks of timm
+
+
+def _body(name: str) -> tuple[nn.Module, tuple[int, int], ColourStatistics]:
+    """The layers up to stride 16, the channels of the maps at strides 8 and 16, and the colour statistics."""
+    import timm
+
+    if not timm.is_model(name):
+        raise RazError("backbone.name", f"{name!r} is no network of timm {timm.__version__}", HINT)
+    wanted = _feature_indices(name)
+    body = timm.create_model(name, pretrained=False, features_only=True, out_indices=wanted)
+    info = _feature_info(body)
+    blocks = getattr(body, "blocks", None)
+    if isinstance(blocks, nn.Sequential):  # timm runs all blocks of these networks, whichever features are asked for
+        body.blocks = blocks[: max(int(feature["stage"]) for feature in info.get_dicts(keys=["stage"]))]
+    fine, coarse = info.channels()
+    config = timm.get_pretrained_cfg(name)
+    mean, std = (config.mean, config.std) if config is not None else (IMAGENET.mean, IMAGENET.std)
+    return body, (fine, coarse), ColourStatistics((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+def _feature_info(network: nn.Module) -> FeatureInfo:
+    from timm.models import FeatureInfo
+
+    info = network.feature_info
+    assert isinstance(info, FeatureInfo)
+    return info
+
+
+def _feature_indices(name: str) -> tuple[int, int]:
+    """Which of a network's feature maps are the last ones at strides 8 and 16."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            strides = _feature_info(timm.create_model(name, pretrained=False, features_only=True)).reduction()
+    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise RazError("backbone.name", f"timm cannot give the feature maps of {name} ({error})", HINT) from error
+    fine, coarse = (max((i for i, s in enumerate(strides) if s == wanted), default=-1) for wanted in (STRIDE, COARSE))
+    if min(fine, coarse) < 0:
+        found = ", ".join(str(stride) for stride in strides)
+        raise RazError("backbone.name", f"{name} has features at strides {found}, expected {STRIDE} and {COARSE}", HINT)
+    return fine, coarse
+
+
+@lru_cache(maxsize=8)
+def _field_of(name: str) -> int | None:
+    """Half the receptive field of the features that a network of timm gives, in px; None where it is not finite.
+
+    A square that is not a number spreads to every output that reads it, whatever the weights and activations are.
+    """
+    backbone = TimmBackbone(name, 0, frozen_statistics=True).eval()
+    for side in FIELD_SIDES:
+        start = side // 2
+        x = torch.zeros(1, 3, side, side)
+        x[..., start : start + COARSE, start : start + COARSE] = torch.nan
+        with torch.inference_mode():
+            reached = backbone(x).isnan().any(dim=1)[0]
+        rows, cols = (reached.any(dim=axis).nonzero() for axis in (1, 0))
+        low, high = STRIDE * int(min(rows.min(), cols.min())), STRIDE * int(max(rows.max(), cols.max()) + 1)
+        if low > 0 and high < side:
+            return max(start - low, high - start - COARSE)
+    return None
