@@ -11,7 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from raz.errors import RazError
-from raz.paper.fusion import KINDS, RULES, FusionInputs, assign_folds, fit_theta, grid_density, grid_points
+from raz.paper.fusion import (
+    KINDS,
+    RULES,
+    FusionInputs,
+    _overlaps,
+    assign_folds,
+    fit_theta,
+    grid_density,
+    grid_points,
+)
 
 Floats = NDArray[np.float64]
 
@@ -222,7 +231,7 @@ def test_points_on_or_beyond_the_border_stay_in_the_image() -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (37, 53), (589, 868), (7, 101)])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (37, 53), (589, 868), (7, 101), (31, 25), (9, 18), (1, 3)])
 @pytest.mark.parametrize("cells", [1, 3, 4])
 def test_density_is_shared_by_area_and_its_sum_kept(stride: int, height: int, width: int, cells: int) -> None:
     shape = (-(-height // stride), -(-width // stride))
@@ -231,13 +240,15 @@ def test_density_is_shared_by_area_and_its_sum_kept(stride: int, height: int, wi
     assert grid.sum() == pytest.approx(float(density.astype(np.float32).sum(dtype=np.float64)), rel=1e-12)
     if height * width > 10_000:
         return
-    # Spread each bin evenly over its pixels, each pixel over cells² sub-pixels: then every sub-pixel has one cell.
-    fine = np.kron(density.astype(np.float32).astype(np.float64), np.ones((stride * cells, stride * cells)))
-    fine /= (stride * cells) ** 2
-    rows = np.minimum(np.arange(fine.shape[0]) // height, cells - 1)  # height sub-pixels make a cell
-    columns = np.minimum(np.arange(fine.shape[1]) // width, cells - 1)
+    # Spread each bin evenly over its pixels inside the image, each pixel over cells² sub-pixels: every sub-pixel has
+    # one cell.
     expected = np.zeros((cells, cells))
-    np.add.at(expected, (rows[:, None], columns[None, :]), fine)
+    for row, column in np.ndindex(*shape):
+        bottom, right = min(height, (row + 1) * stride) * cells, min(width, (column + 1) * stride) * cells
+        rows = np.arange(row * stride * cells, bottom) // height  # height sub-pixels make a cell
+        columns = np.arange(column * stride * cells, right) // width
+        mass = float(np.float32(density[row, column])) / (len(rows) * len(columns))
+        np.add.at(expected, (rows[:, None], columns[None, :]), mass)
     assert grid == pytest.approx(expected.ravel(), rel=1e-9)
 
 
@@ -250,10 +261,25 @@ def test_both_grids_agree_where_bins_and_cells_align() -> None:
     assert np.array_equal(grid_density(density, 64, 64, 8, 4), grid_points(xy, 64, 64, 4))
 
 
-def test_padding_counts_in_the_last_cells() -> None:
+def test_a_bin_over_the_border_is_in_its_part_inside() -> None:
     density = np.zeros((2, 2))  # 9 px at stride 8: the second bin is 1 px of image and 7 px of padding
     density[1, 1] = 5.0
     assert grid_density(density, 9, 9, 8, 3).tolist() == [0.0] * 8 + [5.0]
+    # 12 px at stride 8 and 6 cells of 2 px: the second bin's 4 px inside are the last two cells
+    assert grid_density([[0.0, 4.0]], 1, 12, 8, 6).reshape(6, 6).sum(axis=0).tolist() == [0.0, 0.0, 0.0, 0.0, 2.0, 2.0]
+    # an image smaller than a bin is divided evenly
+    assert grid_density([[8.0]], 4, 4, 8, 2).tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+@pytest.mark.parametrize("cells", [1, 2, 3, 4, 5, 8])
+def test_larger_images_have_the_bits_of_the_plain_rule(stride: int, cells: int) -> None:
+    """Where the last bin lies in one cell, nothing is divided: padding and all, the rule is edges over stride."""
+    for size in [*range(stride * cells, 8 * stride * cells), 589, 868, 1024, 4096]:
+        edges = np.append(np.arange(cells) * (size / cells), np.inf)
+        starts = np.arange(math.ceil(size / stride)) * float(stride)
+        plain = np.diff(np.clip((edges[:, None] - starts) / stride, 0.0, 1.0), axis=0)
+        assert np.array_equal(_overlaps(size, stride, cells), plain), size
 
 
 # --- folds --------------------------------------------------------------------------------------------------------

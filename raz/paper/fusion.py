@@ -81,12 +81,16 @@ def grid_points(xy: ArrayLike, height: int, width: int, cells: int) -> Floats:
 
 @lru_cache(maxsize=512)  # two per image size, of which a data set has few; each is small
 def _overlaps(size: int, stride: int, cells: int) -> Floats:
-    """Fraction of each bin of `stride` px in each cell, (cells, ceil(size / stride)); every column sums to 1."""
+    """Fraction of each bin of `stride` px in each cell, (cells, ceil(size / stride)); every column sums to 1.
+
+    The last bin may hang over the image's border. No head is outside, so what it holds is in its part inside.
+    """
     edges = np.arange(cells + 1) * (size / cells)
-    edges[-1] = np.inf  # padding outside the image belongs to the last cell
+    edges[-1] = np.inf  # every bin ends by then, whatever rounding made of size
     starts = np.arange(-(-size // stride)) * float(stride)
-    before = np.clip((edges[:, None] - starts) / stride, 0.0, 1.0)  # fraction of each bin left of each edge
-    fractions = np.diff(before, axis=0)
+    lengths = np.minimum(float(stride), size - starts)  # of each bin's part inside the image
+    before = np.clip((edges[:, None] - starts) / lengths, 0.0, 1.0)  # fraction of each bin left of each edge
+    fractions: Floats = np.diff(before, axis=0)
     fractions.setflags(write=False)
     return fractions
 
@@ -95,8 +99,8 @@ def grid_density(density: ArrayLike, height: int, width: int, stride: int, cells
     """Sum of a density map per cell, (cells²,) float64 in persons, with the sum of the map (18).
 
     density: (ceil(height/stride), ceil(width/stride)) persons per bin of stride x stride pixels of an image of height x
-    width. A bin that overlaps several cells is divided by area; padding outside the image belongs to the last row or
-    column of cells. Raises RazError for another shape, numbers that are not finite, or a size below 1.
+    width. A bin that overlaps several cells is divided by area; of one that hangs over the image's border, the part
+    inside. Raises RazError for another shape, numbers that are not finite, or a size below 1.
     """
     mass = np.asarray(density, dtype=np.float64)
     faults = _size_faults("grid_density", height=height, width=width, stride=stride, cells=cells)
