@@ -110,9 +110,10 @@ def test_parts_are_scored_by_themselves_and_the_split_is_their_mean() -> None:
     sums, heads, parts = [3, 5, 9, 20], [1, 5, 5, 10], ("scene1", "scene2", "scene1", "scene1")
     maps = [np.full((2, 4), s / 8, np.float32) for s in sums]
     metrics = MetricsConfig(sigmas=(40.0,))
-    fitted = [(range(4), FittedThresholds(0.5, 0.5, np.zeros(16)))]
+    thresholds = FittedThresholds(0.5, 0.5, np.zeros(16))
+    fitted = [(range(4), thresholds)]
     split = predicted(maps, [[]] * 4, heads, parts)
-    out = score(split, fitted, 1, FusionConfig(rule="density"), metrics).metrics
+    out = score(split, fitted, thresholds, 1, FusionConfig(rule="density"), metrics).metrics
     errors = {"scene1": [2, 4, 10], "scene2": [0]}
     for part, each in errors.items():
         assert out[f"mae@{part}"] == pytest.approx(np.mean(each), abs=1e-5)
@@ -120,6 +121,7 @@ def test_parts_are_scored_by_themselves_and_the_split_is_their_mean() -> None:
         assert out[f"mae_localization@{part}"] == np.mean([h for h, p in zip(heads, parts, strict=True) if p == part])
     assert out["mae"] == pytest.approx((np.mean(errors["scene1"]) + 0) / 2, abs=1e-5)  # not the mean of the four
     assert out["rmse"] == pytest.approx(np.sqrt(40) / 2, abs=1e-5)
-    plain = score(predicted(maps, [[]] * 4, heads, ("",) * 4), fitted, 1, FusionConfig(rule="density"), metrics).metrics
+    whole = predicted(maps, [[]] * 4, heads, ("",) * 4)
+    plain = score(whole, fitted, thresholds, 1, FusionConfig(rule="density"), metrics).metrics
     assert plain["mae"] == pytest.approx(4, abs=1e-5)
     assert not any("@scene" in name for name in plain)

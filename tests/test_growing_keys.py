@@ -228,7 +228,7 @@ def test_the_values_that_a_trial_is_compared_by_are_complete() -> None:
 
 @pytest.mark.long
 def test_a_finished_store_serves_the_trials_that_leave_the_field_as_it_was(tmp_path: Path) -> None:
-    crowd, store = write_crowd(tmp_path / "crowd", train=12, test=2), tmp_path / "store"
+    crowd, store = write_crowd(tmp_path / "crowd", train=16, test=2), tmp_path / "store"
     trains = ("counting.train", "localization.train", "attention.train", "raz.train", "raz.attention_train")
     config = configure(
         PRESETS["tiny"],

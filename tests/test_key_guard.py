@@ -101,7 +101,7 @@ def outputs(store: Path) -> dict[str, Mapping[str, Any]]:
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_crowd(tmp_path_factory.mktemp("crowd"), train=12, test=2)
+    return write_crowd(tmp_path_factory.mktemp("crowd"), train=16, test=2)
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from raz.config import PRESETS, TrialConfig, configure, parameters, without_before
-from raz.errors import RazError, TrialFailure
+from raz.errors import FailureReason, RazError, TrialFailure
 from raz.pipeline import context, trial
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import STAGES, TRAINED, Node, chain_key, declared_inputs, inputs_of, node_keys
@@ -275,6 +275,16 @@ def test_progress_is_replayed_from_the_store_and_can_stop(crowd: Path, undisturb
     assert stop.value.step == 5
 
 
+def test_a_score_that_cannot_be_given_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    crowd, store = write_crowd(tmp_path / "crowd", train=12, test=1), tmp_path / "store"  # one is for validation
+    with pytest.raises(
+        TrialFailure, match=r"peaks\.threshold and fusion\.theta_f .* the only validation image"
+    ) as told:
+        run_trial(micro(fusion__rule="grid", fusion__fit_on="val"), store, data_root=crowd)
+    assert told.value.reason == FailureReason.INVALID
+    assert not artifacts(store)
+
+
 def test_a_diverging_trial_fails_with_its_reason(crowd: Path, tmp_path: Path) -> None:
     config = micro(counting__train__optimizer="sgd", counting__train__lr=1e30, counting__train__clip=0.0)
     with pytest.raises(TrialFailure) as failure:
@@ -485,7 +495,7 @@ def test_a_score_by_hand() -> None:
         [], np.array([1, 2]),
     )  # fmt: skip
     fitted = FittedThresholds(0.5, 0.5, np.array([2.5]))
-    got = score(split, [([0, 1], fitted)], 1, FusionConfig(cells=1), MetricsConfig())
+    got = score(split, [([0, 1], fitted)], fitted, 1, FusionConfig(cells=1), MetricsConfig())
     # Eq. 4: the mean 2.5 of image a reaches theta_f, so the density count 3 is taken; of b the mean 0.5
     assert got.per_image["fused"].tolist() == [3.0, 0.5]
     assert (got.metrics["mae"], got.metrics["bias"]) == (1.75, 0.25)  # errors 2 and -1.5

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from raz.config import FusionConfig, MetricsConfig, PeaksConfig
-from raz.paper.fusion import KINDS, RULES, assign_folds, fit_theta
+from raz.errors import FailureReason, TrialFailure
+from raz.paper.fusion import KINDS, RULES, assign_folds, fit_theta, grid_points
 from raz.paper.zoom import Points
 from raz.pipeline.scoring import Scores, SplitPredictions, score_split
 
@@ -78,11 +79,60 @@ def test_fewer_images_than_folds_leave_one_out() -> None:
     assert fused[0] == RULES["grid"](den[:1], loc[:1], theta).sum()
 
 
-def test_a_single_image_is_fitted_on_itself() -> None:
+def test_what_a_validation_score_tells_as_fitted_is_fitted_on_all() -> None:
+    """Main-Net's threshold by trying every one, theta_f by the fit that is tested elsewhere; no fold's own values."""
+    den, loc, truth = counts(6, 17)
+    rng = np.random.default_rng(6)
+    plain = split_of(den, loc, truth)
+    passes = [replace(p, score=rng.integers(1, 90, len(p)).astype(np.float32) / 100) for p in plain.passes[0]]
+    split = replace(plain, passes=[passes])
+    got = score_split("val", split, split, None, 1, PeaksConfig("fitted"), FUSION, MetricsConfig())
+    main, theta = got.metrics["threshold_main"], [got.metrics[f"theta_f_{cell}"] for cell in range(4)]
+
+    def error(threshold: float) -> float:
+        counted = [int((p.score >= threshold).sum()) for p in passes]
+        return float(np.abs(np.array(counted) - truth.sum(axis=1)).sum())
+
+    assert error(main) == min(error(k / 200) for k in range(200))
+    loc = np.stack([grid_points(p.xy[p.score >= main], 16, 16, 2) for p in passes])
+    assert theta == fit_theta(den, loc, truth, "cell").tolist()
+    assert (main, theta) == (got.fitted.main, got.fitted.theta_f.tolist())
+
+
+def one_image(name: str, threshold: float | str, fusion: FusionConfig) -> Scores:
+    split, three = split_of(*counts(3, 1)), split_of(*counts(4, 3))
+    train = three if fusion.fit_on == "train" else None
+    scored = split if name == "val" else three
+    peaks = PeaksConfig(threshold)  # type: ignore[arg-type]
+    return score_split(name, scored, split, train, 1, peaks, fusion, MetricsConfig())
+
+
+@pytest.mark.parametrize(
+    ("threshold", "fusion", "named"),
+    [
+        ("fitted", FUSION, "peaks.threshold and fusion.theta_f"),
+        ("fitted", replace(FUSION, rule="density"), "peaks.threshold"),
+        ("fitted", replace(FUSION, fit_on="train"), "peaks.threshold"),
+        (0.5, FUSION, "fusion.theta_f"),
+    ],
+)
+def test_a_single_validation_image_is_not_scored_by_its_own_fit(
+    threshold: float | str, fusion: FusionConfig, named: str
+) -> None:
+    with pytest.raises(TrialFailure, match="the only validation image") as caught:
+        one_image("val", threshold, fusion)
+    assert caught.value.reason == FailureReason.INVALID
+    assert str(caught.value).startswith(f"stage score: {named} would be fitted")
+    assert one_image("test", threshold, fusion).metrics["images"] == 3  # none of which was fitted on
+
+
+@pytest.mark.parametrize("fusion", [replace(FUSION, theta_f=4.0), replace(FUSION, fit_on="train")])
+def test_a_single_validation_image_is_scored_where_nothing_is_fitted_on_it(fusion: FusionConfig) -> None:
     den, loc, truth = counts(3, 1)
-    theta = fit_theta(den, loc, truth, "cell")
-    fused = scores(split_of(den, loc, truth), FUSION).per_image["fused"]
-    assert fused.tolist() == RULES["grid"](den, loc, theta).sum(axis=1).tolist()
+    theta = fit_theta(*counts(4, 3), "cell") if fusion.fit_on == "train" else np.full(4, 4.0)
+    got = one_image("val", 0.5, fusion)
+    assert got.per_image["fused"].tolist() == RULES["grid"](den, loc, theta).sum(axis=1).tolist()
+    assert got.metrics["mae"] == abs(got.per_image["fused"].sum() - truth.sum())
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))

@@ -139,7 +139,7 @@ def read_predictions(context: ExecutionContext, split: str, *, ceiling: bool = T
 
 
 def score(context: ExecutionContext) -> Scores:
-    """The scores of a split. Raises TrialFailure where there are no validation images to fit thresholds on."""
+    """The scores of a split. Raises TrialFailure where there are too few validation images to fit thresholds on."""
     name, inputs = context.node.split, context.inputs
     split = read_predictions(context, name)
     val = split if name == "val" else read_predictions(context, "val")

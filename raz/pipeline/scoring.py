@@ -1,7 +1,8 @@
 """Scores of a split from its density maps and points: thresholds, two-stream fusion, the paper's metrics.
 
 Thresholds and theta_f are fitted on validation or training images. A validation score of a value fitted on validation
-images is cross-fitted: each fold is scored with the value fitted on the other folds (I9).
+images is cross-fitted: each fold is scored with the value fitted on the other folds (I9). The metrics `threshold_*` and
+`theta_f_*` of every split are the values fitted on all validation images: those that other images are predicted with.
 """
 
 from __future__ import annotations
@@ -193,12 +194,13 @@ def fit(
 def score(
     split: SplitPredictions,
     fits: Sequence[tuple[Sequence[int], FittedThresholds]],
+    fitted: FittedThresholds,
     depth: int,
     fusion: FusionConfig,
     metrics: MetricsConfig,
 ) -> Scores:
     """The scores of a split. Each of `fits` holds indices of images and the fitted values that they are scored with:
-    one entry for all test images, or one per fold of the validation images.
+    one entry for all test images, or one per fold of the validation images. `fitted` is what is told as fitted.
 
     `mae` and `rmse` are of the fused count; the paper's "MSE" is `rmse` (20). `*_ceiling` are of `ceiling_counts`.
     Where the data set's protocol scores parts (WorldExpo's five scenes), these errors are means over the parts, and
@@ -207,12 +209,12 @@ def score(
     fused, den, loc, truth = (np.zeros(len(split)) for _ in range(4))
     cells = {name: np.zeros((len(split), fusion.cells**2)) for name in ("density", "localization", "truth")}
     matches: dict[int, Matches] = {}
-    for indices, fitted in fits:
+    for indices, used in fits:
         if not indices:
             continue
-        counts = cell_counts(split, fitted, indices, depth, fusion.cells)
+        counts = cell_counts(split, used, indices, depth, fusion.cells)
         rule = fuse.RULES[fusion.rule]
-        fused[list(indices)] = rule(counts.density, counts.localization, fitted.theta_f).sum(axis=1)
+        fused[list(indices)] = rule(counts.density, counts.localization, used.theta_f).sum(axis=1)
         den[list(indices)] = counts.density.sum(axis=1)
         loc[list(indices)] = counts.localization.sum(axis=1)
         for name, values in cells.items():
@@ -220,7 +222,7 @@ def score(
         for i in indices:
             truth[i] = len(split.heads[i])
             points = split.passes[depth - 1][i]
-            ranked = fitted.counted(points) if metrics.points == "counted" else points.score >= metrics.floor
+            ranked = used.counted(points) if metrics.points == "counted" else points.score >= metrics.floor
             xy = points.xy[ranked] * np.array(split.to_original[i])
             matches[i] = match(xy, points.score[ranked].astype(np.float64), split.heads[i])
     errors = {
@@ -242,10 +244,9 @@ def score(
     for d in range(depth - 1):
         out[f"regions_per_image_{d + 2}"] = float(zoomed[d].mean())
         out[f"images_zoomed_{d + 2}"] = float((zoomed[d] > 0).mean())
-    last = fits[-1][1]
-    out["threshold_main"], out["threshold_raz"] = last.main, last.raz
+    out["threshold_main"], out["threshold_raz"] = fitted.main, fitted.raz
     if fusion.rule == "grid":
-        out |= {f"theta_f_{g}": float(t) for g, t in enumerate(last.theta_f) if np.isfinite(t)}
+        out |= {f"theta_f_{g}": float(t) for g, t in enumerate(fitted.theta_f) if np.isfinite(t)}
     per_image: dict[str, NDArray[np.generic]] = {
         "ids": np.array(split.ids), "parts": np.array(split.parts or [""] * len(split)),
         "truth": truth, "fused": fused, "density": den, "localization": loc,
@@ -253,7 +254,7 @@ def score(
         **_packed([matches[i] for i in range(len(split))]),
     }  # fmt: skip
     # Undefined metrics (the recall of a split without heads) are left out.
-    return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image, last)
+    return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image, fitted)
 
 
 def _packed(matches: Sequence[Matches]) -> dict[str, NDArray[np.generic]]:
@@ -274,6 +275,29 @@ def _parts(parts: Sequence[str]) -> dict[str, NDArray[np.intp] | slice]:
     return {part: np.flatnonzero(np.array(parts) == part) for part in sorted(set(parts))}
 
 
+def check_validation_images(
+    split: str, images: int, peaks: PeaksConfig, fusion: FusionConfig, *, with_train: bool
+) -> None:
+    """Raise TrialFailure unless a split can be scored with this number of validation images.
+
+    One is too few for the validation score where anything is fitted on validation images: there are no others to fit
+    it on, and an image scored with its own fit says nothing (I9). The scores of other splits stay: a fit to one image
+    is a poor one, but none of the images that it scores was fitted on. with_train: whether training images are
+    predicted, on which `fusion.fit_on: train` fits theta_f.
+    """
+    if not images:
+        raise TrialFailure("stage score", "the validation split has no images", "use more training images", "invalid")
+    theta = fusion.rule == "grid" and isinstance(fusion.theta_f, str) and not (with_train and fusion.fit_on == "train")
+    fitted = [name for name, it in (("peaks.threshold", peaks.threshold == "fitted"), ("fusion.theta_f", theta)) if it]
+    if split == "val" and images == 1 and fitted:
+        raise TrialFailure(
+            "stage score",
+            f"{' and '.join(fitted)} would be fitted on the only validation image, which they then score",
+            "use more training images (of 15 and more two are for validation), or set what is fitted to a number",
+            "invalid",
+        )
+
+
 def score_split(
     name: str,
     split: SplitPredictions,
@@ -284,18 +308,17 @@ def score_split(
     fusion: FusionConfig,
     metrics: MetricsConfig,
 ) -> Scores:
-    """The scores of `split` (`name`: val, train or test). Raises TrialFailure when there are no validation images."""
-    if not len(val):
-        raise TrialFailure("stage score", "the validation split has no images", "use more training images", "invalid")
+    """The scores of `split` (`name`: val, train or test). Raises as `check_validation_images`."""
+    check_validation_images(name, len(val), peaks, fusion, with_train=train is not None)
     all_val = range(len(val))
     fitted = fit(val, all_val, train, depth, peaks, fusion)
-    if name != "val":
-        return score(split, [(range(len(split)), fitted)], depth, fusion, metrics)
+    if name != "val" or len(val) == 1:
+        return score(split, [(range(len(split)), fitted)], fitted, depth, fusion, metrics)
     fold = fuse.assign_folds(val.ids, fusion.folds)
     fits = []
     for f in range(fusion.folds):
         inside = [i for i in all_val if fold[i] == f]
-        outside = [i for i in all_val if fold[i] != f]
+        outside = [i for i in all_val if fold[i] != f]  # never empty: two images are in two folds
         if inside:
-            fits.append((inside, fit(val, outside or inside, train, depth, peaks, fusion)))
-    return replace(score(split, fits, depth, fusion, metrics), fitted=fitted)
+            fits.append((inside, fit(val, outside, train, depth, peaks, fusion)))
+    return score(split, fits, fitted, depth, fusion, metrics)

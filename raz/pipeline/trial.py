@@ -21,8 +21,9 @@ from raz.pipeline.context import TrialState
 from raz.pipeline.events import EventCallback, StageEvent, StageUse
 from raz.pipeline.executor import StageExecutor, StageProvider
 from raz.pipeline.graph import STAGES, Node, dependency_closure, topological_order
-from raz.pipeline.keys import stage_keys
+from raz.pipeline.keys import open_cached, stage_keys
 from raz.pipeline.malloc import keep_freed_memory
+from raz.pipeline.scoring import check_validation_images
 from raz.pipeline.training_loop import Progress
 from raz.store.cache import Artifact, StageCache
 from raz.store.paths import METRICS
@@ -63,6 +64,7 @@ def run_trial(
     executor = StageExecutor(state, make)
     if progress is not None:
         executor.on_epoch = lambda node, epoch, value: progress(executor.step_before(node) + epoch, value)
+    _check_scores(state, splits)
     with _threads(config.threads):
         executor.path = topological_order(state.config, splits)
         if make is not None:
@@ -149,6 +151,13 @@ def forget_failures(
 
 def _trial_state(config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback | None) -> TrialState:
     return TrialState(config.resolved(), _cache(Path(store)), data_root, log or (lambda _: None))
+
+
+def _check_scores(state: TrialState, splits: tuple[str, ...]) -> None:
+    """Raise TrialFailure for a score that there are too few validation images for, before anything is trained."""
+    config, images = state.config, len(open_cached(state.config.dataset, state.data_root).items["val"])
+    for split in splits:
+        check_validation_images(split, images, config.peaks, config.fusion, with_train=True)
 
 
 @contextmanager
