@@ -90,7 +90,7 @@ def test_a_model_predicts_what_the_pipeline_scored(store: Path, crowd: Path, mod
     folder = store / "stages" / "score" / score_key(CONFIG, crowd)
     with np.load(folder / "per_image.npz", allow_pickle=False) as scored:
         for i, item in enumerate(items):
-            got = model.predict(item.load_pixels(), name=item.id)
+            got = model.predict(item.load_pixels())
             assert got.count == scored["fused"][i]
             assert got.density == scored["density"][i]
             assert got.localization == scored["localization"][i]

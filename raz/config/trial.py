@@ -120,7 +120,7 @@ class ZoomingConfig:
     iou: float = 0.5
     factor: int = 2
     border: int = 8  # margin of a crop whose own points are dropped, pixels of the zoomed crop
-    seam: float = 3.0  # points closer than this across a crop's edge are merged, pixels of the zoomed image
+    seam: float = 3.0  # points nearer than this across a crop's edge are one: zoomed px, but at least one input px
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raz.data.contract import Heads, Pixels, Sample
-from raz.data.images import rgb_array
+from raz.data.images import content_digest, rgb_array
 from raz.errors import RazError, raise_all
 from raz.utils.atomic import atomic_write
 
@@ -80,6 +80,7 @@ class Frames:
         for heads in self._heads:
             heads.flags.writeable = False
         self._checked: set[int] = set()
+        self._contents: dict[int, str] = {}
         self._originals: Frames | None = None
         self._last_original: tuple[int, Pixels] | None = None
         self._buffer, self._entries = self._open()
@@ -110,6 +111,12 @@ class Frames:
                 flat = self._buffer[entry.offset : entry.offset + entry.nbytes]
             self._checked.add(i)
         return flat.reshape(entry.height, entry.width, 3)
+
+    def content(self, i: int) -> str:
+        """Digest of the pixels at input size, computed once: it seeds the sampling of the image's regions (15)."""
+        if i not in self._contents:
+            self._contents[i] = content_digest(self.pixels(i))
+        return self._contents[i]
 
     def heads(self, i: int) -> Heads:
         """(n, 2) float64 x, y in input px, inside the input."""

@@ -8,6 +8,7 @@ unknown.
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import numpy as np
@@ -55,6 +56,13 @@ def rgb_array(image: Image.Image) -> NDArray[np.uint8]:
         band = image.crop((0, top, width, bottom)) if height > BAND else image
         out[top:bottom] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
     return out
+
+
+def content_digest(pixels: NDArray[np.uint8]) -> str:
+    """sha256 (hex) of an image's shape and pixels (H, W, 3): the same picture has the same one under any name."""
+    sha256 = hashlib.sha256(repr(pixels.shape).encode())
+    sha256.update(np.ascontiguousarray(pixels).data)
+    return sha256.hexdigest()
 
 
 def size_of(data: bytes, where: str) -> tuple[int, int]:

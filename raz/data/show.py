@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from raz.config import TrialConfig
 from raz.data import open_dataset
 from raz.data.contract import Heads, Pixels, Sample, Split
+from raz.data.images import content_digest
 from raz.errors import RazError
 from raz.utils.atomic import atomic_write
 
@@ -50,7 +51,7 @@ def compute(item: Sample, config: TrialConfig, title: str = "") -> Panels:
     )  # fmt: skip
     attention = attention_map(heads, height, width, config.attention.sigma_z)
     boxes, means = candidate_regions(
-        attention, generator_for(config.seed, item.id, 2),
+        attention, generator_for(config.seed, content_digest(pixels), 2),
         anchors=zoom.anchors, samples=zoom.samples, sampling=zoom.sampling,
     )  # fmt: skip
     chosen = select_regions(boxes, means, theta_z=zoom.theta_z, iou=zoom.iou, k_z=zoom.k_z)

@@ -31,9 +31,13 @@ BLOCK = 1 << 16  # pairs across a seam that are converted to Python numbers at a
 # --------------------------------------------------------------------------------------------- proposals
 
 
-def generator_for(seed: int, image_id: str, zoom_pass: int) -> np.random.Generator:
-    """Random generator of one image in one pass; the same on every machine and for any order of the images (15)."""
-    digest = hashlib.sha256(f"{seed}\n{zoom_pass}\n{image_id}".encode()).digest()
+def generator_for(seed: int, content: str, zoom_pass: int) -> np.random.Generator:
+    """Random generator of one picture in one pass (15).
+
+    content: digest of the picture's pixels at the network's input size, followed by `#rank` for the crop of a region.
+    So the numbers are the same on every machine, for any order of the images, and under any name of the picture.
+    """
+    digest = hashlib.sha256(f"{seed}\n{zoom_pass}\n{content}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
 
@@ -208,7 +212,8 @@ def merge_points(
 
     `before` are the points of earlier passes; `regions` (r, 4) x0, y0, x1, y1 the zoomed regions, best first; `inside`
     the points found in each region; all in input pixels of an image of `height` x `width`. `zoom` is in zoomed pixels
-    per input pixel; `border` and `seam` are in zoomed pixels.
+    per input pixel; `border` and `seam` are in zoomed pixels. A seam above 0 is at least one input pixel wide: there
+    points of Main-Net meet points of a crop, and Main-Net's are whole pixels, however large the zoom.
 
     Every position has one owner: the best-ranked region whose core contains it, else `before`. The core of a region is
     the region without a margin of `border`, except along the edges of the image. A point is dropped unless its finder
@@ -238,7 +243,7 @@ def merge_points(
     pool, source = pool.take(order), source[order]
     if seam == 0:
         return pool
-    seam = seam / zoom
+    seam = max(seam / zoom, 1.0)
     near_seam = np.flatnonzero(_within_seam(pool.xy, cores, seam))
     keep = np.ones(len(pool), dtype=bool)
     keep[near_seam] = _deduplicate(pool.xy[near_seam], source[near_seam], seam)

@@ -27,7 +27,7 @@ from raz.pipeline.feature_cache import (
 from raz.pipeline.graph import Declared, Node, dependency_closure, inputs_for
 from raz.pipeline.inference import FeatureLru, Network
 from raz.pipeline.keys import open_cached, stage_keys, weights_identity
-from raz.pipeline.regions import image_candidates
+from raz.pipeline.regions import REGIONS_VERSION, image_candidates
 from raz.pipeline.samples import Images
 from raz.store.cache import Artifact, StageCache, StageKey, digest
 from raz.store.paths import CANDIDATES, WEIGHTS, StorePaths
@@ -191,7 +191,7 @@ class ExecutionContext:
         return MultiScaleFeatures(tuple(train)), self.features(backbone, weights, self.frames("val"), data["val"])
 
     def candidates(self, network: Network, split: str, zooming: ZoomingConfig) -> list[Candidates]:
-        """Regions that Main-Net's attention proposes on each image of a split.
+        """Regions that Main-Net's attention proposes on each image of a split, sampled by the image's content (15).
 
         Cached on disk: stages, theta_z, k_z and IoU thresholds choose among the same proposals.
         """
@@ -200,12 +200,11 @@ class ExecutionContext:
         def compute() -> list[Candidates]:
             out = []
             for i in self.iter_images(frames):
-                image = frames.ids[i]
-                maps = network.maps(frames.pixels(i), ("attention",), self.device, MEMO, image)
-                out.append(image_candidates(maps["attention"], zooming, seed, image, 2))
+                maps = network.maps(frames.pixels(i), ("attention",), self.device, MEMO, frames.ids[i])
+                out.append(image_candidates(maps["attention"], zooming, seed, frames.content(i), 2))
             return out
 
-        sampling: JsonLike = [seed, zooming.anchors, zooming.samples, zooming.sampling]
+        sampling: JsonLike = [REGIONS_VERSION, seed, zooming.anchors, zooming.samples, zooming.sampling]
         weights = digest([self.keys[Node("attention")].key, sampling])
         folder = self.features_folder(weights, self.keys[self.node].data[split])
         return cached_candidates(folder / CANDIDATES, len(frames), compute)

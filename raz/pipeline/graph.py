@@ -52,17 +52,17 @@ STAGES: dict[str, StageSpec] = {
     "localization": StageSpec("trained", 1, ("localization",), ("counting",), "localization.train.epochs"),
     "attention": StageSpec("trained", 3, ("attention",), ("localization",), "attention.train.epochs"),
     "raz": StageSpec(
-        "trained", 1, ("raz.regions", "raz.unfreeze", "raz.train", "localization.gamma"), ("attention",),
+        "trained", 2, ("raz.regions", "raz.unfreeze", "raz.train", "localization.gamma"), ("attention",),
         "raz.train.epochs",
     ),
     "raz_attention": StageSpec(
-        "trained", 3, ("raz.regions", "raz.attention_train", "attention.sigma_z", "attention.loss"), ("raz",),
+        "trained", 4, ("raz.regions", "raz.attention_train", "attention.sigma_z", "attention.loss"), ("raz",),
         "raz.attention_train.epochs",
     ),
     "density": StageSpec("inferred", 1, (), ("counting",)),
     "points": StageSpec("inferred", 1, (), ("localization",)),
-    "zoom": StageSpec("inferred", 1, ("zooming",), ("attention", "raz")),
-    "score": StageSpec("computed", 3, ("depth", "peaks", "fusion", "metrics"), ()),
+    "zoom": StageSpec("inferred", 2, ("zooming",), ("attention", "raz")),
+    "score": StageSpec("computed", 4, ("depth", "peaks", "fusion", "metrics"), ()),
 }  # fmt: skip
 TRAINED = tuple(name for name, stage in STAGES.items() if stage.kind == "trained")
 # Parameters that change the meaning of a stage's validation value. The pruner compares trials only where they agree.

@@ -7,7 +7,6 @@ store, no data set and no backbone weights. Loading executes no code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -103,15 +102,14 @@ class Model:
     def raz(self) -> Network:
         return raz_net(self.trained.__getitem__, "raz_attention" in self.trained, self.device)
 
-    def predict(
-        self, image: str | os.PathLike[str] | NDArray[np.uint8], *, depth: int | None = None, name: str = ""
-    ) -> Prediction:
+    def predict(self, image: str | os.PathLike[str] | NDArray[np.uint8], *, depth: int | None = None) -> Prediction:
         """Count and localize the heads of one image.
 
         image: a file, or (H, W, 3) uint8 RGB.
         depth: number of passes, by default as configured; the thresholds are those fitted at the configured depth.
-        name: seeds the sampling of regions (15), by default a digest of the image, so that the same image gives the
-            same points under any file name.
+
+        The sampling of regions is seeded by the image's content (15), in studies as here: the same picture gives the
+        same points under any file name, and those that a study found on it.
 
         Uses the configured number of threads, on which the last bits depend. Raises RazError for a file that is no
         image, a wrong array, or a depth that the model was not trained for.
@@ -120,18 +118,17 @@ class Model:
         depth = self.config.depth if depth is None else depth
         if not 1 <= depth <= self.max_depth:
             raise RazError("depth", f"{depth}, but this model can make 1 to {self.max_depth} passes", "a lower --depth")
-        name = name or _content_digest(pixels)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.config.threads)
         try:
-            return self._predict(pixels, name, depth)
+            return self._predict(pixels, depth)
         finally:
             torch.set_num_threads(threads)
 
-    def _predict(self, pixels: NDArray[np.uint8], name: str, depth: int) -> Prediction:
+    def _predict(self, pixels: NDArray[np.uint8], depth: int) -> Prediction:
         began = time.monotonic()
         config = self.config
-        item = Sample(name, "", lambda: pixels, lambda: np.zeros((0, 2)), "")
+        item = Sample("image", "", lambda: pixels, lambda: np.zeros((0, 2)), "")
         frames = Frames([item], scale=config.input.scale, max_side=config.input.max_side)
         memo = FeatureLru(CROP_BYTES)
         wanted = ("density", "response", "attention") if depth > 1 else ("density", "response")
@@ -148,7 +145,7 @@ class Model:
 
         proposed = None
         if depth > 1:  # the map of a large image is 0.2 GB: it is freed after use
-            proposed = image_candidates(maps.pop("attention"), config.zooming, config.seed, frames.ids[0], 2)
+            proposed = image_candidates(maps.pop("attention"), config.zooming, config.seed, frames.content(0), 2)
         for number in range(2, depth + 1):
             before = regions[-1] if regions else np.zeros((0, 4))
             points, chosen = zoom_pass(
@@ -186,13 +183,6 @@ class Model:
             counted.depth, density, tuple(r * np.tile(per_px, 2) for r in regions), frames.original_size(0),
             time.monotonic() - began,
         )  # fmt: skip
-
-
-def _content_digest(pixels: NDArray[np.uint8]) -> str:
-    """sha256 (hex) of the image's shape and pixels."""
-    sha256 = hashlib.sha256(repr(pixels.shape).encode())
-    sha256.update(np.ascontiguousarray(pixels).data)
-    return sha256.hexdigest()
 
 
 def _pixels(image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uint8]:

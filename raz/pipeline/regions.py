@@ -22,15 +22,18 @@ from raz.paper.zoom import (
 from raz.pipeline.feature_cache import Candidates
 
 PEAK_FLOOR = 0.05  # least score of a stored peak; thresholds and `points: all` select among these
+# Of how regions are drawn: in the names of what is stored of them apart from stages (2: by content, not by id).
+REGIONS_VERSION = 2
 MapFunction = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, id in the memo -> (H, W)
 
 
 def image_candidates(
-    attention: NDArray[np.float32], config: ZoomingConfig, seed: int, image: str, zoom_pass: int
+    attention: NDArray[np.float32], config: ZoomingConfig, seed: int, content: str, zoom_pass: int
 ) -> Candidates:
-    """The candidate regions of an image (15). They depend only on the attention map, the anchors and the sampling."""
+    """The candidate regions of an image (15). They depend on its attention map, the anchors and the sampling, which is
+    seeded by `content` (see `generator_for`)."""
     return candidate_regions(
-        attention, generator_for(seed, image, zoom_pass),
+        attention, generator_for(seed, content, zoom_pass),
         anchors=config.anchors, samples=config.samples, sampling=config.sampling,
     )  # fmt: skip
 
@@ -76,6 +79,20 @@ def zoom_image(
     return merge_points(before, regions, inside, height, width, zoom=zoom, border=config.border, seam=config.seam)
 
 
+def boxes_in_image(
+    boxes: NDArray[np.float64], region: NDArray[np.float64], height: int, width: int
+) -> NDArray[np.float64]:
+    """Boxes (n, 4) in px of a region's crop of height x width, in px of the image; the region is x0, y0, x1, y1 there.
+
+    A side along the crop's edge is put exactly on the region's: rounding may neither leave the region nor take a box
+    off the edge of the image, along which it has no inner border (17).
+    """
+    low, high = np.tile(region[:2], 2), np.tile(region[2:], 2)
+    crop = np.array([width, height, width, height])
+    inside = np.clip(boxes / (crop / (high - low)) + low, low, high)
+    return np.where(boxes == 0, low, np.where(boxes == crop, high, inside))
+
+
 def propose_inside(
     frames: Frames,
     index: int,
@@ -96,13 +113,11 @@ def propose_inside(
         pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
         name = f"{frames.ids[index]}#{zoom_pass - 1}.{rank}"
         inner_candidates = image_candidates(
-            attention_of(pixels, name), config, seed, f"{frames.ids[index]}#{rank}", zoom_pass
+            attention_of(pixels, name), config, seed, f"{frames.content(index)}#{rank}", zoom_pass
         )
         selected, selected_means = select_candidates(inner_candidates, config)
-        per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)] * 2)
+        boxes.append(boxes_in_image(selected, regions[rank], pixels.shape[0], pixels.shape[1]))
         del pixels
-        inner = selected / per_px + [x0, y0, x0, y0]
-        boxes.append(np.clip(inner, [x0, y0, x0, y0], [x1, y1, x1, y1]))  # rounding must not leave the region
         means.append(selected_means)
     all_boxes, all_means = np.concatenate(boxes), np.concatenate(means)
     return all_boxes[select_regions(all_boxes, all_means, theta_z=config.theta_z, iou=config.iou, k_z=config.k_z)]

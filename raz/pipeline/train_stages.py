@@ -13,7 +13,7 @@ from raz.pipeline.context import ExecutionContext, initial_weights_id
 from raz.pipeline.feature_cache import RICH_BYTES, FeatureCache, MultiScaleFeatures, rich_bytes
 from raz.pipeline.graph import Node
 from raz.pipeline.inference import Network
-from raz.pipeline.regions import region_images
+from raz.pipeline.regions import REGIONS_VERSION, region_images
 from raz.pipeline.samples import MultiScaleImages
 from raz.pipeline.tasks import (
     Batch,
@@ -151,7 +151,9 @@ def _region_data(context: ExecutionContext, network: Network) -> tuple[TrainingD
         split: region_images(context.frames(split), config, context.candidates(network, split, config))
         for split in ("train", "val")
     }
-    names = {split: digest([key.key, asdict(config), key.data[split], inputs.seed]) for split in regions}
+    names = {
+        split: digest([REGIONS_VERSION, key.key, asdict(config), key.data[split], inputs.seed]) for split in regions
+    }
     train, val = regions["train"], regions["val"]
     context.note(Node("raz"), f"RAZ-Net learns from {len(train)} regions, validated on {len(val)}")
     return TrainingData(train, val, inputs.seed, context.device, names=(names["train"], names["val"])), names
