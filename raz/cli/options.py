@@ -73,7 +73,7 @@ Store = Annotated[
 ]
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", help="Write a picture an image, points.csv and predictions.json here."),
+    typer.Option("--out", help="Write a picture an image, counts.csv, points.csv and predictions.json here."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 Settings = Annotated[

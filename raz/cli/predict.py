@@ -46,6 +46,8 @@ def predict_command(
 ) -> None:
     """Count and localize the heads in images.
 
+    Beside each count stands its interval: 90 % of images like the validation images have their true count in it.
+
     Exits 1 if some images could not be read, 2 if none could.
 
     \b
@@ -66,20 +68,25 @@ def predict_command(
     predicted = []
     width = min(60, max(len(path.name) for path in paths))
     if not as_json:
-        typer.echo(f"{'image':<{width}}  {'count':>9}  {'density':>9}  {'points':>7}  {'seconds':>7}")
+        heading = f"{'image':<{width}}  {'count':>9}  {'interval':>19}  {'density':>9}  {'points':>7}  {'seconds':>7}"
+        typer.echo(heading)
     for image in predict_images(model, paths, depth, out):
         predicted.append(image)
         if image.prediction is None:
             typer.echo(str(image.error), err=True)
         elif not as_json:
             p = image.prediction
-            typer.echo(f"{image.name:<{width}}  {p.count:9.1f}  {p.density:9.1f}  {p.localization:7}  {p.seconds:7.2f}")
+            interval = "-" if p.interval is None else f"{p.interval[0]:.1f} to {p.interval[1]:.1f}"
+            numbers = f"{p.count:9.1f}  {interval:>19}  {p.density:9.1f}  {p.localization:7}  {p.seconds:7.2f}"
+            typer.echo(f"{image.name:<{width}}  {numbers}")
     readable = sum(image.prediction is not None for image in predicted)
+    if readable and not as_json:
+        typer.echo(model.about_intervals(depth))
     if out is not None and readable:
-        write_files(out, model, predicted)
-        typer.echo(f"wrote {readable} pictures, points.csv and predictions.json to {out}", err=True)
+        write_files(out, model, predicted, depth)
+        typer.echo(f"wrote {readable} pictures, counts.csv, points.csv and predictions.json to {out}", err=True)
     if as_json:
-        typer.echo(json.dumps(to_json(model, predicted), indent=1))
+        typer.echo(json.dumps(to_json(model, predicted, depth), indent=1))
     if readable < len(predicted):
         raise typer.Exit(1 if readable else 2)
 

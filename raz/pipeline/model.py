@@ -62,12 +62,15 @@ class Prediction:
     regions: tuple[NDArray[np.float64], ...]  # of pass 2, 3, …: (r, 4) x0, y0, x1, y1
     size: tuple[int, int]  # (H, W)
     seconds: float  # time of the prediction
+    # 90 % of images have their true count in it (`raz.pipeline.conformal`); None: `Model.about_intervals` says why
+    interval: tuple[float, float] | None = None
 
     def as_json(self) -> JsonObject:
-        """JSON values: counts, points as [x, y, score], regions; without the map."""
+        """JSON values: counts, the count's interval, points as [x, y, score], regions; without the map."""
         points = np.column_stack([self.points, self.scores]).tolist() if len(self.points) else []
         return {
-            "count": self.count, "density": self.density, "localization": self.localization,
+            "count": self.count, "interval": None if self.interval is None else [*self.interval],
+            "density": self.density, "localization": self.localization,
             "height": self.size[0], "width": self.size[1], "seconds": round(self.seconds, 3),
             "regions": [r.tolist() for r in self.regions], "points": points,
         }  # fmt: skip
@@ -101,6 +104,21 @@ class Model:
     @cached_property
     def raz(self) -> Network:
         return raz_net(self.trained.__getitem__, "raz_attention" in self.trained, self.device)
+
+    def interval(self, count: float, depth: int) -> tuple[float, float] | None:
+        """The 90 % interval of a count after `depth` passes; None where `about_intervals` says why."""
+        if self.fitted.conformal is None or depth != self.config.depth:
+            return None
+        return self.fitted.conformal.interval(count)
+
+    def about_intervals(self, depth: int | None = None) -> str:
+        """One line for people on the intervals after `depth` passes: what they are, or why there are none."""
+        if self.fitted.conformal is None:
+            return "no intervals: the model holds no errors of validation images"
+        if depth not in (None, self.config.depth):
+            return f"no intervals: errors are known after {self.config.depth} passes, not after {depth}"
+        of_search = "; the search's: this model was trained on these images too" if self.about.get("final") else ""
+        return self.fitted.conformal.describe() + of_search
 
     def predict(self, image: str | os.PathLike[str] | NDArray[np.uint8], *, depth: int | None = None) -> Prediction:
         """Count and localize the heads of one image.
@@ -181,7 +199,7 @@ class Model:
         return Prediction(
             float(fused.sum()), float(counts.density.sum()), len(counted), counted.xy * per_px, counted.score,
             counted.depth, density, tuple(r * np.tile(per_px, 2) for r in regions), frames.original_size(0),
-            time.monotonic() - began,
+            time.monotonic() - began, self.interval(float(fused.sum()), depth),
         )  # fmt: skip
 
 

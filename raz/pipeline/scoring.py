@@ -21,6 +21,7 @@ from raz.paper.groundtruth import head_labels
 from raz.paper.metrics import Matches, localization_scores, mae, match, rmse
 from raz.paper.peaks import find_peaks, fit_threshold
 from raz.paper.zoom import Points
+from raz.pipeline.conformal import Conformal
 from raz.utils.json_types import Json, JsonObject, as_float, as_list, get_float
 
 FloatArray = NDArray[np.float64]
@@ -68,11 +69,13 @@ def clip_to_roi(split: SplitPredictions, polygons: Sequence[Polygon]) -> SplitPr
 
 @dataclass(frozen=True)
 class FittedThresholds:
-    """Score thresholds of Main-Net and RAZ-Net, and theta_f of each grid cell in persons."""
+    """Score thresholds of Main-Net and RAZ-Net, and theta_f of each grid cell in persons; and of validation images the
+    errors of the counts that come of such values, for intervals (None: not known)."""
 
     main: float
     raz: float
     theta_f: FloatArray
+    conformal: Conformal | None = None
 
     def counted(self, points: Points) -> NDArray[np.bool_]:
         """Which points count, (n,): those whose score reaches the threshold of the network that found them."""
@@ -81,13 +84,18 @@ class FittedThresholds:
     def as_json(self) -> JsonObject:
         """JSON values; an infinite theta_f is a text."""
         theta: list[Json] = [float(t) if np.isfinite(t) else str(float(t)) for t in self.theta_f]
-        return {"main": float(self.main), "raz": float(self.raz), "theta_f": theta}
+        document: JsonObject = {"main": float(self.main), "raz": float(self.raz), "theta_f": theta}
+        return document if self.conformal is None else {**document, "conformal": [*self.conformal.values]}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Json]) -> FittedThresholds:
         """The inverse of `as_json`. Raises ValueError for another document."""
         theta = [float(t) if isinstance(t, str) else as_float(t, "theta_f") for t in as_list(document.get("theta_f"))]
-        return cls(get_float(document, "main"), get_float(document, "raz"), np.array(theta))
+        conformal = None
+        if "conformal" in document:  # earlier versions did not write it
+            values = [as_float(value, "conformal") for value in as_list(document["conformal"], "conformal")]
+            conformal = Conformal(tuple(values))
+        return cls(get_float(document, "main"), get_float(document, "raz"), np.array(theta), conformal)
 
 
 @dataclass(frozen=True)

@@ -76,17 +76,30 @@ def _read(path: Path) -> bytes:
         raise RazError(str(path), f"cannot be read ({error.strerror or error})", "check its permissions") from error
 
 
-def to_json(model: Model, images: Sequence[PredictedImage]) -> JsonObject:
+def to_json(model: Model, images: Sequence[PredictedImage], depth: int | None) -> JsonObject:
     """The document of `--json`, which `raz-sweep score --pred` reads: the model's provenance, and every image."""
     return {
-        "model": {"about": dict(model.about), "rule": model.config.fusion.rule, "fitted": model.fitted.as_json()},
+        "model": {
+            "about": dict(model.about), "rule": model.config.fusion.rule, "fitted": model.fitted.as_json(),
+            "intervals": model.about_intervals(depth),
+        },
         "images": [image.as_json() for image in images if image.prediction is not None],
         "failed": [image.as_json() for image in images if image.prediction is None],
-    }
+    }  # fmt: skip
 
 
-def write_files(out: Path, model: Model, images: Sequence[PredictedImage]) -> None:
-    """Write predictions.json, and points.csv with a row per point, or an empty one for an image without points."""
+def write_files(out: Path, model: Model, images: Sequence[PredictedImage], depth: int | None) -> None:
+    """Write predictions.json; counts.csv with a row per image, `low` and `high` being the interval's ends, empty where
+    there is none; and points.csv with a row per point, or an empty one for an image without points."""
+
+    def write_counts(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            table = csv.writer(stream)
+            table.writerow(["image", "count", "low", "high", "density", "localization"])
+            for image in images:
+                if image.prediction is not None:
+                    p = image.prediction
+                    table.writerow([image.name, p.count, *(p.interval or ("", "")), p.density, p.localization])
 
     def write_points(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as stream:
@@ -97,7 +110,8 @@ def write_files(out: Path, model: Model, images: Sequence[PredictedImage]) -> No
                     points = np.column_stack([image.prediction.points, image.prediction.scores]).tolist()
                     table.writerows([image.name, *point] for point in points or [("", "", "")])
 
-    document = json.dumps(to_json(model, images), indent=1)
+    document = json.dumps(to_json(model, images, depth), indent=1)
+    _write(out / "counts.csv", write_counts)
     _write(out / "points.csv", write_points)
     _write(out / "predictions.json", lambda path: path.write_text(document, encoding="utf-8"))
 
