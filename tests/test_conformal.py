@@ -9,10 +9,31 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from raz.pipeline.conformal import Conformal, quantile_rank
-from raz.pipeline.scoring import FittedThresholds
+from raz.config import FusionConfig, MetricsConfig, PeaksConfig
+from raz.pipeline.conformal import Conformal, error_scale, quantile_rank
+from raz.pipeline.scoring import FittedThresholds, score_split
+from tests.test_scoring import counts, split_of
 
 Floats = NDArray[np.float64]
+UNLIKELY = 1e-3  # in either tail
+
+
+def log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def covered_bounds(images: int, calibration: int, rank: int) -> tuple[int, int]:
+    """How many of `images` new images may lie within the `rank`-th smallest of `calibration` errors, one validation
+    set for all of them: a beta-binomial number, whatever the errors' distribution is."""
+    a, b = rank, calibration + 1 - rank
+    chances = np.exp([
+        math.lgamma(images + 1) - math.lgamma(k + 1) - math.lgamma(images - k + 1)
+        + log_beta(k + a, images - k + b) - log_beta(a, b)
+        for k in range(images + 1)
+    ])  # fmt: skip
+    assert chances.sum() == pytest.approx(1)
+    low = int(np.searchsorted(np.cumsum(chances), UNLIKELY))
+    return low, images - int(np.searchsorted(np.cumsum(chances[::-1]), UNLIKELY))
 
 
 def crowd(rng: np.random.Generator, n: int) -> tuple[Floats, Floats]:
@@ -46,7 +67,7 @@ def test_too_few_images_give_no_interval_and_say_so(n: int) -> None:
     assert of.quantile is None
     assert of.interval(10.0) is None
     image = "1 validation image," if n == 1 else f"{n} validation images,"
-    assert of.describe() == f"no intervals: {image} 90 % takes at least 9"
+    assert of.describe() == f"no intervals: errors of {image} 90 % takes at least 9"
 
 
 def test_intervals_hold_their_count_begin_at_0_and_grow_with_count_and_errors() -> None:
@@ -82,6 +103,34 @@ def test_coverage_of_exchangeable_images_is_exactly_rank_over_n_and_1(n: int) ->
     chance = quantile_rank(n) / (n + 1)
     assert 0.9 <= chance <= 0.9 + 1 / (n + 1)
     assert abs(covered - rounds * chance) < 4.5 * math.sqrt(rounds * chance * (1 - chance))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_held_out_split_is_covered_as_often_as_promised(seed: int) -> None:
+    """Thresholds and theta_f fitted by the pipeline on 200 validation images, 400 test images of the same source."""
+    fusion = FusionConfig(cells=2, fit_on="val")
+    val, test = split_of(*counts(10 + seed, 200)), split_of(*counts(20 + seed, 400))
+    scores = score_split("test", test, val, None, 1, PeaksConfig(0.5), fusion, MetricsConfig())
+    of = scores.fitted.conformal
+    assert of is not None
+    assert len(of.values) == 200
+    fused, truth = scores.per_image["fused"], scores.per_image["truth"]
+    ends = np.array([of.interval(float(c)) for c in fused])
+    covered = int(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).sum())
+    low, high = covered_bounds(400, 200, quantile_rank(200))
+    assert 320 < low < high < 390  # bounds that can be missed
+    assert low <= covered <= high, covered
+
+
+def test_the_errors_are_those_of_values_fitted_on_other_folds() -> None:
+    fusion = FusionConfig(cells=2, fit_on="val")
+    val = split_of(*counts(3, 17))
+    per_image = score_split("val", val, val, None, 1, PeaksConfig(0.5), fusion, MetricsConfig()).per_image
+    expected = np.abs(per_image["truth"] - per_image["fused"]) / error_scale(per_image["fused"])
+    for name, split in (("val", val), ("test", split_of(*counts(4, 5)))):
+        fitted = score_split(name, split, val, None, 1, PeaksConfig(0.5), fusion, MetricsConfig()).fitted
+        assert fitted.conformal is not None
+        assert fitted.conformal.values == tuple(np.sort(expected))
 
 
 def test_stored_values_come_back_and_files_without_them_are_read() -> None:

@@ -8,14 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import ones
 from typer.testing import CliRunner
@@ -25,7 +23,6 @@ from raz.cli.main import app
 from raz.config import PRESETS, TrialConfig, configure
 from raz.data import open_dataset
 from raz.errors import RazError
-from raz.pipeline.conformal import Conformal
 from raz.pipeline.graph import Node
 from raz.pipeline.inference import Network
 from raz.pipeline.keys import stage_keys
@@ -291,64 +288,6 @@ def test_predict_writes_what_score_reads(exported: Path, photos: Path, tmp_path:
         assert json.loads(scored.stdout)["mae"] == 0.0
     table = CliRunner().invoke(app, ["predict", str(photos / "0.png"), "--weights", str(exported), "--depth", "1"])
     assert table.stdout.splitlines()[1].split()[0] == "0.png"
-
-
-CALIBRATED = Conformal(tuple(0.125 * i for i in range(20)))  # rank ceil(18.9) = 19 of 20: 2.25
-
-
-def test_an_interval_stands_beside_each_count(model: Model, photos: Path, tmp_path: Path) -> None:
-    """In text, CSV, JSON and Python, through an exported file; without errors of validation images there is none."""
-    file, out = tmp_path / "m.safetensors", tmp_path / "out"
-    calibrated = replace(model, fitted=replace(model.fitted, conformal=CALIBRATED))
-    save_model(calibrated, file)
-    here = load_model(file)
-    assert here.fitted.conformal == CALIBRATED
-    counts = {name: here.predict(photos / name).count for name in ("0.png", "1.png")}
-    ends = {name: (max(c - 2.25 * max(c, 1) ** 0.75, 0), c + 2.25 * max(c, 1) ** 0.75) for name, c in counts.items()}
-    for name, end in ends.items():
-        assert here.predict(photos / name).interval == pytest.approx(end)
-    words = ["predict", str(photos), "--weights", str(file)]
-    done = CliRunner().invoke(app, [*words, "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[0].split() == ["image", "count", "interval", "density", "points", "seconds"]
-    low, high = ends["0.png"]
-    assert f" {low:.1f} to {high:.1f} " in done.stdout.splitlines()[1]
-    about = done.stdout.splitlines()[-1]
-    assert about.startswith("intervals: 90 %, split-conformal, from the errors of 20 validation images (100 ± 71, ")
-    with (out / "counts.csv").open() as stream:
-        rows = {row["image"]: row for row in csv.DictReader(stream)}
-    for name, row in rows.items():
-        assert (float(row["low"]), float(row["high"])) == pytest.approx(ends[name])
-    assert {name: float(row["count"]) for name, row in rows.items()} == counts
-    got = json.loads((out / "predictions.json").read_text())
-    for image in got["images"]:
-        assert image["interval"] == pytest.approx(ends[image["image"]])
-    assert got["model"]["intervals"] == about
-    # At another depth the errors are not known.
-    other = CliRunner().invoke(app, [*words, "--depth", "1", "--json"])
-    assert [image["interval"] for image in json.loads(other.stdout)["images"]] == [None, None]
-    assert "known after 3 passes, not after 1" in json.loads(other.stdout)["model"]["intervals"]
-    save_model(replace(calibrated, about={**model.about, "final": True}), file)
-    assert CliRunner().invoke(app, words).stdout.splitlines()[-1].endswith(
-        "; the search's: this model was trained on these images too"
-    )  # fmt: skip
-    assert load_model(file).predict(photos / "0.png").interval == pytest.approx(ends["0.png"])
-
-
-def test_a_file_without_errors_of_validation_images_has_no_intervals(
-    model: Model, photos: Path, tmp_path: Path
-) -> None:
-    file, out = tmp_path / "m.safetensors", tmp_path / "out"
-    save_model(replace(model, fitted=replace(model.fitted, conformal=None)), file)
-    with safe_open(file, "pt") as stream:
-        assert "conformal" not in stream.metadata()["fitted"]  # as earlier versions wrote it
-    assert load_model(file).predict(photos / "0.png").interval is None
-    done = CliRunner().invoke(app, ["predict", str(photos), "--weights", str(file), "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[1].split()[2] == "-"
-    assert done.stdout.splitlines()[-1] == "no intervals: the model holds no errors of validation images"
-    with (out / "counts.csv").open() as stream:
-        assert [(row["low"], row["high"]) for row in csv.DictReader(stream)] == [("", "")] * 2
 
 
 def test_a_large_image_is_predicted_by_smaller_tiles(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

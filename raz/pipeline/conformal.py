@@ -73,6 +73,6 @@ class Conformal:
         n, q = len(self.values), self.quantile
         if q is None:
             images = "image" if n == 1 else "images"
-            return f"no intervals: {n} validation {images}, {PERCENT} % takes at least {LEAST_IMAGES}"
+            return f"no intervals: errors of {n} validation {images}, {PERCENT} % takes at least {LEAST_IMAGES}"
         width = ", ".join(f"{c} ± {q * float(error_scale(c)):.0f}" for c in (100, 1000))
         return f"intervals: {PERCENT} %, split-conformal, from the errors of {n} validation images ({width})"

@@ -319,14 +319,28 @@ def score_split(
     """The scores of `split` (`name`: val, train or test). Raises as `check_validation_images`."""
     check_validation_images(name, len(val), peaks, fusion, with_train=train is not None)
     all_val = range(len(val))
-    fitted = fit(val, all_val, train, depth, peaks, fusion)
-    if name != "val" or len(val) == 1:
-        return score(split, [(range(len(split)), fitted)], fitted, depth, fusion, metrics)
     fold = fuse.assign_folds(val.ids, fusion.folds)
     fits = []
-    for f in range(fusion.folds):
+    for f in range(fusion.folds if len(val) > 1 else 0):
         inside = [i for i in all_val if fold[i] == f]
         outside = [i for i in all_val if fold[i] != f]  # never empty: two images are in two folds
         if inside:
             fits.append((inside, fit(val, outside, train, depth, peaks, fusion)))
+    fitted = fit(val, all_val, train, depth, peaks, fusion)
+    fitted = replace(fitted, conformal=cross_fitted_errors(val, fits, depth, fusion))
+    if name != "val" or not fits:
+        fits = [(list(range(len(split))), fitted)]
     return score(split, fits, fitted, depth, fusion, metrics)
+
+
+def cross_fitted_errors(
+    val: SplitPredictions, fits: Sequence[tuple[Sequence[int], FittedThresholds]], depth: int, fusion: FusionConfig
+) -> Conformal:
+    """The errors of the fused counts of validation images; `fits` as in `score`, each fitted on other images."""
+    fused: list[float] = []
+    truth: list[float] = []
+    for indices, fitted in fits:
+        counts = cell_counts(val, fitted, indices, depth, fusion.cells)
+        fused += fuse.RULES[fusion.rule](counts.density, counts.localization, fitted.theta_f).sum(axis=1).tolist()
+        truth += [float(len(val.heads[i])) for i in indices]
+    return Conformal.of(fused, truth)
