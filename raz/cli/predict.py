@@ -111,8 +111,9 @@ def export_command(
 ) -> None:
     """Export a model, or a whole study, to one file.
 
-    FILE.safetensors: a model with weights, configuration, fitted thresholds and provenance. FILE.zip: a study, for
-    `raz-sweep import`. FILE.csv, FILE.parquet: a table of the study's trials.
+    FILE.safetensors: a model with weights, configuration, fitted thresholds and provenance. Its model card says what it
+    is and how good it was found to be; it goes into FILE.card.md, and `raz-sweep show FILE.safetensors` prints it.
+    FILE.zip: a study, for `raz-sweep import`. FILE.csv, FILE.parquet: a table of the study's trials.
 
     \b
     raz-sweep export --best fusion --out model.safetensors
@@ -142,7 +143,7 @@ def export_command(
         print_result(export_study(store, source, out.expanduser(), with_stages=with_stages), as_json)
         return
     path = _writable(out)
-    from raz.pipeline.model import save_model
+    from raz.predict.model_card import with_measurements, write_with_card
     from raz.predict.model_source import model_from_store
     from raz.spec.search_space import STUDY_NAME
     from raz.study.journal import study_names
@@ -157,16 +158,18 @@ def export_command(
     study = best is not None or first in study_names(store)
     if study or (STUDY_NAME.fullmatch(first) and not StorePaths(Path(first)).stages.is_dir()):
         name = f"{store}#{name}"
-    model = model_from_store(name)
-    save_model(model, path)
+    model = with_measurements(model_from_store(name), Path(name.partition("#")[0] or ".").expanduser())
+    card = write_with_card(model, path)
     size = path.stat().st_size
     if as_json:
-        document = {"out": str(out), "bytes": size, "depth": model.config.depth, "about": dict(model.about)}
+        document = {
+            "out": str(out), "card": str(card), "bytes": size, "depth": model.config.depth, "about": dict(model.about),
+        }  # fmt: skip
         typer.echo(json.dumps(document, indent=1, default=str))
         return
     trial = f"trial {model.about['trial']} of {model.about['study']}, " if "trial" in model.about else ""
     stages = ", ".join(model.trained)
-    typer.echo(f"{out}: {trial}{stages}; depth {model.config.depth}, {size / 1e6:.1f} MB")
+    typer.echo(f"{out}: {trial}{stages}; depth {model.config.depth}, {size / 1e6:.1f} MB; model card: {card}")
 
 
 def _writable(out: Path) -> Path:
@@ -210,7 +213,7 @@ def train_command(
     import json
 
     from raz.errors import RazError
-    from raz.pipeline.model import save_model
+    from raz.predict.model_card import with_measurements, write_with_card
     from raz.predict.retrain import train_final, train_once
     from raz.spec.base_config import parse_settings
     from raz.spec.space_yaml import load_space
@@ -232,13 +235,15 @@ def train_command(
 
     if final:
         trained = train_final(space, store, data_root, log)
-        save_model(trained.model, written)
+        model = with_measurements(trained.model, store)
+        card = write_with_card(model, written)
         lines = [
             f"{out}: trial {trained.trial} of {trained.study}, on {trained.images} training and validation images",
             "epochs: " + ", ".join(f"{stage} {n}" for stage, n in trained.epochs.items()),
             "thresholds are those of the search; its validation score does not apply to this model, which has none",
+            f"model card: {card}",
         ]
-        document: dict[str, JsonLike] = {"out": str(out), "about": dict(trained.model.about)}
+        document: dict[str, JsonLike] = {"out": str(out), "card": str(card), "about": dict(model.about)}
     else:
         trial = train_once(space.base, store, data_root, log)
         lines = [f"{name} {value:.4g}" for name, value in trial.metrics.items() if "rmse" in name or "mae" in name]

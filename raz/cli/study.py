@@ -39,19 +39,35 @@ def studies_command(store: Store = DEFAULT_STORE, as_json: Json = False) -> None
 
 
 def show_command(
-    reference: Annotated[str, typer.Argument(metavar="STUDY[#TRIAL]", help="A study, or one of its trials.")],
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY[#TRIAL] | FILE.safetensors", help="A study, one of its trials, or an exported model."
+        ),
+    ],
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Show a study, or a trial.
+    """Show a study, a trial, or an exported model.
 
-    A study: question, trials by state, best trial. A trial: configuration, stages, curves, failure, provenance.
+    A study: question, trials by state, best trial. A trial: configuration, stages, curves, failure, provenance. A
+    model: its card.
 
     \b
     raz-sweep show fusion
     raz-sweep show fusion#7
     raz-sweep show fusion#7 --json
+    raz-sweep show model.safetensors
     """
+    if reference.endswith(".safetensors"):
+        from raz.pipeline.model import load_model
+        from raz.predict.model_card import model_card
+
+        path = Path(reference).expanduser()
+        model = load_model(path)
+        card = model.card or model_card(model, path.name)  # earlier versions wrote none
+        typer.echo(json.dumps({"card": card, "about": dict(model.about)}, indent=1) if as_json else card, nl=as_json)
+        return
     from raz.inspection.study_details import describe_study
     from raz.inspection.trial_details import describe_trial
     from raz.study.index import parse_reference, read_study

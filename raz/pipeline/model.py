@@ -1,8 +1,8 @@
 """A trained model that predicts images, from a store's artifacts or from an exported file.
 
 The file is safetensors: the tensors of every trained stage (`counting/backbone.…`, `raz/localization.…`), and JSON
-texts in its metadata: the configuration, the fitted thresholds and theta_f, and the provenance. A prediction needs no
-store, no data set and no backbone weights. Loading executes no code.
+texts in its metadata: the configuration, the fitted thresholds and theta_f, and the provenance; and its model card. A
+prediction needs no store, no data set and no backbone weights. Loading executes no code.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Model:
     trained: Mapping[str, TrainedStage]
     fitted: FittedThresholds
     about: Mapping[str, Json]
+    card: str = ""  # its model card in Markdown, of a file that has one (`raz.predict.model_card`)
 
     @property
     def max_depth(self) -> int:
@@ -284,6 +285,7 @@ def save_model(model: Model, out: Path) -> None:
         "stages": json.dumps({stage: trained.key for stage, trained in model.trained.items()}),
         "fitted": json.dumps(model.fitted.as_json()),
         "about": json.dumps(dict(model.about), sort_keys=True),
+        **({"card": model.card} if model.card else {}),
     }
     try:
         with atomic_write(out) as temporary:
@@ -324,7 +326,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         raise RazError(str(path), f"its description is damaged ({type(error).__name__}: {error})", hint) from error
     if not {"counting", "localization"} <= set(trained):
         raise RazError(str(path), "holds no counting and localization stage", hint)
-    model = Model(config, trained, fitted, about)
+    model = Model(config, trained, fitted, about, metadata.get("card", ""))
     if config.depth > model.max_depth:
         raise RazError(str(path), f"is of depth {config.depth}, but holds networks for {model.max_depth}", hint)
     _ = model.main  # raise for tensors of another shape here, not at the first image

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Callable
 
 from raz.report.layout import Report, TextTable, nan_to_none
 from raz.utils.json_types import JsonLike
+from raz.utils.markdown import escape, one_line, printable, table_row
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -26,7 +26,7 @@ def terminal(report: Report, width: int | None = None) -> str:
     from rich.text import Text
 
     def text(value: str) -> Text:  # Rich reads [brackets] in a str as markup
-        return Text(_one_line(value))
+        return Text(one_line(value))
 
     tables = []
     for sheet in report.sheets:
@@ -46,20 +46,20 @@ def terminal(report: Report, width: int | None = None) -> str:
     if report.command:
         notes += [*([report.cost] if report.cost else []), f"Fill the empty cells with:\n  {report.command}"]
     body = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-    return body.rstrip() + "\n\n" + "\n".join(map(_printable, notes)) + "\n"
+    return body.rstrip() + "\n\n" + "\n".join(map(printable, notes)) + "\n"
 
 
 def markdown(report: Report) -> str:
     """GitHub-flavoured Markdown."""
-    out = [f"## {_md(report.title)}", ""]
+    out = [f"## {escape(report.title)}", ""]
     for sheet in report.sheets:
-        out += [f"### {_md(sheet.title)}", "", _md_line(sheet.header)]
+        out += [f"### {escape(sheet.title)}", "", table_row(sheet.header)]
         out.append("|" + "|".join(":--" if i in sheet.left else "--:" for i in range(len(sheet.header))) + "|")
-        out += [*map(_md_line, sheet.lines), ""]
-    out += [f"- {_md(note)}" for note in report.notes]
+        out += [*map(table_row, sheet.lines), ""]
+    out += [f"- {escape(note)}" for note in report.notes]
     if report.command:
         cost = f" {report.cost}" if report.cost else ""
-        out += ["", f"Fill the empty cells with the command below.{cost}", "", "```", _one_line(report.command), "```"]
+        out += ["", f"Fill the empty cells with the command below.{cost}", "", "```", one_line(report.command), "```"]
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -70,7 +70,7 @@ def latex(report: Report) -> str:
         last = i == len(report.sheets) - 1
         out += _latex_sheet(sheet, report, last)
     if report.command:
-        out += ["", "% fill the empty cells with: " + _one_line(report.command)]
+        out += ["", "% fill the empty cells with: " + one_line(report.command)]
     return "\n".join(out) + "\n"
 
 
@@ -125,28 +125,8 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 SUFFIXES = {".html": "html", ".md": "md", ".csv": "csv", ".json": "json", ".tex": "latex", ".txt": "terminal"}
 
 
-def _printable(value: str) -> str:
-    """The text without control characters: a failure's message may hold escape sequences."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", " ", value)
-
-
-def _one_line(value: str) -> str:
-    return " ".join(_printable(value).split("\n"))
-
-
-def _md(value: str) -> str:
-    value = _one_line(value)
-    value = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    value = re.sub(r"([\\|*`\[\]~])", r"\\\1", value)
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", value)
-
-
-def _md_line(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(map(_md, cells)) + " |"
-
-
 def _tex(value: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in _one_line(value))
+    return "".join(_LATEX.get(letter, letter) for letter in one_line(value))
 
 
 def _tex_line(cells: tuple[str, ...]) -> str:
