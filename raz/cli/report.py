@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,6 +59,14 @@ def report_command(
             metavar="TRIAL", help="With --photo: ROW or ROW@SEED of the table, or a trial number of the study."
         ),
     ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take a table's scores from this file of --scores-out, not from the store."),
+    ] = None,
+    scores_out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a table's scores as numbers: .parquet or .csv."),
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the tables and the store's studies.")] = False,
 ) -> None:
     """Report a table beside the paper's numbers, or a study. It reads the store; it trains and predicts nothing.
@@ -70,6 +78,8 @@ def report_command(
     raz-sweep report --table recurrence --over images     compare these trained models over images, not over seeds
     raz-sweep report --table recurrence --png figures     every figure as an image file, with its data as CSV
     raz-sweep report --table recurrence --photo densest --photo IMG_3 --out t.html    with the paper's Figures 1 and 5
+    raz-sweep report --table recurrence --scores-out t4.parquet    its scores as numbers, image by image
+    raz-sweep report --table recurrence --scores t4.parquet    the same table from that file, without the trainings
     raz-sweep report fusion --compare zooming             the best trials of a study, next to another study
     raz-sweep report --list                               all tables and studies
     """
@@ -90,6 +100,11 @@ def report_command(
         raise RazError("--photo", "belongs to a table or a study", "raz-sweep report --table NAME --photo densest")
     if photos.images and not with_figures:
         raise RazError("--photo", "photographs need a page or image files", "--out page.html, or --png DIR")
+    if table is None and (scores is not None or scores_out is not None):
+        option = "--scores" if scores is not None else "--scores-out"
+        raise RazError(option, "belongs to a table", f"raz-sweep report --table NAME {option} {scores or scores_out}")
+    if scores is not None and photos.images:
+        raise RazError("--photo", "photographs are drawn from a store, and --scores has numbers alone", "omit --scores")
     if of is not None and not photos.images:
         raise RazError("--of", "belongs to --photo", f"--photo densest --of {of}")
     if listing or (study is None and table is None):
@@ -99,7 +114,8 @@ def report_command(
     elif table is not None:
         if study is not None:
             raise RazError("report", f"both a study ({study}) and a table ({table})", "leave one out")
-        report = _table(table, profile, store, data_root, settings or [], differences_over, with_figures, photos)
+        files = _ScoreFiles(scores and scores.expanduser(), scores_out and scores_out.expanduser())
+        report = _table(table, profile, store, data_root, settings or [], differences_over, with_figures, photos, files)
     else:
         if profile is not None and not settings:
             what = "belongs to a table; the study of a search's profile has the profile in its name"
@@ -153,11 +169,20 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class _ScoreFiles:
+    """Files with a table's scores: the one that is read in place of the store, and the one that is written."""
+
+    read: Path | None
+    write: Path | None
+
+
 def _table(
     name: str, profile: str | None, store: Path, data_root: Path | None, settings: list[str], over: Over | None,
-    with_figures: bool, photos: PhotoRequest,
+    with_figures: bool, photos: PhotoRequest, files: _ScoreFiles,
 ) -> Report:  # fmt: skip
     from raz.report.fill import fill_table
+    from raz.report.score_transfer import fill_from_file, write_scores
     from raz.report.stale import stale_notes
     from raz.report.tables import table_report
     from raz.spec.ablation_yaml import load_table
@@ -169,9 +194,15 @@ def _table(
     file = name if own else f"ablations/{path.name}"
     table = load_table(path, file, parse_settings(settings), profile, data_root=data_root)
     selected = table.profile(profile)
-    filled = fill_table(table, selected, store, data_root=data_root)
+    if files.read is not None:
+        filled = fill_from_file(table, selected, files.read, data_root=data_root)
+    else:
+        filled = fill_table(table, selected, store, data_root=data_root)
+    if files.write is not None:
+        written = write_scores(filled, files.write)
+        typer.echo(f"wrote {written} scores to {files.write}", err=True)
     command = fill_command(file, selected.name, selected.datasets, store, data_root, settings)
-    cost = _cost(file, selected.name, store, data_root, settings) if filled.missing else ""
+    cost = "" if filled.imported or not filled.missing else _cost(file, selected.name, store, data_root, settings)
     report = table_report(filled, command, cost, over, tuple(stale_notes(filled, data_root)))
     if not with_figures:
         return report
@@ -181,6 +212,8 @@ def _table(
     from raz.report.stage_costs import costs_of_stages
     from raz.report.used_stages import used_stages
 
+    if filled.imported:  # what trained and what it took is in the store alone
+        return replace(report, figures=table_figures(filled, over))
     stages = used_stages(filled, data_root)
     figures = (
         *table_figures(filled, over),

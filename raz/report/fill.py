@@ -54,6 +54,8 @@ class FilledTable:
     store: Path = field(default_factory=Path)
     stored: tuple[StoredScore, ...] = ()  # all scores of the store; only where cells are empty
     data_root: Path | None = None
+    imported: str = ""  # the file that its scores are from; '' where they are from the store
+    import_notes: tuple[str, ...] = ()  # what was left out of the file, and what could not be checked
 
     def title(self, dataset: str) -> str:
         """The data set's name in a header."""

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -69,18 +69,24 @@ class TrialScores:
     """The scores of one trial.
 
     metrics: dotted name -> value. keys, provenance, folders: split -> the score's key, what made it, its artifact.
+    images: split -> per-image part, of scores from a file (`raz.report.score_file`), which have no artifact.
     """
 
     metrics: Mapping[str, float]
     keys: Mapping[str, str]
     provenance: Mapping[str, ScoreProvenance]
     folders: Mapping[str, Path]
+    images: Mapping[str, PerImage] = field(default_factory=dict)
 
     def per_image(self, split: str) -> PerImage:
         """The per-image part of a split's score. Raises RazError where its artifact is unknown or cannot be read."""
+        return self.images[split] if split in self.images else PerImage.load(self.per_image_path(split))
+
+    def per_image_path(self, split: str) -> Path:
+        """The file with the per-image part of a split's score. Raises RazError where its artifact is unknown."""
         if split not in self.folders:
             raise RazError(f"score of {split}", "no artifact is known", "run the table again")
-        return PerImage.load(self.folders[split] / PER_IMAGE)
+        return self.folders[split] / PER_IMAGE
 
 
 @dataclass(frozen=True)

@@ -125,5 +125,13 @@ def problem_notes(filled: FilledTable) -> Iterator[str]:
         yield f"{folder} is damaged, so its cell stays empty; the command below makes it again."
 
 
+def import_notes(filled: FilledTable) -> Iterator[str]:
+    """That the scores are from a file, what was left out of it, and what could not be checked."""
+    if filled.imported:
+        scores = sum(len(trial.keys) for cell in filled.cells.values() for trial in cell.scores.values())
+        yield f"All {scores} scores are imported from {filled.imported}; none is from a store."
+        yield from filled.import_notes
+
+
 def _join_titles(titles: Sequence[str]) -> str:
     return titles[0] if len(titles) == 1 else ", ".join(titles[:-1]) + " and " + titles[-1]

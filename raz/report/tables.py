@@ -22,6 +22,7 @@ from raz.report.table_notes import (
     CLAIM_NOTE,
     best_note,
     ceiling_notes,
+    import_notes,
     method_note,
     opening_notes,
     problem_notes,
@@ -83,12 +84,15 @@ def table_report(
     notes += stale
     missing = filled.missing
     if missing:
-        notes.append(f"{missing} of {filled.wanted} trials (row x data set x seed) are not in the store.")
+        where = filled.imported or "the store"
+        notes.append(f"{missing} of {filled.wanted} trials (row x data set x seed) are not in {where}.")
+    notes += import_notes(filled)
     title = f"{table.table}: {table.title}" if table.title else table.table
+    title += f" (imported from {filled.imported})" if filled.imported else ""
     facts: Record = {
         "table": table.table, "title": table.title, "paper": table.paper, "profile": profile.name,
         "preset": profile.preset, "seeds": list(profile.seeds), "missing": missing, "base_row": table.base_row,
-        "command": command,
+        "command": command, **({"imported": filled.imported} if filled.imported else {}),
     }  # fmt: skip
     return Report(title, tuple(sheets), tuple(notes), tuple(records), facts, *((command, cost) if missing else ()))
 
