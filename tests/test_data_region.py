@@ -12,6 +12,7 @@ from raz.config import FusionConfig, MetricsConfig
 from raz.data.region import OUTSIDE_COLOUR, Polygon, cell_coverage, in_polygon, mask, polygon_area
 from raz.paper.networks import IMAGENET
 from raz.paper.zoom import Points
+from raz.pipeline.regions import PassResult
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, clip_to_roi, score
 
 STAR: Polygon = ((3.2, 1.1), (30.4, 9.7), (47.9, 2.3), (41.0, 33.6), (25.5, 20.2), (7.7, 36.4))  # dented, simple
@@ -89,7 +90,7 @@ def predicted(
 ) -> SplitPredictions:
     return SplitPredictions(
         tuple(f"i{n}" for n in range(len(heads))), [np.full((n, 2), 5.5) for n in heads], [(16, 32)] * len(heads),
-        [(2.0, 2.0)] * len(heads), density, 8, [[points(xy) for xy in found]], [], np.array(heads), parts,
+        [(2.0, 2.0)] * len(heads), density, 8, [[PassResult(points(xy)) for xy in found]], np.array(heads), parts,
     )  # fmt: skip
 
 
@@ -100,10 +101,10 @@ def test_density_and_points_outside_the_region_do_not_count() -> None:
     cut = clip_to_roi(whole, [half, ()])
     assert cut.density[0].tolist() == [[1, 1, 0.5, 0]] * 2
     assert cut.density[1] is flat
-    assert cut.passes[0][0].xy.tolist() == [[19.9, 3]]  # input px, half as long as original ones
-    assert len(cut.passes[0][1]) == 2
+    assert cut.passes[0][0].points.xy.tolist() == [[19.9, 3]]  # input px, half as long as original ones
+    assert len(cut.passes[0][1].points) == 2
     assert (flat == 1).all()
-    assert len(whole.passes[0][0]) == 2
+    assert len(whole.passes[0][0].points) == 2
 
 
 def test_parts_are_scored_by_themselves_and_the_split_is_their_mean() -> None:

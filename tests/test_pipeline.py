@@ -481,18 +481,19 @@ def test_a_score_by_hand() -> None:
     """Two images of 8 x 8 px, one cell, one density bin: counts 3 and 1, points 2 and 0, heads 1 and 2."""
     from raz.config import FusionConfig, MetricsConfig
     from raz.paper.zoom import Points
+    from raz.pipeline.regions import PassResult
     from raz.pipeline.scoring import FittedThresholds, SplitPredictions, score
 
-    def points(*scores: float) -> Points:
+    def points(*scores: float) -> PassResult:
         n = len(scores)
-        return Points(
-            np.full((n, 2), 4.0), np.array(scores, np.float32), np.zeros(n, np.int8), np.ones(n, np.int8)
-        )  # fmt: skip
+        return PassResult(
+            Points(np.full((n, 2), 4.0), np.array(scores, np.float32), np.zeros(n, np.int8), np.ones(n, np.int8))
+        )
 
     split = SplitPredictions(
         ("a", "b"), [np.array([[4.0, 4.0]]), np.array([[1.0, 1.0], [6.0, 6.0]])], [(8, 8), (8, 8)], [(1, 1), (1, 1)],
         [np.full((1, 1), 3.0, np.float32), np.full((1, 1), 1.0, np.float32)], 8, [[points(0.9, 0.8, 0.2), points()]],
-        [], np.array([1, 2]),
+        np.array([1, 2]),
     )  # fmt: skip
     fitted = FittedThresholds(0.5, 0.5, np.array([2.5]))
     got = score(split, [([0, 1], fitted)], fitted, 1, FusionConfig(cells=1), MetricsConfig())

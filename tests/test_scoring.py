@@ -12,6 +12,7 @@ from raz.config import FusionConfig, MetricsConfig, PeaksConfig
 from raz.errors import FailureReason, TrialFailure
 from raz.paper.fusion import KINDS, RULES, assign_folds, fit_theta, grid_points
 from raz.paper.zoom import Points
+from raz.pipeline.regions import PassResult
 from raz.pipeline.scoring import Scores, SplitPredictions, score_split
 
 Floats = NDArray[np.float64]
@@ -31,11 +32,11 @@ def split_of(den: Floats, loc: Floats, truth: Floats) -> SplitPredictions:
     for row in loc:
         xy = np.repeat(CENTRES, row.astype(int), axis=0)
         zeros = np.zeros(len(xy), np.int8)
-        passes.append(Points(xy, np.ones(len(xy), np.float32), zeros, zeros + 1))
+        passes.append(PassResult(Points(xy, np.ones(len(xy), np.float32), zeros, zeros + 1)))
     n = len(den)
     return SplitPredictions(
         tuple(f"IMG_{i}" for i in range(n)), [np.repeat(CENTRES, row.astype(int), axis=0) for row in truth],
-        [(16, 16)] * n, [(1.0, 1.0)] * n, [row.reshape(2, 2).astype(np.float32) for row in den], 8, [passes], [],
+        [(16, 16)] * n, [(1.0, 1.0)] * n, [row.reshape(2, 2).astype(np.float32) for row in den], 8, [passes],
         np.zeros(n, np.int64),
     )  # fmt: skip
 
@@ -84,8 +85,11 @@ def test_what_a_validation_score_tells_as_fitted_is_fitted_on_all() -> None:
     den, loc, truth = counts(6, 17)
     rng = np.random.default_rng(6)
     plain = split_of(den, loc, truth)
-    passes = [replace(p, score=rng.integers(1, 90, len(p)).astype(np.float32) / 100) for p in plain.passes[0]]
-    split = replace(plain, passes=[passes])
+    passes = [
+        replace(found.points, score=rng.integers(1, 90, len(found.points)).astype(np.float32) / 100)
+        for found in plain.passes[0]
+    ]
+    split = replace(plain, passes=[[PassResult(points) for points in passes]])
     got = score_split("val", split, split, None, 1, PeaksConfig("fitted"), FUSION, MetricsConfig())
     main, theta = got.metrics["threshold_main"], [got.metrics[f"theta_f_{cell}"] for cell in range(4)]
 

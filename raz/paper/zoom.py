@@ -229,7 +229,7 @@ def merge_points(
     if border < 0 or seam < 0:
         faults.append(RazError("merge_points", f"border {border} and seam {seam}, expected 0 or more px"))
     raise_all(faults)
-    cores = _cores(regions, height, width, border / zoom)
+    cores = region_cores(regions, height, width, border / zoom)
     groups = [before, *inside]
     owned = [np.flatnonzero(_owners(group.xy, cores) == rank) for rank, group in enumerate(groups, start=-1)]
     pool = Points(
@@ -257,10 +257,10 @@ def owned_points(
 
     Dropping them region by region bounds the memory for large photographs with many regions.
     """
-    return points.take(_owners(points.xy, _cores(regions, height, width, border / zoom)) == rank)
+    return points.take(_owners(points.xy, region_cores(regions, height, width, border / zoom)) == rank)
 
 
-def _cores(regions: NDArray[np.float64], height: int, width: int, border: float) -> NDArray[np.float64]:
+def region_cores(regions: NDArray[np.float64], height: int, width: int, border: float) -> NDArray[np.float64]:
     """The regions (r, 4) without their border; unbounded along the edges of the image."""
     core = regions.copy()
     core[:, 0] = np.where(regions[:, 0] > 0, regions[:, 0] + border, -np.inf)

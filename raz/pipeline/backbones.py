@@ -20,7 +20,7 @@ from raz.config import PAPER_BACKBONE, BackboneConfig
 from raz.errors import RazError
 from raz.paper.networks import IMAGENET, STRIDE, Backbone, ColourStatistics, VggBackbone, initialise
 from raz.pipeline.builders import load_state_dict_strict, read_state, seed_torch
-from raz.pipeline.keys import weights_file
+from raz.pipeline.weights import weights_file
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo

@@ -60,8 +60,8 @@ STAGES: dict[str, StageSpec] = {
         "raz.attention_train.epochs",
     ),
     "density": StageSpec("inferred", 1, (), ("counting",)),
-    "points": StageSpec("inferred", 1, (), ("localization",)),
-    "zoom": StageSpec("inferred", 2, ("zooming",), ("attention", "raz")),
+    "points": StageSpec("inferred", 1, ("peaks.count",), ("localization",)),
+    "zoom": StageSpec("inferred", 2, ("zooming", "peaks.count"), ("attention", "raz")),
     "score": StageSpec("computed", 4, ("depth", "peaks", "fusion", "metrics"), ()),
 }  # fmt: skip
 TRAINED = tuple(name for name, stage in STAGES.items() if stage.kind == "trained")

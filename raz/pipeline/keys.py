@@ -12,8 +12,8 @@ from pathlib import Path
 from raz.config import PAPER_BACKBONE, BackboneConfig, TrialConfig
 from raz.data import open_dataset
 from raz.data.contract import Dataset
-from raz.errors import RazError
 from raz.pipeline.graph import Node, node_keys
+from raz.pipeline.weights import weights_file
 from raz.store.cache import StageKey, canonical, file_digest
 
 WITH_VALIDATION = "+val"
@@ -70,17 +70,6 @@ def _tensors_identity(backbone: BackboneConfig, size: int, changed: int) -> str:
     from raz.pipeline.backbones import pretrained_identity  # imports torch
 
     return pretrained_identity(backbone)
-
-
-def weights_file(weights: str) -> Path:
-    """The path of a file of weights. Raises RazError when there is no such file."""
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise RazError(
-            "backbone.weights", f"{weights!r} is no file, expected imagenet, none or a state dict's path",
-            "give the path of weights in the layout of torchvision (vgg16) or of timm (other networks)",
-        )  # fmt: skip
-    return path
 
 
 _SEED_SENTINEL = 9_007_199_254_740_881  # a legal seed that occurs in no file

@@ -30,12 +30,11 @@ from raz.data.frames import Frames
 from raz.data.images import decode
 from raz.errors import RazError
 from raz.paper import fusion as fuse
-from raz.paper.zoom import Points
 from raz.pipeline import builders
 from raz.pipeline.assembly import TrainedStage, main_net, raz_net
 from raz.pipeline.graph import TRAINED, declared_inputs, stage_of
 from raz.pipeline.inference import TILE_PIXELS, FeatureLru, Network
-from raz.pipeline.regions import MapFunction, image_candidates, points_of, zoom_pass
+from raz.pipeline.regions import MapFunction, PassResult, first_pass, image_candidates, zoom_pass
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, cell_counts
 from raz.store.cache import Artifact, StageCache
 from raz.store.paths import FITTED, WEIGHTS
@@ -154,8 +153,8 @@ class Model:
         height, width = frames.size(0)
         tile = TILE_PIXELS if height * width <= LARGE else TILE_PIXELS // 2
         maps = self.main.maps(frames.pixels(0), wanted, self.device, tile_pixels=tile)
-        passes = [points_of(maps.pop("response"), 0, 1)]
-        regions: list[NDArray[np.float64]] = []
+        gamma = config.localization.gamma
+        passes = [first_pass(maps.pop("response"), config.peaks.count, gamma)]
 
         def raz_map(kind: str) -> MapFunction:
             # Pass 3 proposes regions inside the crops of pass 2: their features stay in the memo.
@@ -166,22 +165,19 @@ class Model:
         if depth > 1:  # the map of a large image is 0.2 GB: it is freed after use
             proposed = image_candidates(maps.pop("attention"), config.zooming, config.seed, frames.content(0), 2)
         for number in range(2, depth + 1):
-            before = regions[-1] if regions else np.zeros((0, 4))
-            points, chosen = zoom_pass(
-                frames, 0, number, passes[-1], before, config.zooming, config.seed, proposed,
-                raz_map("attention"), raz_map("response"),
+            found = zoom_pass(
+                frames, 0, number, passes[-1], config.zooming, config.seed, proposed,
+                raz_map("attention"), raz_map("response"), gamma,
             )  # fmt: skip
             proposed = None  # deeper passes propose inside the crops
-            passes.append(points)
-            regions.append(chosen)
-        return self._count(frames, maps["density"], passes, regions, began)
+            passes.append(found)
+        return self._count(frames, maps["density"], passes, began)
 
     def _count(
         self,
         frames: Frames,
         density: NDArray[np.float32],
-        passes: list[Points],
-        regions: list[NDArray[np.float64]],
+        passes: list[PassResult],
         began: float,
     ) -> Prediction:
         fusion, depth = self.config.fusion, len(passes)
@@ -189,18 +185,19 @@ class Model:
         assert self.main.counting is not None
         split = SplitPredictions(
             frames.ids, [np.zeros((0, 2))], [frames.size(0)], [(float(per_px[0]), float(per_px[1]))], [density],
-            self.main.counting.output_stride, [[p] for p in passes], [[r] for r in regions], np.zeros(1, np.int64),
+            self.main.counting.output_stride, [[found] for found in passes], np.zeros(1, np.int64),
         )  # fmt: skip
         counts = cell_counts(split, self.fitted, [0], depth, fusion.cells)
         fused = fuse.RULES[fusion.rule](counts.density, counts.localization, self.fitted.theta_f)
         last = passes[-1]
-        counted = last.take(np.flatnonzero(self.fitted.counted(last)))
+        counted = last.points.take(np.flatnonzero(self.fitted.counted(last)))
         order = np.lexsort((counted.xy[:, 0], counted.xy[:, 1], -counted.score))
         counted = counted.take(order)
         return Prediction(
             float(fused.sum()), float(counts.density.sum()), len(counted), counted.xy * per_px, counted.score,
-            counted.depth, density, tuple(r * np.tile(per_px, 2) for r in regions), frames.original_size(0),
-            time.monotonic() - began, self.interval(float(fused.sum()), depth),
+            counted.depth, density, tuple(found.regions * np.tile(per_px, 2) for found in passes[1:]),
+            frames.original_size(0), time.monotonic() - began,
+            self.interval(float(fused.sum()), depth),
         )  # fmt: skip
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from raz.paper.zoom import Points
 from raz.pipeline.context import MEMO, ExecutionContext, frames_of
 from raz.pipeline.graph import Node, fits_theta_on_train
-from raz.pipeline.regions import MapFunction, points_of, zoom_pass
+from raz.pipeline.regions import MapFunction, PassResult, first_pass, zoom_pass
 from raz.pipeline.scoring import Scores, SplitPredictions, ceiling_counts, clip_to_roi, score_split
 from raz.store.paths import ARRAYS
 
@@ -32,18 +31,19 @@ def density(context: ExecutionContext) -> Arrays:
 
 
 def points(context: ExecutionContext) -> Arrays:
-    """The points of pass 1, of all images in a row (see `_pack_points`)."""
+    """What pass 1 finds on each image (see `_pack_points`)."""
     network, frames = context.main_net("localization"), context.frames(context.node.split)
-    points = []
+    gamma = context.stage_inputs["localization"].localization.gamma
+    found = []
     for i in context.iter_images(frames):
         maps = network.maps(frames.pixels(i), ("response",), context.device, MEMO, frames.ids[i])
-        points.append(points_of(maps["response"], 0, 1))
-    return _pack_points(points)
+        found.append(first_pass(maps["response"], context.inputs.peaks.count, gamma))
+    return _pack_points(found)
 
 
 def zoom(context: ExecutionContext) -> Arrays:
-    """The points after a zoom pass, and its regions: `regions` (r, 4) x0, y0, x1, y1 input px of all images in a row,
-    those of image i at `region_ends[i - 1]:region_ends[i]`."""
+    """What is found on each image up to a zoom pass (see `_pack_points`), and `regions` (r, 4) x0, y0, x1, y1 input px
+    of all images in a row, those of image i at `region_ends[i - 1]:region_ends[i]`."""
     node, inputs = context.node, context.inputs
     frames, number = context.frames(node.split), node.zoom_pass
     proposed = None
@@ -51,24 +51,25 @@ def zoom(context: ExecutionContext) -> Arrays:
         proposed = context.candidates(context.main_net("attention"), node.split, inputs.zooming)
     raz = context.raz_net(with_attention=number > 2)
     previous = Node("points", node.split) if number == 2 else Node("zoom", node.split, number - 1)
-    before, regions_before = _read_pass(context, previous)
+    before = _read_pass(context, previous)
+    gamma = context.stage_inputs["localization"].localization.gamma  # RAZ-Net is trained with Main-Net's
 
     def raz_map(kind: str, of: Node) -> MapFunction:
         # The next pass proposes regions inside the same crops: their features stay in the memo.
         key = context.keys[of].key
         return lambda pixels, name: raz.maps(pixels, (kind,), context.device, MEMO, f"{key}/{name}")[kind]
 
-    points, regions = [], []
-    for i in context.iter_images(frames):
-        points_after, chosen = zoom_pass(
-            frames, i, number, before[i], regions_before[i], inputs.zooming, inputs.seed,
+    found = [
+        zoom_pass(
+            frames, i, number, before[i], inputs.zooming, inputs.seed,
             proposed[i] if proposed is not None else None,
-            raz_map("attention", previous), raz_map("response", node),
-        )  # fmt: skip
-        points.append(points_after)
-        regions.append(chosen)
+            raz_map("attention", previous), raz_map("response", node), gamma,
+        )
+        for i in context.iter_images(frames)
+    ]  # fmt: skip
+    regions = [f.regions for f in found]
     ends = np.cumsum([len(r) for r in regions], dtype=np.int64)
-    return {**_pack_points(points), "regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}
+    return {**_pack_points(found), "regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}
 
 
 PREDICTORS: Mapping[str, Callable[[ExecutionContext], Arrays]] = {
@@ -78,30 +79,31 @@ PREDICTORS: Mapping[str, Callable[[ExecutionContext], Arrays]] = {
 }
 
 
-def _read_pass(context: ExecutionContext, node: Node) -> tuple[list[Points], list[NDArray[np.float64]]]:
-    """The points and the regions of each image after a pass; pass 1 has no regions."""
+def _read_pass(context: ExecutionContext, node: Node) -> list[PassResult]:
+    """What was found on each image up to a pass."""
     with np.load(context.folders[node] / ARRAYS, allow_pickle=False) as arrays:
-        points = _unpack_points(arrays)
-        if "regions" not in arrays:
-            return points, [np.zeros((0, 4)) for _ in points]
-        return points, np.split(arrays["regions"], arrays["region_ends"][:-1])
+        cuts = arrays["ends"][:-1]
+        parts = [np.split(arrays[name], cuts) for name in ("xy", "score", "network", "depth")]
+        points = [Points(*values) for values in zip(*parts, strict=True)]
+        regions = [np.zeros((0, 4)) for _ in points]
+        if "regions" in arrays:
+            regions = np.split(arrays["regions"], arrays["region_ends"][:-1])
+        expected = [arrays.get(f"e{i}") for i in range(len(points))]
+    return [PassResult(*found) for found in zip(points, regions, expected, strict=True)]
 
 
-def _pack_points(points: list[Points]) -> Arrays:
-    """The points of all images in a row; those of image i are at `ends[i - 1]:ends[i]`."""
+def _pack_points(found: list[PassResult]) -> Arrays:
+    """The points of all images in a row, those of image i at `ends[i - 1]:ends[i]`; and `e0`, `e1`, ...: the heads that
+    the maps of each image expect, where `peaks.count: expected` asks for them."""
+    points = [f.points for f in found]
     return {
         "xy": np.concatenate([np.zeros((0, 2)), *[p.xy for p in points]]),
         "score": np.concatenate([np.zeros(0, np.float32), *[p.score for p in points]]),
         "network": np.concatenate([np.zeros(0, np.int8), *[p.network for p in points]]),
         "depth": np.concatenate([np.zeros(0, np.int8), *[p.depth for p in points]]),
         "ends": np.cumsum([len(p) for p in points], dtype=np.int64),
+        **{f"e{i}": f.expected for i, f in enumerate(found) if f.expected is not None},
     }
-
-
-def _unpack_points(arrays: NpzFile) -> list[Points]:
-    cuts = arrays["ends"][:-1]
-    parts = [np.split(arrays[name], cuts) for name in ("xy", "score", "network", "depth")]
-    return [Points(*values) for values in zip(*parts, strict=True)]
 
 
 @lru_cache(maxsize=8)
@@ -119,11 +121,8 @@ def read_predictions(context: ExecutionContext, split: str, *, ceiling: bool = T
     inputs, frames = context.stage_inputs["score"], context.frames(split)
     with np.load(context.folders[Node("density", split)] / ARRAYS, allow_pickle=False) as arrays:
         density = [arrays[f"d{i}"] for i in range(len(frames))]
-    passes, regions = [_read_pass(context, Node("points", split))[0]], []
-    for number in range(2, inputs.depth + 1):
-        points, chosen = _read_pass(context, Node("zoom", split, number))
-        passes.append(points)
-        regions.append(chosen)
+    numbers = range(2, inputs.depth + 1)
+    found = [_read_pass(context, node) for node in (Node("points", split), *(Node("zoom", split, n) for n in numbers))]
     counts = np.zeros(len(frames), dtype=np.int64)
     if ceiling:
         size = inputs.input
@@ -133,7 +132,7 @@ def read_predictions(context: ExecutionContext, split: str, *, ceiling: bool = T
     predictions = SplitPredictions(
         frames.ids, [frames.original_heads(i) for i in range(len(frames))],
         [frames.size(i) for i in range(len(frames))], [(1 / x, 1 / y) for x, y in scales],
-        density, stride, passes, regions, counts, tuple(item.part for item in frames.items),
+        density, stride, found, counts, tuple(item.part for item in frames.items),
     )  # fmt: skip
     return clip_to_roi(predictions, [item.region for item in frames.items])
 

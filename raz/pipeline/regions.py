@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raz.config import ZoomingConfig
 from raz.data.frames import Frames
+from raz.paper.expected import Expected, main_expected, merge_expected, region_expected
 from raz.paper.peaks import find_peaks
 from raz.paper.zoom import (
     Points,
@@ -52,31 +54,61 @@ def points_of(response: NDArray[np.float32], network: int, zoom_pass: int) -> Po
     return Points(xy, score, np.full(n, network, np.int8), np.full(n, zoom_pass, np.int8))
 
 
+@dataclass(frozen=True)
+class PassResult:
+    """What was found on an image up to a pass."""
+
+    points: Points
+    # (r, 4) x0, y0, x1, y1 input px, that this pass zoomed
+    regions: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
+    expected: Expected | None = None  # the heads that the maps expect, where they are asked for
+
+
+def first_pass(response: NDArray[np.float32], count: Literal["threshold", "expected"], gamma: float) -> PassResult:
+    """What Main-Net finds on an image, from its response map (H, W). gamma: with which it was trained."""
+    expected = main_expected(response, gamma) if count == "expected" else None
+    return PassResult(points_of(response, 0, 1), expected=expected)
+
+
 def zoom_image(
     frames: Frames,
     index: int,
-    before: Points,
+    before: PassResult,
     regions: NDArray[np.float64],  # (r, 4) input px, ranked
     config: ZoomingConfig,
     zoom_pass: int,
     response_of: MapFunction,
-) -> Points:
-    """The image's points after RAZ-Net was applied to its regions at factor^(pass - 1) times their size (17)."""
+    gamma: float,
+) -> PassResult:
+    """What is found after RAZ-Net was applied to the image's regions at factor^(pass - 1) times their size (17).
+
+    gamma: with which RAZ-Net was trained; used where `before` has expected heads.
+    """
     zoom = float(config.factor ** (zoom_pass - 1))
     height, width = frames.size(index)
-    inside = []
+    inside, found = [], []
     for rank, (x0, y0, x1, y1) in enumerate(regions):
         pixels = frames.zoomed(index, (x0, y0, x1, y1), zoom)
         per_px = np.array([pixels.shape[1] / (x1 - x0), pixels.shape[0] / (y1 - y0)])
         response = response_of(pixels, f"{frames.ids[index]}#{zoom_pass}.{rank}")
         del pixels  # a crop of a large image is as large: free it early
         points = points_of(response, 1, zoom_pass)
+        if before.expected is not None:
+            found.append(
+                region_expected(response, gamma, rank, regions, height, width, zoom=zoom, border=config.border)
+            )
         del response
         points = Points(points.xy / per_px + [x0, y0], points.score, points.network, points.depth)
         inside.append(owned_points(points, rank, regions, height, width, zoom=zoom, border=config.border))
     if not len(regions):
-        return before
-    return merge_points(before, regions, inside, height, width, zoom=zoom, border=config.border, seam=config.seam)
+        return PassResult(before.points, regions, before.expected)
+    points = merge_points(
+        before.points, regions, inside, height, width, zoom=zoom, border=config.border, seam=config.seam
+    )
+    expected = before.expected
+    if expected is not None:
+        expected = merge_expected(expected, regions, found, height, width, zoom=zoom, border=config.border)
+    return PassResult(points, regions, expected)
 
 
 def boxes_in_image(
@@ -127,20 +159,20 @@ def zoom_pass(
     frames: Frames,
     index: int,
     number: int,
-    before: Points,
-    regions_before: NDArray[np.float64],
+    before: PassResult,
     config: ZoomingConfig,
     seed: int,
     proposed: Candidates | None,  # by Main-Net, for pass 2
     attention_of: MapFunction,
     response_of: MapFunction,
-) -> tuple[Points, NDArray[np.float64]]:
-    """The points of one image after pass `number`, and the regions of this pass, (r, 4) input px."""
+    gamma: float,
+) -> PassResult:
+    """What is found on one image after pass `number`."""
     if proposed is not None:
         regions, _ = select_candidates(proposed, config)
     else:
-        regions = propose_inside(frames, index, regions_before, config, seed, number, attention_of)
-    return zoom_image(frames, index, before, regions, config, number, response_of), regions
+        regions = propose_inside(frames, index, before.regions, config, seed, number, attention_of)
+    return zoom_image(frames, index, before, regions, config, number, response_of, gamma)
 
 
 @dataclass(frozen=True)

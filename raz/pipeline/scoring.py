@@ -17,11 +17,12 @@ from raz.config import FusionConfig, MetricsConfig, PeaksConfig
 from raz.data.region import Polygon, cell_coverage, in_polygon
 from raz.errors import TrialFailure
 from raz.paper import fusion as fuse
+from raz.paper.expected import CELL, best_of_expected
 from raz.paper.groundtruth import head_labels
 from raz.paper.metrics import Matches, localization_scores, mae, match, rmse
 from raz.paper.peaks import find_peaks, fit_threshold
-from raz.paper.zoom import Points
 from raz.pipeline.conformal import Conformal
+from raz.pipeline.regions import PassResult
 from raz.utils.json_types import Json, JsonObject, as_float, as_list, get_float
 
 FloatArray = NDArray[np.float64]
@@ -38,8 +39,7 @@ class SplitPredictions:
     to_original: list[tuple[float, float]]  # original px per input px, x and y
     density: list[NDArray[np.float32]]
     output_stride: int
-    passes: list[list[Points]]  # [pass - 1][image], input px
-    regions: list[list[FloatArray]]  # [pass - 2][image] (r, 4) input px
+    passes: list[list[PassResult]]  # [pass - 1][image], input px
     ceiling: NDArray[np.int64]  # (images,): see `ceiling_counts`
     parts: tuple[str, ...] = ()  # the part of each image, where the data set's protocol scores parts separately
 
@@ -61,9 +61,12 @@ def clip_to_roi(split: SplitPredictions, polygons: Sequence[Polygon]) -> SplitPr
         (height, width), (x, y) = split.sizes[i], split.to_original[i]
         density[i] = split.density[i] * cell_coverage(polygon, height, width, split.output_stride, (1 / x, 1 / y))
         for of_pass in passes:
-            points = of_pass[i]
-            inside = in_polygon(polygon, points.xy * [x, y])
-            of_pass[i] = Points(points.xy[inside], points.score[inside], points.network[inside], points.depth[inside])
+            found = of_pass[i]
+            points = found.points.take(in_polygon(polygon, found.points.xy * [x, y]))
+            expected = found.expected
+            if expected is not None:
+                expected = expected * cell_coverage(polygon, height, width, CELL, (1 / x, 1 / y))
+            of_pass[i] = replace(found, points=points, expected=expected)
     return replace(split, density=density, passes=passes)
 
 
@@ -77,8 +80,12 @@ class FittedThresholds:
     theta_f: FloatArray
     conformal: Conformal | None = None
 
-    def counted(self, points: Points) -> NDArray[np.bool_]:
-        """Which points count, (n,): those whose score reaches the threshold of the network that found them."""
+    def counted(self, found: PassResult) -> NDArray[np.bool_]:
+        """Which points count, (n,): as many as the maps expect, where that is known; else those whose score reaches the
+        threshold of the network that found them."""
+        points = found.points
+        if found.expected is not None:
+            return best_of_expected(points, found.expected)
         return np.asarray(points.score >= np.where(points.network == 0, self.main, self.raz))
 
     def as_json(self) -> JsonObject:
@@ -139,15 +146,18 @@ def ceiling_counts(heads: Sequence[FloatArray], sizes: Sequence[tuple[int, int]]
 def thresholds(split: SplitPredictions, indices: Sequence[int], peaks: PeaksConfig) -> tuple[float, float]:
     """One threshold per network, which minimises the count error of the images at `indices` (13).
 
-    Main-Net's is fitted on the points of pass 1; RAZ-Net's then on those of pass 2, with Main-Net's fixed.
+    Main-Net's is fitted on the points of pass 1; RAZ-Net's then on those of pass 2, with Main-Net's fixed. Both are 0,
+    and not used, where the maps' expected heads are counted.
     """
+    if peaks.count == "expected":
+        return 0.0, 0.0
     if not isinstance(peaks.threshold, str):
         return peaks.threshold, peaks.threshold
     truth = np.array([len(split.heads[i]) for i in indices])
-    main = fit_threshold([split.passes[0][i].score for i in indices], truth.tolist())
+    main = fit_threshold([split.passes[0][i].points.score for i in indices], truth.tolist())
     if len(split.passes) < 2:
         return main, main
-    second = [split.passes[1][i] for i in indices]
+    second = [split.passes[1][i].points for i in indices]
     if not any((p.network == 1).any() for p in second):
         return main, main
     outside = np.array([int(((p.network == 0) & (p.score >= main)).sum()) for p in second])
@@ -158,16 +168,21 @@ def thresholds(split: SplitPredictions, indices: Sequence[int], peaks: PeaksConf
 def cell_counts(
     split: SplitPredictions, fitted: FittedThresholds, indices: Sequence[int], depth: int, cells: int
 ) -> Counts:
-    """Counts of each grid cell of the images at `indices`: by both branches, and the true ones."""
+    """Counts of each grid cell of the images at `indices`: by both branches, and the true ones. The localization
+    branch's are the expected heads where they are known, else the numbers of counted points."""
     rows: list[tuple[FloatArray, FloatArray, FloatArray]] = []
     for i in indices:
         height, width = split.sizes[i]
-        points = split.passes[depth - 1][i]
+        found = split.passes[depth - 1][i]
         heads = split.heads[i] / np.array(split.to_original[i])
+        if found.expected is not None:
+            localized = fuse.grid_density(found.expected.sum(axis=0), height, width, CELL, cells)
+        else:
+            localized = fuse.grid_points(found.points.xy[fitted.counted(found)], height, width, cells)
         rows.append(
             (
                 fuse.grid_density(split.density[i], height, width, split.output_stride, cells),
-                fuse.grid_points(points.xy[fitted.counted(points)], height, width, cells),
+                localized,
                 fuse.grid_points(heads, height, width, cells),
             )
         )
@@ -229,8 +244,9 @@ def score(
             values[list(indices)] = getattr(counts, name)
         for i in indices:
             truth[i] = len(split.heads[i])
-            points = split.passes[depth - 1][i]
-            ranked = used.counted(points) if metrics.points == "counted" else points.score >= metrics.floor
+            found = split.passes[depth - 1][i]
+            points = found.points
+            ranked = used.counted(found) if metrics.points == "counted" else points.score >= metrics.floor
             xy = points.xy[ranked] * np.array(split.to_original[i])
             matches[i] = match(xy, points.score[ranked].astype(np.float64), split.heads[i])
     errors = {
@@ -246,13 +262,15 @@ def score(
         "bias": float((fused - truth).mean()), "images": float(len(split)), "heads": float(truth.sum()),
     }  # fmt: skip
     out |= localization_scores([matches[i] for i in range(len(split))], sigmas=metrics.sigmas, pool=metrics.pool)
-    zoomed = np.array([[len(r) for r in split.regions[d]] for d in range(depth - 1)]).reshape(depth - 1, len(split))
+    zoomed = np.array([[len(found.regions) for found in of_pass] for of_pass in split.passes[1:depth]])
+    zoomed = zoomed.reshape(depth - 1, len(split))
     out["regions_per_image"] = float(zoomed.sum(axis=0).mean()) if len(split) else 0.0
     out["images_zoomed"] = float((zoomed.sum(axis=0) > 0).mean()) if len(split) else 0.0
     for d in range(depth - 1):
         out[f"regions_per_image_{d + 2}"] = float(zoomed[d].mean())
         out[f"images_zoomed_{d + 2}"] = float((zoomed[d] > 0).mean())
-    out["threshold_main"], out["threshold_raz"] = fitted.main, fitted.raz
+    if fitted.main > 0:  # else no threshold is used
+        out["threshold_main"], out["threshold_raz"] = fitted.main, fitted.raz
     if fusion.rule == "grid":
         out |= {f"theta_f_{g}": float(t) for g, t in enumerate(fitted.theta_f) if np.isfinite(t)}
     per_image: dict[str, NDArray[np.generic]] = {
@@ -296,7 +314,8 @@ def check_validation_images(
     if not images:
         raise TrialFailure("stage score", "the validation split has no images", "use more training images", "invalid")
     theta = fusion.rule == "grid" and isinstance(fusion.theta_f, str) and not (with_train and fusion.fit_on == "train")
-    fitted = [name for name, it in (("peaks.threshold", peaks.threshold == "fitted"), ("fusion.theta_f", theta)) if it]
+    threshold = peaks.count == "threshold" and peaks.threshold == "fitted"
+    fitted = [name for name, it in (("peaks.threshold", threshold), ("fusion.theta_f", theta)) if it]
     if split == "val" and images == 1 and fitted:
         raise TrialFailure(
             "stage score",

@@ -120,8 +120,8 @@ def _image_result(
     from raz.paper.metrics import match
 
     (height, width), to_original = predictions.sizes[i], np.array(predictions.to_original[i])
-    points = predictions.passes[config.depth - 1][i]
-    counted = fitted.counted(points)
+    found = predictions.passes[config.depth - 1][i]
+    points, counted = found.points, fitted.counted(found)
     xy, score, passes = points.xy[counted] * to_original, points.score[counted], points.depth[counted]
     order = np.lexsort((xy[:, 0], xy[:, 1], -score))  # the ranking of `match`, so that its arrays align with these
     xy, score, passes = xy[order], score[order], passes[order]
@@ -137,7 +137,7 @@ def _image_result(
     cell = predictions.output_stride * to_original
     return ImageResult(
         predictions.ids[i], pixels, heads, _matched_heads(xy[correct], heads), xy, passes, correct,
-        tuple(regions[i] * np.tile(to_original, 2) for regions in predictions.regions[: config.depth - 1]),
+        tuple(of_pass[i].regions * np.tile(to_original, 2) for of_pass in predictions.passes[1 : config.depth]),
         truth, predictions.density[i], (float(cell[0]), float(cell[1])), fused,
     )  # fmt: skip
 
