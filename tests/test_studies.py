@@ -25,7 +25,7 @@ from raz.study import index
 from raz.study.index import read_study
 from raz.study.journal import journal_path
 from raz.study.ledger import open_ledger
-from raz.study.records import Outcome, read_records
+from raz.study.records import Outcome, read_records, with_later_fields
 from raz.utils import formatting
 from raz.utils.yamlfile import parse
 from tests.fakes_engine import STEPS
@@ -85,7 +85,7 @@ def test_the_index_gives_what_the_journal_says(whole: Path) -> None:
     assert len(replayed) == 12
     assert {trial.state for trial in replayed} == {"complete", "failed"}
     assert "ZeroDivisionError" in next(e["trace"] for e in study.extras if "trace" in e)
-    assert study.meaning == space().meaning()
+    assert study.meaning == with_later_fields(space().meaning())
 
 
 def test_an_index_of_another_journal_is_made_again(tmp_path: Path) -> None:
