@@ -1,4 +1,4 @@
-"""`raz-sweep doctor`: checks whether this machine can run a sweep, with a hint for each problem."""
+"""Checks whether this machine can run a sweep, with a hint for each problem. `raz.inspection.doctor` runs them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ GB = 1 << 30
 MIN_MEMORY = 2 * GB  # for one trial of preset `tiny`
 MIN_DISK = 5 * GB  # for the features of 300 photographs
 MIN_SHARED_MEMORY = GB // 2  # of /dev/shm, for Ray's object store
-IMAGENET = "vgg16-397923af.pth"  # torchvision's file of ImageNet weights for VGG-16
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,6 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def run_checks(store: Path, data_root: Path | None, weights: str | None = None) -> CheckReport:
-    """Runs every check. Leaves nothing behind: a temporary file in or beside the store is deleted again."""
-    checks = [check_python(), *check_packages(), check_devices(), check_cores(), check_memory()]
-    checks += [check_shared_memory(), *check_disk(store), check_backbone(weights)]
-    return CheckReport((*checks, *check_datasets(data_root), check_ray()))
-
-
 def check_python() -> Check:
     """The versions of Python and of the operating system."""
     return Check("python", "ok", f"{platform.python_version()}, {platform.platform(terse=True)}")
@@ -96,7 +88,7 @@ def check_packages(requirements: Sequence[str] | None = None) -> list[Check]:
             continue
         if _version_tuple(version) < _version_tuple(least):
             faults.append(Check(name, "fail", f"{version}, expected {least} or newer", f"pip install '{line}'"))
-        elif name in ("torch", "ray", "optuna", "numpy"):
+        elif name in ("torch", "ray", "optuna", "numpy", "timm", "schedulefree"):
             shown.append(f"{name} {version}")
     return [Check("packages", "ok", ", ".join(shown)), *faults] if shown else faults
 
@@ -178,29 +170,6 @@ def check_disk(store: Path) -> list[Check]:
     if free < MIN_DISK:
         return [Check("store", "warn", found, "features of photographs take gigabytes: choose a --store with room")]
     return [Check("store", "ok", found)]
-
-
-def check_backbone(weights: str | None) -> Check:
-    """The pretrained backbone: the file `weights`, or torchvision's cached download."""
-    if weights is not None:
-        from raz.paper.networks import VggBackbone
-        from raz.pipeline.builders import load_state_dict_strict, read_state
-
-        path = Path(weights).expanduser()
-        try:
-            state = read_state(path)
-            features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-            load_state_dict_strict(VggBackbone(), features, str(path), extra=True)
-        except RazError as error:
-            return Check("weights", "fail", f"{error.where}: {error.what}", error.hint)
-        return Check("weights", "ok", f"{path}: VGG-16 through relu4_3")
-    import torch
-
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET
-    if cached.is_file():
-        return Check("weights", "ok", f"ImageNet weights of VGG-16 in {cached}")
-    hint = "presets small and paper fetch them at first use; or --set backbone.weights=FILE; preset tiny needs none"
-    return Check("weights", "warn", "no ImageNet weights of VGG-16 in the cache yet", hint)
 
 
 def check_datasets(root: Path | None) -> list[Check]:
