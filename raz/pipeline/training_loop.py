@@ -96,21 +96,28 @@ class Checkpoint:
         return replace(self, path=self.path.with_name(f"{self.path.stem}-upto-{epochs}{self.path.suffix}"))
 
     def load(self, device: torch.device) -> ChainState | None:
-        """The state with the most epochs, from the file or the bucket. None if there is none, or it is damaged:
-        training then starts from the beginning."""
-        local = self._load_file(device)
+        """The state with the most epochs, from the file or the bucket, whichever device it was trained on. None if
+        there is none, or it is damaged: training then starts from the beginning.
+
+        `best` and `average` are on `device`. The rest stays on the CPU: `load_state_dict` moves what goes with the
+        weights, and an optimizer reads its counters of steps there without waiting for the device.
+        """
+        state = self._load_file()
         stored = self.tier.load(self._name) if self.tier is not None else None
         if stored is not None:
-            remote: ChainState = torch.load(io.BytesIO(stored), map_location=device, weights_only=True)
-            if local is None or remote["epoch"] > local["epoch"]:
-                return remote
-        return local
+            remote: ChainState = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+            if state is None or remote["epoch"] > state["epoch"]:
+                state = remote
+        if state is not None:
+            for weights in (state["best"], state["average"]):
+                weights.update({name: value.to(device) for name, value in weights.items()})
+        return state
 
-    def _load_file(self, device: torch.device) -> ChainState | None:
+    def _load_file(self) -> ChainState | None:
         if not self.path.exists():
             return None
         try:
-            state: ChainState = torch.load(self.path, map_location=device, weights_only=True)
+            state: ChainState = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises the errors of its readers: zip, pickle, EOF, runtime errors
             if isinstance(error, MemoryError):
                 raise
@@ -177,7 +184,8 @@ def train(
     else:
         task.modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty after epochs without mixed precision; a scaler that is off ignores it
+            scaler.load_state_dict(state["scaler"])
     for past in state["curve"][: config.epochs]:
         if progress is not None and progress(int(past["epoch"]), past["value"]):
             raise TrialPruned(int(past["epoch"]), past["value"])
