@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +105,22 @@ def test_a_card_says_how_the_configuration_differs_from_its_preset(store: Path) 
     assert found["backbone.width"] == ["0.125", "0.0625"]
     assert {name for name in found if name in SETTINGS} == set(SETTINGS) - {"dataset", "seed"}
     assert "Preset `tiny`, but:" in model_card(stored_model(store, score_of(store, "val", "average").name))
+
+
+@pytest.mark.parametrize(
+    ("settings", "fitted"),
+    [
+        ({}, "thresholds and theta_f on validation images"),
+        ({"fusion.fit_on": "train"}, "thresholds on validation images; theta_f on training images"),
+        ({"peaks.count": "expected"}, "theta_f on validation images"),
+        ({"fusion.rule": "average"}, "thresholds on validation images"),
+        ({"fusion.theta_f": 3.0, "peaks.threshold": 0.5}, "nothing"),
+    ],
+)
+def test_a_card_says_what_was_fitted_beside_weights(settings: dict[str, Any], fitted: str, store: Path) -> None:
+    model = stored_model(store, score_of(store, "val", "grid").name)
+    card = model_card(replace(model, config=configure(model.config, settings)))
+    assert cells(card)["fitted beside weights"] == [fitted]
 
 
 def test_test_images_that_were_not_scored_are_said_to_be_missing(store: Path) -> None:

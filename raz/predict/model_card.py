@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raz._version import __version__
-from raz.config import PRESETS, parameters
+from raz.config import PRESETS, TrialConfig, parameters
 from raz.data import reader_of
 from raz.errors import RazError
 from raz.store.cache import Artifact, StageCache
@@ -150,6 +150,22 @@ def model_card(model: Model, file: str = "model.safetensors") -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+# What the localization stream counts, by `peaks.count`.
+_POINTS = {"threshold": "the points above a threshold", "expected": "the heads that the response map expects"}
+
+
+def _fitted(config: TrialConfig) -> str:
+    """Which values were fitted to images, and to which."""
+    of_val: list[str] = []
+    of_train: list[str] = []
+    if config.peaks.count == "threshold" and config.peaks.threshold == "fitted":
+        of_val.append("thresholds")
+    if config.fusion.rule == "grid" and isinstance(config.fusion.theta_f, str):
+        (of_val if config.fusion.fit_on == "val" else of_train).append("theta_f")
+    parts = [(of_val, "validation"), (of_train, "training")]
+    return "; ".join(f"{' and '.join(names)} on {images} images" for names, images in parts if names) or "nothing"
+
+
 def _name(model: Model) -> str:
     about = model.about
     if "study" in about:
@@ -170,7 +186,7 @@ def _what_it_is(model: Model) -> list[str]:
         ("networks", ", ".join(model.trained)), ("trained weights", f"{weights:,}"),
         ("backbone", f"{config.backbone.name}, {backbone}"),
         ("passes", f"{config.depth}" + (" (no zooming)" if config.depth == 1 else "")),
-        ("count", f"fusion rule {config.fusion.rule}, of the density map and the points"),
+        ("count", f"fusion rule {config.fusion.rule}, of the density map and {_POINTS[config.peaks.count]}"),
         ("input", f"RGB images of any size, at scale {config.input.scale:g}{longest}"),
     ]  # fmt: skip
     return ["## What it is", "", *table(("", ""), rows), ""]
@@ -190,7 +206,7 @@ def _data(model: Model) -> list[str]:
     rows = [
         ("data set", f"{title} ({name})"), ("source and terms", terms),
         ("trained on", f"{trained}{f' ({images})' if isinstance(images, int) else ''}"),
-        ("thresholds and theta_f", "fitted on validation images" + (" in the search" if final else "")),
+        ("fitted beside weights", _fitted(model.config) + (", in the search" if final else "")),
     ]  # fmt: skip
     data = object_or_empty(object_or_empty(model.about.get("measured")).get("data"))
     rows += [(f"fingerprint of {split}", str(fingerprint)[:16]) for split, fingerprint in data.items()]
