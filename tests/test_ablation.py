@@ -112,6 +112,11 @@ BAD = [
         "  try: metrics.sigmas: [40, 20, 5, 7] under profiles.toy.base.set",
     ),
     (
+        GOOD.replace("[test.mae, test.rmse]", "[test.f1@8, test.f1_q4@6]"),
+        "t.yaml:2: test.f1_q4@6: profile toy scores radius 8, 4 only\n"
+        "  try: metrics.radii: [8, 4, 6] under profiles.toy.base.set",
+    ),
+    (
         GOOD.replace("[0, 3]", "[0, -1, 0, true]"),
         "t.yaml:3: seeds has -1, expected a whole number from 0 on\n"
         "t.yaml:3: seeds has 0 twice\n  try: leave one out\n"

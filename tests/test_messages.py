@@ -200,6 +200,17 @@ f.yaml:3: objective.metric is 'val.ap50@30', and the base scores sigma 40, 20, 5
         """\
 study: s
 design: {sampler: tpe, trials: 4}
+objective: {metric: val.f1@12, direction: maximize}
+parameters: {depth: {choice: [1, 2]}}
+""",
+        """\
+f.yaml:3: objective.metric is 'val.f1@12', and the base scores radius 8, 4 only
+  try: metrics.radii: [12]""",
+    ),
+    (
+        """\
+study: s
+design: {sampler: tpe, trials: 4}
 objective: {metric: mae, directon: minimize}
 parameters: {depth: {choice: [1, 2]}}
 """,

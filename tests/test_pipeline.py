@@ -475,6 +475,12 @@ def test_a_score_holds_each_image(crowd: Path, undisturbed: Path) -> None:
     hits = ((kept["match_distance"] < radius) & (radius <= kept["match_before"])).sum()
     assert hits / truth.sum() == pytest.approx(metrics["test.ar50@40"])
     assert kept["match_ends"][-1] == len(kept["match_score"]) == kept["localization"].sum()
+    assert kept["points"].tolist() == kept["localization"].tolist()
+    assert kept["quartile_heads"].sum(axis=1).tolist() == truth.tolist()
+    found = kept["quartile_found"][..., kept["radii"].tolist().index(8)].sum()
+    assert 2 * found / (kept["points"].sum() + truth.sum()) == pytest.approx(metrics["test.f1@8"])
+    error = kept["quartile_points"] - kept["quartile_heads"]
+    assert np.abs(error).mean(axis=0) == pytest.approx([metrics[f"test.mae_points_q{q}"] for q in (1, 2, 3, 4)])
 
 
 def test_a_score_by_hand() -> None:
@@ -505,6 +511,9 @@ def test_a_score_by_hand() -> None:
     assert got.metrics["rmse_localization"] == pytest.approx(np.sqrt(2.5))
     assert got.metrics["mae_ceiling"] == 0
     assert got.metrics["ar50@5"] == pytest.approx(1 / 3)  # the second point finds its head taken
+    assert got.metrics["f1@8"] == pytest.approx(2 * 1 / (2 + 3))
+    # a's head is alone, b's are equally dense: of three heads the first edge is the first's, the others the second's
+    assert got.per_image["quartile_heads"].tolist() == [[1, 0, 0, 0], [0, 2, 0, 0]]
     assert got.per_image["match_ends"].tolist() == [2, 2]
 
 

@@ -273,6 +273,10 @@ def test_many_metrics_stand_one_to_a_line(tmp_path: Path) -> None:
         ("test.ap50@40", "AP.50 (sigma 40)"),
         ("val.mar@5", "mAR (sigma 5, validation)"),
         ("test.mae_density", "MAE density"),
+        ("test.f1@8", "F1 (8 px)"),
+        ("val.f1_q4@2.5", "F1 Q4 (2.5 px, validation)"),
+        ("test.recall_q1@4", "recall Q1 (4 px)"),
+        ("test.mae_points_q2", "MAE points Q2"),
         ("test.images_zoomed", "images zoomed"),
     ],
 )

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from raz.paper.metrics import localization_scores, match
+from raz.paper.one_to_one import Tally
+from raz.pipeline.quartile_scores import QuartileScores, quartile_scores
 from raz.report.per_image import PerImage
 from raz.report.resample import make_resamples, per_image_error, resampled, standard_errors
 from raz.report.statistics import Effect, average_by_prefix, holm, image_effect, seed_effect, summarize, verdict
@@ -247,6 +249,41 @@ def test_drawing_each_image_once_gives_the_metric_itself() -> None:
     assert twice is not None
     assert twice[0] == pytest.approx(localization_scores([matches[0], *matches])["map@20"], abs=2e-3)
     assert resampled("heads", images, np.ones((1, 12))) is None
+
+
+def test_one_to_one_scores_of_drawn_images_are_those_of_images_there_as_often() -> None:
+    rng = np.random.default_rng(4)
+    heads = [rng.uniform(0, 120, (int(n), 2)) for n in (30, 1, 0, 25, 40)]
+    points = [np.concatenate([h[: len(h) // 2] + rng.normal(0, 4, (len(h) // 2, 2)), rng.uniform(0, 120, (6, 2))])
+              for h in heads]  # fmt: skip
+    scored = quartile_scores(heads, points, (8.0, 4.0))
+    base = {"truth": np.array([float(len(h)) for h in heads]), "regions": np.zeros((5, 0))}
+    images = per_image({**base, **scored.per_image})
+    drawn = np.array([2, 0, 1, 3, 1])
+    again = np.repeat(np.arange(5), drawn)
+    counts = {name: getattr(scored.images, name) for name in Tally.__dataclass_fields__}
+    for weights, tally in (
+        (np.ones(5), scored.images), (drawn, Tally(**{name: value[again] for name, value in counts.items()})),
+    ):  # fmt: skip
+        for name, value in QuartileScores(tally, scored.edges, scored.radii).metrics.items():
+            got = resampled(name, images, np.stack([weights.astype(float)] * 2))
+            assert got is not None
+            assert got == pytest.approx([value, value], abs=1e-12), name
+    for q, (found, true) in enumerate(scored.counts.values(), 1):
+        got = resampled(f"rmse_points_q{q}", images, np.ones((1, 5)))
+        assert got is not None
+        assert got[0] == pytest.approx(np.sqrt(np.square(found - true).mean()))
+    assert resampled("f1@3", images, np.ones((1, 5))) is None  # a radius that was not scored
+    nothing = resampled("f1_q1@8", images, np.zeros((1, 5)))  # an empty draw
+    assert nothing is not None
+    assert np.isnan(nothing).all()
+
+
+def test_resamples_without_a_value_are_left_out_of_the_interval() -> None:
+    drawn = np.concatenate([np.linspace(0.1, 0.3, 400), np.full(50, np.nan)])
+    got = image_effect(0.2, drawn, 20)
+    assert (got.low, got.high) == (pytest.approx(np.quantile(drawn[:400], 0.025)), pytest.approx(0.295))
+    assert image_effect(0.2, np.full(10, np.nan), 20).low is None
 
 
 def test_parts_are_scored_by_themselves() -> None:

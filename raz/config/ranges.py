@@ -66,6 +66,7 @@ def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
     need("fusion.cells", 1 <= c.fusion.cells <= 64, c.fusion.cells, "1 to 64")
     need("fusion.folds", c.fusion.folds >= 2, c.fusion.folds, "2 or more")
     need("metrics.sigmas", min(c.metrics.sigmas, default=0) > 0, c.metrics.sigmas, "one or more numbers over 0")
+    need("metrics.radii", min(c.metrics.radii, default=0) > 0, c.metrics.radii, "one or more numbers over 0")
     need("metrics.floor", 0 < c.metrics.floor < 1, c.metrics.floor, "between 0 and 1")
     trains = {
         "counting.train": c.counting.train, "localization.train": loc.train, "attention.train": c.attention.train,

@@ -156,9 +156,10 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """The localization metric (22, 23, 28)."""
+    """The localization metric (22, 23, 28), and F1 of points matched one to one."""
 
     sigmas: tuple[float, ...] = (40.0, 20.0, 5.0)
+    radii: tuple[float, ...] = added(default=(8.0, 4.0), before=(8.0, 4.0))  # of F1, pixels of the original image
     points: Literal["counted", "all"] = "counted"
     pool: Literal["dataset", "image"] = "dataset"
     floor: float = 0.05  # least score of a point under `points: all`

@@ -22,6 +22,7 @@ from raz.paper.groundtruth import head_labels
 from raz.paper.metrics import Matches, localization_scores, mae, match, rmse
 from raz.paper.peaks import find_peaks, fit_threshold
 from raz.pipeline.conformal import Conformal
+from raz.pipeline.quartile_scores import quartile_scores
 from raz.pipeline.regions import PassResult
 from raz.utils.json_types import Json, JsonObject, as_float, as_list, get_float
 
@@ -121,7 +122,10 @@ class Scores:
     `per_image`: `ids` and `parts` (text); `truth`, `fused`, `density`, `localization`, `ceiling` (images,) persons;
     `regions` (images, passes - 1); `cells_truth`, `cells_density`, `cells_localization` (images, cells²) persons; and
     every ranked point of image i at `match_ends[i - 1]:match_ends[i]` of `match_score`, `match_distance` and
-    `match_before` (see `raz.paper.metrics.Matches`; original px).
+    `match_before` (see `raz.paper.metrics.Matches`; original px). Of counted points matched one to one
+    (`raz.paper.one_to_one.Tally`): `points` (images,); `quartile_heads` and `quartile_points` (images, 4);
+    `quartile_found` and `quartile_correct` (images, 4, radii); `radii` (radii,) px; `quartile_edges` (3,) the local
+    densities between the quartiles, heads per px² of the original images.
 
     `fitted` is for other images: fitted on all validation images, not fold by fold.
     """
@@ -227,11 +231,13 @@ def score(
 
     `mae` and `rmse` are of the fused count; the paper's "MSE" is `rmse` (20). `*_ceiling` are of `ceiling_counts`.
     Where the data set's protocol scores parts (WorldExpo's five scenes), these errors are means over the parts, and
-    `mae@scene1` … are those of each part.
+    `mae@scene1` … are those of each part. F1, precision, recall and all that is by quartile of local density are of
+    the counted points, pooled over the images whatever `metrics.points` and `metrics.pool` say.
     """
     fused, den, loc, truth = (np.zeros(len(split)) for _ in range(4))
     cells = {name: np.zeros((len(split), fusion.cells**2)) for name in ("density", "localization", "truth")}
     matches: dict[int, Matches] = {}
+    counted: dict[int, FloatArray] = {}
     for indices, used in fits:
         if not indices:
             continue
@@ -245,15 +251,17 @@ def score(
         for i in indices:
             truth[i] = len(split.heads[i])
             found = split.passes[depth - 1][i]
-            points = found.points
-            ranked = used.counted(found) if metrics.points == "counted" else points.score >= metrics.floor
-            xy = points.xy[ranked] * np.array(split.to_original[i])
-            matches[i] = match(xy, points.score[ranked].astype(np.float64), split.heads[i])
+            points, counts_as_head = found.points, used.counted(found)
+            ranked = counts_as_head if metrics.points == "counted" else points.score >= metrics.floor
+            xy = points.xy * np.array(split.to_original[i])
+            counted[i] = xy[counts_as_head]
+            matches[i] = match(xy[ranked], points.score[ranked].astype(np.float64), split.heads[i])
+    by_quartile = quartile_scores(split.heads, [counted[i] for i in range(len(split))], metrics.radii)
+    compared = {"": (fused, truth), "_density": (den, truth), "_localization": (loc, truth),
+                "_ceiling": (split.ceiling, truth), **by_quartile.counts}  # fmt: skip
     errors = {
-        f"{name}{suffix}": {
-            part: error(counts[indices], truth[indices]) for part, indices in _parts(split.parts).items()
-        }
-        for suffix, counts in (("", fused), ("_density", den), ("_localization", loc), ("_ceiling", split.ceiling))
+        f"{name}{suffix}": {part: error(pred[indices], true[indices]) for part, indices in _parts(split.parts).items()}
+        for suffix, (pred, true) in compared.items()
         for name, error in (("mae", mae), ("rmse", rmse))
     }
     out = {name: float(np.mean(list(by_part.values()))) for name, by_part in errors.items()}
@@ -262,6 +270,7 @@ def score(
         "bias": float((fused - truth).mean()), "images": float(len(split)), "heads": float(truth.sum()),
     }  # fmt: skip
     out |= localization_scores([matches[i] for i in range(len(split))], sigmas=metrics.sigmas, pool=metrics.pool)
+    out |= by_quartile.metrics
     zoomed = np.array([[len(found.regions) for found in of_pass] for of_pass in split.passes[1:depth]])
     zoomed = zoomed.reshape(depth - 1, len(split))
     out["regions_per_image"] = float(zoomed.sum(axis=0).mean()) if len(split) else 0.0
@@ -277,7 +286,7 @@ def score(
         "ids": np.array(split.ids), "parts": np.array(split.parts or [""] * len(split)),
         "truth": truth, "fused": fused, "density": den, "localization": loc,
         "ceiling": split.ceiling, "regions": zoomed.T, **{f"cells_{name}": values for name, values in cells.items()},
-        **_packed([matches[i] for i in range(len(split))]),
+        **_packed([matches[i] for i in range(len(split))]), **by_quartile.per_image,
     }  # fmt: skip
     # Undefined metrics (the recall of a split without heads) are left out.
     return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image, fitted)

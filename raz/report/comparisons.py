@@ -21,6 +21,7 @@ from raz.report.resample import (
 )
 from raz.report.statistics import Effect, Over, average_by_prefix, holm, image_effect, seed_effect, summarize
 from raz.spec.ablation import Claim
+from raz.spec.metric_names import LOCALIZATION_METRICS, ONE_TO_ONE_METRICS
 
 Terms = Mapping[tuple[str, str], float]  # (row, metric) -> weight of a weighted sum of cells
 
@@ -168,7 +169,8 @@ class EffectEstimator:
             split, _, name = metric.partition(".")
             config = self.cell(row).config
             images = self._load(row, seed, split)
-            pooled = config is None or config.metrics.pool == "dataset" or "@" not in name
+            ranked = name.partition("@")[0] in LOCALIZATION_METRICS
+            pooled = config is None or config.metrics.pool == "dataset" or not ranked
             weights = resamples.boot[:LOCALIZATION_RESAMPLES] if few else resamples.boot
             self._resampled_metrics[key] = resampled(name, images, weights) if images is not None and pooled else None
         return self._resampled_metrics[key]
@@ -266,8 +268,9 @@ def best_rows(filled: FilledTable, dataset: str, over: Over | None = None) -> di
 
 
 def lower_is_better(metric: str) -> bool | None:
-    """True of errors, False of AP and AR, None of metrics without a better direction."""
+    """True of errors, False of AP, AR, F1, precision and recall, None of metrics without a better direction."""
     stem = metric.partition(".")[2].partition("@")[0]
     if stem.startswith(("mae", "rmse")):
         return True
-    return False if stem in ("map", "mar") or stem[:2] in ("ap", "ar") else None
+    of_points = stem in ("map", "mar") or stem[:2] in ("ap", "ar") or stem in ONE_TO_ONE_METRICS
+    return False if of_points else None

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from raz.report.statistics import summarize
+from raz.spec.metric_names import ONE_TO_ONE_METRICS
 from raz.utils.json_types import Json, JsonLike
 
 EMPTY = "-"
 MAX_METRIC_COLUMNS = 6  # metrics that stand side by side; with more, each metric and row is a line
 _STEMS = {
     "mae": "MAE", "rmse": "RMSE", "bias": "bias", "ap": "AP", "ar": "AR", "map": "mAP", "mar": "mAR",
-    "regions_per_image": "regions per image", "images_zoomed": "images zoomed",
+    "regions_per_image": "regions per image", "images_zoomed": "images zoomed", "f1": "F1",
 }  # fmt: skip
+_QUARTILE = re.compile(r"(?:^|_)q([1-4])$")  # of local density, at the end of a metric's branch
 
 Record: TypeAlias = Mapping[str, JsonLike]
 """Named values of one thing (a cell, a claim, a trial, a figure's data point) for JSON and CSV."""
@@ -70,7 +73,7 @@ class Report:
 
 
 def metric_title(metric: str) -> str:
-    """`test.ap50@40` -> `AP.50 (sigma 40)`, `val.mae` -> `MAE (validation)`."""
+    """`test.ap50@40` -> `AP.50 (sigma 40)`, `test.f1_q4@8` -> `F1 Q4 (8 px)`, `val.mae` -> `MAE (validation)`."""
     split, _, name = metric.partition(".")
     stem, _, sigma = name.partition("@")
     base, _, branch = stem.partition("_") if stem not in _STEMS else (stem, "", "")
@@ -79,8 +82,10 @@ def metric_title(metric: str) -> str:
     else:
         title = _STEMS.get(base, base)
     if branch:
-        title += f" {branch}"
-    suffix = f"sigma {sigma}" if sigma[:1].isdigit() else sigma
+        title += " " + _QUARTILE.sub(r" Q\1", branch).lstrip()
+    suffix = sigma
+    if sigma[:1].isdigit():
+        suffix = f"{sigma} px" if stem in ONE_TO_ONE_METRICS else f"sigma {sigma}"
     qualifiers = ([suffix] if sigma else []) + (["validation"] if split == "val" else [])
     return f"{title} ({', '.join(qualifiers)})" if qualifiers else title
 

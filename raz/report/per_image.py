@@ -42,12 +42,35 @@ class RankedPoints:
 
 
 @dataclass(frozen=True)
+class OneToOne:
+    """Counted points matched one to one with heads, by quartile of local density; see `raz.paper.one_to_one.Tally`.
+
+    all_points: (images,). heads, points: (images, 4). found, correct: (images, 4, radii). radii: (radii,) px. edges:
+    (3,) heads per px².
+    """
+
+    all_points: NDArray[np.int64]
+    heads: NDArray[np.int64]
+    points: NDArray[np.int64]
+    found: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    radii: Floats
+    edges: Floats
+
+    def at(self, radius: str) -> int | None:
+        """The index of a radius, written as in `f1@8`; None for one that was not scored."""
+        names = [f"{known:g}" for known in self.radii]
+        return names.index(radius) if radius in names else None
+
+
+@dataclass(frozen=True)
 class PerImage:
     """Numbers of each image of a split, all in persons.
 
     ids: (images,) text. truth: (images,) heads. counts: name of `COUNTS` -> (images,). regions: (images, passes - 1)
     how many regions were zoomed. parts: (images,) text, empty where the data set's protocol has no parts, or None.
-    cells: name of `CELLS` -> (images, cells²). points: None where the score has no localized points.
+    cells: name of `CELLS` -> (images, cells²). points: None where the score has no localized points. one_to_one: None
+    in scores of an older version.
     """
 
     ids: NDArray[np.str_]
@@ -57,6 +80,7 @@ class PerImage:
     parts: NDArray[np.str_] | None = None
     cells: Mapping[str, Floats] | None = None
     points: RankedPoints | None = None
+    one_to_one: OneToOne | None = None
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> PerImage:
@@ -67,10 +91,16 @@ class PerImage:
             points = RankedPoints(
                 arrays["match_ends"], arrays["match_score"], arrays["match_distance"], arrays["match_before"]
             )
+        one_to_one = None
+        if "quartile_heads" in arrays:
+            one_to_one = OneToOne(
+                arrays["points"], arrays["quartile_heads"], arrays["quartile_points"], arrays["quartile_found"],
+                arrays["quartile_correct"], arrays["radii"], arrays["quartile_edges"],
+            )  # fmt: skip
         return cls(
             arrays["ids"], arrays["truth"], {name: arrays[name] for name in COUNTS if name in arrays},
             arrays["regions"], arrays.get("parts"),
-            {name: arrays[f"cells_{name}"] for name in CELLS if f"cells_{name}" in arrays}, points,
+            {name: arrays[f"cells_{name}"] for name in CELLS if f"cells_{name}" in arrays}, points, one_to_one,
         )  # fmt: skip
 
     @classmethod

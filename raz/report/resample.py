@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raz.paper.metrics import THRESHOLDS
+from raz.paper.one_to_one import QUARTILES
 from raz.report.per_image import Floats, PerImage
 
 RESAMPLES = 1999
@@ -52,12 +53,16 @@ def per_image_error(name: str, images: PerImage) -> Floats | None:
     """The number of each image that the metric averages, (images,): |error| for `mae*`, error² for `rmse*`, error for
     `bias`.
 
-    name: the metric without its split, `mae_density`. Returns None for a metric that is no mean over images. Raises
-    KeyError for a count that the score lacks.
+    name: the metric without its split, `mae_density` or `bias_points_q1`. Returns None for a metric that is no mean
+    over images. Raises KeyError for a count that the score lacks.
     """
     stem, _, branch = name.partition("_")
+    if branch.startswith("points_q") and images.one_to_one is not None:
+        quartile = int(branch.removeprefix("points_q")) - 1
+        error = (images.one_to_one.points - images.one_to_one.heads)[:, quartile].astype(np.float64)
+        return {"mae": np.abs(error), "rmse": np.square(error), "bias": error}.get(stem)
     if stem in ("mae", "rmse") and branch in _COUNT_OF_BRANCH:
-        error: Floats = images.counts[_COUNT_OF_BRANCH[branch]] - images.truth
+        error = images.counts[_COUNT_OF_BRANCH[branch]] - images.truth
         return np.abs(error) if stem == "mae" else np.square(error)
     if name == "bias":
         return np.asarray(images.counts["fused"] - images.truth, dtype=np.float64)
@@ -75,6 +80,8 @@ def resampled(name: str, images: PerImage, weights: Floats) -> Floats | None:
     stem, _, suffix = name.partition("@")
     error = per_image_error(stem, images)
     if error is None:
+        if stem.partition("_")[0] in ONE_TO_ONE:
+            return _one_to_one(stem, suffix, images, weights)
         return _localization(stem, suffix, images, weights) if suffix else None
     means = []
     with np.errstate(invalid="ignore"):  # a resample may hold no image of a part
@@ -125,6 +132,28 @@ def standard_errors(terms: Sequence[tuple[str, PerImage, float]], weights: Float
             spread = (drawn * change**2).sum(axis=1) / n - centre**2
             variance += np.maximum(spread, 0.0) / (n - 1) / len(masks) ** 2
     return np.asarray(np.sqrt(variance))
+
+
+ONE_TO_ONE = ("f1", "precision", "recall")
+
+
+def _one_to_one(stem: str, radius: str, images: PerImage, weights: Floats) -> Floats | None:
+    """F1, precision or recall on each row of `weights`, (B,), of all images or of a quartile (`f1_q4`), as in
+    `raz.paper.one_to_one.one_to_one_scores`; nan where 0/0. None for a radius that the score does not have."""
+    counts = images.one_to_one
+    at = counts.at(radius) if counts is not None else None
+    if counts is None or at is None:
+        return None
+    kind, _, quartile = stem.partition("_q")
+    chosen = [int(quartile) - 1] if quartile else list(range(QUARTILES))
+    found, correct = (weights @ pairs[:, chosen, at].sum(axis=1) for pairs in (counts.found, counts.correct))
+    heads = weights @ counts.heads[:, chosen].sum(axis=1)
+    points = weights @ (counts.points[:, chosen].sum(axis=1) if quartile else counts.all_points)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision, recall = correct / points, found / heads
+        f1 = 2 * precision * recall / (precision + recall)
+    f1 = np.where((found + correct == 0) & (heads + points > 0), 0.0, f1)
+    return {"f1": f1, "precision": precision, "recall": recall}[kind]
 
 
 def _localization(stem: str, sigma: str, images: PerImage, weights: Floats) -> Floats | None:

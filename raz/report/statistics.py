@@ -193,7 +193,10 @@ def image_effect(
     if images < 2:
         return Effect("images", images, value)
     ratios = _ratios(value, resampled, errors) if errors is not None else np.zeros(0)
-    low, high = _percentiles(resampled, (1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    resampled_finite = resampled[np.isfinite(resampled)]  # a resample may hold nothing that the metric is of
+    if not len(resampled_finite):
+        return Effect("images", images, value)
+    low, high = _percentiles(resampled_finite, (1 - LEVEL) / 2, (1 + LEVEL) / 2)
     if errors is not None and len(ratios):
         half = float(np.quantile(ratios, LEVEL)) * errors[0]
         low, high = value - half, value + half
@@ -203,8 +206,8 @@ def image_effect(
     elif errors is not None and len(ratios):
         p = (int((ratios * errors[0] >= abs(value)).sum()) + 1) / (len(ratios) + 1)
     else:
-        beyond = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
-        p = min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
+        beyond = min(int((resampled_finite <= 0).sum()), int((resampled_finite >= 0).sum()))
+        p = min(1.0, 2 * (beyond + 1) / (len(resampled_finite) + 1))
     return Effect("images", images, value, low, high, p)
 
 

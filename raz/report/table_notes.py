@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from raz.report.fill import FilledTable
 from raz.report.statistics import MIN_RUNS_TO_AGREE, Effect
+from raz.spec.metric_names import ONE_TO_ONE_METRICS
 
 BEST = " *"  # marks the best row of a column
 CLAIM_NOTE = (
@@ -55,8 +56,8 @@ def method_note(effects: Collection[Effect], base_row: str) -> str:
         "seeds": "Over seeds: Student t on differences paired by seed. The intervals are for training again with other"
         " seeds.",
         "images": "Over images: a bootstrap on differences paired by image (studentized and symmetric for counts,"
-        " percentiles for AP and AR). The intervals are for these trained models on other images. In simulations with"
-        " skewed errors they covered 94 to 97 % of MAE's differences and 90 to 98 % of RMSE's, which a few images"
+        " percentiles for AP, AR and F1). The intervals are for these trained models on other images. In simulations"
+        " with skewed errors they covered 94 to 97 % of MAE's differences and 90 to 98 % of RMSE's, which a few images"
         " dominate.",
     }
     kinds = sorted({effect.over for effect in effects}, reverse=True)
@@ -72,6 +73,21 @@ def best_note(filled: FilledTable, dataset: str) -> str:
     return (
         f"{filled.title(dataset)}:{BEST} marks a row that differs from every other row of its column (Holm-corrected)."
     )
+
+
+def quartile_notes(metrics: Sequence[str]) -> Iterator[str]:
+    """What F1 and the quartiles of local density are, where a metric is of them."""
+    stems = [metric.partition(".")[2].partition("@")[0] for metric in metrics]
+    if any(stem in ONE_TO_ONE_METRICS for stem in stems):
+        yield (
+            "F1, precision and recall: counted points matched one to one with heads within that many px of the original"
+            " image, as many pairs as possible, all images together."
+        )
+    if any(stem.endswith(("_q1", "_q2", "_q3", "_q4")) for stem in stems):
+        yield (
+            "Q1 to Q4: quartiles of all heads of the split by local density, Q1 the sparsest. A head's local density is"
+            " one over the squared mean distance to its four nearest heads; a point belongs with its nearest head."
+        )
 
 
 def ceiling_notes(filled: FilledTable, dataset: str) -> Iterator[str]:

@@ -27,6 +27,7 @@ from raz.report.table_notes import (
     opening_notes,
     problem_notes,
     provenance_notes,
+    quartile_notes,
 )
 from raz.report.table_records import cell_records, claim_record, record_name
 from raz.spec.ablation import Misprint
@@ -76,6 +77,7 @@ def table_report(
         notes.append(CLAIM_NOTE)
     if all_effects:
         notes.append(method_note(all_effects, table.base_row))
+    notes += quartile_notes(table.metrics)
     notes += [f"{marks[id(misprint)]} {misprint.note}; shown as printed." for misprint in misprints]
     notes += table.notes
     notes += [note for dataset in profile.datasets for note in ceiling_notes(filled, dataset)]

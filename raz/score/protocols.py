@@ -30,17 +30,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
-from scipy.spatial import cKDTree
 
 from raz.paper.metrics import localization_scores, mae, match, rmse
+from raz.paper.one_to_one import CandidatePairs, matching_size, pairs_within
 from raz.score.points import Floats, PointSet
 
 FIDTM_RADII = (4.0, 8.0)
 QNRF_RADII = tuple(float(px) for px in range(1, 101))
 LEVELS = 6
-_TIE_MARGIN = 1e-9  # the tree may round distances differently from numpy, which decides about pairs near the border
 
 
 @dataclass(frozen=True)
@@ -56,50 +53,9 @@ class ScoreRow:
     f1: float | None = None
 
 
-@dataclass(frozen=True)
-class CandidatePairs:
-    """The pairs of a point and a head of one image that may be matched, in ascending order of points."""
-
-    point: NDArray[np.int64]  # (p,) index of the point
-    head: NDArray[np.int64]  # (p,) index of the head
-    distance: Floats  # (p,) px
-    points: int  # number of points of the image
-    heads: int  # number of heads of the image
-
-    def take(self, keep: NDArray[np.bool_]) -> CandidatePairs:
-        """The pairs where the mask (p,) is true."""
-        return CandidatePairs(self.point[keep], self.head[keep], self.distance[keep], self.points, self.heads)
-
-
 def drop_fractions(points: PointSet) -> PointSet:
     """The points with coordinates rounded down, as the published scripts read them."""
     return PointSet(np.floor(points.xy), points.score, points.sigma, points.level)
-
-
-def pairs_within(points: Floats, heads: Floats, radius: Floats) -> CandidatePairs:
-    """All pairs of points (n, 2) and heads (m, 2) with d <= the head's radius (m,), all in px."""
-    if not len(points) or not len(heads):
-        none = np.zeros(0, np.int64)
-        return CandidatePairs(none, none, np.zeros(0), len(points), len(heads))
-    tree = cKDTree(points)
-    near = tree.query_ball_point(heads, radius * (1 + _TIE_MARGIN) + _TIE_MARGIN, return_sorted=False)
-    head = np.repeat(np.arange(len(heads)), [len(indices) for indices in near])
-    point = np.fromiter((i for indices in near for i in indices), np.int64, len(head))
-    step = points[point] - heads[head]
-    distance = np.sqrt(step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1])
-    keep = np.flatnonzero(distance <= radius[head])
-    keep = keep[np.argsort(point[keep], kind="stable")]
-    return CandidatePairs(point[keep], head[keep], distance[keep], len(points), len(heads))
-
-
-def maximum_matching(pairs: CandidatePairs) -> int:
-    """The size of a maximum one-to-one matching."""
-    if not len(pairs.point):
-        return 0
-    starts = np.concatenate([[0], np.cumsum(np.bincount(pairs.point, minlength=pairs.points))])
-    ones = np.ones(len(pairs.point), np.int8)
-    graph = csr_array((ones, pairs.head.astype(np.int32), starts.astype(np.int32)), shape=(pairs.points, pairs.heads))
-    return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
 def greedy_matching(pairs: CandidatePairs) -> Floats:
@@ -127,7 +83,7 @@ def greedy_matching(pairs: CandidatePairs) -> Floats:
 
 
 def matching_sizes(pairs: CandidatePairs, radii: Sequence[float], greedy: Floats) -> NDArray[np.int64]:
-    """Size of the `maximum_matching` at each of the ascending radii (px); `greedy` is `greedy_matching(pairs)`.
+    """Size of the maximum matching at each of the ascending radii (px); `greedy` is `greedy_matching(pairs)`.
 
     The greedy matching and the result at the previous radius are lower bounds; the numbers of points and of heads with
     any partner are upper bounds. A matching is computed only where the bounds differ.
@@ -140,7 +96,7 @@ def matching_sizes(pairs: CandidatePairs, radii: Sequence[float], greedy: Floats
     for i, radius in enumerate(radii):
         least = max(int(np.searchsorted(greedy, radius, side="right")), size)
         at_most = min(int((first_point <= radius).sum()), int((first_head <= radius).sum()))
-        size = least if least == at_most else maximum_matching(pairs.take(pairs.distance <= radius))
+        size = least if least == at_most else matching_size(pairs.take(pairs.distance <= radius))
         out[i] = size
     return out
 
@@ -191,7 +147,7 @@ def nwpu(images: ImagePairs) -> list[ScoreRow]:
                 continue
             assert heads.sigma is not None
             pairs = pairs_within(points.xy, heads.xy, heads.sigma[:, column])
-            total = maximum_matching(pairs)
+            total = matching_size(pairs)
             tp += total
             if heads.level is None:
                 continue
@@ -200,7 +156,7 @@ def nwpu(images: ImagePairs) -> list[ScoreRow]:
             before = 0
             for level in np.unique(heads.level):
                 last = level == heads.level.max()
-                up_to = total if last else maximum_matching(pairs.take(heads.level[pairs.head] <= level))
+                up_to = total if last else matching_size(pairs.take(heads.level[pairs.head] <= level))
                 matched[level] += up_to - before
                 before = up_to
         precision, recall, f1 = ratios(tp, n, m)
@@ -218,7 +174,7 @@ def fidtm(images: ImagePairs) -> list[ScoreRow]:
     n, m = (sum(len(pair[k]) for pair in images) for k in (0, 1))
     rows = []
     for radius in FIDTM_RADII:
-        tp = sum(maximum_matching(pairs_within(p.xy, h.xy, np.full(len(h), radius))) for p, h in images)
+        tp = sum(matching_size(pairs_within(p.xy, h.xy, np.full(len(h), radius))) for p, h in images)
         precision, recall, f1 = ratios(tp, n, m)
         rows.append(ScoreRow("fidtm", f"{radius:g} px", precision=precision, recall=recall, f1=f1))
     return rows

@@ -25,7 +25,7 @@ from raz.spec.ablation import (
 )
 from raz.spec.ablation_schema import TABLE_FILE, ClaimSection, MisprintSection, TableFile
 from raz.spec.base_config import base_config, check_types
-from raz.spec.metric_names import COUNTING_METRICS, LOCALIZATION_METRICS, METRICS_BY_PART
+from raz.spec.metric_names import COUNTING_METRICS, LOCALIZATION_METRICS, METRICS_BY_PART, ONE_TO_ONE_METRICS
 from raz.spec.profiles import default_profile
 from raz.utils.json_types import Json
 from raz.utils.schema import Either, Located, Nothing, Schema, choice, number, read_or
@@ -72,7 +72,7 @@ def parse_table(
     base_row = _base_row(document, file, problems, rows)
     claims = _claims(file.claims, problems, rows, file.metrics)
     for checked in profiles.values():
-        _check_sigmas(file.metrics, checked, problems)
+        _check_numbers(file.metrics, checked, problems)
     problems.raise_if_any()
     return AblationTable(
         table=file.table, metrics=file.metrics, seeds=file.seeds, profiles=profiles, rows=rows, title=file.title,
@@ -86,7 +86,11 @@ def parse_table(
 
 def _check_metrics(metrics: tuple[str, ...], path: YamlPath, problems: Problems) -> None:
     """Note metrics that no trial scores."""
-    names = [*COUNTING_METRICS, *(f"{name}@{sigma}" for name in LOCALIZATION_METRICS for sigma in (40, 20, 5))]
+    names = [
+        *COUNTING_METRICS,
+        *(f"{name}@{sigma}" for name in LOCALIZATION_METRICS for sigma in (40, 20, 5)),
+        *(f"{name}@{radius}" for name in ONE_TO_ONE_METRICS for radius in (8, 4)),
+    ]
     legal = [f"{split}.{name}" for split in ("test", "val") for name in names]
     for i, metric in enumerate(metrics):
         if not _is_metric(metric):
@@ -96,13 +100,13 @@ def _check_metrics(metrics: tuple[str, ...], path: YamlPath, problems: Problems)
 def _is_metric(metric: str) -> bool:
     split, _, name = metric.partition(".")
     stem, _, suffix = name.partition("@")
-    at_sigma = stem in LOCALIZATION_METRICS and _sigma(suffix) is not None
+    at_number = stem in (*LOCALIZATION_METRICS, *ONE_TO_ONE_METRICS) and _number(suffix) is not None
     of_part = stem in METRICS_BY_PART and re.fullmatch(r"[a-z][a-z0-9_-]*", suffix) is not None
-    return split in TABLE_SPLITS and (name in COUNTING_METRICS or at_sigma or of_part)
+    return split in TABLE_SPLITS and (name in COUNTING_METRICS or at_number or of_part)
 
 
-def _sigma(text: str) -> float | None:
-    """The number after the @ of a localization metric; None for any other text."""
+def _number(text: str) -> float | None:
+    """The number after the @ of a metric of points; None for any other text."""
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
@@ -118,16 +122,18 @@ def _check_dataset_metrics(
             problems.add(("dataset_metrics", name), f"unknown data set {name!r}", did_you_mean(name, legal))
 
 
-def _check_sigmas(metrics: tuple[str, ...], profile: Profile, problems: Problems) -> None:
-    """Note metrics at a sigma that the base does not score, whose column would stay empty."""
-    scored = profile.base.metrics.sigmas
+def _check_numbers(metrics: tuple[str, ...], profile: Profile, problems: Problems) -> None:
+    """Note metrics at a sigma or radius that the base does not score, whose column would stay empty."""
     for i, metric in enumerate(metrics):
-        sigma = _sigma(metric.partition("@")[2])
-        if sigma is not None and sigma not in scored:
-            shown = ", ".join(f"{s:g}" for s in scored)
+        number = _number(metric.partition("@")[2])
+        radius = metric.partition(".")[2].partition("@")[0] in ONE_TO_ONE_METRICS
+        of = profile.base.metrics
+        word, field, scored = ("radius", "radii", of.radii) if radius else ("sigma", "sigmas", of.sigmas)
+        if number is not None and number not in scored:
+            shown = ", ".join(f"{value:g}" for value in scored)
             problems.add(
-                ("metrics", i), f"{metric}: profile {profile.name} scores sigma {shown} only",
-                f"metrics.sigmas: [{shown}, {sigma:g}] under profiles.{profile.name}.base.set",
+                ("metrics", i), f"{metric}: profile {profile.name} scores {word} {shown} only",
+                f"metrics.{field}: [{shown}, {number:g}] under profiles.{profile.name}.base.set",
             )  # fmt: skip
 
 

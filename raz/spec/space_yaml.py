@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from raz.errors import RazError, flatten_errors
 from raz.spec import parameter_yaml
 from raz.spec.base_config import BaseSection, base_config
 from raz.spec.derived import Derived, derive, parse_derived, topological_order
-from raz.spec.metric_names import LOCALIZATION_METRICS, metric_names
+from raz.spec.metric_names import LOCALIZATION_METRICS, ONE_TO_ONE_METRICS, metric_names
 from raz.spec.parameter import Parameter, Point
 from raz.spec.parameter_yaml import activating_values, extreme_values, read_parameters
 from raz.spec.profiles import choose_profile, default_profile, profile_study
@@ -175,17 +175,24 @@ def _objectives(
     else:
         only = read_or(ONE_OBJECTIVE, raw, ("objective",), problems, ObjectiveSection())
         sections = (Located(only, ("objective",)),)
-    searches_sigmas = any("metrics.sigmas" in p.names() for p in parameters)
+    searched = {name for p in parameters for name in p.names()}
     legal = metric_names(base, "val")
     out: list[Objective] = []
     for section in sections:
         metric, path = section.value.metric, (*section.path, "metric")
-        if not isinstance(metric, str) or not (metric in legal or (searches_sigmas and "@" in metric)):
+        if not isinstance(metric, str) or not (metric in legal or _may_be_scored(metric, searched)):
             _note_wrong_metric(metric, path, base, problems)
         elif metric in [o.metric for o in out]:
             problems.add(path, f"objective has {metric} twice", "leave one out")
         out.append(Objective(str(metric), section.value.direction))
     return tuple(out) or (Objective("val.mae"),)
+
+
+def _may_be_scored(metric: str, searched: Collection[str]) -> bool:
+    """Whether a metric of points may be at a sigma or radius that the search proposes."""
+    stem, at, _ = metric.partition(".")[2].partition("@")
+    field = "metrics.radii" if stem in ONE_TO_ONE_METRICS else "metrics.sigmas"
+    return bool(at) and field in searched
 
 
 def _note_wrong_metric(metric: Json, path: YamlPath, base: TrialConfig, problems: Problems) -> None:
@@ -197,11 +204,12 @@ def _note_wrong_metric(metric: Json, path: YamlPath, base: TrialConfig, problems
             hint = f"val.{metric.removeprefix('test.')}: the test split is for the rows of a report only"
         problems.wrong(path, describe_value(metric), "a metric of the validation split", hint)
         return
-    stem, at, sigma = metric.removeprefix("val.").partition("@")
-    if stem in LOCALIZATION_METRICS and at:
-        sigmas = ", ".join(f"{s:g}" for s in base.metrics.sigmas)
-        what = f"{name} is {metric!r}, and the base scores sigma {sigmas} only"
-        problems.add(path, what, f"metrics.sigmas: [{sigma}]")
+    stem, at, value = metric.removeprefix("val.").partition("@")
+    if stem in (*LOCALIZATION_METRICS, *ONE_TO_ONE_METRICS) and at:
+        radius, of = stem in ONE_TO_ONE_METRICS, base.metrics
+        word, field, scored = ("radius", "radii", of.radii) if radius else ("sigma", "sigmas", of.sigmas)
+        what = f"{name} is {metric!r}, and the base scores {word} {', '.join(f'{v:g}' for v in scored)} only"
+        problems.add(path, what, f"metrics.{field}: [{value}]")
         return
     what = f"{name} is {metric!r}, which no trial scores"
     problems.add(path, what, did_you_mean(metric, metric_names(base, "val")))
