@@ -1,7 +1,7 @@
 """What is borrowed from inside other libraries, each by its name: a case fails when that library changes the thing.
 
-A failure here says which line of `raz/study/optuna_internals.py` or `raz/engine/ray_internals.py` must be mended. The
-last tests see to it that nothing is borrowed elsewhere.
+A failure here says which line of `raz/study/optuna_internals.py`, `raz/engine/ray_internals.py` or
+`raz/pipeline/torch_internals.py` must be mended. The last tests see to it that nothing is borrowed elsewhere.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from raz.study import optuna_internals as inside
 from raz.study.journal import NoLock, open_journal
 
 RAZ = Path(__file__).parents[1] / "raz"
-INTERNALS = {"engine/ray_internals.py", "study/optuna_internals.py"}
+INTERNALS = {"engine/ray_internals.py", "study/optuna_internals.py", "pipeline/torch_internals.py"}
 Case = Callable[[Path], None]
 OPTUNA: dict[str, Case] = {}
 RAY: dict[str, Case] = {}
+TORCH: dict[str, Case] = {}
 
 
 def borrowed(name: str, cases: dict[str, Case]) -> Callable[[Case], Case]:
@@ -453,6 +454,42 @@ def _(folder: Path) -> None:
 @pytest.mark.parametrize("name", RAY)
 def test_ray(name: str, tmp_path: Path, ray: Any) -> None:
     RAY[name](tmp_path)
+
+
+# ------------------------------------------------------------------ torch: operators as they run
+
+
+@borrowed("TorchDispatchMode, OpOverload._overloadpacket", TORCH)
+def _(folder: Path) -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from raz.pipeline.torch_internals import count_flop
+
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, groups=3), torch.nn.ConvTranspose2d(6, 4, 4, stride=2), torch.nn.Linear(18, 5)
+    )
+    x = torch.zeros(1, 3, 10, 10)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layers(x)
+    assert count_flop(lambda: layers(x)) == counter.get_total_flops() > 0
+
+
+@borrowed("TorchDispatchMode._should_skip_dynamo", TORCH)
+def _(folder: Path) -> None:
+    code = """
+import sys, torch
+from raz.pipeline.torch_internals import count_flop
+layer = torch.nn.Conv2d(3, 6, 3, device="meta")
+assert count_flop(lambda: layer(torch.empty(1, 3, 8, 8, device="meta"))) == 2 * 6 * 6 * 6 * 27
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_torch(name: str, tmp_path: Path) -> None:
+    TORCH[name](tmp_path)
 
 
 # ------------------------------------------------------------------ and nowhere else

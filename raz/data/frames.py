@@ -40,6 +40,12 @@ def input_size(height: int, width: int, scale: float, max_side: int) -> tuple[in
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
+def zoomed_size(box: Sequence[float], zoom: float) -> tuple[int, int]:
+    """(h, w) px of the region x0, y0, x1, y1 at `zoom` zoomed pixels per pixel (17)."""
+    x0, y0, x1, y1 = box
+    return max(1, round((y1 - y0) * zoom)), max(1, round((x1 - x0) * zoom))
+
+
 def resize(pixels: Pixels, height: int, width: int) -> Pixels:
     """(H, W, 3) -> (height, width, 3): bilinear, with antialiasing when shrinking."""
     if pixels.shape[:2] == (height, width):
@@ -154,7 +160,7 @@ class Frames:
         slack = 1e-6
         if not (-slack <= x0 < x1 <= entry.width + slack and -slack <= y0 < y1 <= entry.height + slack):
             raise ValueError(f"box {box} of {self.ids[i]}, expected it inside {entry.width} x {entry.height} px")
-        out_w, out_h = max(1, round((x1 - x0) * zoom)), max(1, round((y1 - y0) * zoom))
+        out_h, out_w = zoomed_size((x0, y0, x1, y1), zoom)
         sx, sy = self.scale(i)
         source = self._original(i)
         height, width = source.shape[:2]

@@ -109,6 +109,13 @@ class Network:
         return -(-height // step), -(-width // step)
 
     def _forward(self, x: Tensor, wanted: tuple[str, ...], memo: FeatureLru | None, image: str) -> Maps:
+        out = self.tensors(x, wanted, memo, image)
+        return {name: out[name][0, 0].float().cpu().numpy() for name in wanted}
+
+    def tensors(
+        self, x: Tensor, wanted: tuple[str, ...], memo: FeatureLru | None = None, image: str = ""
+    ) -> dict[str, Tensor]:
+        """The wanted maps, (1, 1, h, w) each, and others that they took, of an input (1, 3, H, W)."""
         computed: dict[str, Tensor] = {}  # features by kind, so that both branches share them
 
         def features(backbone: Backbone, kind: str) -> Tensor:
@@ -129,7 +136,7 @@ class Network:
             out["response"] = torch.sigmoid(logits)
         if self.attention is not None and "attention" in wanted and rich_localization is not None:
             out["attention"] = torch.sigmoid(self.attention(rich_localization, rich_counting))
-        return {name: out[name][0, 0].float().cpu().numpy() for name in wanted}
+        return out
 
     @property
     def margin(self) -> int | None:

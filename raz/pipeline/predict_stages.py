@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from raz.paper.zoom import Points
 from raz.pipeline.context import MEMO, ExecutionContext, frames_of
+from raz.pipeline.flops import image_gflop
 from raz.pipeline.graph import Node, fits_theta_on_train
 from raz.pipeline.regions import MapFunction, PassResult, first_pass, zoom_pass
 from raz.pipeline.scoring import Scores, SplitPredictions, ceiling_counts, clip_to_roi, score_split
@@ -141,6 +143,8 @@ def score(context: ExecutionContext) -> Scores:
     """The scores of a split. Raises TrialFailure where there are too few validation images to fit thresholds on."""
     name, inputs = context.node.split, context.inputs
     split = read_predictions(context, name)
+    regions = [[found.regions for found in of_pass] for of_pass in split.passes[1:]]
+    split = replace(split, gflop=image_gflop(context.stage_inputs, inputs.depth, split.sizes, regions))
     val = split if name == "val" else read_predictions(context, "val")
     train = None
     if fits_theta_on_train(inputs):

@@ -7,6 +7,7 @@ images is cross-fitted: each fold is scored with the value fitted on the other f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,7 @@ class SplitPredictions:
     passes: list[list[PassResult]]  # [pass - 1][image], input px
     ceiling: NDArray[np.int64]  # (images,): see `ceiling_counts`
     parts: tuple[str, ...] = ()  # the part of each image, where the data set's protocol scores parts separately
+    gflop: FloatArray | None = None  # (images,) of the networks, see `raz.pipeline.flops`; None where nobody asks
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,7 +127,7 @@ class Scores:
     `match_before` (see `raz.paper.metrics.Matches`; original px). Of counted points matched one to one
     (`raz.paper.one_to_one.Tally`): `points` (images,); `quartile_heads` and `quartile_points` (images, 4);
     `quartile_found` and `quartile_correct` (images, 4, radii); `radii` (radii,) px; `quartile_edges` (3,) the local
-    densities between the quartiles, heads per px² of the original images.
+    densities between the quartiles, heads per px² of the original images. `gflop` (images,) of all networks.
 
     `fitted` is for other images: fitted on all validation images, not fold by fold.
     """
@@ -278,6 +280,8 @@ def score(
     for d in range(depth - 1):
         out[f"regions_per_image_{d + 2}"] = float(zoomed[d].mean())
         out[f"images_zoomed_{d + 2}"] = float((zoomed[d] > 0).mean())
+    gflop = np.zeros(0) if split.gflop is None else split.gflop
+    out["gflops_per_image"] = float(gflop.mean()) if len(gflop) else math.nan
     if fitted.main > 0:  # else no threshold is used
         out["threshold_main"], out["threshold_raz"] = fitted.main, fitted.raz
     if fusion.rule == "grid":
@@ -287,6 +291,7 @@ def score(
         "truth": truth, "fused": fused, "density": den, "localization": loc,
         "ceiling": split.ceiling, "regions": zoomed.T, **{f"cells_{name}": values for name, values in cells.items()},
         **_packed([matches[i] for i in range(len(split))]), **by_quartile.per_image,
+        **({"gflop": split.gflop} if split.gflop is not None else {}),
     }  # fmt: skip
     # Undefined metrics (the recall of a split without heads) are left out.
     return Scores({name: float(value) for name, value in out.items() if np.isfinite(value)}, per_image, fitted)

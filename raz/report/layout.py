@@ -17,6 +17,7 @@ MAX_METRIC_COLUMNS = 6  # metrics that stand side by side; with more, each metri
 _STEMS = {
     "mae": "MAE", "rmse": "RMSE", "bias": "bias", "ap": "AP", "ar": "AR", "map": "mAP", "mar": "mAR",
     "regions_per_image": "regions per image", "images_zoomed": "images zoomed", "f1": "F1",
+    "gflops_per_image": "GFLOP per image",
 }  # fmt: skip
 _QUARTILE = re.compile(r"(?:^|_)q([1-4])$")  # of local density, at the end of a metric's branch
 

@@ -69,8 +69,8 @@ class PerImage:
 
     ids: (images,) text. truth: (images,) heads. counts: name of `COUNTS` -> (images,). regions: (images, passes - 1)
     how many regions were zoomed. parts: (images,) text, empty where the data set's protocol has no parts, or None.
-    cells: name of `CELLS` -> (images, cells²). points: None where the score has no localized points. one_to_one: None
-    in scores of an older version.
+    cells: name of `CELLS` -> (images, cells²). points: None where the score has no localized points. one_to_one and
+    gflop (images,): None in scores of an older version.
     """
 
     ids: NDArray[np.str_]
@@ -81,6 +81,7 @@ class PerImage:
     cells: Mapping[str, Floats] | None = None
     points: RankedPoints | None = None
     one_to_one: OneToOne | None = None
+    gflop: Floats | None = None
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> PerImage:
@@ -101,6 +102,7 @@ class PerImage:
             arrays["ids"], arrays["truth"], {name: arrays[name] for name in COUNTS if name in arrays},
             arrays["regions"], arrays.get("parts"),
             {name: arrays[f"cells_{name}"] for name in CELLS if f"cells_{name}" in arrays}, points, one_to_one,
+            arrays.get("gflop"),
         )  # fmt: skip
 
     @classmethod

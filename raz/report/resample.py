@@ -64,6 +64,8 @@ def per_image_error(name: str, images: PerImage) -> Floats | None:
     if stem in ("mae", "rmse") and branch in _COUNT_OF_BRANCH:
         error = images.counts[_COUNT_OF_BRANCH[branch]] - images.truth
         return np.abs(error) if stem == "mae" else np.square(error)
+    if name == "gflops_per_image":
+        return images.gflop
     if name == "bias":
         return np.asarray(images.counts["fused"] - images.truth, dtype=np.float64)
     zoomed: Floats = images.regions.sum(axis=1).astype(np.float64)
@@ -153,7 +155,8 @@ def _one_to_one(stem: str, radius: str, images: PerImage, weights: Floats) -> Fl
         precision, recall = correct / points, found / heads
         f1 = 2 * precision * recall / (precision + recall)
     f1 = np.where((found + correct == 0) & (heads + points > 0), 0.0, f1)
-    return {"f1": f1, "precision": precision, "recall": recall}[kind]
+    out: Floats = {"f1": f1, "precision": precision, "recall": recall}[kind]
+    return out
 
 
 def _localization(stem: str, sigma: str, images: PerImage, weights: Floats) -> Floats | None:

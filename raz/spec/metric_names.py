@@ -10,7 +10,7 @@ QUARTILE_COUNTS = tuple(f"{name}_points_{quartile}" for name in ("mae", "rmse", 
 REGION_METRICS = ("regions_per_image", "images_zoomed")  # shown for rows that zoom
 COUNTING_METRICS = (
     "mae", "rmse", "mae_density", "rmse_density", "mae_localization", "rmse_localization", "mae_ceiling",
-    "rmse_ceiling", "bias", *REGION_METRICS, *QUARTILE_COUNTS,
+    "rmse_ceiling", "bias", "gflops_per_image", *REGION_METRICS, *QUARTILE_COUNTS,
 )  # fmt: skip
 # Also with @part, as in mae@scene1.
 METRICS_BY_PART = tuple(name for name in COUNTING_METRICS if name.startswith(("mae", "rmse")))
