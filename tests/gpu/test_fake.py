@@ -120,7 +120,7 @@ def test_a_stage_learns_in_half_precision(stage: str, tiny: Planted) -> None:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
                 loss = task.loss(tiny.batches[stage])
             loss.backward()
-            losses.append(loss)
+            losses.append(loss.detach())
             of = task.modules.named_parameters()
             gradients.append({n: p.grad.double().clone() for n, p in of if p.grad is not None})
     assert losses[1].dtype == torch.float32

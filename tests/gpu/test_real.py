@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -216,17 +218,28 @@ def test_two_processes_share_the_gpu_and_the_store(crowd: Path, tmp_path: Path) 
 # ------------------------------------------------------------------ full memory
 
 
+@contextmanager
+def full_memory() -> Iterator[None]:
+    """Meanwhile this process gets no more of the device's memory, and what it has is in use."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(GPU).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**22) / total)
+    held = []
+    try:
+        with suppress(torch.OutOfMemoryError):
+            while True:
+                held.append(torch.empty(2**12, dtype=torch.uint8, device=GPU))
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def test_full_memory_is_told_and_the_next_trial_runs(crowd: Path) -> None:
-    total = torch.cuda.get_device_properties(0).total_memory
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**20) / total)
-        try:
-            with pytest.raises(TrialFailure, match="the device's memory is full") as failure:
-                run_trial(micro(), store, data_root=crowd)
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
+        with full_memory(), pytest.raises(TrialFailure, match="the device's memory is full") as failure:
+            run_trial(micro(), store, data_root=crowd)
         assert failure.value.reason == FailureReason.OOM
         assert "batch" in failure.value.hint
         (recorded,) = store.glob("failures/*/*.json")
