@@ -23,20 +23,20 @@ def _presets() -> dict[str, TrialConfig]:
         epochs=30, optimizer="schedule-free", lr=2e-3, backbone_lr=4e-4, warmup=200, weight_decay=1e-4, batch=6,
         crop=256, crops_per_image=1, grey=0.2, plateau=10_000, stop=10_000, clip=1.0, amp=False,
     )  # fmt: skip
-    heads = replace(free, epochs=4, backbone_lr=0.0, warmup=50, grey=0.0)  # on frozen branches
+    heads = replace(free, epochs=4, backbone_lr=0.0, warmup=50, grey=0.0, flip=False)  # on frozen branches
     zoomed = ZoomingConfig(anchors="small", k_z=4)
     small = replace(
         paper,
         backbone=BackboneConfig(name="tf_efficientnet_lite0", neck=96),
         counting=replace(
-            paper.counting, init="kaiming", channels=(96, 64, 64, 32), loss="pyramid-l1",
+            paper.counting, init="kaiming-small", channels=(96, 64, 64, 32), loss="pyramid-l1",
             sizes=(1.5, 1.2, 0.95, 0.75, 0.6), train=free,
         ),
         localization=replace(
-            paper.localization, init="kaiming", channels=(96, 64), upsample=(48, 24, 16), unfreeze="backbone",
+            paper.localization, init="kaiming-small", channels=(96, 64), upsample=(48, 24, 16), unfreeze="backbone",
             sizes=(1.5, 1.2, 1.0, 0.7), train=replace(free, epochs=20, lr=3e-3, backbone_lr=6e-4),
         ),
-        attention=replace(paper.attention, init="kaiming", channels=16, train=replace(heads, lr=2e-3)),
+        attention=replace(paper.attention, init="kaiming-small", channels=16, train=replace(heads, lr=2e-3)),
         raz=RazConfig(
             regions=replace(zoomed, k_z=2),
             train=replace(free, epochs=8, lr=2e-3, backbone_lr=4e-4, warmup=100),

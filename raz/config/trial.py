@@ -78,7 +78,7 @@ class CountingConfig:
     kernel: Literal["raz", "csrnet"] = "raz"
     output_stride: Literal[8, 4, 2] = 8
     loss: Literal["rmse", "mse", "pyramid", "pyramid-l1"] = "rmse"
-    init: Literal["normal", "kaiming"] = "normal"
+    init: Literal["normal", "kaiming", "kaiming-small"] = "normal"
     unfreeze: Literal["backbone", "none"] = "backbone"
     sizes: tuple[float, ...] = (1.0,)  # scales of the training images, relative to their input size
     train: TrainConfig = TrainConfig()
@@ -91,7 +91,7 @@ class LocalizationConfig:
     channels: tuple[int, ...] = (512, 512, 512)
     upsample: tuple[int, int, int] = (256, 128, 64)
     gamma: float = 100.0
-    init: Literal["normal", "kaiming"] = "normal"
+    init: Literal["normal", "kaiming", "kaiming-small"] = "normal"
     unfreeze: Literal["none", "backbone"] = "none"
     sizes: tuple[float, ...] = (1.0,)  # as counting.sizes
     train: TrainConfig = TrainConfig()
@@ -102,7 +102,7 @@ class AttentionConfig:
     """The zooming region proposal branch (4) and its ground truth (11, 12)."""
 
     channels: int = 64
-    init: Literal["normal", "kaiming"] = "normal"
+    init: Literal["normal", "kaiming", "kaiming-small"] = "normal"
     sigma_z: float = 3.0  # pixels of the network's input
     loss: Literal["mse", "bce"] = "mse"
     train: TrainConfig = TrainConfig()

@@ -205,10 +205,11 @@ def initialise(module: nn.Module, kind: str = "normal") -> None:
     """Initialise all convolutions in place; biases are 0.
 
     `normal`: N(0, 0.01²) as in CSRNet (2). `kaiming`: He et al., for narrow networks trained from scratch.
+    `kaiming-small`: the same, with a tenth of it in the last layer `head` of a branch, whose maps then begin near 0.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            if kind == "kaiming":
+            if kind != "normal":
                 fan_out = isinstance(layer, nn.ConvTranspose2d)  # weights are (in, out, k, k)
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out" if fan_out else "fan_in", nonlinearity="relu")
                 if fan_out:  # each output pixel receives k²/stride² taps only
@@ -217,6 +218,10 @@ def initialise(module: nn.Module, kind: str = "normal") -> None:
                 nn.init.normal_(layer.weight, std=0.01)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    if kind == "kaiming-small":
+        head = module.get_submodule("head")
+        assert isinstance(head, nn.Conv2d)
+        head.weight.data.mul_(0.1)
 
 
 def receptive_field_radius(module: nn.Module) -> int:
