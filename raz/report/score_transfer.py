@@ -84,7 +84,9 @@ def fill_from_file(table: AblationTable, profile: Profile, path: Path, *, data_r
     """
     checked = _check(table, profile, read_scores(path, table.table, profile.name), data_root)
     if not checked.current:
-        raise RazError(str(path), " ".join(checked.notes), "run the table again, then --scores-out")
+        raise RazError(
+            str(path), " ".join(checked.notes), "the --set options that it was written with, or run the table again"
+        )
     place_of = {
         table.config(profile, row, dataset, profile.seeds[0]): (row.name, dataset)
         for dataset in profile.datasets for row in table.run_rows
