@@ -21,6 +21,7 @@ from raz.paper.zoom import Points
 from raz.pipeline import graph
 from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
+from raz.pipeline.regions import PassResult
 from raz.pipeline.scoring import SplitPredictions, score_split
 from raz.report.figures.table_figures import table_figures
 from raz.report.fill import FilledTable, fill_table
@@ -42,7 +43,7 @@ from tests.fields import with_field
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = """\
 table: passes
-metrics: [test.mae, test.rmse, test.mae_localization, test.map@5, test.ar50@40, test.bias]
+metrics: [test.mae, test.rmse, test.mae_localization, test.map@5, test.ar50@40, test.bias, test.f1@8, test.recall_q4@4]
 seeds: [0, 1]
 profiles:
   toy: {base: {preset: tiny, set: {fusion.theta_f: shared, fusion.cells: 2}}, datasets: [toy]}
@@ -51,7 +52,7 @@ rows:
   main: {set: {depth: 1, fusion.rule: localization}}
   zoomed: {set: {depth: 2, fusion.rule: localization}}
   fused: {set: {depth: 2, fusion.rule: grid}}
-  other: {source: another paper, paper: {shanghaitech_a: [1, 2, 3, null, null, null]}}
+  other: {source: another paper, paper: {shanghaitech_a: [1, 2, 3, null, null, null, null, null]}}
 base_row: main
 claims:
   - {say: Zooming localizes better, rows: {zoomed: 1, main: -1}, expect: more, metrics: [test.map@5]}
@@ -75,14 +76,14 @@ def predictions(rng: np.random.Generator, images: int, depth: int) -> SplitPredi
             wrong = rng.uniform(0, 64, size=(int(rng.integers(0, 4)), 2))
             xy = np.concatenate([found, wrong])
             score = rng.integers(5, 20, len(xy)).astype(np.float32) / 20
-            of_pass.append(Points(xy, score, np.zeros(len(xy), np.int8), np.ones(len(xy), np.int8)))
+            points = Points(xy, score, np.zeros(len(xy), np.int8), np.ones(len(xy), np.int8))
+            of_pass.append(PassResult(points, rng.uniform(0, 64, size=(int(rng.integers(0, 3)) if n else 0, 4))))
         passes.append(of_pass)
     density = [np.full((8, 8), len(true) * rng.uniform(0.7, 1.3) / 64, np.float32) for true in heads]
-    regions = [[rng.uniform(0, 64, size=(int(rng.integers(0, 3)), 4)) for _ in heads] for _ in range(depth - 1)]
     ids = tuple(f"IMG_{i}" for i in range(images))
     truth = np.array([len(true) for true in heads], dtype=np.int64)
     return SplitPredictions(
-        ids, heads, [(64, 64)] * images, [(1.0, 1.0)] * images, density, 8, passes, regions, np.minimum(truth, 20)
+        ids, heads, [(64, 64)] * images, [(1.0, 1.0)] * images, density, 8, passes, np.minimum(truth, 20)
     )
 
 
@@ -125,7 +126,7 @@ def test_a_table_from_its_file_is_the_table_from_the_store(suffix: str, over: st
         assert render(unmarked) == render(of_store), name
     differences = next(sheet for sheet in of_store.sheets if sheet.title == "Toy crowd, differences")
     assert all("[" in line[2] for line in differences.lines)  # every difference has its interval
-    assert len(differences.lines) == 12
+    assert len(differences.lines) == 16
     assert table_figures(imported, over) == figures  # type: ignore[arg-type]
     assert len(figures) > 6
 
