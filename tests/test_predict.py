@@ -22,8 +22,9 @@ import raz
 from raz.cli.main import app
 from raz.config import PRESETS, TrialConfig, configure
 from raz.data import open_dataset
+from raz.data.frames import Frames
 from raz.errors import RazError
-from raz.pipeline.graph import Node
+from raz.pipeline.graph import TRAINED, Node
 from raz.pipeline.inference import Network
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.model import Model, load_model, save_model, stored_model
@@ -98,6 +99,38 @@ def test_a_model_predicts_what_the_pipeline_scored(store: Path, crowd: Path, mod
             ends = [0, *scored["match_ends"].tolist()]
             assert np.array_equal(got.scores, scored["match_score"][ends[i] : ends[i + 1]])
         assert scored["regions"].sum() > 0  # else nothing was zoomed, and nothing tested
+
+
+@pytest.mark.long
+def test_a_trial_may_predict_at_another_size_than_it_was_trained_at(store: Path, crowd: Path) -> None:
+    """Nothing is trained again; the maps are those of the enlarged images, also where this process has just seen the
+    same images at their size; and a model from this trial predicts at its size."""
+    larger = configure(CONFIG, {"predict.scale": 1.5})
+    before = {path.name for stage in TRAINED for path in (store / "stages" / stage).iterdir()}
+    run_trial(larger, store, data_root=crowd, splits=("test",))
+    assert {path.name for stage in TRAINED for path in (store / "stages" / stage).iterdir()} == before
+    keys = stage_keys(larger, data_root=crowd, splits=("test",))
+    was = stage_keys(CONFIG, data_root=crowd, splits=("test",))
+    assert {node.stage for node in keys if keys[node] != was[node]} == {"density", "points", "zoom", "score"}
+
+    model = stored_model(store, keys[Node("score", "test")].key)
+    items = open_dataset("shanghaitech_a", crowd).items["test"]
+    enlarged = Frames(items, scale=1.5 * CONFIG.input.scale)
+    folder = store / "stages"
+    with (
+        np.load(folder / "density" / keys[Node("density", "test")].key / "arrays.npz", allow_pickle=False) as maps,
+        np.load(folder / "score" / score_key(larger, crowd) / "per_image.npz", allow_pickle=False) as scored,
+        np.load(folder / "score" / score_key(CONFIG, crowd) / "per_image.npz", allow_pickle=False) as at_size,
+    ):
+        for i, item in enumerate(items):
+            direct = model.main.maps(enlarged.pixels(i), ("density",), model.device)
+            assert np.array_equal(maps[f"d{i}"], direct["density"])
+            got = model.predict(item.load_pixels())
+            assert got.count == scored["fused"][i]
+            assert got.localization == scored["localization"][i]
+            assert got.size == item.load_pixels().shape[:2]
+        assert (scored["gflop"] > at_size["gflop"]).all()
+        assert np.array_equal(scored["quartile_heads"], at_size["quartile_heads"])
 
 
 def test_validation_folds_do_not_decide_what_is_predicted(store: Path, crowd: Path, model: Model) -> None:

@@ -19,6 +19,7 @@ from raz.config.trial import (
     LocalizationConfig,
     MetricsConfig,
     PeaksConfig,
+    PredictConfig,
     RazConfig,
     TrainConfig,
     TrialConfig,
@@ -29,7 +30,7 @@ from raz.config.value_types import Leaf, ParameterType
 
 __all__ = [
     "PAPER_BACKBONE", "PRESETS", "AttentionConfig", "BackboneConfig", "CountingConfig", "FusionConfig", "InputConfig",
-    "Leaf", "LocalizationConfig", "MetricsConfig", "ParameterType", "PeaksConfig", "RazConfig", "Settings",
-    "TrainConfig", "TrialConfig", "ZoomingConfig", "added", "before_values", "changed_since", "completed", "configure",
-    "diff", "from_parameters", "parameter_types", "parameters", "without_before",
+    "Leaf", "LocalizationConfig", "MetricsConfig", "ParameterType", "PeaksConfig", "PredictConfig", "RazConfig",
+    "Settings", "TrainConfig", "TrialConfig", "ZoomingConfig", "added", "before_values", "changed_since", "completed",
+    "configure", "diff", "from_parameters", "parameter_types", "parameters", "without_before",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
     need("depth", 1 <= c.depth <= 8, c.depth, "1 to 8 passes")
     need("input.scale", 0 < c.input.scale <= 4, c.input.scale, "more than 0, at most 4")
     need("input.max_side", c.input.max_side >= 0, c.input.max_side, "0 (any) or more")
+    need("predict.scale", 0.1 <= c.predict.scale <= 4, c.predict.scale, "0.1 to 4")
     need("backbone.width", 0 < c.backbone.width <= 4, c.backbone.width, "more than 0, at most 4")
     need(
         "backbone.width", c.backbone.width == 1 or c.backbone.weights == "none", c.backbone.width,

@@ -33,6 +33,17 @@ class InputConfig:
     scale: float = 1.0  # input pixels per original pixel
     max_side: int = 0  # longest side allowed after scaling, 0 = any
 
+    def times(self, size: float) -> InputConfig:
+        """The input at `size` times its size."""
+        return InputConfig(self.scale * size, round(self.max_side * size))
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Size of the images that the trained networks predict."""
+
+    scale: float = added(default=1.0, before=1.0)  # relative to the size that they were trained at
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -183,6 +194,7 @@ class TrialConfig:
     depth: int = 2
     fusion: FusionConfig = FusionConfig()
     metrics: MetricsConfig = MetricsConfig()
+    predict: PredictConfig = PredictConfig()
 
     def resolved(self) -> TrialConfig:
         """The same trial with `raz.regions: same` written out."""

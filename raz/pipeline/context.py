@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from raz.config import BackboneConfig, InputConfig, TrialConfig, ZoomingConfig, changed_since
+from raz.config import BackboneConfig, TrialConfig, ZoomingConfig, changed_since
 from raz.data.frames import Frames
 from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch
 from raz.pipeline import builders
@@ -110,7 +110,7 @@ class ExecutionContext:
 
     def frames(self, split: str, size: float = 1.0) -> Frames:
         """The images of a split at `size` times the network's input size."""
-        scaled = scaled_input(self.inputs.input, size)
+        scaled = self.inputs.input.times(size)
         packs = self.paths.packs
         frames = frames_of(self.inputs.dataset, self.data_root, split, scaled.scale, scaled.max_side, packs)
         self.read |= {self.paths.relative(packs / name) for name in frames.packs}
@@ -150,7 +150,7 @@ class ExecutionContext:
 
         weights: identifies the weights; data: identifies the images; size: the images' scale, as in `frames`.
         """
-        scaled = asdict(scaled_input(self.inputs.input, size))
+        scaled = asdict(self.inputs.input.times(size))
         folder = self.paths.features / digest([weights, data, scaled, self.inputs.threads, self.device.type])
         self.read.add(self.paths.relative(folder))
         return folder
@@ -190,29 +190,31 @@ class ExecutionContext:
         train = (self.features(backbone, weights, self.frames("train", s), data["train"], s) for s in sizes)
         return MultiScaleFeatures(tuple(train)), self.features(backbone, weights, self.frames("val"), data["val"])
 
-    def candidates(self, network: Network, split: str, zooming: ZoomingConfig) -> list[Candidates]:
+    def candidates(self, network: Network, split: str, zooming: ZoomingConfig, size: float = 1.0) -> list[Candidates]:
         """Regions that Main-Net's attention proposes on each image of a split, sampled by the image's content (15).
+        `size`: the images' scale, as in `frames`.
 
         Cached on disk: stages, theta_z, k_z and IoU thresholds choose among the same proposals.
         """
-        frames, seed = self.frames(split), self.inputs.seed
+        frames, seed = self.frames(split, size), self.inputs.seed
 
         def compute() -> list[Candidates]:
             out = []
             for i in self.iter_images(frames):
-                maps = network.maps(frames.pixels(i), ("attention",), self.device, MEMO, frames.ids[i])
+                image = memo_name(frames.ids[i], size)
+                maps = network.maps(frames.pixels(i), ("attention",), self.device, MEMO, image)
                 out.append(image_candidates(maps["attention"], zooming, seed, frames.content(i), 2))
             return out
 
         sampling: JsonLike = [REGIONS_VERSION, seed, zooming.anchors, zooming.samples, zooming.sampling]
         weights = digest([self.keys[Node("attention")].key, sampling])
-        folder = self.features_folder(weights, self.keys[self.node].data[split])
+        folder = self.features_folder(weights, self.keys[self.node].data[split], size)
         return cached_candidates(folder / CANDIDATES, len(frames), compute)
 
 
-def scaled_input(config: InputConfig, size: float) -> InputConfig:
-    """The input configuration at `size` times its size."""
-    return InputConfig(config.scale * size, round(config.max_side * size))
+def memo_name(image: str, size: float) -> str:
+    """The id in the memo of features of an image at `size` times the networks' input size."""
+    return image if size == 1 else f"{image} x {size!r}"
 
 
 def initial_weights_id(config: BackboneConfig, seed: int) -> str:

@@ -22,6 +22,7 @@ from raz.config import (
     LocalizationConfig,
     MetricsConfig,
     PeaksConfig,
+    PredictConfig,
     RazConfig,
     TrialConfig,
     ZoomingConfig,
@@ -59,9 +60,9 @@ STAGES: dict[str, StageSpec] = {
         "trained", 4, ("raz.regions", "raz.attention_train", "attention.sigma_z", "attention.loss"), ("raz",),
         "raz.attention_train.epochs",
     ),
-    "density": StageSpec("inferred", 1, (), ("counting",)),
-    "points": StageSpec("inferred", 1, ("peaks.count",), ("localization",)),
-    "zoom": StageSpec("inferred", 2, ("zooming", "peaks.count"), ("attention", "raz")),
+    "density": StageSpec("inferred", 1, ("predict",), ("counting",)),
+    "points": StageSpec("inferred", 1, ("peaks.count", "predict"), ("localization",)),
+    "zoom": StageSpec("inferred", 2, ("zooming", "peaks.count", "predict"), ("attention", "raz")),
     "score": StageSpec("computed", 4, ("depth", "peaks", "fusion", "metrics"), ()),
 }  # fmt: skip
 TRAINED = tuple(name for name, stage in STAGES.items() if stage.kind == "trained")
@@ -243,6 +244,7 @@ class Declared:
     depth: int
     fusion: FusionConfig
     metrics: MetricsConfig
+    predict: PredictConfig
 
     def __init__(self, stage: str, values: Mapping[str, Any], path: str = "") -> None:
         """values: name -> value, or the same again for a part of which single parameters are declared."""

@@ -147,7 +147,8 @@ class Model:
         began = time.monotonic()
         config = self.config
         item = Sample("image", "", lambda: pixels, lambda: np.zeros((0, 2)), "")
-        frames = Frames([item], scale=config.input.scale, max_side=config.input.max_side)
+        size = config.input.times(config.predict.scale)
+        frames = Frames([item], scale=size.scale, max_side=size.max_side)
         memo = FeatureLru(CROP_BYTES)
         wanted = ("density", "response", "attention") if depth > 1 else ("density", "response")
         height, width = frames.size(0)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raz.paper.zoom import Points
-from raz.pipeline.context import MEMO, ExecutionContext, frames_of
+from raz.pipeline.context import MEMO, ExecutionContext, frames_of, memo_name
 from raz.pipeline.flops import image_gflop
 from raz.pipeline.graph import Node, fits_theta_on_train
 from raz.pipeline.regions import MapFunction, PassResult, first_pass, zoom_pass
@@ -24,21 +24,23 @@ Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]  # what an inferred stage 
 
 def density(context: ExecutionContext) -> Arrays:
     """`d0`, `d1`, ...: the density map of each image, (ceil(H/s), ceil(W/s)) float32 persons per cell."""
-    network, frames = context.main_net("counting"), context.frames(context.node.split)
+    size = context.inputs.predict.scale
+    network, frames = context.main_net("counting"), context.frames(context.node.split, size)
     out = {}
     for i in context.iter_images(frames):
-        maps = network.maps(frames.pixels(i), ("density",), context.device, MEMO, frames.ids[i])
+        maps = network.maps(frames.pixels(i), ("density",), context.device, MEMO, memo_name(frames.ids[i], size))
         out[f"d{i}"] = maps["density"]
     return out
 
 
 def points(context: ExecutionContext) -> Arrays:
     """What pass 1 finds on each image (see `_pack_points`)."""
-    network, frames = context.main_net("localization"), context.frames(context.node.split)
+    size = context.inputs.predict.scale
+    network, frames = context.main_net("localization"), context.frames(context.node.split, size)
     gamma = context.stage_inputs["localization"].localization.gamma
     found = []
     for i in context.iter_images(frames):
-        maps = network.maps(frames.pixels(i), ("response",), context.device, MEMO, frames.ids[i])
+        maps = network.maps(frames.pixels(i), ("response",), context.device, MEMO, memo_name(frames.ids[i], size))
         found.append(first_pass(maps["response"], context.inputs.peaks.count, gamma))
     return _pack_points(found)
 
@@ -47,10 +49,11 @@ def zoom(context: ExecutionContext) -> Arrays:
     """What is found on each image up to a zoom pass (see `_pack_points`), and `regions` (r, 4) x0, y0, x1, y1 input px
     of all images in a row, those of image i at `region_ends[i - 1]:region_ends[i]`."""
     node, inputs = context.node, context.inputs
-    frames, number = context.frames(node.split), node.zoom_pass
+    size, number = inputs.predict.scale, node.zoom_pass
+    frames = context.frames(node.split, size)
     proposed = None
     if number == 2:
-        proposed = context.candidates(context.main_net("attention"), node.split, inputs.zooming)
+        proposed = context.candidates(context.main_net("attention"), node.split, inputs.zooming, size)
     raz = context.raz_net(with_attention=number > 2)
     previous = Node("points", node.split) if number == 2 else Node("zoom", node.split, number - 1)
     before = _read_pass(context, previous)
@@ -120,14 +123,15 @@ def read_predictions(context: ExecutionContext, split: str, *, ceiling: bool = T
 
     ceiling: whether to compute `ceiling_counts`, which takes as long as the rest; without it they are zeros.
     """
-    inputs, frames = context.stage_inputs["score"], context.frames(split)
+    inputs, scale = context.stage_inputs["score"], context.stage_inputs["density"].predict.scale
+    frames = context.frames(split, scale)
     with np.load(context.folders[Node("density", split)] / ARRAYS, allow_pickle=False) as arrays:
         density = [arrays[f"d{i}"] for i in range(len(frames))]
     numbers = range(2, inputs.depth + 1)
     found = [_read_pass(context, node) for node in (Node("points", split), *(Node("zoom", split, n) for n in numbers))]
     counts = np.zeros(len(frames), dtype=np.int64)
     if ceiling:
-        size = inputs.input
+        size = inputs.input.times(scale)
         counts = _ceiling(inputs.dataset, context.data_root, split, size.scale, size.max_side, context.paths.packs)
     scales = [frames.scale(i) for i in range(len(frames))]
     stride = context.stage_inputs["counting"].counting.output_stride

@@ -205,7 +205,7 @@ def stage_gflop(config: TrialConfig, node: Node, of: DatasetSizes) -> float:
             own = localization + (body if unfrozen else 0.0)
             return trained(config.raz.train, own, 0.0, 0.0 if unfrozen else body, **regions_of_images)
         return trained(config.raz.attention_train, attention, localization, 0.0, **regions_of_images)
-    area = of.images.get(node.split, 0) * of.megapixels.get(node.split, 0.0)
+    area = of.images.get(node.split, 0) * of.megapixels.get(node.split, 0.0) * config.predict.scale**2
     if node.stage == "density":
         return area * (body + counting) * 1e-3
     if node.stage == "points":
@@ -289,7 +289,7 @@ class CostModel:
             return 4 * parameter_count(config, node.stage) * 5
         if node.stage == "score":
             return 4096.0 + 100 * of.images.get(node.split, 0)
-        area = of.images.get(node.split, 0) * of.megapixels.get(node.split, 0.0) * 1e6
+        area = of.images.get(node.split, 0) * of.megapixels.get(node.split, 0.0) * 1e6 * config.predict.scale**2
         # density: a float32 per cell; a pass: at most a point (two coordinates and a score) per 25 pixels
         return area / config.counting.output_stride**2 * 4 if node.stage == "density" else area / 25 * 24
 

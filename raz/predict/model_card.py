@@ -181,13 +181,14 @@ def _what_it_is(model: Model) -> list[str]:
     weights = sum(value.numel() for trained in model.trained.values() for value in trained.weights.values())
     pretrained = {"imagenet": "pretrained on ImageNet (its weights have terms of their own)", "none": "from scratch"}
     backbone = pretrained.get(config.backbone.weights, f"from the file {Path(config.backbone.weights).name}")
-    longest = f", at most {config.input.max_side} px a side" if config.input.max_side else ""
+    size = config.input.times(config.predict.scale)
+    longest = f", at most {size.max_side} px a side" if size.max_side else ""
     rows = [
         ("networks", ", ".join(model.trained)), ("trained weights", f"{weights:,}"),
         ("backbone", f"{config.backbone.name}, {backbone}"),
         ("passes", f"{config.depth}" + (" (no zooming)" if config.depth == 1 else "")),
         ("count", f"fusion rule {config.fusion.rule}, of the density map and {_POINTS[config.peaks.count]}"),
-        ("input", f"RGB images of any size, at scale {config.input.scale:g}{longest}"),
+        ("input", f"RGB images of any size, at scale {size.scale:g}{longest}"),
     ]  # fmt: skip
     return ["## What it is", "", *table(("", ""), rows), ""]
 
