@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 
 from raz.data import open_dataset
 from raz.data.frames import Frames
-from raz.paper.networks import VggBackbone, network_input
+from raz.paper.groundtruth import density_map, density_window
+from raz.paper.networks import IMAGENET, VggBackbone, network_input
 from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
-from raz.pipeline.samples import MultiScaleImages, draw_windows, full_window
+from raz.pipeline.samples import GroundTruth, MultiScaleImages, Window, crop_pixels, draw_windows, full_window
 
 
 def test_crops_of_images_at_two_sizes() -> None:
@@ -63,3 +66,100 @@ def test_features_of_each_size_are_its_own(tmp_path: Path) -> None:
     with torch.inference_mode():
         plain = backbone(network_input(frames[1].pixels(1)))
     assert torch.allclose(both.crop(window), plain, atol=2e-3, rtol=2e-3)  # half precision on disk
+
+
+# ------------------------------------------------------------------ resized crops
+
+
+def resized(seed: int, flip: bool = True) -> tuple[Crowd, list[Window]]:
+    crowd = Crowd(seed)
+    return crowd, draw_windows(
+        crowd, seed=seed, stage="counting", epoch=1, crop=32, crops=20, flip=flip, grey=0.3, scales=(0.5, 2.0)
+    )
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Three images of noise with heads, one of them smaller than a crop at the lowest scale."""
+
+    seed: int
+    ids: tuple[str, ...] = ("a", "b", "c")
+
+    def __len__(self) -> int:
+        return 3
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        rng = np.random.default_rng([self.seed, index])
+        return rng.integers(0, 256, ((70, 90), (40, 48), (64, 33))[index] + (3,), dtype=np.uint8)
+
+    def heads(self, index: int) -> NDArray[np.float64]:
+        height, width = self.pixels(index).shape[:2]
+        return np.random.default_rng([self.seed, index, 1]).random((40, 2)) * [width, height]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_heads_of_a_resized_crop_are_where_its_pixels_show_them(seed: int) -> None:
+    """Against each head's position in the square, one after the other; an arm of a label may come from outside."""
+    crowd, windows = resized(seed)
+    truth = GroundTruth(crowd)
+    sides = set()
+    for w in windows:
+        height, width = crowd.pixels(w.index).shape[:2]
+        assert 0 <= w.x0 <= width - w.side
+        assert 0 <= w.y0 <= height - w.side
+        assert (w.height, w.width) == (32, 32)
+        assert w.side <= 64  # the lowest scale
+        sides.add(w.side)
+        cells, labels = np.zeros((4, 4)), np.zeros((32, 32))
+        for x, y in crowd.heads(w.index):
+            x = width - x if w.mirrored else x
+            i, j = (y - w.y0) * 32 / w.side, (x - w.x0) * 32 / w.side
+            if 0 <= i < 32 and 0 <= j < 32:
+                cells[int(i / 8), int(j / 8)] += 1
+            for di, dj in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
+                row, col = int(np.floor(i)) + di, int(np.floor(j)) + dj
+                if 0 <= row < 32 and 0 <= col < 32:
+                    labels[row, col] = 1
+        assert truth.density(w, 8, 0.1, "cell").tolist() == cells.tolist()
+        assert truth.labels(w).tolist() == labels.tolist()
+    assert len(sides) > 10
+
+
+def test_pixels_of_a_resized_crop_are_those_of_its_square() -> None:
+    crowd, windows = resized(4)
+    for w in [w for w in windows if w.side == 32][:4] + windows[:4]:
+        image = crowd.pixels(w.index)[:, ::-1] if w.mirrored else crowd.pixels(w.index)
+        square = image[w.y0 : w.y0 + w.side, w.x0 : w.x0 + w.side].astype(float)
+        got = crop_pixels(crowd, w, torch.device("cpu"))[0].permute(1, 2, 0).numpy() * IMAGENET.std + IMAGENET.mean
+        if w.grey:
+            square = np.repeat(square.mean(axis=2, keepdims=True), 3, axis=2)
+            assert np.ptp(got, axis=2).max() < 1e-5
+        assert got.mean() * 255 == pytest.approx(square.mean(), abs=6)  # of noise, by a triangle filter
+        if w.side == 32:
+            assert np.abs(got * 255 - square).max() < (0.6 if w.grey else 1e-3)
+
+
+def test_the_share_of_grey_crops_moves_nothing_else() -> None:
+    crowd = Crowd(5)
+    draws = [
+        draw_windows(crowd, seed=5, stage="counting", epoch=2, crop=16, crops=300, flip=True, grey=grey, scales=scales)
+        for scales in ((), (0.5, 2.0))
+        for grey in (0.0, 0.25)
+    ]
+    for plain, grey in (draws[:2], draws[2:]):
+        assert [replace(w, grey=False) for w in grey] == plain
+        assert sum(w.grey for w in grey) / len(grey) == pytest.approx(0.25, abs=0.07)
+
+
+def test_the_cell_kernel_keeps_all_of_a_head_in_its_cell() -> None:
+    rng = np.random.default_rng(6)
+    heads = rng.random((200, 2)) * [45, 37]
+    whole = density_map(heads, 37, 45, stride=8, kernel="cell")
+    assert whole.sum() == 200
+    assert whole.shape == (5, 6)
+    for row in range(5):
+        for col in range(6):
+            inside = (heads // 8 == [col, row]).all(axis=1)
+            assert whole[row, col] == inside.sum()
+    part = density_window(heads, np.ones(200), 37, 45, 8, 16, 16, 24, stride=8, kernel="cell")
+    assert part.tolist() == whole[2:4, 1:4].tolist()

@@ -29,17 +29,17 @@ def _presets() -> dict[str, TrialConfig]:
         paper,
         backbone=BackboneConfig(name="tf_efficientnet_lite0", neck=96),
         counting=replace(
-            paper.counting, init="kaiming-small", channels=(96, 64, 64, 32), loss="pyramid-l1",
-            sizes=(1.5, 1.2, 0.95, 0.75, 0.6), train=free,
+            paper.counting, init="kaiming-small", channels=(96, 64, 64, 32), kernel="cell", loss="pyramid-l1",
+            train=replace(free, scales=(0.6, 1.5)),
         ),
         localization=replace(
             paper.localization, init="kaiming-small", channels=(96, 64), upsample=(48, 24, 16), unfreeze="backbone",
-            sizes=(1.5, 1.2, 1.0, 0.7), train=replace(free, epochs=20, lr=3e-3, backbone_lr=6e-4),
+            train=replace(free, epochs=20, lr=3e-3, backbone_lr=6e-4, scales=(0.7, 1.5)),
         ),
         attention=replace(paper.attention, init="kaiming-small", channels=16, train=replace(heads, lr=2e-3)),
         raz=RazConfig(
             regions=replace(zoomed, k_z=2),
-            train=replace(free, epochs=8, lr=2e-3, backbone_lr=4e-4, warmup=100),
+            train=replace(free, epochs=8, lr=3e-3, backbone_lr=6e-4, warmup=100, scales=(0.7, 1.4)),
             attention_train=replace(heads, epochs=3),
         ),
         zooming=zoomed,

@@ -73,6 +73,14 @@ def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
         "counting.train": c.counting.train, "localization.train": loc.train, "attention.train": c.attention.train,
         "raz.train": c.raz.train, "raz.attention_train": c.raz.attention_train,
     }  # fmt: skip
+    learns = [
+        f"{name}.train" for name, part in (("counting", c.counting), ("localization", loc), ("raz", c.raz))
+        if part.unfreeze == "backbone"
+    ]  # fmt: skip
+    if c.counting.train.scales:
+        need("counting.kernel", c.counting.kernel == "cell", c.counting.kernel, "cell with counting.train.scales")
+    for name, sizes, t in (("counting", c.counting.sizes, c.counting.train), ("localization", loc.sizes, loc.train)):
+        need(f"{name}.sizes", not t.scales or sizes == (1.0,), sizes, f"[1.0] with {name}.train.scales")
     for name, t in trains.items():
         need(f"{name}.epochs", t.epochs >= 1, t.epochs, "1 or more")
         need(f"{name}.lr", t.lr > 0, t.lr, "more than 0")
@@ -81,6 +89,15 @@ def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
         need(f"{name}.batch", t.batch >= 1, t.batch, "1 or more")
         need(f"{name}.batch", t.crop > 0 or t.batch == 1, t.batch, "1 with whole images (crop: 0)")
         need(f"{name}.crop", t.crop >= 0 and t.crop % 8 == 0, t.crop, "a multiple of 8, or 0 for whole images")
+        rising = not t.scales or (len(t.scales) == 2 and 0.1 <= t.scales[0] < t.scales[1] <= 8)
+        need(f"{name}.scales", rising, t.scales, "[] or two rising numbers from 0.1 to 8")
+        need(f"{name}.scales", not t.scales or t.crop > 0, t.scales, "[] with whole images (crop: 0)")
+        need(
+            f"{name}.scales",
+            not t.scales or name in learns,
+            t.scales,
+            "[] where the backbone is frozen",
+        )
         need(f"{name}.crops_per_image", t.crops_per_image >= 1, t.crops_per_image, "1 or more")
         need(f"{name}.plateau", t.plateau >= 1, t.plateau, "1 or more")
         need(f"{name}.stop", t.stop >= 1, t.stop, "1 or more")
@@ -95,10 +112,8 @@ def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
             "0 with schedule-free, which averages the weights itself",
         )
         need(f"{name}.grey", 0 <= t.grey <= 1, t.grey, "0 to 1")
-        learns = {
-            "counting.train": c.counting.unfreeze, "localization.train": loc.unfreeze, "raz.train": c.raz.unfreeze,
-        }.get(name) == "backbone"  # fmt: skip
-        need(f"{name}.grey", learns or not t.grey, t.grey, "0 where the backbone is frozen: its features are cached")
-        need(f"{name}.backbone_lr", learns or not t.backbone_lr, t.backbone_lr, "0 where the backbone is frozen")
+        need(f"{name}.grey", not t.grey or name in learns, t.grey, "0 where the backbone is frozen")
+        own = not t.backbone_lr or name in learns
+        need(f"{name}.backbone_lr", own, t.backbone_lr, "0 where the backbone is frozen")
         need(f"{name}.clip", t.clip >= 0, t.clip, "0 (any) or more")
     return faults

@@ -70,6 +70,9 @@ class TrainConfig:
     batch: int = 1
     crop: int = 256  # side of the training crop in input pixels, a multiple of 8; 0 = whole images
     crops_per_image: int = 4  # crops drawn from each image in an epoch
+    # Lowest and highest scale of a crop: each draws its own, uniformly in log, at any position. Empty: the scale of the
+    # image, or one of its `sizes`, at positions that are multiples of 8.
+    scales: tuple[float, ...] = added(default=(), before=())
     flip: bool = True
     grey: float = added(default=0.0, before=0.0)  # share of the crops that lose their colours
     plateau: int = 20  # epochs without a better validation value until the rate is halved
@@ -86,7 +89,7 @@ class CountingConfig:
     channels: tuple[int, ...] = (512, 512, 512, 256, 128, 64)
     beta: float = 0.1
     k: int = 4
-    kernel: Literal["raz", "csrnet"] = "raz"
+    kernel: Literal["raz", "csrnet", "cell"] = "raz"  # cell: all of a head in its cell, whatever beta and k
     output_stride: Literal[8, 4, 2] = 8
     loss: Literal["rmse", "mse", "pyramid", "pyramid-l1"] = "rmse"
     init: Literal["normal", "kaiming", "kaiming-small"] = "normal"

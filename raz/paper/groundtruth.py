@@ -18,7 +18,8 @@ from raz.errors import RazError, raise_all
 Heads = NDArray[np.float64]
 Map = NDArray[np.float32]
 
-KERNELS = ("raz", "csrnet")
+Kernel = Literal["raz", "csrnet", "cell"]
+KERNELS = ("raz", "csrnet", "cell")
 CSRNET_NEIGHBOURS = 3  # k of CSRNet's kernel; its standard deviation is 0.3 times the mean distance
 CSRNET_BETA = 0.3 * math.sqrt(2.0)  # std s as sigma of exp(-d^2 / sigma^2): sigma = sqrt(2) s
 SIGMA_FLOOR = 0.3  # px; a narrower Gaussian could fall between pixel centres
@@ -83,7 +84,7 @@ def density_map(
     stride: int = 8,
     beta: float = 0.1,
     k: int = 4,
-    kernel: Literal["raz", "csrnet"] = "raz",
+    kernel: Kernel = "raz",
     distances: NDArray[np.float64] | None = None,
 ) -> Map:
     """Persons per cell of `stride` x `stride` pixels, (ceil(height/stride), ceil(width/stride)) float32 (7, 8).
@@ -113,7 +114,7 @@ def density_window(
     *,
     stride: int = 8,
     beta: float = 0.1,
-    kernel: Literal["raz", "csrnet"] = "raz",
+    kernel: Kernel = "raz",
 ) -> Map:
     """Window of `density_map` over rows [y0, y0 + h) and columns [x0, x0 + w) px, (h/stride, w/stride) float32.
 
@@ -123,6 +124,8 @@ def density_window(
     """
     points = checked_heads(heads, height, width)
     _check_density(points, distances, (x0, y0, h, w), stride, beta, kernel)
+    if kernel == "cell":
+        return _heads_per_cell(points, x0, y0, h // stride, w // stride, stride)
     # The kernel, its sum over a cell and its normalisation are separable: each head adds an outer product of two
     # short vectors, and the full-resolution map is never allocated.
     sigma = np.maximum(np.asarray(distances) * (CSRNET_BETA if kernel == "csrnet" else beta), SIGMA_FLOOR)
@@ -147,6 +150,15 @@ def density_window(
             mass_x = _axis_masses(a[:, 0], s, first_x + x0 // stride, cells_x, stride, width)
             _add_products(out, first_y, first_x, mass_y, mass_x)
     return out.astype(np.float32, copy=False)
+
+
+def _heads_per_cell(points: Heads, x0: int, y0: int, rows: int, cols: int, stride: int) -> Map:
+    """The number of heads in each cell of a window, (rows, cols) float32: the whole mass of a head is in its cell."""
+    out = np.zeros((rows, cols), np.float32)
+    col, row = np.floor((points - [x0, y0]) / stride).astype(np.int64).T
+    inside = (row >= 0) & (row < rows) & (col >= 0) & (col < cols)
+    np.add.at(out, (row[inside], col[inside]), 1)
+    return out
 
 
 def _cell_spans(centre: NDArray[np.float64], radius: float, stride: int, size: int) -> tuple[NDArray[np.int64], int]:

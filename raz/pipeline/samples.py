@@ -10,15 +10,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from raz.paper.attention import AttentionDistances, attention_distances, attention_from_distances, attention_window
-from raz.paper.groundtruth import density_window, label_window, mean_neighbour_distance
+from raz.paper.groundtruth import Kernel, density_window, label_window, mean_neighbour_distance
 from raz.paper.networks import IMAGENET, STRIDE, ColourStatistics, normalise
 
 DISTANCE_BYTES = 1 << 28  # most bytes of memoised distances to heads: about 300 images of ShanghaiTech A
@@ -66,8 +67,8 @@ class MultiScaleImages:
 
 @dataclass(frozen=True)
 class Window:
-    """A crop: image, whether mirrored, upper left corner and size in pixels of the (mirrored) image, whether it loses
-    its colours."""
+    """A crop: image, whether mirrored, upper left corner in pixels of the (mirrored) image, height and width, whether
+    it loses its colours, and the side of the image's square that is resized to it (0: as large as the crop)."""
 
     index: int
     mirrored: bool
@@ -76,6 +77,7 @@ class Window:
     height: int
     width: int
     grey: bool = False
+    side: int = 0
 
 
 def seed_of(size: int, *parts: object) -> int:
@@ -163,8 +165,23 @@ class GroundTruth:
             heads = mirrored_heads(heads, width)
         return heads, distances, height, width, min(w.height, height - w.y0), min(w.width, width - w.x0)
 
-    def density(self, w: Window, stride: int, beta: float, kernel: Literal["raz", "csrnet"]) -> NDArray[np.float32]:
-        """The density map of a window, (h/stride, w/stride) persons per cell; zero beyond the image."""
+    def _resized_heads(self, w: Window) -> NDArray[np.float64]:
+        """The image's heads in px of a resized window, (n, 2)."""
+        heads, _, _, width = self.of_image(w.index)
+        if w.mirrored:
+            heads = mirrored_heads(heads, width)
+        return (heads - [w.x0, w.y0]) * (w.width / w.side)
+
+    def density(self, w: Window, stride: int, beta: float, kernel: Kernel) -> NDArray[np.float32]:
+        """The density map of a window, (h/stride, w/stride) persons per cell; zero beyond the image. For a resized one
+        with kernel `cell` only: its heads are counted where they are in the crop."""
+        if w.side:
+            assert kernel == "cell", "the width of other kernels is that of the whole image"
+            heads = self._resized_heads(w)
+            inside = heads[((heads >= 0) & (heads < [w.width, w.height])).all(axis=1)]
+            return density_window(
+                inside, np.zeros(len(inside)), w.height, w.width, 0, 0, w.height, w.width, stride=stride, kernel=kernel
+            )
         heads, distances, height, width, h, wd = self._clipped(w)
         rows, cols = -(-h // stride), -(-wd // stride)
         part = density_window(
@@ -175,6 +192,10 @@ class GroundTruth:
 
     def labels(self, w: Window) -> NDArray[np.float32]:
         """The label map of a window, (h, w) 0 or 1; zero beyond the image."""
+        if w.side:
+            near = self._resized_heads(w) + 1  # a head beside the crop reaches into it
+            near = near[((near >= 0) & (near < [w.width + 2, w.height + 2])).all(axis=1)]
+            return label_window(near, w.height + 2, w.width + 2, 1, 1, w.height, w.width).astype(np.float32)
         heads, _, height, width, h, wd = self._clipped(w)
         part = label_window(heads, height, width, w.x0, w.y0, h, wd)
         return _padded(part.astype(np.float32), w.height, w.width)
@@ -206,12 +227,22 @@ def _padded(part: NDArray[np.float32], height: int, width: int) -> NDArray[np.fl
 
 
 def draw_windows(
-    images: Images, *, seed: int, stage: str, epoch: int, crop: int, crops: int, flip: bool, grey: float = 0.0
+    images: Images,
+    *,
+    seed: int,
+    stage: str,
+    epoch: int,
+    crop: int,
+    crops: int,
+    flip: bool,
+    grey: float = 0.0,
+    scales: tuple[float, ...] = (),
 ) -> list[Window]:
     """The windows of one epoch, in training order.
 
     crop: side in px, 0 = whole images; crops: number of crops per image; flip: whether half of them are mirrored; grey:
-    share of them that lose their colours.
+    share of them that lose their colours; scales: lowest and highest scale of a resized crop. A scale is raised where
+    the crop would not fit into the image.
     If the images have several sizes (`MultiScaleImages`), each crop draws its size.
     """
     windows = []
@@ -224,12 +255,19 @@ def draw_windows(
             height, width = images.pixels(index).shape[:2]
             mirrored = bool(rng.random() < 0.5) and flip
             x0, y0, rows, cols = 0, 0, round_up_to_stride(height), round_up_to_stride(width)
-            if crop:
+            side = 0
+            if scales:
+                low, high = np.log(scales)
+                scale = max(float(np.exp(rng.uniform(low, high))), crop / min(height, width))
+                side = min(round(crop / scale), height, width)
+                y0, x0 = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+                rows = cols = crop
+            elif crop:
                 y0 = STRIDE * int(rng.integers(0, max(0, rows - crop) // STRIDE + 1))
                 x0 = STRIDE * int(rng.integers(0, max(0, cols - crop) // STRIDE + 1))
                 rows = cols = crop
             # drawn last, so that the other draws do not depend on the share
-            windows.append(Window(index, mirrored, x0, y0, rows, cols, grey > 0 and bool(rng.random() < grey)))
+            windows.append(Window(index, mirrored, x0, y0, rows, cols, grey > 0 and bool(rng.random() < grey), side))
     order = generator(seed, stage, epoch, "order").permutation(len(windows))
     return [windows[i] for i in order]
 
@@ -246,7 +284,11 @@ def crop_pixels(images: Images, w: Window, device: torch.device, colours: Colour
     pixels = images.pixels(w.index)
     if w.mirrored:
         pixels = pixels[:, ::-1]
-    part = np.ascontiguousarray(pixels[w.y0 : w.y0 + w.height, w.x0 : w.x0 + w.width])
+    if w.side:
+        square = np.ascontiguousarray(pixels[w.y0 : w.y0 + w.side, w.x0 : w.x0 + w.side])
+        part = np.asarray(Image.fromarray(square).resize((w.width, w.height), Image.Resampling.BILINEAR))
+    else:
+        part = np.ascontiguousarray(pixels[w.y0 : w.y0 + w.height, w.x0 : w.x0 + w.width])
     if w.grey:
         part = np.repeat(np.rint(part.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
     x = normalise(torch.from_numpy(part.copy()).to(device).permute(2, 0, 1)[None], colours)

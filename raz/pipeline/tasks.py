@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raz.config import TrainConfig
-from raz.paper.groundtruth import neighbour_count
+from raz.paper.groundtruth import Kernel, neighbour_count
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
 from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
@@ -42,7 +41,7 @@ class TrainingData:
             windows = iter(
                 draw_windows(
                     self.train, seed=self.seed, stage=stage, epoch=epoch, crop=config.crop,
-                    crops=config.crops_per_image, flip=config.flip, grey=config.grey,
+                    crops=config.crops_per_image, flip=config.flip, grey=config.grey, scales=config.scales,
                 )
             )  # fmt: skip
             while batch := list(islice(windows, config.batch)):
@@ -78,7 +77,7 @@ def counting_task(
     config: TrainConfig,
     *,
     beta: float,
-    kernel: Literal["raz", "csrnet"],
+    kernel: Kernel,
     kind: str,
     pretrained: nn.Module | None = None,
 ) -> TrainingTask[Batch]:

@@ -166,9 +166,9 @@ def _trained(task: TrainingTask, config: TrainConfig, weights: Mapping[str, Any]
 
 
 def _window(window: Window) -> list[int]:
-    """Its numbers, with 1 at the end of one that lost its colours."""
-    *numbers, grey = (int(value) for value in asdict(window).values())
-    return [*numbers, 1] if grey else numbers
+    """Its numbers; without the last two, colours and resizing, where neither is used."""
+    numbers = [int(value) for value in asdict(window).values()]
+    return numbers if any(numbers[-2:]) else numbers[:-2]
 
 
 def _scores(folder: Path, config: TrialConfig) -> Values:
