@@ -387,9 +387,9 @@ SET_ON_SMALL = {
     "unfreeze": {
         "backbone.neck": 0,
         **{
-            f"{part}.train.{name}": 0
+            f"{part}.train.{name}": value
             for part in ("counting", "localization", "raz")
-            for name in ("grey", "backbone_lr")
+            for name, value in (("grey", 0), ("backbone_lr", 0), ("scales", []))
         },
     },
 }

@@ -30,7 +30,7 @@ def _presets() -> dict[str, TrialConfig]:
         backbone=BackboneConfig(name="tf_efficientnet_lite0", neck=96),
         counting=replace(
             paper.counting, init="kaiming-small", channels=(96, 64, 64, 32), kernel="cell", loss="pyramid-l1",
-            train=replace(free, scales=(0.6, 1.5)),
+            train=replace(free, epochs=40, scales=(0.6, 1.5)),
         ),
         localization=replace(
             paper.localization, init="kaiming-small", channels=(96, 64), upsample=(48, 24, 16), unfreeze="backbone",
@@ -39,7 +39,7 @@ def _presets() -> dict[str, TrialConfig]:
         attention=replace(paper.attention, init="kaiming-small", channels=16, train=replace(heads, lr=2e-3)),
         raz=RazConfig(
             regions=replace(zoomed, k_z=2),
-            train=replace(free, epochs=8, lr=3e-3, backbone_lr=6e-4, warmup=100, scales=(0.7, 1.4)),
+            train=replace(free, epochs=6, lr=3e-3, backbone_lr=6e-4, warmup=100, scales=(0.7, 1.4)),
             attention_train=replace(heads, epochs=3),
         ),
         zooming=zoomed,

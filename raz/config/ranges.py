@@ -77,8 +77,6 @@ def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
         f"{name}.train" for name, part in (("counting", c.counting), ("localization", loc), ("raz", c.raz))
         if part.unfreeze == "backbone"
     ]  # fmt: skip
-    if c.counting.train.scales:
-        need("counting.kernel", c.counting.kernel == "cell", c.counting.kernel, "cell with counting.train.scales")
     for name, sizes, t in (("counting", c.counting.sizes, c.counting.train), ("localization", loc.sizes, loc.train)):
         need(f"{name}.sizes", not t.scales or sizes == (1.0,), sizes, f"[1.0] with {name}.train.scales")
     for name, t in trains.items():

@@ -165,22 +165,28 @@ class GroundTruth:
             heads = mirrored_heads(heads, width)
         return heads, distances, height, width, min(w.height, height - w.y0), min(w.width, width - w.x0)
 
-    def _resized_heads(self, w: Window) -> NDArray[np.float64]:
-        """The image's heads in px of a resized window, (n, 2)."""
-        heads, _, _, width = self.of_image(w.index)
+    def _resized(self, w: Window, margin: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int, int, int]:
+        """Of a resized window's image, at the window's scale: heads (n, 2), their neighbour distances (n,) px, height
+        and width, and the window's corner x0, y0 in it.
+
+        The image is enlarged above and on the left, so that the corner is a multiple of `margin` px: for a density map
+        the border of the image then lies up to one cell outside.
+        """
+        heads, distances, height, width = self.of_image(w.index)
         if w.mirrored:
             heads = mirrored_heads(heads, width)
-        return (heads - [w.x0, w.y0]) * (w.width / w.side)
+        scale, corner = w.width / w.side, np.array([w.x0, w.y0])
+        at = np.ceil(corner * scale / margin).astype(np.int64) * margin
+        size = np.ceil(([width, height] - corner) * scale).astype(np.int64) + at
+        heads = np.minimum((heads - corner) * scale + at, np.nextafter(size.astype(np.float64), 0))
+        return heads, distances * scale, int(size[1]), int(size[0]), int(at[0]), int(at[1])
 
     def density(self, w: Window, stride: int, beta: float, kernel: Kernel) -> NDArray[np.float32]:
-        """The density map of a window, (h/stride, w/stride) persons per cell; zero beyond the image. For a resized one
-        with kernel `cell` only: its heads are counted where they are in the crop."""
+        """The density map of a window, (h/stride, w/stride) persons per cell; zero beyond the image."""
         if w.side:
-            assert kernel == "cell", "the width of other kernels is that of the whole image"
-            heads = self._resized_heads(w)
-            inside = heads[((heads >= 0) & (heads < [w.width, w.height])).all(axis=1)]
+            heads, distances, height, width, x0, y0 = self._resized(w, stride)
             return density_window(
-                inside, np.zeros(len(inside)), w.height, w.width, 0, 0, w.height, w.width, stride=stride, kernel=kernel
+                heads, distances, height, width, x0, y0, w.height, w.width, stride=stride, beta=beta, kernel=kernel
             )
         heads, distances, height, width, h, wd = self._clipped(w)
         rows, cols = -(-h // stride), -(-wd // stride)
@@ -193,9 +199,8 @@ class GroundTruth:
     def labels(self, w: Window) -> NDArray[np.float32]:
         """The label map of a window, (h, w) 0 or 1; zero beyond the image."""
         if w.side:
-            near = self._resized_heads(w) + 1  # a head beside the crop reaches into it
-            near = near[((near >= 0) & (near < [w.width + 2, w.height + 2])).all(axis=1)]
-            return label_window(near, w.height + 2, w.width + 2, 1, 1, w.height, w.width).astype(np.float32)
+            heads, _, height, width, x0, y0 = self._resized(w, 1)
+            return label_window(heads, height, width, x0, y0, w.height, w.width).astype(np.float32)
         heads, _, height, width, h, wd = self._clipped(w)
         part = label_window(heads, height, width, w.x0, w.y0, h, wd)
         return _padded(part.astype(np.float32), w.height, w.width)
