@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from raz.config import parameters
 from raz.errors import RazError
 from raz.report.comparisons import differences_to_base
+from raz.report.figures.density_quartiles import quartile_figures
 from raz.report.figures.style import figure
 from raz.report.fill import FilledTable, TableCell
 from raz.report.layout import Figure, Record, metric_title
@@ -33,6 +34,7 @@ def table_figures(filled: FilledTable, over: Over | None = None) -> tuple[Figure
     for dataset in filled.profile.datasets:
         out += _by_parameter(filled, dataset)
         out += _differences(filled, dataset, over)
+        out += quartile_figures(filled, dataset)
         cell = deepest_cell(filled, dataset)
         if cell is None:
             continue
