@@ -117,11 +117,11 @@ class EffectEstimator:
         (images,) = ids
         assert images is not None
         resamples = make_resamples(images)
-        cheap = all("@" not in metric or metric.partition("@")[2][:1].isalpha() for _, metric in terms)
-        boot = self._resampled_sum(terms, seeds, resamples, few=not cheap)
+        ranked = any(_is_ranked(metric) for _, metric in terms)  # each resample takes a curve
+        boot = self._resampled_sum(terms, seeds, resamples, few=ranked)
         if boot is None:
             return None
-        errors = self._standard_errors(terms, seeds, resamples) if cheap else None
+        errors = self._standard_errors(terms, seeds, resamples) if not ranked else None
         null = self._permutation_null(terms, seeds, resamples, value)
         return image_effect(value, boot, len(images), errors, null)
 
@@ -169,8 +169,7 @@ class EffectEstimator:
             split, _, name = metric.partition(".")
             config = self.cell(row).config
             images = self._load(row, seed, split)
-            ranked = name.partition("@")[0] in LOCALIZATION_METRICS
-            pooled = config is None or config.metrics.pool == "dataset" or not ranked
+            pooled = config is None or config.metrics.pool == "dataset" or not _is_ranked(metric)
             weights = resamples.boot[:LOCALIZATION_RESAMPLES] if few else resamples.boot
             self._resampled_metrics[key] = resampled(name, images, weights) if images is not None and pooled else None
         return self._resampled_metrics[key]
@@ -265,6 +264,11 @@ def best_rows(filled: FilledTable, dataset: str, over: Over | None = None) -> di
         if len(corrected) == len(effects) and all(effect.differs for effect in corrected.values()):
             out[metric] = best
     return out
+
+
+def _is_ranked(metric: str) -> bool:
+    """Whether a metric is of points ranked by their scores: AP and AR."""
+    return metric.partition(".")[2].partition("@")[0] in LOCALIZATION_METRICS
 
 
 def lower_is_better(metric: str) -> bool | None:
