@@ -16,7 +16,7 @@ from raz.cli.options import DEFAULT_STORE
 from raz.config import Settings
 from raz.engine.events import ConsoleProgress, TrialEvents
 from raz.engine.interrupt import StopRequest
-from raz.engine.runner import check_data
+from raz.engine.runner import check_data, check_searched_backbones
 from raz.engine.study_runner import run_study
 from raz.engine.summary import summary, table_summary, to_json
 from raz.engine.table_runner import run_table
@@ -100,6 +100,7 @@ def _study_run(
     """The run of a search space, ready to begin. Raises RazError for the space and for its data set."""
     space = parse_space(source, parse_settings(list(options.settings)), profile, data_root=options.data_root)
     check_data(space.base, options.data_root)
+    check_searched_backbones(space)
 
     @contextmanager
     def watch(left: int) -> Iterator[TrialEvents]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raz.config import TrialConfig
+from raz.config import PAPER_BACKBONE, BackboneConfig, TrialConfig
 from raz.engine.events import TrialEvents
 from raz.engine.inline import run_inline
 from raz.engine.interrupt import STOPPING, StopRequest
@@ -64,11 +64,26 @@ def run_trials(source: TrialSource, execution: Execution, events: TrialEvents, s
 
 
 def check_data(config: TrialConfig, data_root: Path | None) -> None:
-    """Raises RazError when the data set or the backbone's weights cannot be opened, before any trial runs."""
+    """Raises RazError when the data set or the backbone cannot be opened, before any trial runs."""
     from raz.data import open_dataset
 
     open_dataset(config.dataset, data_root)
-    if config.backbone.weights != "none":  # missing or wrong weights would fail every trial
-        from raz.pipeline.backbones import build_backbone
+    check_backbone(config.backbone)
 
-        build_backbone(config.backbone, config.seed)
+
+def check_backbone(config: BackboneConfig) -> None:
+    """Raises RazError for a backbone that is not there, or whose weights are missing or wrong: it would fail every
+    trial."""
+    if config.weights != "none" or config.name != PAPER_BACKBONE:
+        from raz.pipeline.backbones import build_backbone  # imports torch
+
+        build_backbone(config, seed=0)
+
+
+def check_searched_backbones(space: SearchSpace) -> None:
+    """Raises RazError for a name of a backbone that a search space may draw and that is none."""
+    for parameter in space.parameters:
+        for value in parameter.choices:
+            name = (parameter.settings(value) if parameter.sets else {parameter.name: value}).get("backbone.name")
+            if isinstance(name, str):
+                check_backbone(BackboneConfig(name, weights="none"))

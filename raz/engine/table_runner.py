@@ -9,7 +9,7 @@ from raz.engine.events import NullEvents, TrialEvents
 from raz.engine.interrupt import STOPPING, StopRequest, handle_signals
 from raz.engine.ray_session import cluster_jobs
 from raz.engine.results import TableResult, TableTrialResult
-from raz.engine.runner import Execution, check_data, parallel_slots, run_trials
+from raz.engine.runner import Execution, check_backbone, check_data, parallel_slots, run_trials
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, STORED_TRIAL
 from raz.engine.trial_source import TableSource
 from raz.errors import RazError
@@ -77,7 +77,8 @@ def run_table(
 def _readable_trials(
     table: AblationTable, scale: Profile, data_root: Path | None
 ) -> tuple[list[TableTrial], dict[str, str]]:
-    """The trials whose data sets can be opened, and why the other data sets cannot. Raises RazError when none can."""
+    """The trials whose data sets can be opened, and why the other data sets cannot. Raises RazError when none can, and
+    for a row's backbone that cannot."""
     trials = list(table.trials(scale))
     left_out: dict[str, str] = {}
     errors: list[RazError] = []
@@ -89,4 +90,9 @@ def _readable_trials(
             errors.append(error)
     if errors and len(left_out) == len(scale.datasets):
         raise errors[0]
-    return [trial for trial in trials if trial.dataset not in left_out], left_out
+    trials = [trial for trial in trials if trial.dataset not in left_out]
+    checked = {trial.config.backbone for trial in trials[:1]}
+    for backbone in dict.fromkeys(trial.config.backbone for trial in trials):
+        if backbone not in checked:
+            check_backbone(backbone)
+    return trials, left_out

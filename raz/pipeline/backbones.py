@@ -8,8 +8,10 @@ concatenated as they are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +23,7 @@ from raz.errors import RazError
 from raz.paper.networks import IMAGENET, STRIDE, Backbone, ColourStatistics, VggBackbone, initialise
 from raz.pipeline.builders import load_state_dict_strict, read_state, seed_torch
 from raz.pipeline.weights import weights_file
+from raz.utils.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 COARSE = 16  # the stride of the second feature map
 FIELD_SIDES = (512, 1024, 2048)  # px; a receptive field that fills the last of them counts as not finite
 SIZED = 256  # px; side of the image for which operations are counted
+PROBED = (80, 112)  # px; height and width of the image on which a network is tried: multiples of 16, of nothing more
+TIMM = (1, 0, 15)  # the oldest version whose features are known to be right
+CACHED = ("model.safetensors", "pytorch_model.bin")  # names of weights in the cache of huggingface.co
 UNLOADED = "num_batches_tracked"  # counters of batch normalisation: not read in evaluation, and missing in some files
 HINT = "legal are vgg16 and timm's convolutional networks, such as tf_efficientnet_lite0 or resnet18"
 
@@ -134,6 +140,8 @@ def _load(part: nn.Module, config: BackboneConfig) -> None:
     else:
         state = _vgg_weights() if config.name == PAPER_BACKBONE else _timm_weights(config.name)
     where = f"backbone.weights {config.weights}, for {config.name}"
+    if config.name != PAPER_BACKBONE and config.weights != "imagenet":
+        _refuse_larger_network(config.name, part, state, where)
     own = part.state_dict()
     found = {name: state[source] for name in own if (source := _source_name(name, state)) is not None}
     found |= {name: value for name, value in own.items() if name.endswith(UNLOADED) and name not in found}
@@ -141,16 +149,33 @@ def _load(part: nn.Module, config: BackboneConfig) -> None:
 
 
 def _source_name(name: str, state: Mapping[str, Tensor]) -> str | None:
-    """The name in a whole network's state dict of a tensor of its cut copy, or None.
+    """The name in a whole network's state dict of a tensor of its cut copy, or None."""
+    return next((whole for whole in _names_in_whole(name) if whole in state), None)
+
+
+def _names_in_whole(name: str) -> Iterator[str]:
+    """The names that a tensor of a cut copy may have in the whole network.
 
     Where timm cuts a network between the parts of a container, it joins both names: `layers_0.…` for `layers.0.…`.
     """
-    if name in state:
-        return name
+    yield name
     first, dot, rest = name.partition(".")
-    container, line, part = first.rpartition("_")
-    joined = f"{container}.{part}{dot}{rest}" if line else name
-    return joined if joined in state else None
+    words = first.split("_")
+    for i in range(len(words) - 1, 0, -1):
+        yield f"{'_'.join(words[:i])}.{'_'.join(words[i:])}{dot}{rest}"
+
+
+def _refuse_larger_network(name: str, part: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Raise RazError where a state dict has tensors that the network lacks, in parts that it has: a deeper network of
+    the same family holds all tensors of a shallower one, with the same shapes."""
+    with torch.device("meta"):
+        whole = {*_timm().create_model(name, pretrained=False).state_dict(), *part.state_dict()}
+    parts = {tensor.partition(".")[0] for tensor in whole}
+    unknown = [tensor for tensor in state if tensor not in whole and tensor.partition(".")[0] in parts]
+    unknown = [tensor for tensor in unknown if not tensor.endswith(UNLOADED)]
+    if unknown:
+        shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        raise RazError(where, f"weights of another network: it has no {shown}", "use weights of this very network")
 
 
 def _vgg_weights() -> Mapping[str, Tensor]:
@@ -169,43 +194,94 @@ def _vgg_weights() -> Mapping[str, Tensor]:
 
 
 def _timm_weights(name: str) -> Mapping[str, Tensor]:
-    import timm
-
+    timm = _timm()
     pretrained = timm.get_pretrained_cfg(name)
-    source = f"{pretrained.hf_hub_id}" if pretrained is not None and pretrained.hf_hub_id else "its page"
+    hub = pretrained.hf_hub_id if pretrained is not None else None
+    cached = _cached_weights(hub) if hub else None
     try:
-        state: Mapping[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        # A file in the cache is read as it is: the hub's client would ask the network first, and wait for it in vain.
+        overlay = {"file": cached} if cached else None
+        network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+        state: Mapping[str, Tensor] = network.state_dict()
     except Exception as error:  # of the hub's client, of the network below it, and of timm
         if isinstance(error, MemoryError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise RazError(
             "backbone.weights: imagenet", f"the weights of {name} could not be fetched ({reason})",
-            f"connect once so that timm can keep them, or take model.safetensors of {source} from huggingface.co on "
-            "another machine and set backbone.weights to that file",
+            f"connect once so that timm can keep them, or take model.safetensors of {hub or 'its page'} from "
+            "huggingface.co on another machine and set backbone.weights to that file",
         ) from error  # fmt: skip
     return state
+
+
+def _cached_weights(hub: str) -> str | None:
+    """The file of a network's weights that was fetched from huggingface.co before; None where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = hub.partition("@")
+    found = (try_to_load_from_cache(repository, name, revision=revision or None) for name in CACHED)
+    return next((path for path in found if isinstance(path, str)), None)
 
 
 # ------------------------------------------------------------------ networks of timm
 
 
+def _timm() -> ModuleType:
+    """The package timm. Raises RazError where it is missing or too old."""
+    wanted = ".".join(map(str, TIMM))
+    hint = f"pip install 'timm>={wanted},<1.1'"
+    try:
+        import timm
+    except ImportError as error:
+        raise RazError("backbone.name", f"timm cannot be imported ({error}), expected timm {wanted}", hint) from error
+    if tuple(int(part) for part in re.findall(r"\d+", timm.__version__)[:3]) < TIMM:
+        raise RazError("backbone.name", f"timm is {timm.__version__}, expected {wanted} or newer", hint)
+    return timm
+
+
 def _body(name: str) -> tuple[nn.Module, tuple[int, int], ColourStatistics]:
     """The layers up to stride 16, the channels of the maps at strides 8 and 16, and the colour statistics."""
-    import timm
-
+    timm = _timm()
     if not timm.is_model(name):
-        raise RazError("backbone.name", f"{name!r} is no network of timm {timm.__version__}", HINT)
-    wanted = _feature_indices(name)
-    body = timm.create_model(name, pretrained=False, features_only=True, out_indices=wanted)
-    info = _feature_info(body)
-    blocks = getattr(body, "blocks", None)
-    if isinstance(blocks, nn.Sequential):  # timm runs all blocks of these networks, whichever features are asked for
-        body.blocks = blocks[: max(int(feature["stage"]) for feature in info.get_dicts(keys=["stage"]))]
-    fine, coarse = info.channels()
+        guess = did_you_mean(name, [PAPER_BACKBONE, *timm.list_models()])
+        hint = guess if guess.startswith("did") else HINT
+        raise RazError("backbone.name", f"{name!r} is no network of timm {timm.__version__}", hint)
+    body = _cut(name, _feature_indices(name))
+    fine, coarse = _feature_info(body).channels()
     config = timm.get_pretrained_cfg(name)
     mean, std = (config.mean, config.std) if config is not None else (IMAGENET.mean, IMAGENET.std)
     return body, (fine, coarse), ColourStatistics((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+def _cut(name: str, wanted: tuple[int, int]) -> nn.Module:
+    """A network that ends with the wanted feature maps."""
+    body: nn.Module = _timm().create_model(name, pretrained=False, features_only=True, out_indices=wanted)
+    blocks = getattr(body, "blocks", None)
+    if isinstance(blocks, nn.Sequential):  # timm runs all blocks of these networks, whichever features are asked for
+        stages = _feature_info(body).get_dicts(keys=["stage"])
+        body.blocks = blocks[: max(int(feature["stage"]) for feature in stages)]
+    return body
+
+
+def _try(name: str, body: nn.Module) -> None:
+    """Raise RazError for a network that takes images of one size only, or gives maps of another layout or size."""
+    height, width = PROBED
+    wanted = [
+        (1, channels, height // stride, width // stride)
+        for channels, stride in zip(_feature_info(body).channels(), (STRIDE, COARSE), strict=True)
+    ]
+    try:
+        with torch.no_grad():
+            found = [tuple(x.shape) for x in body.eval()(torch.empty(1, 3, height, width))]
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        what = f"{name} cannot run on an image of {width} x {height} px ({reason}), expected any multiple of {COARSE}"
+        raise RazError("backbone.name", what, HINT) from error
+    if found != wanted:
+        shown = " and ".join(map(str, found))
+        what = f"{name} gives maps {shown} of an image of {width} x {height} px, expected {wanted[0]} and {wanted[1]}"
+        raise RazError("backbone.name", what, HINT)
 
 
 def _feature_info(network: nn.Module) -> FeatureInfo:
@@ -216,10 +292,10 @@ def _feature_info(network: nn.Module) -> FeatureInfo:
     return info
 
 
+@lru_cache(maxsize=32)
 def _feature_indices(name: str) -> tuple[int, int]:
-    """Which of a network's feature maps are the last ones at strides 8 and 16."""
-    import timm
-
+    """Which of a network's feature maps are the last ones at strides 8 and 16. Raises RazError as `TimmBackbone`."""
+    timm = _timm()
     try:
         with torch.device("meta"):
             strides = _feature_info(timm.create_model(name, pretrained=False, features_only=True)).reduction()
@@ -229,12 +305,15 @@ def _feature_indices(name: str) -> tuple[int, int]:
     if min(fine, coarse) < 0:
         found = ", ".join(str(stride) for stride in strides)
         raise RazError("backbone.name", f"{name} has features at strides {found}, expected {STRIDE} and {COARSE}", HINT)
+    with torch.device("meta"):
+        _try(name, _cut(name, (fine, coarse)))
     return fine, coarse
 
 
 @lru_cache(maxsize=8)
 def _field_of(name: str) -> int | None:
-    """Half the receptive field of the features that a network of timm gives, in px; None where it is not finite.
+    """Upper bound of half the receptive field of the features that a network of timm gives, in px, a multiple of
+    COARSE; None where it is not finite.
 
     A square that is not a number spreads to every output that reads it, whatever the weights and activations are.
     """
@@ -248,5 +327,6 @@ def _field_of(name: str) -> int | None:
         rows, cols = (reached.any(dim=axis).nonzero() for axis in (1, 0))
         low, high = STRIDE * int(min(rows.min(), cols.min())), STRIDE * int(max(rows.max(), cols.max()) + 1)
         if low > 0 and high < side:
-            return max(start - low, high - start - COARSE)
+            # of the square, the outputs at its ends may read one pixel or all
+            return -(-max(start - low, high - start - COARSE) // COARSE) * COARSE
     return None
