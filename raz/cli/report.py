@@ -183,8 +183,10 @@ def _table(
 ) -> Report:  # fmt: skip
     from raz.report.fill import fill_table
     from raz.report.score_transfer import fill_from_file, write_scores
+    from raz.report.stage_costs import costs_of_stages, seconds_notes
     from raz.report.stale import stale_notes
     from raz.report.tables import table_report
+    from raz.report.used_stages import used_stages
     from raz.spec.ablation_yaml import load_table
     from raz.spec.base_config import parse_settings
     from raz.utils.shipped import find_shipped
@@ -203,18 +205,18 @@ def _table(
         typer.echo(f"wrote {written} scores to {files.write}", err=True)
     command = fill_command(file, selected.name, selected.datasets, store, data_root, settings)
     cost = "" if filled.imported or not filled.missing else _cost(file, selected.name, store, data_root, settings)
-    report = table_report(filled, command, cost, over, tuple(stale_notes(filled, data_root)))
+    costed = f"{table.splits[-1]}.gflops_per_image" in table.metrics
+    stages = used_stages(filled, data_root) if (costed or with_figures) and not filled.imported else ()
+    notes = (*stale_notes(filled, data_root), *(seconds_notes(filled, stages) if costed else ()))
+    report = table_report(filled, command, cost, over, notes)
     if not with_figures:
         return report
     from raz.report.figures.learning_curves import learning_curves
     from raz.report.figures.stage_tree import stage_cost_figures
     from raz.report.figures.table_figures import table_figures
-    from raz.report.stage_costs import costs_of_stages
-    from raz.report.used_stages import used_stages
 
     if filled.imported:  # what trained and what it took is in the store alone
         return replace(report, figures=table_figures(filled, over))
-    stages = used_stages(filled, data_root)
     figures = (
         *table_figures(filled, over),
         *learning_curves(stages, data_root),

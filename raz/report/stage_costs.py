@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raz.pipeline.graph import stage_of
+from raz.pipeline.graph import STAGES, stage_of
 from raz.report.layout import TextTable
 
 if TYPE_CHECKING:
+    from raz.report.fill import FilledTable
     from raz.report.used_stages import UsedStage
     from raz.study.records import TrialRecord
 
@@ -56,6 +57,45 @@ def costs_of_records(records: Sequence[TrialRecord]) -> tuple[StageCost, ...]:
 def costs_of_stages(stages: Sequence[UsedStage]) -> tuple[StageCost, ...]:
     """Costs of a table's trials that are in the store, from the manifests of their stages."""
     return cost_by_stage((str(use.node), use.key, use.artifact.seconds if use.artifact else 0.0) for use in stages)
+
+
+def prediction_seconds(filled: FilledTable, stages: Sequence[UsedStage]) -> dict[tuple[str, str], tuple[float, str]]:
+    """(data set, row) -> the seconds that predicting an image of the last split took, mean over seeds, and the devices.
+
+    They are the seconds of the inferred stages, each as it was made: stages that one process makes one after the other
+    share features, and other work on the machine counts. Rows of which a stage is gone are left out.
+    """
+    split = filled.table.splits[-1]
+    of_trial: dict[tuple[str, str, int], list[UsedStage]] = {}
+    for use in stages:
+        if STAGES[use.node.stage].kind == "inferred" and use.node.split == split:
+            of_trial.setdefault((use.dataset, use.row, use.seed), []).append(use)
+    seconds: dict[tuple[str, str], list[float]] = {}
+    devices: dict[tuple[str, str], set[str]] = {}
+    for (dataset, row, seed), uses in of_trial.items():
+        images = filled.cells[row, dataset].scores[seed].metrics.get(f"{split}.images", 0.0)
+        made = [use.artifact for use in uses if use.artifact is not None]
+        if images and len(made) == len(uses):
+            seconds.setdefault((dataset, row), []).append(sum(artifact.seconds for artifact in made) / images)
+            devices.setdefault((dataset, row), set()).update(artifact.manifest.device for artifact in made)
+    return {key: (sum(each) / len(each), ", ".join(sorted(devices[key]))) for key, each in seconds.items()}
+
+
+def seconds_notes(filled: FilledTable, stages: Sequence[UsedStage]) -> list[str]:
+    """One note a data set: the seconds of predicting an image, row by row and grouped by device."""
+    notes = []
+    took = prediction_seconds(filled, stages)
+    for dataset in filled.profile.datasets:
+        for device in sorted({on for (of, _), (_, on) in took.items() if of == dataset}):
+            rows = [
+                f"{row} {seconds:.2g}" for (of, row), (seconds, on) in took.items() if (of, on) == (dataset, device)
+            ]
+            notes.append(
+                f"{filled.title(dataset)}, seconds of prediction an image as measured when each stage was made, on"
+                f" {device}: {'; '.join(rows)}. Stages made one after the other share features, and other work on the"
+                " machine counts, so GFLOP compare better."
+            )
+    return notes
 
 
 def cost_table(costs: Sequence[StageCost]) -> TextTable:
