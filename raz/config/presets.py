@@ -23,14 +23,14 @@ def _presets() -> dict[str, TrialConfig]:
         epochs=30, optimizer="schedule-free", lr=2e-3, backbone_lr=4e-4, warmup=200, weight_decay=1e-4, batch=6,
         crop=256, crops_per_image=1, grey=0.2, plateau=10_000, stop=10_000, clip=1.0, amp=False,
     )  # fmt: skip
-    heads = replace(free, epochs=4, backbone_lr=0.0, warmup=50, grey=0.0, flip=False)  # on frozen branches
+    heads = replace(free, epochs=3, backbone_lr=0.0, warmup=50, grey=0.0, flip=False)  # on frozen branches
     zoomed = ZoomingConfig(anchors="small", k_z=4)
     small = replace(
         paper,
         backbone=BackboneConfig(name="tf_efficientnet_lite0", neck=96),
         counting=replace(
             paper.counting, init="kaiming-small", channels=(96, 64, 64, 32), kernel="cell", loss="pyramid-l1",
-            train=replace(free, epochs=40, scales=(0.6, 1.5)),
+            train=replace(free, scales=(0.6, 1.5)),
         ),
         localization=replace(
             paper.localization, init="kaiming-small", channels=(96, 64), upsample=(48, 24, 16), unfreeze="backbone",
@@ -39,8 +39,8 @@ def _presets() -> dict[str, TrialConfig]:
         attention=replace(paper.attention, init="kaiming-small", channels=16, train=replace(heads, lr=2e-3)),
         raz=RazConfig(
             regions=replace(zoomed, k_z=2),
-            train=replace(free, epochs=6, lr=3e-3, backbone_lr=6e-4, warmup=100, scales=(0.7, 1.4)),
-            attention_train=replace(heads, epochs=3),
+            train=replace(free, epochs=5, lr=3e-3, backbone_lr=6e-4, warmup=100, scales=(0.7, 1.4)),
+            attention_train=heads,
         ),
         zooming=zoomed,
         peaks=PeaksConfig(count="expected"),
