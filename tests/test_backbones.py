@@ -23,6 +23,7 @@ from raz.cli.main import app
 from raz.config import PRESETS, BackboneConfig, TrialConfig, configure
 from raz.data import open_dataset
 from raz.errors import RazError, RazErrorGroup
+from raz.inspection.trial_details import _provenance
 from raz.paper.fusion import RULES
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch, initialise
 from raz.pipeline import backbones, keys
@@ -33,13 +34,19 @@ from raz.pipeline.backbones import (
     empty_backbone,
     measured_size,
     pretrained_identity,
+    weights_record,
 )
 from raz.pipeline.graph import TRAINED, Node
 from raz.pipeline.inference import Network
 from raz.pipeline.keys import stage_keys, weights_identity
 from raz.pipeline.model import load_model, save_model, stored_model
 from raz.pipeline.trial import run_trial
+from raz.pipeline.weights import weights_text
 from raz.planning.cost_model import CostModel, backbone_size, parameter_count, stage_gflop
+from raz.predict.model_card import model_card
+from raz.report.score_index import ScoreIndex
+from raz.store.manifest import Manifest
+from raz.study.records import TrialRecord, TrialStatus
 from tests.crowds import write_crowd
 
 VGG = BackboneConfig(weights="none", width=0.125)
@@ -365,6 +372,33 @@ def test_the_keys_of_vgg_know_nothing_of_names_and_necks() -> None:
         assert {n for n in inputs if n.startswith("backbone.")} == {"backbone.weights", "backbone.width"}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        (torch.float32, "w.safetensors"),
+        (torch.float16, "w.safetensors, stored in half precision (float16)"),
+        (torch.bfloat16, "w.safetensors, stored in half precision (bfloat16)"),
+    ],
+)
+def test_half_precision_is_told_of_the_file(dtype: torch.dtype, text: str, tmp_path: Path) -> None:
+    state = {n: v.to(dtype) if v.is_floating_point() else v for n, v in random_state("resnet18").items()}
+    save_file(state, tmp_path / "w.safetensors")
+    record = weights_record(BackboneConfig("resnet18", str(tmp_path / "w.safetensors")))
+    assert weights_text(record) == text
+    manifest = Manifest(weights=record, key={"needs": {}, "data": {}}, files={})
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))).weights == record
+    assert weights_text(weights_record(BackboneConfig("resnet18", "imagenet"))) == "imagenet"
+    assert weights_record(BackboneConfig("resnet18", "none")) == {}
+    assert weights_text(Manifest().weights) == ""
+    trial = TrialRecord(
+        "a", 0, TrialStatus.COMPLETE, {}, {"seed": 0, "threads": 1}, 1.0, {}, (), {}, "", "", 1.0, {}, None, None, None
+    )
+    shown = _provenance(trial, {}, [manifest, Manifest()])  # as `show` prints it
+    assert f"pretrained weights: {text}" in shown.lines()
+    assert shown.to_dict()["weights"] == text
+    assert not any("weights" in line for line in _provenance(trial, {}, [Manifest()]).lines())
+
+
 # ------------------------------------------------------------------ whole trials
 
 MICRO = {
@@ -398,7 +432,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["vgg16", "resnet18", "tf_efficientnet_lite0"])
 def test_five_stages_four_rules_and_an_exported_model(name: str, crowd: Path, tmp_path: Path) -> None:
     config = micro(name)
-    weights = tmp_path / "half.safetensors"
+    weights, half = tmp_path / "half.safetensors", "half.safetensors, stored in half precision (float16)"
     if name == "tf_efficientnet_lite0":  # as preset `small`: pretrained, schedule-free, counts expected, all unfrozen
         halves = {n: v.half() if v.is_floating_point() else v for n, v in random_state(name).items()}
         save_file(halves, weights)
@@ -432,6 +466,10 @@ def test_five_stages_four_rules_and_an_exported_model(name: str, crowd: Path, tm
         weights.unlink()  # an exported model needs it no more
 
     key = score_of(store, config)
+    made = ScoreIndex(store).find({"test": key})
+    assert made is not None
+    assert made.provenance["test"].made.get("weights") == ((half,) if name == "tf_efficientnet_lite0" else ())
+    assert (half in model_card(stored_model(store, key))) == (name == "tf_efficientnet_lite0")
     save_model(stored_model(store, key), tmp_path / "m.safetensors")
     model = load_model(tmp_path / "m.safetensors")
     with np.load(store / "stages" / "score" / key / "per_image.npz", allow_pickle=False) as scored:

@@ -28,7 +28,8 @@ from tests.test_pipeline import artifacts
 
 CPU = torch.device("cpu")
 FREE = TrainConfig(
-    epochs=5, optimizer="schedule-free", lr=0.05, warmup=4, weight_decay=0.01, clip=0.0, amp=False, plateau=100, stop=100
+    epochs=5, optimizer="schedule-free", lr=0.05, warmup=4, weight_decay=0.01, clip=0.0, amp=False, plateau=100,
+    stop=100,
 )  # fmt: skip
 BATCHES = 3  # an epoch
 

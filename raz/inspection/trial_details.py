@@ -11,6 +11,7 @@ from raz.inspection.study_details import UNKNOWN, TrialSummary, changes_lines
 from raz.inspection.study_list import iso
 from raz.pipeline.events import StageUse
 from raz.pipeline.graph import stage_of
+from raz.pipeline.weights import weights_text
 from raz.store.cache import StageCache, stored_curve
 from raz.store.inventory import KEY
 from raz.store.manifest import Manifest, read_manifest
@@ -46,13 +47,15 @@ class Provenance:
     seed: Json
     threads: Json
     data: Mapping[str, Json] | str  # split -> fingerprint
+    weights: str  # the pretrained weights, and whether in half precision; empty where there are none or none is known
     others: Mapping[str, Json]  # other fields of the trial's own record
 
     def to_dict(self) -> dict[str, JsonLike]:
         """The JSON document."""
         return {
             "commit": self.commit, "dirty": self.dirty, "versions": self.versions, "device": self.device,
-            "seed": self.seed, "threads": self.threads, "data": self.data, **self.others,
+            "seed": self.seed, "threads": self.threads, "data": self.data,
+            **({"weights": self.weights} if self.weights else {}), **self.others,
         }  # fmt: skip
 
     def lines(self) -> list[str]:
@@ -66,6 +69,7 @@ class Provenance:
         return [
             f"commit: {self.commit}{dirty}", f"versions: {versions}",
             f"device: {device}, seed {self.seed}, threads {self.threads}", f"data: {data}",
+            *([f"pretrained weights: {self.weights}"] if self.weights else []),
         ]  # fmt: skip
 
 
@@ -204,6 +208,7 @@ def _provenance(trial: TrialRecord, extra: Mapping[str, Json], manifests: Sequen
         seed=trial.config.get("seed", UNKNOWN),
         threads=trial.config.get("threads", UNKNOWN),
         data=(own_data if isinstance(own_data, dict) else {}) or data or UNKNOWN,
+        weights=", ".join(sorted({text for m in manifests if (text := weights_text(m.weights))})),
         others={name: value for name, value in own.items() if name not in ("device", "data")},
     )
 

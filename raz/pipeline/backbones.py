@@ -116,6 +116,16 @@ def pretrained_identity(config: BackboneConfig) -> str:
     return f"tensors:{sha256.hexdigest()}"
 
 
+def weights_record(config: BackboneConfig) -> dict[str, str]:
+    """What a manifest tells about pretrained weights: `name` (`imagenet`, or the file's) and, of a file, the `dtype` of
+    its tensors. A key holds only their values. Empty for weights from scratch. Raises RazError for a missing file."""
+    if config.weights in ("none", "imagenet"):
+        return {} if config.weights == "none" else {"name": config.weights}
+    path = weights_file(config.weights)
+    dtypes = {value.dtype for value in read_state(path).values() if value.is_floating_point()}
+    return {"name": path.name, "dtype": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))}
+
+
 def measured_size(name: str, neck: int) -> tuple[float, int, int]:
     """FLOP for one pixel of the input, weights, and channels of the features, of a network of timm with its neck.
     Nothing is computed: the layers run on tensors without values."""

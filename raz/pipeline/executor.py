@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from raz.config import TrialConfig, parameters
 from raz.errors import FailureReason, TrialFailure
+from raz.pipeline.backbones import weights_record
 from raz.pipeline.context import TrialState
 from raz.pipeline.events import EventKind, StageEvent, StageUse
 from raz.pipeline.failures import DEVICE_OOM, classify
@@ -158,6 +159,8 @@ class StageExecutor:
         seconds = sum(point["seconds"] for point in chain.curve)
         manifest = self._manifest(node, seconds, context.read)
         manifest = replace(manifest, best_epoch=chain.best_epoch, best_value=chain.best_value)
+        if node.stage == "counting":
+            manifest = replace(manifest, weights=weights_record(context.inputs.backbone))
         return state.cache.publish(key, write, manifest, lease)
 
     def _make(self, node: Node, key: StageKey, lease: Lease) -> Artifact:

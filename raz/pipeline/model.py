@@ -36,6 +36,7 @@ from raz.pipeline.graph import TRAINED, declared_inputs, stage_of
 from raz.pipeline.inference import TILE_PIXELS, FeatureLru, Network
 from raz.pipeline.regions import MapFunction, PassResult, first_pass, image_candidates, zoom_pass
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, cell_counts
+from raz.pipeline.weights import weights_text
 from raz.store.cache import Artifact, StageCache
 from raz.store.paths import FITTED, WEIGHTS
 from raz.utils.atomic import atomic_write
@@ -259,9 +260,10 @@ def stored_model(store: Path, score: str, about: Mapping[str, Json] | None = Non
         hint = "run the study again: scores are made anew, in seconds, nothing is trained"
         raise RazError(f"store {store}", "this score keeps no thresholds: it is of an older version", hint) from None
     stages: JsonObject = {**{stage: result.key for stage, result in trained.items()}, "score": score}
+    told = weights_text(artifact_of("counting", keys["counting"]).manifest.weights)
     source: JsonObject = {
         "stages": stages,
-        "made": {"versions": {**manifest.versions}, "device": manifest.device},
+        "made": {"versions": {**manifest.versions}, "device": manifest.device, **({"weights": told} if told else {})},
     }
     return Model(config, trained, fitted, {**(about or {}), **source})
 

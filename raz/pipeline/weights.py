@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from raz.errors import RazError
+
+HALF = ("bfloat16", "float16")
+
+
+def weights_text(record: Mapping[str, str]) -> str:
+    """What a manifest's record of pretrained weights says: `FILE, stored in half precision (float16)`. Empty for an
+    empty record, of a backbone from scratch or of an earlier version."""
+    name, dtype = record.get("name", ""), record.get("dtype", "")
+    return f"{name}, stored in half precision ({dtype})" if any(half in dtype for half in HALF) else name
 
 
 def weights_file(weights: str) -> Path:

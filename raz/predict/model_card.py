@@ -180,7 +180,8 @@ def _what_it_is(model: Model) -> list[str]:
     config = model.config
     weights = sum(value.numel() for trained in model.trained.values() for value in trained.weights.values())
     pretrained = {"imagenet": "pretrained on ImageNet (its weights have terms of their own)", "none": "from scratch"}
-    backbone = pretrained.get(config.backbone.weights, f"from the file {Path(config.backbone.weights).name}")
+    told = object_or_empty(model.about.get("made")).get("weights") or Path(config.backbone.weights).name
+    backbone = pretrained.get(config.backbone.weights, f"from the file {told}")
     size = config.input.times(config.predict.scale)
     longest = f", at most {size.max_side} px a side" if size.max_side else ""
     rows = [

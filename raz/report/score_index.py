@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from raz.errors import RazError
 from raz.pipeline.graph import Node
+from raz.pipeline.weights import weights_text
 from raz.report.per_image import PerImage
 from raz.store.cache import StageCache
 from raz.store.manifest import Manifest, read_manifest
@@ -29,7 +30,7 @@ from raz.store.paths import MANIFEST, METRICS, PER_IMAGE, StorePaths
 from raz.utils.atomic import atomic_write
 from raz.utils.json_types import Json, JsonLike, JsonObject, object_or_empty, parse_json, parse_object
 
-SCHEMA_VERSION = 2  # raise it when the index of the same scores changes
+SCHEMA_VERSION = 3  # raise it when the index of the same scores changes
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ScoreProvenance:
     """What made a score.
 
     versions: package -> version. data: split -> fingerprint of its images. config: dotted name -> value. made: kind
-    (code, device, torch) -> its values over the score and everything it was computed from.
+    (code, device, torch, weights) -> its values over the score and everything it was computed from.
     """
 
     device: str
@@ -109,18 +110,18 @@ def manifest_of(store: Path, node: str, key: str) -> Manifest | None:
 
 
 class ProvenanceIndex:
-    """Commits, device kinds and torch versions behind an artifact and everything it was computed from."""
+    """Commits, device kinds, torch versions and pretrained weights behind an artifact and all that it was made from."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
         self._by_key: dict[str, Mapping[str, frozenset[str]]] = {}
 
     def of(self, manifest: Manifest) -> Mapping[str, frozenset[str]]:
-        """Kind (code, device, torch) -> values. Artifacts that are no longer in the store add nothing."""
+        """Kind (code, device, torch, weights) -> values. Artifacts that are no longer in the store add nothing."""
         versions = manifest.versions
         own = {
             "code": versions.get("commit") or versions.get("raz-sweep"), "device": manifest.device,
-            "torch": versions.get("torch"),
+            "torch": versions.get("torch"), "weights": weights_text(manifest.weights),
         }  # fmt: skip
         out = {kind: frozenset([value]) if value else frozenset() for kind, value in own.items()}
         for node, key in manifest.needs.items():

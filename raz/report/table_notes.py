@@ -110,9 +110,11 @@ def ceiling_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
 
 
 def provenance_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
-    """One note for each of code, data, device kind and torch in which the rows of a data set differ, networks
-    included."""
-    rows_by_value: dict[str, dict[str, set[str]]] = {"code": {}, "data": {}, "kinds of device": {}, "torch": {}}
+    """One note for each of code, data, device kind, torch and pretrained weights in which the rows of a data set
+    differ, networks included."""
+    rows_by_value: dict[str, dict[str, set[str]]] = {
+        "code": {}, "data": {}, "kinds of device": {}, "torch": {}, "pretrained weights": {},
+    }  # fmt: skip
     for row in filled.table.run_rows:
         for trial in filled.cells[row.name, dataset].scores.values():
             for split, provenance in trial.provenance.items():
@@ -122,6 +124,7 @@ def provenance_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
                     "data": [provenance.data.get(split, "unknown")[:12] + f" ({split})"],
                     "kinds of device": made.get("device", ()),
                     "torch": made.get("torch", ()),
+                    "pretrained weights": made.get("weights", ()),
                 }
                 for kind, values in values_by_kind.items():
                     for value in values:
@@ -131,6 +134,20 @@ def provenance_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
         if len(by_value) > expected:
             rows = "; ".join(f"{value}: {len(names)} rows" for value, names in sorted(by_value.items()))
             yield f"{filled.title(dataset)}: the rows were made by different {kind} ({rows})."
+
+
+def weights_notes(filled: FilledTable) -> Iterator[str]:
+    """That networks started from weights that a file stores in half precision."""
+    found = {
+        text
+        for cell in filled.cells.values()
+        for trial in cell.scores.values()
+        for provenance in trial.provenance.values()
+        for text in provenance.made.get("weights", ())
+    }
+    for text in sorted(found):
+        if "half precision" in text:
+            yield f"Trained from {text}: a rounded copy, so results may differ from those of the published weights."
 
 
 def problem_notes(filled: FilledTable) -> Iterator[str]:

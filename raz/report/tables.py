@@ -28,6 +28,7 @@ from raz.report.table_notes import (
     problem_notes,
     provenance_notes,
     quartile_notes,
+    weights_notes,
 )
 from raz.report.table_records import cell_records, claim_record, record_name
 from raz.spec.ablation import Misprint
@@ -82,6 +83,7 @@ def table_report(
     notes += table.notes
     notes += [note for dataset in profile.datasets for note in ceiling_notes(filled, dataset)]
     notes += [note for dataset in profile.datasets for note in provenance_notes(filled, dataset)]
+    notes += weights_notes(filled)
     notes += problem_notes(filled)
     notes += stale
     missing = filled.missing

@@ -39,6 +39,7 @@ class Manifest:
     best_value: float | None = None  # of a trained stage: its validation value at the best epoch
     key: Mapping[str, Json] = field(default_factory=dict)  # content of the stage's key (`StageKey.content`)
     files: Mapping[str, str] = field(default_factory=dict)  # name -> sha256 (hex)
+    weights: Mapping[str, str] = field(default_factory=dict)  # of the counting stage: its pretrained weights
 
     @property
     def needs(self) -> dict[str, str]:
@@ -53,7 +54,8 @@ class Manifest:
     def to_json(self) -> dict[str, JsonLike]:
         """JSON values. Optional fields without a value are left out."""
         optional: dict[str, JsonLike] = {
-            "read": self.read, "best_epoch": self.best_epoch, "best_value": self.best_value,
+            "read": self.read, "weights": self.weights or None, "best_epoch": self.best_epoch,
+            "best_value": self.best_value,
         }  # fmt: skip
         return {
             "stage": self.stage, "seconds": self.seconds, "device": self.device, "versions": self.versions,
@@ -72,6 +74,7 @@ class Manifest:
             versions=_strings(get_object(document, "versions"), "versions"),
             config=get_object(document, "config"),
             read=None if read is None else tuple(as_str(name, "read") for name in as_list(read, "read")),
+            weights=_strings(get_object(document, "weights"), "weights"),
             best_epoch=None if epoch is None else as_int(epoch, "best_epoch"),
             best_value=None if value is None else as_float(value, "best_value"),
             key=as_object(document.get("key"), "key"),
