@@ -21,7 +21,8 @@ def init_command(
         typer.Option(help="tiny, small or paper. Default: small for published photographs or with weights, else tiny."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--backbone-weights", help="A file of VGG-16 weights, as `backbone.weights` takes it.")
+        str | None,
+        typer.Option("--backbone-weights", help="A file of the preset's pretrained weights: `backbone.weights`."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
@@ -30,7 +31,7 @@ def init_command(
     \b
     raz-sweep init
     raz-sweep init --dataset cells --data-root . --out cells.yaml     a folder that `raz-sweep data add` described
-    raz-sweep init --dataset shanghaitech_b --backbone-weights vgg16.pt --out b.yaml
+    raz-sweep init --dataset shanghaitech_b --backbone-weights lite0.safetensors --out b.yaml
     """
     study = write_space(out, dataset, preset, weights, force, data_root)
     typer.echo(f"{out}: study {study}; edit it, then: {run_command(dataset, shlex.quote(str(out)), data_root)}")

@@ -27,7 +27,7 @@ _TEMPLATE = """\
 # The same command again resumes or extends it. `--set key=value` tries another base without editing.
 study: {study}
 
-# What every trial has in common. Presets: tiny (a narrow network from scratch), small (a frozen pretrained backbone:
+# What every trial has in common. Presets: tiny (a narrow network from scratch), small (a pretrained backbone:
 # photographs on CPUs), paper (everything as published; wants a GPU). Parameters go under `set`, by dotted name.
 base:
   preset: {preset}
@@ -90,10 +90,10 @@ def render_template(
     elif preset == "tiny":
         line = ""
     else:
-        line = "    # backbone.weights: /path/to/vgg16.pt  # imagenet (the default) is fetched once\n"
+        line = "    # backbone.weights: /path/to/weights.safetensors  # imagenet (the default) is fetched once\n"
     costs = {
         "tiny": "minutes on two CPU cores (images of some 200 px).",
-        "small": "an hour or so on two CPU cores for some hundred photographs.",
+        "small": "hours on two CPU cores for some hundred photographs.",
         "paper": "days on a GPU.",
     }
     return _TEMPLATE.format(
@@ -144,7 +144,7 @@ def write_space(
                 f"another {option}",
             )
     if weights == "":  # an unset variable of a shell
-        raise RazError("--backbone-weights", "an empty name", "--backbone-weights vgg16.pt")
+        raise RazError("--backbone-weights", "an empty name", "--backbone-weights lite0.safetensors")
     if out.is_dir():
         raise RazError("--out", f"{out} is a folder, expected a file", f"--out {out / 'my.yaml'}")
     study = slugify(out.stem, "_", "study")
