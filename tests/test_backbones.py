@@ -150,7 +150,9 @@ def network(config: BackboneConfig) -> Network:
 
 @pytest.mark.long
 @THREE
-@pytest.mark.parametrize("size", [(21, 560), (584, 15), (139, 200)])
+@pytest.mark.parametrize(
+    "size", [(139, 200), *(pytest.param(size, marks=pytest.mark.slow) for size in ((21, 560), (584, 15)))]
+)
 def test_tiles_equal_the_whole_image(config: BackboneConfig, size: tuple[int, int]) -> None:
     net = network(config)
     margin = net.margin
@@ -207,10 +209,16 @@ def test_the_field_of_vgg_is_the_formula_s() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["mobilenetv3_small_100"])  # squeeze-and-excitation
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "efficientnet_b0"])  # squeeze, excite
 def test_a_network_that_sees_the_whole_image_is_never_tiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbones, "FIELD_SIDES", (256, 512))
     backbones._field_of.cache_clear()
+    backbone = built(BackboneConfig(name, weights="none", neck=0)).double()
+    x = torch.rand(1, 3, 16, 1600, dtype=torch.float64)
+    other = x.clone()
+    other[..., :16] += 3
+    with torch.inference_mode():  # the far end of the image feels it
+        assert float((backbone(other) - backbone(x))[..., -1].abs().max()) > 0
     net = network(BackboneConfig(name, weights="none", neck=8))
     pixels = np.random.default_rng(3).integers(0, 256, (100, 90, 3), dtype=np.uint8)
     assert net.maps(pixels, ("density", "response", "attention"), CPU)["response"].shape == (100, 90)
@@ -260,6 +268,7 @@ def test_nothing_beyond_stride_16_is_there(name: str, kept: tuple[str, ...]) -> 
     assert (size.flop, size.weights, size.channels) == (flop, weights, neck)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [LITE.name, RESNET.name])
 def test_only_learned_statistics_move(name: str, tmp_path: Path) -> None:
     save_file(random_state(name), tmp_path / "w.safetensors")
@@ -294,6 +303,7 @@ def test_initial_weights_come_from_the_seed_alone() -> None:
 NAMES = ["tf_efficientnet_lite0", "resnet18", "convnext_atto"]  # timm joins names of the last when it cuts it
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_tensors_have_equal_keys(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = random_state(name)
@@ -327,6 +337,7 @@ def test_equal_tensors_have_equal_keys(name: str, tmp_path: Path, monkeypatch: p
     assert weights_identity(BackboneConfig(name, str(tmp_path / "beyond.safetensors"))) == found["fetched"]
 
 
+@pytest.mark.long
 def test_the_weights_reach_the_layers(tmp_path: Path) -> None:
     """The features are those of the whole network, whose forward pass is timm's."""
     for name, stages in (("resnet18", ("layer2", "layer3")), ("tf_efficientnet_lite0", ("blocks.2", "blocks.4"))):
@@ -511,6 +522,17 @@ def test_prices_follow_the_network(config: BackboneConfig, crowd: Path, tmp_path
     assert stage_gflop(learned, node, of) > stage_gflop(frozen, node, of)
 
 
+def test_a_dry_run_prices_networks_of_both_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "networks.yaml"
+    names = "backbone.name: {choice: [vgg16, resnet18]}"
+    path.write_text(SPACE.format(settings="backbone.width: 1.0", parameters=names))
+    result = CliRunner().invoke(app, ["run", str(path), "--store", str(tmp_path / "store"), "--dry-run", "--json"])
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert plan["trials"] == 2
+    assert plan["device_seconds"]["likely"] > 0
+
+
 # ------------------------------------------------------------------ bad input
 
 SPACE = """\
@@ -562,6 +584,7 @@ def test_a_network_without_the_maps_is_told(name: str, words: str, tmp_path: Pat
     assert words in refused(tmp_path, f"backbone.width: 1.0, backbone.name: {name}")
 
 
+@pytest.mark.long
 def test_weights_of_another_network_are_told(tmp_path: Path) -> None:
     for name in ("resnet34", "tf_efficientnet_lite0"):
         save_file(random_state(name), tmp_path / f"{name}.safetensors")

@@ -498,7 +498,7 @@ derive: {localization.train.lr: counting.train.rl * 2}
 """,
         """\
 f.yaml:4: localization.train.lr reads unknown parameter 'counting.train.rl'
-  try: did you mean counting.train.lr or counting.train.flip or counting.train.crop?""",
+  try: did you mean counting.train.lr or counting.train.grey or counting.train.flip?""",
     ),
     (
         """\

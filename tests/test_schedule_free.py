@@ -220,7 +220,7 @@ def test_a_plateau_halves_both_rates(tmp_path: Path) -> None:
     [
         ({"counting.train.warmup": 10}, "0 unless schedule-free"),
         ({"counting.train.optimizer": "schedule-free"}, "averages the weights itself"),  # tiny averages
-        ({"attention.train.grey": 0.2}, "its features are cached"),
+        ({"attention.train.grey": 0.2}, "0 where the backbone is frozen"),
         ({"localization.train.backbone_lr": 1e-4}, "where the backbone is frozen"),
         ({"counting.train.grey": 1.5}, "0 to 1"),
     ],
