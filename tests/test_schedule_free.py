@@ -156,6 +156,45 @@ def test_a_whole_stage_in_pieces_is_the_stage_at_once(tmp_path: Path) -> None:
     assert artifacts(tmp_path / "once").items() <= artifacts(tmp_path / "pieces").items()
 
 
+@pytest.mark.parametrize("optimizer", ["schedule-free", "adamw"])
+def test_learned_statistics_are_those_of_the_evaluated_weights(optimizer: Any, tmp_path: Path) -> None:
+    """Batch normalisation's statistics belong to the weights below it, and the evaluated ones see no training step."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1)).double()
+    frozen = nn.BatchNorm2d(1).double().eval().requires_grad_(False)
+    modules = nn.ModuleDict({"a": layers, "frozen": frozen})
+
+    def batches(epoch: int) -> Iterator[Tensor]:
+        rng = np.random.default_rng(epoch)
+        for _ in range(60):  # more than are measured
+            yield torch.from_numpy(rng.normal(epoch, 2, size=(2, 1, 6, 6)))
+
+    def loss(batch: Tensor) -> Tensor:
+        frozen.eval()  # as a pretrained backbone keeps it
+        return (layers(frozen(batch)) - 3).square().mean()
+
+    def validate() -> float:
+        assert not layers.training
+        return 1.0
+
+    task = TrainingTask("counting", modules, batches, loss, validate)
+    train(task, replace(FREE, optimizer=optimizer, warmup=0, epochs=2), Checkpoint(tmp_path / "c.pt"), CPU)
+    state = Checkpoint(tmp_path / "c.pt").load(CPU)
+    assert state is not None
+    kept = state["modules"]
+    conv = nn.Conv2d(1, 3, 3).double()
+    conv.load_state_dict({n: kept[f"a.0.{n}"] for n in ("weight", "bias")})
+    with torch.no_grad():
+        maps = [conv(batch / math.sqrt(1 + 1e-5)) for batch in list(batches(2))[:50]]
+    mean = torch.stack([each.mean(dim=(0, 2, 3)) for each in maps]).mean(0)
+    var = torch.stack([each.var(dim=(0, 2, 3)) for each in maps]).mean(0)
+    own = kept["a.1.running_mean"], kept["a.1.running_var"]
+    fits = torch.allclose(own[0], mean, rtol=1e-9) and torch.allclose(own[1], var, rtol=1e-9)
+    assert fits == (optimizer == "schedule-free")  # others keep the moving averages of the training
+    assert torch.equal(kept["frozen.running_mean"], torch.zeros(1, dtype=torch.float64))
+    assert layers[1].momentum == 0.1
+
+
 # ------------------------------------------------------------------ learning rates
 
 

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NotRequired, TypeAlias, TypedDict, TypeVar
 
@@ -26,6 +27,7 @@ from raz.store.lease import ATTEMPT, Lease
 from raz.store.s3_tier import S3Tier
 
 BatchT = TypeVar("BatchT")
+STATISTICS_BATCHES = 50  # as the authors of the schedule-free optimizers advise
 Progress = Callable[[int, float], bool]  # (step, validation value) -> stop?
 
 
@@ -216,6 +218,8 @@ def train(
                     _update_ema(state["average"], task.modules, config.average, state["updates"])
                 total, count = total + value, count + 1
             _switch(optimizer, training=False)  # from here on the modules hold the weights that are evaluated and kept
+            if isinstance(optimizer, AdamWScheduleFree):
+                _measure_statistics(task, epoch)
             value = _validated(task, state["average"])
         except torch.OutOfMemoryError as error:
             raise TrialFailure(
@@ -275,6 +279,21 @@ def _switch(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
     schedule-free optimizer tells them apart."""
     if isinstance(optimizer, AdamWScheduleFree):
         optimizer.train() if training else optimizer.eval()
+
+
+def _measure_statistics(task: TrainingTask[BatchT], epoch: int) -> None:
+    """Measure anew the statistics that batch normalisation learns, on batches of the epoch: those of the training are
+    of the weights at which gradients were taken, and fit no others. Frozen statistics stay as they are."""
+    learned = [m for m in task.modules.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    momenta = [layer.momentum for layer in learned]
+    for layer in learned:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over the batches
+    with torch.no_grad():
+        for batch in islice(task.batches(epoch), STATISTICS_BATCHES if learned else 0):
+            task.loss(batch)
+    for layer, momentum in zip(learned, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def snapshot(modules: nn.Module) -> dict[str, Tensor]:
