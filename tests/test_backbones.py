@@ -661,7 +661,8 @@ def test_an_old_or_missing_timm_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         ({"backbone.name": "resnet18", "backbone.width": 1.0, "counting.unfreeze": "none"}, "a frozen neck"),
         ({"backbone.name": "resnet18", "backbone.width": 0.5}, "1 with resnet18"),
         ({"backbone.name": ""}, "vgg16, or a network of timm"),
-        ({"backbone.neck": -1}, "to 4096"),
+        ({"backbone.name": "resnet18", "backbone.width": 1.0, "backbone.neck": -1}, "to 4096"),
+        ({"backbone.neck": 64}, "96 with vgg16: it has none"),
     ],
 )
 def test_values_that_cannot_be_are_told(settings: dict[str, Any], words: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raz.config.trial import PAPER_BACKBONE, TrialConfig, ZoomingConfig
+from raz.config.trial import PAPER_BACKBONE, BackboneConfig, TrialConfig, ZoomingConfig
 from raz.config.value_types import Leaf
 from raz.errors import RazError
 
@@ -32,7 +32,15 @@ def validate_ranges(config: TrialConfig, where: str) -> list[RazError]:
     )  # fmt: skip
     need("backbone.name", bool(c.backbone.name), c.backbone.name, "vgg16, or a network of timm")
     need("backbone.neck", 0 <= c.backbone.neck <= 4096, c.backbone.neck, "0 (features as they are) to 4096")
-    if c.backbone.name != PAPER_BACKBONE:
+    if c.backbone.name == PAPER_BACKBONE:
+        default = BackboneConfig().neck
+        need(
+            "backbone.neck",
+            c.backbone.neck == default,
+            c.backbone.neck,
+            f"{default} with {PAPER_BACKBONE}: it has none",
+        )
+    else:
         need("backbone.width", c.backbone.width == 1, c.backbone.width, f"1 with {c.backbone.name}")
         frozen = c.counting.unfreeze == "none" and c.backbone.neck > 0
         need(

@@ -70,7 +70,7 @@ class TimmBackbone(Backbone):
         super().train(mode)
         if self.frozen_statistics:
             for layer in self.body.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                if isinstance(layer, nn.BatchNorm2d):
                     layer.eval()
         return self
 

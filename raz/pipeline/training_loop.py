@@ -284,7 +284,7 @@ def _switch(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
 def _measure_statistics(task: TrainingTask[BatchT], epoch: int) -> None:
     """Measure anew the statistics that batch normalisation learns, on batches of the epoch: those of the training are
     of the weights at which gradients were taken, and fit no others. Frozen statistics stay as they are."""
-    learned = [m for m in task.modules.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    learned = [m for m in task.modules.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     momenta = [layer.momentum for layer in learned]
     for layer in learned:
         layer.reset_running_stats()
