@@ -44,7 +44,7 @@ def _presets() -> dict[str, TrialConfig]:
         ),
         zooming=zoomed,
         peaks=PeaksConfig(count="expected"),
-        fusion=FusionConfig(theta_f="image", fit_on="val"),
+        fusion=FusionConfig(theta_f="shared", fit_on="val", cells=8),
     )  # fmt: skip
     # A narrow network from scratch: the generated crowd, and tests.
     tiny_train = TrainConfig(
