@@ -207,7 +207,7 @@ def _timm_weights(name: str) -> Mapping[str, Tensor]:
     timm = _timm()
     pretrained = timm.get_pretrained_cfg(name)
     hub = pretrained.hf_hub_id if pretrained is not None else None
-    cached = _cached_weights(hub) if hub else None
+    cached = _cached_weights(hub, pretrained.hf_hub_filename) if hub else None
     try:
         # A file in the cache is read as it is: the hub's client would ask the network first, and wait for it in vain.
         overlay = {"file": cached} if cached else None
@@ -225,12 +225,14 @@ def _timm_weights(name: str) -> Mapping[str, Tensor]:
     return state
 
 
-def _cached_weights(hub: str) -> str | None:
+def _cached_weights(hub: str, file: str | None = None) -> str | None:
     """The file of a network's weights that was fetched from huggingface.co before; None where there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = hub.partition("@")
-    found = (try_to_load_from_cache(repository, name, revision=revision or None) for name in CACHED)
+    found = (
+        try_to_load_from_cache(repository, name, revision=revision or None) for name in ([file] if file else CACHED)
+    )
     return next((path for path in found if isinstance(path, str)), None)
 
 
