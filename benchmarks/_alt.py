@@ -47,13 +47,14 @@ def _warm(call: Call) -> int:
 class Bench:
     """The command line, the proofs and the comparisons of one benchmark."""
 
-    def __init__(self, title: str, argv: list[str] | None = None) -> None:
-        parser = argparse.ArgumentParser(description=title)
+    def __init__(self, title: str, parser: argparse.ArgumentParser | None = None) -> None:
+        """parser: with options of the benchmark's own, which `options` then holds."""
+        parser = parser or argparse.ArgumentParser(description=title)
         parser.add_argument("--check", action="store_true", help=f"exit 1 below {SLACK} of a target")
         parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
         parser.add_argument("--reps", type=int, default=7, help="pairs of measurements (5 to 9)")
         parser.add_argument("--only", default="", metavar="WORD", help="only comparisons whose label has this word")
-        self.options = parser.parse_args(argv)
+        self.options = parser.parse_args()
         self.machine = {
             "title": title,
             "python": platform.python_version(),

@@ -76,7 +76,7 @@ def photograph(path: Path, width: int, height: int, seed: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="none", help="VGG-16 weights; none: random ones")
+    parser.add_argument("--weights", default="none", help="of the backbone; none: random ones")
     parser.add_argument("--size", default="1024x768", help="of the images, px")
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
