@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from raz.errors import RazError
 from raz.paper.expected import (
+    BAND,
     CELL,
     LABEL_PIXELS,
     best_of_expected,
@@ -116,3 +119,28 @@ def test_as_many_points_count_as_are_expected_of_each_network() -> None:
     assert best_of_expected(points, expected).tolist() == [True, True, True, False, False]
     expected[0] = 9  # more than there are
     assert best_of_expected(points, expected).tolist() == [True, True, True, False, True]
+
+
+def test_large_maps_are_taken_in_bands_of_rows() -> None:
+    """Beyond a band the sums are those of a loop over bins, and double precision never holds the whole map."""
+    generator = np.random.default_rng(3)
+    height, width = 2 * BAND + 13, 85
+    response = generator.random((height, width), dtype=np.float32)
+    per_pixel = expected_per_pixel(response, 100.0)
+    found = main_expected(response, 100.0)[0]
+    regions = np.array([[10.0, BAND - 100.0, 60.0, BAND + 99.0]])  # across the edge of a band
+    nothing = [np.zeros_like(found)]
+    merged = merge_expected(np.ones((2, *found.shape), np.float32), regions, nothing, height, width, zoom=2.0, border=0)
+    owned = np.zeros((height, width))
+    owned[BAND - 100 : BAND + 99, 10:60] = 1
+    for row in range(found.shape[0]):
+        for col in range(found.shape[1]):
+            bin_of = np.s_[CELL * row : CELL * (row + 1), CELL * col : CELL * (col + 1)]
+            assert found[row, col] == pytest.approx(per_pixel[bin_of].sum(), rel=1e-6)
+            assert merged[0, row, col] == pytest.approx(1 - owned[bin_of].mean(), abs=1e-6)
+    large = np.zeros((8 * BAND, 512), np.float32)
+    tracemalloc.start()
+    main_expected(large, 100.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < large.nbytes  # converted at once, it would take twice as much and more

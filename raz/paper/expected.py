@@ -10,6 +10,8 @@ known how many heads each expects: (2, ceil(H/CELL), ceil(W/CELL)) float32, Main
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,7 @@ from raz.errors import RazError
 from raz.paper.zoom import Points, region_cores
 
 CELL = 8  # px
+BAND = 64 * CELL  # rows of a map that are held in double precision at a time: those of a large image take 0.4 GB
 LABEL_PIXELS = 5  # a pixel and its four neighbours
 
 Expected = NDArray[np.float32]
@@ -32,14 +35,18 @@ def expected_per_pixel(response: NDArray[np.floating], gamma: float) -> NDArray[
         raise RazError("expected_per_pixel", f"gamma is {gamma}, expected more than 0")
     if r.size and not (r.min() >= 0 and r.max() <= 1):
         raise RazError("expected_per_pixel", "responses that are no probabilities", "a diverged network?")
-    return r / (r + gamma * (1 - r)) / LABEL_PIXELS
+    out: NDArray[np.float64] = 1 - r  # then in place: maps of large images are large
+    out *= gamma
+    out += r
+    np.divide(r, out, out=out)
+    out /= LABEL_PIXELS
+    return out
 
 
 def main_expected(response: NDArray[np.floating], gamma: float) -> Expected:
     """The map of expected heads after pass 1, from Main-Net's response map (H, W)."""
-    per_pixel = expected_per_pixel(response, gamma)
-    height, width = per_pixel.shape
-    found = _binned(per_pixel, np.arange(height) + 0.5, np.arange(width) + 0.5, height, width)
+    height, width = response.shape
+    found = _binned_bands(lambda top, end: expected_per_pixel(response[top:end], gamma), height, width)
     return np.stack([found, np.zeros_like(found)])
 
 
@@ -84,12 +91,16 @@ def merge_expected(
     `inside` are the `region_expected` of each region. Of a bin on the edge of a region's core, `before` keeps the share
     of its pixels outside.
     """
-    ys, xs = np.arange(height) + 0.5, np.arange(width) + 0.5
-    free = np.ones((height, width))
-    for core in region_cores(regions, height, width, border / zoom):
-        free[_inside(ys, xs, core)] = 0
-    pixels = _binned(np.ones((height, width)), ys, xs, height, width)
-    out = before * (_binned(free, ys, xs, height, width) / pixels)
+    cores = region_cores(regions, height, width, border / zoom)
+
+    def free(top: int, end: int) -> NDArray[np.float64]:
+        out = np.ones((end - top, width))
+        for core in cores:
+            out[_inside(np.arange(top, end) + 0.5, np.arange(width) + 0.5, core)] = 0
+        return out
+
+    pixels = _binned_bands(lambda top, end: np.ones((end - top, width)), height, width)
+    out = before * (_binned_bands(free, height, width) / pixels)
     for found in inside:
         out[1] += found
     return np.asarray(out, dtype=np.float32)
@@ -108,6 +119,17 @@ def best_of_expected(points: Points, expected: Expected) -> NDArray[np.bool_]:
 def _inside(ys: NDArray[np.floating], xs: NDArray[np.floating], box: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which positions of a grid lie in the box x0, y0, x1, y1, (len(ys), len(xs))."""
     return np.asarray(np.outer((ys >= box[1]) & (ys < box[3]), (xs >= box[0]) & (xs < box[2])))
+
+
+def _binned_bands(of_rows: Callable[[int, int], NDArray[np.float64]], height: int, width: int) -> Expected:
+    """Sums in the bins of an image of height x width, of one value for each of its pixels. `of_rows` gives those of the
+    rows from its first argument up to its second."""
+    xs = np.arange(width) + 0.5
+    bands = [np.zeros((0, -(-width // CELL)), np.float32)]
+    for top in range(0, height, BAND):
+        values = of_rows(top, min(top + BAND, height))
+        bands.append(_binned(values, np.arange(len(values)) + 0.5, xs, len(values), width))
+    return np.concatenate(bands)
 
 
 def _binned(
