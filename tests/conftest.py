@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
+
+# One token for all Rays of this process. Ray keeps the first one that a process uses, so after a test that brought a
+# token of its own and took it out of the environment again, no Ray of the same process could be reached.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def write_mat(path: Path, location: object, number: int | None = None) -> None:
@@ -107,17 +113,10 @@ def ray_session() -> Iterator[None]:
     folder = tempfile.mkdtemp(dir="/tmp")
     paths = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
-    for attempt in range(3):  # beside other tests that start Rays of their own, a start was seen to fail
-        try:
-            ray.init(
-                num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
-                object_store_memory=100 * 2**20,
-            )  # fmt: skip
-            break
-        except RuntimeError:
-            ray.shutdown()
-            if attempt == 2:
-                raise
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=folder,
+        object_store_memory=100 * 2**20,
+    )  # fmt: skip
     yield
     ray.shutdown()
     if paths is None:

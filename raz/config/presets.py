@@ -36,7 +36,7 @@ def _presets() -> dict[str, TrialConfig]:
             paper.localization, init="kaiming-small", channels=(96, 64), upsample=(48, 24, 16), unfreeze="backbone",
             train=replace(free, epochs=20, lr=3e-3, backbone_lr=6e-4, scales=(0.7, 1.5)),
         ),
-        attention=replace(paper.attention, init="kaiming-small", channels=16, train=replace(heads, lr=2e-3)),
+        attention=replace(paper.attention, init="kaiming-small", channels=16, sigma_z=8.0, train=heads),
         raz=RazConfig(
             regions=replace(zoomed, k_z=2),
             train=replace(free, epochs=5, lr=3e-3, backbone_lr=6e-4, warmup=100, scales=(0.7, 1.4)),
