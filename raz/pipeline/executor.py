@@ -73,14 +73,19 @@ class StageExecutor:
     path: Sequence[Node] = ()  # every stage of the trial, in order; for a provider
     last_epoch: dict[Node, int] = field(default_factory=dict)  # the last epoch that `on_epoch` was called for
     spent: dict[Node, float] = field(default_factory=dict)  # seconds of work on stages that the store lacked
+    batched: set[Node] = field(default_factory=set)  # requested from the provider together with a stage before them
 
     def get_or_make(self, node: Node) -> StageUse:
         """Find the stage or make it, and put its artifact into `state.artifacts`. Raises as `run_trial`."""
         cache, key = self.state.cache, self.state.keys[node]
         artifact, hit = cache.find(key), True
+        if artifact is not None and node in self.batched:  # made meanwhile: the provider knows for whom
+            hit = not self._request_from_provider(node)
+            if not hit:
+                self.spent[node] = artifact.seconds
         while artifact is None:
             self._raise_known_failure(key)
-            first = self.provider(self._request(node), self._epoch_callback(node)) if self.provider else None
+            first = self._request_from_provider(node)
             if first is None:
                 artifact, hit = self._make_locally(node, key)
                 continue
@@ -93,6 +98,14 @@ class StageExecutor:
         if STAGES[node.stage].kind == "trained":
             self._replay(node, artifact)
         return StageUse(str(node), key.key, hit, artifact.seconds, self.spent.get(node, 0.0))
+
+    def _request_from_provider(self, node: Node) -> bool | None:
+        """What the provider answers to a request for the node (see StageProvider); None without a provider."""
+        if self.provider is None:
+            return None
+        request = self._request(node)
+        self.batched.update(request.nodes[1:])
+        return self.provider(request, self._epoch_callback(node))
 
     def step_before(self, node: Node) -> int:
         """The trial's step before a trained stage's first epoch: the epoch caps of the stages before it."""
