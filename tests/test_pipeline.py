@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -533,3 +534,37 @@ def test_a_trial_was_where_its_stages_were(tmp_path: Path) -> None:
     score = {Node("score", "val"): Artifact(tmp_path, Manifest(device="cpu"))}
     assert devices_of({**artifacts, **score}) == "A10, H100"
     assert devices_of({**artifacts, **score, Node("density", "val"): Artifact(tmp_path, Manifest())}) == "H100"
+
+
+def test_a_trial_is_charged_with_a_batch_that_was_made_for_it(tmp_path: Path, crowd: Path) -> None:
+    """The stages of a batch may all be there before the trial looks for the second: they were made for it all the
+    same."""
+    from raz.pipeline.executor import EpochCallback, StageRequest
+    from raz.pipeline.trial import build_stages
+
+    asked: list[list[str]] = []
+    made: set[str] = set()
+
+    class Provider:
+        """Makes a whole batch before it answers, and charges who asked."""
+
+        def begin(self, path: Mapping[Node, StageKey]) -> None:
+            assert list(path)
+
+        def __call__(self, request: StageRequest, on_epoch: EpochCallback) -> bool | None:
+            if request.nodes[0].stage == "score":
+                return None
+            asked.append([str(node) for node in request.nodes])
+            if request.keys[0].key not in made:
+                build_stages(request.config, tmp_path, request.nodes, data_root=crowd)
+                made.update(key.key for key in request.keys)
+            return True
+
+    provider = Provider()
+
+    config = micro(depth=2)
+    result = run_trial(config, tmp_path, data_root=crowd, splits=("val",), make=provider)
+    assert any(len(nodes) > 1 for nodes in asked), "no batch was asked for"
+    assert [use.stage for use in result.stages if use.hit] == []
+    again = run_trial(config, tmp_path, data_root=crowd, splits=("val",), make=provider)
+    assert all(use.hit for use in again.stages)
