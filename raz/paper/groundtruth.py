@@ -7,7 +7,7 @@ that computes a crop only and equals that slice of the whole map, so the cost of
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ Heads = NDArray[np.float64]
 Map = NDArray[np.float32]
 
 Kernel = Literal["raz", "csrnet", "cell"]
-KERNELS = ("raz", "csrnet", "cell")
+KERNELS = get_args(Kernel)
 CSRNET_NEIGHBOURS = 3  # k of CSRNet's kernel; its standard deviation is 0.3 times the mean distance
 CSRNET_BETA = 0.3 * math.sqrt(2.0)  # std s as sigma of exp(-d^2 / sigma^2): sigma = sqrt(2) s
 SIGMA_FLOOR = 0.3  # px; a narrower Gaussian could fall between pixel centres

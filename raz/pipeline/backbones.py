@@ -22,6 +22,7 @@ from raz.config import PAPER_BACKBONE, BackboneConfig
 from raz.errors import RazError
 from raz.paper.networks import IMAGENET, STRIDE, Backbone, ColourStatistics, VggBackbone, initialise
 from raz.pipeline.builders import load_state_dict_strict, read_state, seed_torch
+from raz.pipeline.torch_internals import count_flop
 from raz.pipeline.weights import weights_file
 from raz.utils.suggestions import did_you_mean
 
@@ -129,15 +130,11 @@ def weights_record(config: BackboneConfig) -> dict[str, str]:
 def measured_size(name: str, neck: int) -> tuple[float, int, int]:
     """FLOP for one pixel of the input, weights, and channels of the features, of a network of timm with its neck.
     Nothing is computed: the layers run on tensors without values."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     with torch.device("meta"):
         backbone = TimmBackbone(name, neck, frozen_statistics=True).eval()
         x = torch.empty(1, 3, SIZED, SIZED)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        backbone(x)
     weights = sum(parameter.numel() for parameter in backbone.parameters())
-    return counter.get_total_flops() / SIZED**2, weights, backbone.channels
+    return count_flop(lambda: backbone(x)) / SIZED**2, weights, backbone.channels
 
 
 # ------------------------------------------------------------------ pretrained weights
