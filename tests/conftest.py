@@ -103,6 +103,14 @@ def real_root() -> Path:
     return Path(root)
 
 
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small crowd of `tests.crowds`, in ShanghaiTech's layout."""
+    from tests.crowds import write_crowd  # which imports this module
+
+    return write_crowd(tmp_path_factory.mktemp("crowd"))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     from raz.engine.ray_session import set_ray_environment

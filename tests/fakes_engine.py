@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from raz.config import TrialConfig
 from raz.errors import TrialFailure
 from raz.pipeline.events import StageEvent, StageUse
@@ -78,3 +80,14 @@ def telling(config: TrialConfig, store: Path, *, log: Any = None, **options: Any
     for kind in ("started", "epoch", "finished"):
         log(StageEvent(kind, "localization", f"key {config.depth}", epoch=1, epochs=1))
     return run_trial(config, store, log=log, **options)
+
+
+def use_stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands of this process run the stand-in's trials, in a folder of one's own, without this shell's store and
+    data."""
+    from raz.cli.run import run_file
+
+    monkeypatch.setitem(run_file.__kwdefaults__, "run_trial", "tests.fakes_engine:run_trial")
+    monkeypatch.chdir(folder)
+    for name in ("RAZ_STORE", "RAZ_DATA_ROOT"):
+        monkeypatch.delenv(name, raising=False)

@@ -47,7 +47,6 @@ from raz.predict.model_card import model_card
 from raz.report.score_index import ScoreIndex
 from raz.store.manifest import Manifest
 from raz.study.records import TrialRecord, TrialStatus
-from tests.crowds import write_crowd
 
 VGG = BackboneConfig(weights="none", width=0.125)
 LITE = BackboneConfig("tf_efficientnet_lite0", weights="none", neck=16)
@@ -432,11 +431,6 @@ def free(part: str, pretrained: bool) -> dict[str, Any]:
     values = {"optimizer": "schedule-free", "average": 0.0, "warmup": 2}
     values |= {"backbone_lr": 1e-4, "grey": 0.3} if pretrained else {}
     return {f"{part}.{name}": value for name, value in values.items()}
-
-
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_crowd(tmp_path_factory.mktemp("crowd"))
 
 
 @pytest.mark.long

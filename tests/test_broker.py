@@ -40,7 +40,6 @@ from raz.pipeline.graph import Node
 from raz.spec.space_yaml import parse_space
 from raz.study.records import read_records
 from raz.utils.yamlfile import parse
-from tests.crowds import write_crowd
 from tests.journaling import PIPELINE, times
 from tests.test_pipeline import MICRO, artifacts
 
@@ -326,11 +325,6 @@ def test_the_status_of_each_job() -> None:
 
 
 # ------------------------------------------------------------------ under Ray
-
-
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_crowd(tmp_path_factory.mktemp("crowd"))
 
 
 def grid(parameters: Mapping[str, Any], **settings: Any) -> Any:

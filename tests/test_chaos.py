@@ -22,7 +22,6 @@ import pytest
 from raz.engine.study_runner import run_study
 from raz.pipeline.trial import run_trial
 from raz.study.records import read_records
-from tests.crowds import write_crowd
 from tests.heads import family
 from tests.journaling import journal, times
 from tests.test_broker import grid
@@ -46,11 +45,6 @@ options = {"inline": True} if engine == "inline" else {"jobs": 2}
 result = run_study(space, Path(store), data_root=Path(crowd), run_trial=PIPELINE, **options)
 sys.exit(1 if result.failed else 0)
 """
-
-
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_crowd(tmp_path_factory.mktemp("crowd"))
 
 
 @pytest.fixture(scope="module")

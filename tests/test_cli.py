@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 import raz
 from raz.cli.console import _format_os_error
 from raz.cli.main import app
-from raz.cli.run import run_file
 from raz.study.records import read_records
 from raz.utils.atomic import atomic_write
+from tests.fakes_engine import use_stand_in
 
 HERE = Path(__file__).resolve().parent
 SPACE = """\
@@ -43,10 +43,7 @@ rows:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of one's own, with two files, where trials are the stand-in's."""
-    monkeypatch.setitem(run_file.__kwdefaults__, "run_trial", "tests.fakes_engine:run_trial")
-    monkeypatch.chdir(tmp_path)
-    for name in ("RAZ_STORE", "RAZ_DATA_ROOT"):
-        monkeypatch.delenv(name, raising=False)
+    use_stand_in(tmp_path, monkeypatch)
     (tmp_path / "depths.yaml").write_text(SPACE)
     (tmp_path / "table.yaml").write_text(TABLE)
     return tmp_path

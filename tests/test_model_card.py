@@ -22,7 +22,6 @@ from raz.pipeline.model import Model, load_model, save_model, stored_model
 from raz.pipeline.trial import run_trial
 from raz.predict.model_card import card_path, model_card, with_measurements, write_with_card
 from raz.utils.markdown import escape, table
-from tests.crowds import write_crowd
 
 SETTINGS = {
     "dataset": "shanghaitech_a", "backbone.width": 0.0625, "counting.channels": [8, 8], "depth": 1, "seed": 3,
@@ -30,11 +29,6 @@ SETTINGS = {
     "counting.train.crop": 64, "localization.train.epochs": 1, "localization.train.crop": 64,
 }  # fmt: skip
 CONFIG = configure(PRESETS["tiny"], SETTINGS)
-
-
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_crowd(tmp_path_factory.mktemp("crowd"))
 
 
 @pytest.fixture(scope="module")

@@ -18,18 +18,12 @@ from raz.report.figures.image_results import RADIUS, ImageResult, load_image_res
 from raz.report.figures.photographs import SCALE, downsample, figure_1, figure_5
 from raz.store.cache import StageCache, write_json
 from raz.store.manifest import Manifest
-from tests.crowds import write_crowd
 from tests.test_report import record, report_output
 
 CONFIG = replace(
     configure(PRESETS["tiny"], {"dataset": "shanghaitech_a", "depth": 2, "fusion.rule": "localization"}), seed=0
 )
 REGION = (10.0, 12.0, 50.0, 44.0)
-
-
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_crowd(tmp_path_factory.mktemp("crowd"))
 
 
 @pytest.fixture(scope="module")

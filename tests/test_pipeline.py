@@ -47,11 +47,6 @@ def micro(**settings: Any) -> TrialConfig:
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_crowd(tmp_path_factory.mktemp("crowd"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(crowd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which the micro trial ran once, whole."""
     store = tmp_path_factory.mktemp("undisturbed")

@@ -32,7 +32,6 @@ from raz.pipeline.trial import run_trial
 from raz.predict.image_files import find_images, unique_names
 from raz.predict.model_source import model_from_store
 from raz.predict.overlay import compute, draw
-from tests.crowds import write_crowd
 
 CONFIG = configure(
     PRESETS["tiny"],
@@ -45,11 +44,6 @@ CONFIG = configure(
         )},
     },
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_crowd(tmp_path_factory.mktemp("crowd"))
 
 
 @pytest.fixture(scope="module")

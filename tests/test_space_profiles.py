@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from raz.cli.main import app
-from raz.cli.run import run_file
 from raz.config import PRESETS, configure
 from raz.errors import RazError
 from raz.spec.search_space import SearchSpace
@@ -20,6 +19,7 @@ from raz.study.index import read_study
 from raz.study.records import read_records
 from raz.utils.shipped import find_shipped, shipped
 from raz.utils.yamlfile import parse
+from tests.fakes_engine import use_stand_in
 
 SPACE = """\
 study: depths
@@ -160,10 +160,7 @@ def test_shipped_spaces_have_the_profiles_of_the_tables(name: str, profile: str)
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of one's own, where trials are the stand-in's."""
-    monkeypatch.setitem(run_file.__kwdefaults__, "run_trial", "tests.fakes_engine:run_trial")
-    monkeypatch.chdir(tmp_path)
-    for name in ("RAZ_STORE", "RAZ_DATA_ROOT"):
-        monkeypatch.delenv(name, raising=False)
+    use_stand_in(tmp_path, monkeypatch)
     (tmp_path / "f.yaml").write_text(SPACE)
     return tmp_path
 

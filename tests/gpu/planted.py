@@ -24,7 +24,7 @@ from raz.pipeline.graph import TRAINED, Node
 from raz.pipeline.inference import FeatureLru
 from raz.pipeline.tasks import Batch
 from raz.pipeline.train_stages import PLANS, TrainedStagePlan
-from raz.pipeline.training_loop import Checkpoint, snapshot, train
+from raz.pipeline.training_loop import Checkpoint, TrainingTask, snapshot, train
 from tests.golden import given
 
 CPU = torch.device("cpu")
@@ -128,13 +128,19 @@ def step(trial: Planted, stage: str, device: torch.device, folder: Path, *, rate
     return Step(done.curve[0]["loss"], change)
 
 
+def training_task(trial: Planted, stage: str) -> TrainingTask[Batch]:
+    """A stage's task on the CPU, with the planted weights, ready to learn."""
+    task = plan_of(trial.on(CPU), stage).task
+    assert task is not None
+    task.modules.load_state_dict(trial.weights[stage])
+    task.modules.train()
+    return task
+
+
 def gradient_norm(trial: Planted, stage: str) -> float:
     """Norm of the loss's gradient on the CPU."""
     with trial.same_regions():
-        task = plan_of(trial.on(CPU), stage).task
-        assert task is not None
-        task.modules.load_state_dict(trial.weights[stage])
-        task.modules.train()
+        task = training_task(trial, stage)
         task.loss(trial.batches[stage]).backward()
         return norm({n: p.grad.double() for n, p in task.modules.named_parameters() if p.grad is not None})
 

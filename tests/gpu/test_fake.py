@@ -29,7 +29,7 @@ from raz.pipeline.tasks import (
 )
 from raz.pipeline.training_loop import Checkpoint, TrainingTask, train
 from tests.golden import given
-from tests.gpu.planted import CPU, Planted, configured, distance, plan_of, planted
+from tests.gpu.planted import CPU, Planted, configured, distance, planted, training_task
 
 GPU = torch.device("cuda", 0)
 
@@ -110,10 +110,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 def test_a_stage_learns_in_half_precision(stage: str, tiny: Planted) -> None:
     """Forward and backward as the loop does them on a GPU, here in bfloat16, which has three bits less than float16."""
     with tiny.same_regions():
-        task = plan_of(tiny.on(CPU), stage).task
-        assert task is not None
-        task.modules.load_state_dict(tiny.weights[stage])
-        task.modules.train()
+        task = training_task(tiny, stage)
         losses, gradients = [], []
         for amp in (False, True):
             task.modules.zero_grad()

@@ -26,7 +26,6 @@ from raz.pipeline.inference import FeatureLru
 from raz.pipeline.predict_stages import PREDICTORS
 from raz.pipeline.training_loop import Checkpoint, TrainedChain, train
 from raz.pipeline.trial import forget_failures, run_trial
-from tests.crowds import write_crowd
 from tests.golden import given
 from tests.gpu.planted import CPU, Planted, Step, configured, distance, gradient_norm, plan_of, planted, step
 from tests.test_pipeline import MICRO, micro
@@ -52,11 +51,6 @@ def all_bits() -> Iterator[None]:
 def given_images() -> Iterator[None]:
     with given.dataset():
         yield
-
-
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_crowd(tmp_path_factory.mktemp("crowd"))
 
 
 # ------------------------------------------------------------------ one step, one pass
