@@ -12,13 +12,14 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from raz.config import TrialConfig
 from raz.errors import TrialFailure
 from raz.pipeline.events import StageEvent, StageUse
+
+if TYPE_CHECKING:
+    import pytest
 
 STEPS = 4
 
