@@ -17,7 +17,6 @@ from raz.inspection.machine_checks import Check
 
 VGG_FILE = "vgg16-397923af.pth"  # torchvision's, of ImageNet weights
 VGG_HOST = "https://download.pytorch.org"
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a network on the Hugging Face hub, as timm looks for them
 PATIENCE = 4.0  # seconds for a host to answer
 PACKAGES = {"timm": "networks but VGG-16", "schedulefree": "the optimizer schedule-free"}  # package -> what takes it
 
@@ -70,14 +69,15 @@ def _origin(name: str) -> _Origin:
     if name == PAPER_BACKBONE:
         return _Origin(VGG_HOST, f"{VGG_HOST}/models/{VGG_FILE}", (kept / VGG_FILE,))
     import timm
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
+
+    from raz.pipeline.backbones import HUB_FILES, cached_weights
 
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if config is not None and config.hf_hub_id:
-        names = (config.hf_hub_filename, *HUB_FILES) if config.hf_hub_filename else HUB_FILES
-        cached = [try_to_load_from_cache(config.hf_hub_id, file) for file in names]
-        source = f"{names[0]} of {constants.ENDPOINT}/{config.hf_hub_id}"
-        files = tuple(Path(path) for path in cached if isinstance(path, str))
+        cached = cached_weights(config.hf_hub_id, config.hf_hub_filename)
+        source = f"{config.hf_hub_filename or HUB_FILES[0]} of {constants.ENDPOINT}/{config.hf_hub_id}"
+        files = (Path(cached),) if cached else ()
         return _Origin(constants.ENDPOINT, source, files, constants.HF_HUB_OFFLINE)
     if config is not None and isinstance(config.url, str) and config.url:
         host = "/".join(config.url.split("/")[:3])

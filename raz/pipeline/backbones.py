@@ -34,7 +34,7 @@ FIELD_SIDES = (512, 1024, 2048)  # px; a receptive field that fills the last of 
 SIZED = 256  # px; side of the image for which operations are counted
 PROBED = (80, 112)  # px; height and width of the image on which a network is tried: multiples of 16, of nothing more
 TIMM = (1, 0, 15)  # the oldest version whose features are known to be right
-CACHED = ("model.safetensors", "pytorch_model.bin")  # names of weights in the cache of huggingface.co
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of weights on huggingface.co, as timm looks for them
 UNLOADED = "num_batches_tracked"  # counters of batch normalisation: not read in evaluation, and missing in some files
 HINT = "legal are vgg16 and timm's convolutional networks, such as tf_efficientnet_lite0 or resnet18"
 
@@ -204,7 +204,7 @@ def _timm_weights(name: str) -> Mapping[str, Tensor]:
     timm = _timm()
     pretrained = timm.get_pretrained_cfg(name)
     hub = pretrained.hf_hub_id if pretrained is not None else None
-    cached = _cached_weights(hub, pretrained.hf_hub_filename) if hub else None
+    cached = cached_weights(hub, pretrained.hf_hub_filename) if hub else None
     try:
         # A file in the cache is read as it is: the hub's client would ask the network first, and wait for it in vain.
         overlay = {"file": cached} if cached else None
@@ -222,13 +222,13 @@ def _timm_weights(name: str) -> Mapping[str, Tensor]:
     return state
 
 
-def _cached_weights(hub: str, file: str | None = None) -> str | None:
+def cached_weights(hub: str, file: str | None = None) -> str | None:
     """The file of a network's weights that was fetched from huggingface.co before; None where there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = hub.partition("@")
     found = (
-        try_to_load_from_cache(repository, name, revision=revision or None) for name in ([file] if file else CACHED)
+        try_to_load_from_cache(repository, name, revision=revision or None) for name in ([file] if file else HUB_FILES)
     )
     return next((path for path in found if isinstance(path, str)), None)
 

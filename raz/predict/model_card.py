@@ -16,6 +16,7 @@ from raz._version import __version__
 from raz.config import PRESETS, TrialConfig, parameters
 from raz.data import reader_of
 from raz.errors import RazError
+from raz.pipeline.keys import WITH_VALIDATION
 from raz.store.cache import Artifact, StageCache
 from raz.store.manifest import Manifest, read_manifest
 from raz.store.paths import METRICS, PER_IMAGE
@@ -27,7 +28,6 @@ from raz.utils.markdown import escape, one_line, table
 if TYPE_CHECKING:
     from raz.pipeline.model import Model
 
-WITH_VALIDATION = "+val"  # ends the name of a data set whose validation images were trained on
 # Metrics on the card, by patterns of their names, in order.
 _SHOWN = tuple(map(re.compile, ("images", "heads", "mae.*", "rmse.*", "bias", "f1@.*", "map@.*", "mar@.*")))
 _OWN_WORDS = ("imagenet", "none")  # of backbone.weights, beside paths

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from raz.paper.metrics import THRESHOLDS
 from raz.paper.one_to_one import QUARTILES
 from raz.report.per_image import Floats, PerImage
+from raz.spec.metric_names import ONE_TO_ONE_METRICS
 
 RESAMPLES = 1999
 LOCALIZATION_RESAMPLES = 399  # each needs a precision-recall curve, so they are slower
@@ -82,7 +83,7 @@ def resampled(name: str, images: PerImage, weights: Floats) -> Floats | None:
     stem, _, suffix = name.partition("@")
     error = per_image_error(stem, images)
     if error is None:
-        if stem.partition("_")[0] in ONE_TO_ONE:
+        if stem in ONE_TO_ONE_METRICS:
             return _one_to_one(stem, suffix, images, weights)
         return _localization(stem, suffix, images, weights) if suffix else None
     means = []
@@ -134,9 +135,6 @@ def standard_errors(terms: Sequence[tuple[str, PerImage, float]], weights: Float
             spread = (drawn * change**2).sum(axis=1) / n - centre**2
             variance += np.maximum(spread, 0.0) / (n - 1) / len(masks) ** 2
     return np.asarray(np.sqrt(variance))
-
-
-ONE_TO_ONE = ("f1", "precision", "recall")
 
 
 def _one_to_one(stem: str, radius: str, images: PerImage, weights: Floats) -> Floats | None:
