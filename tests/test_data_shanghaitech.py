@@ -112,6 +112,13 @@ def test_a_small_data_set_still_keeps_a_training_scene() -> None:
         split_validation(items_of({"a": 5}))
 
 
+@pytest.mark.parametrize(("images", "wanted"), [(2, 1), (5, 1), (6, 2), (14, 2), (24, 2), (25, 2), (26, 3), (300, 30)])
+def test_two_images_are_for_validation_wherever_there_are_six(images: int, wanted: int) -> None:
+    """round() of 24 and less by 0.1 is at most 2; Python rounds 2.5 to even."""
+    train, val = split_validation(items_of({f"s{n}": 1 for n in range(images)}))
+    assert (len(train), len(val)) == (images - wanted, wanted)
+
+
 def test_a_training_copy_of_a_test_image_is_left_out(write_part: WritePart) -> None:
     part = write_part()
     shutil.copy(part.image("test/IMG_2"), part.image("train/IMG_5"))

@@ -40,7 +40,7 @@ def copy(tmp_path: Path) -> Path:
             shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "cells" / "images").mkdir(parents=True)
     rows = ["image,x,y"]
-    for n in range(24):  # of 15 and more for training two are for validation
+    for n in range(24):
         Image.fromarray(noise(n, 64, 64)).save(tmp_path / "cells" / "images" / f"{n}.png")
         rows += [f"{n}.png,{x:.1f},{y:.1f}" for x, y in np.random.default_rng(n).random((3, 2)) * 64]
     (tmp_path / "cells" / "points.csv").write_text("\n".join(rows) + "\n")

@@ -11,6 +11,7 @@ from raz.data.contract import Sample, ScannedSample, Split
 from raz.errors import RazError
 
 VAL_FRACTION = 0.1
+TWO_FROM = 6  # training images from which at least two are for validation: a fit to one must score another (I9)
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ def split_validation(
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """(train, val) of the training images: val takes a fraction of them, those with the lowest `id_hash` (24).
 
-    Scenes are moved to val as a whole, in the order of their lowest hash, until val has max(1, round(fraction · n))
-    images; it may exceed that by less than one scene. Both results keep the order of `items`. The choice depends only
-    on the set of ids and scenes. `where` names the data set in errors. Raises RazError for fewer than two scenes.
+    Scenes are moved to val as a whole, in the order of their lowest hash, until val has round(fraction · n) images, at
+    least two if n is 6 or more, else at least one; it may exceed that by less than one scene. Both results keep the
+    order of `items`. The choice depends only on the set of ids and scenes. `where` names the data set in errors. Raises
+    RazError for fewer than two scenes.
     """
     scenes: dict[str, list[Sample]] = defaultdict(list)
     for item in items:
@@ -57,7 +59,7 @@ def split_validation(
             f"{len(items)} training image(s) of {len(scenes)} scene(s), expected two scenes or more",
             "add training images: some are used for validation",
         )
-    wanted = max(1, round(fraction * len(items)))
+    wanted = max(2 if len(items) >= TWO_FROM else 1, round(fraction * len(items)))
     ranked = sorted(scenes, key=lambda scene: min(id_hash(item.id) for item in scenes[scene]))
     val: set[str] = set()
     for scene in ranked[:-1]:  # at least one scene remains for training

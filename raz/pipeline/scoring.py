@@ -334,7 +334,7 @@ def check_validation_images(
         raise TrialFailure(
             "stage score",
             f"{' and '.join(fitted)} would be fitted on the only validation image, which they then score",
-            "use more training images (of 15 and more two are for validation), or set what is fitted to a number",
+            "use more training images (of 6 and more two are for validation), or set what is fitted to a number",
             "invalid",
         )
 
