@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from raz.errors import TrialFailure
 from raz.store import lease as leases
 from raz.store.cache import StageCache, StageKey
+from raz.store.failures import Device
 from raz.store.lease import ATTEMPT, Lease, LeaseLost, acquire
 from raz.store.manifest import Manifest
 
@@ -210,24 +212,67 @@ def test_a_fenced_owner_publishes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert [p.name for p in found.folder.parent.iterdir()] == [KEY.key]
 
 
-def test_failures_are_remembered_until_they_are_forgotten(tmp_path: Path) -> None:
+CPU, A10, A10_HALF, H100 = Device("cpu"), Device("A10", 24), Device("A10", 12), Device("H100", 80)
+
+
+@pytest.mark.parametrize(
+    ("reason", "met", "counts"),
+    [
+        ("lost", CPU, ()),
+        ("error", A10, ()),
+        ("invalid", CPU, (None, CPU, A10, A10_HALF, H100)),
+        ("invalid", A10, (None, CPU, A10, A10_HALF, H100)),
+        ("nan", CPU, (CPU,)),
+        ("nan", A10, (A10, A10_HALF, H100)),  # half precision is that of every GPU
+        ("oom", CPU, (CPU,)),
+        ("oom", A10, (A10, A10_HALF)),
+        ("oom", A10_HALF, (A10_HALF,)),  # the larger card of this name is tried
+        ("oom", Device("A10"), (A10, A10_HALF)),  # as earlier versions recorded it
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name if isinstance(value, Device) else "",
+)
+def test_a_failure_counts_where_it_would_happen_again(
+    reason: str, met: Device, counts: tuple[Device | None, ...], tmp_path: Path
+) -> None:
     cache = StageCache(tmp_path)
-    assert cache.failure(KEY, "cpu") is None
-    for reason, device, known in [
-        ("lost", "cpu", False), ("error", "cpu", False), ("nan", "cpu", True), ("invalid", "gpu", True),
-        ("oom", "gpu", False), ("oom", "cpu", True),
+    assert cache.failure(KEY, met) is None
+    failure = TrialFailure("stage counting", "diverged", "a lower rate", reason=reason)
+    cache.record_failure(KEY, failure, met)
+    told = {device: cache.failure(KEY, device) for device in (None, CPU, A10, A10_HALF, H100)}
+    assert tuple(device for device, known in told.items() if known is not None) == counts
+    assert all(known.args == failure.args for known in told.values() if known is not None)
+    assert cache.clear_failure(KEY) == bool(counts)
+    assert cache.failure(KEY, met) is None
+
+
+def test_the_failures_of_several_devices_are_kept_apart(tmp_path: Path) -> None:
+    """A CPU's note must not make a GPU forget its own, or two machines would try in turn for ever."""
+    cache = StageCache(tmp_path)
+    for reason, what, device in [
+        ("nan", "on the CPU", CPU), ("nan", "on a GPU", A10), ("oom", "full", A10), ("nan", "again", CPU),
+        ("oom", "full again", A10),
     ]:  # fmt: skip
-        failure = TrialFailure("stage counting", "diverged", "a lower rate", reason=reason)
-        cache.record_failure(KEY, failure, device)
-        told = cache.failure(KEY, "cpu")
-        assert (told is not None and told.args == failure.args) == known
-        assert cache.clear_failure(KEY) == (reason not in ("lost", "error"))
-    assert cache.failure(KEY, "cpu") is None
+        cache.record_failure(KEY, TrialFailure("stage counting", what, reason=reason), device)
+    told = [cache.failure(KEY, device) for device in (CPU, A10, H100)]
+    assert [known.what if known else "" for known in told] == ["again", "full again", "on a GPU"]
+    (path,) = (tmp_path / "failures").glob("*/*.json")
+    assert len(json.loads(path.read_text())["failures"]) == 3
+
+
+def test_a_note_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    cache = StageCache(tmp_path)
+    cache.record_failure(KEY, TrialFailure("a", "b", reason="nan"), CPU)
+    (path,) = (tmp_path / "failures").glob("*/*.json")
+    path.write_text('{"where": "stage x", "what": "full", "hint": "", "reason": "oom", "device": "A10", "key": {}}')
+    assert cache.failure(KEY, CPU) is None
+    known = cache.failure(KEY, A10)
+    assert known is not None
+    assert (known.what, known.reason) == ("full", "oom")
 
 
 def test_a_damaged_note_of_a_failure_is_none(tmp_path: Path) -> None:
     cache = StageCache(tmp_path)
-    cache.record_failure(KEY, TrialFailure("a", "b", reason="nan"), "cpu")
+    cache.record_failure(KEY, TrialFailure("a", "b", reason="nan"), CPU)
     (path,) = (tmp_path / "failures").glob("*/*.json")
     path.write_text('{"reason": "nan"')
-    assert cache.failure(KEY, "cpu") is None
+    assert cache.failure(KEY, CPU) is None

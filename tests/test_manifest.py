@@ -68,15 +68,17 @@ def test_a_damaged_manifest_is_no_manifest(change: JsonObject, named: str, tmp_p
 
 def test_a_failure_is_noted_and_read_back(tmp_path: Path) -> None:
     from raz.errors import TrialFailure
+    from raz.store.failures import Device
 
     cache = StageCache(tmp_path)
-    assert cache.failure(KEY, "cpu") is None
-    cache.record_failure(KEY, TrialFailure("stage zoom", "the device's memory is full", "a hint", reason="oom"), "A10")
-    assert cache.failure(KEY, "cpu") is None, "another device may have more memory"
-    failure = cache.failure(KEY, "A10")
+    cpu, gpu = Device("cpu"), Device("A10", 24)
+    assert cache.failure(KEY, cpu) is None
+    cache.record_failure(KEY, TrialFailure("stage zoom", "the device's memory is full", "a hint", reason="oom"), gpu)
+    assert cache.failure(KEY, cpu) is None, "another device may have more memory"
+    failure = cache.failure(KEY, gpu)
     assert isinstance(failure, RazError)
     assert (failure.where, failure.what, failure.hint, failure.reason) == (
         "stage zoom", "the device's memory is full", "a hint", "oom",
     )  # fmt: skip
     cache.paths.failure(KEY.stage, KEY.key).write_text('{"where": 1}')
-    assert cache.failure(KEY, "A10") is None
+    assert cache.failure(KEY, gpu) is None

@@ -21,13 +21,16 @@ import torch
 from raz.config import PRESETS, TrialConfig, configure, parameters, without_before
 from raz.errors import FailureReason, RazError, TrialFailure
 from raz.pipeline import context, trial
+from raz.pipeline.context import TrialState
 from raz.pipeline.events import StageEvent
+from raz.pipeline.executor import EpochCallback, StageRequest
 from raz.pipeline.graph import STAGES, TRAINED, Node, chain_key, declared_inputs, inputs_of, node_keys
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.scoring import ceiling_counts
 from raz.pipeline.training_loop import TrialPruned
 from raz.pipeline.trial import devices_of, run_trial
 from raz.store.cache import Artifact, StageCache, StageKey
+from raz.store.failures import Device
 from raz.store.manifest import Manifest
 from tests.conftest import write_mat
 from tests.crowds import write_crowd
@@ -300,6 +303,53 @@ def test_a_diverging_trial_fails_with_its_reason(crowd: Path, tmp_path: Path) ->
     assert [(event.kind, event.stage) for event in lines] == [("started", "counting"), ("failed", "counting")]
 
 
+def test_what_another_kind_of_device_met_is_tried_again(crowd: Path, tmp_path: Path) -> None:
+    """Half precision overflows on a GPU where the CPU learns, and the reverse may be."""
+    config = micro(counting__train__optimizer="sgd", counting__train__lr=1e30, counting__train__clip=0.0)
+    cache = StageCache(tmp_path)
+    key = stage_keys(config, data_root=crowd)[Node("counting")]
+    cpu, gpu = Device("cpu"), Device("H100", 80)
+    cache.record_failure(key, TrialFailure("stage counting", "diverged on the GPU", reason="nan"), gpu)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrialState, "device", torch.device("cpu"))
+        with pytest.raises(TrialFailure, match="the loss is") as failure:
+            run_trial(config, tmp_path, data_root=crowd)
+    told = {device: cache.failure(key, device) for device in (None, cpu, gpu)}
+    assert told[None] is None
+    assert told[cpu] is not None
+    assert told[cpu].args == failure.value.args
+    assert told[gpu] is not None
+    assert told[gpu].what == "diverged on the GPU"
+
+
+class Asked(Exception):
+    """The provider was asked for a stage."""
+
+
+class Elsewhere:
+    """A provider whose processes run on a device that this process does not see."""
+
+    def begin(self, path: Mapping[Node, StageKey]) -> None: ...
+
+    def __call__(self, request: StageRequest, on_epoch: EpochCallback) -> bool | None:
+        raise Asked
+
+
+def test_a_provider_is_asked_whatever_this_process_would_meet(crowd: Path, tmp_path: Path) -> None:
+    """The coordinator of a trial sees no GPU, and the stage is made on one."""
+    config, cache = micro(), StageCache(tmp_path)
+    key = stage_keys(config, data_root=crowd)[Node("counting")]
+    here = trial._trial_state(config, tmp_path, crowd, None).hardware
+    cache.record_failure(key, TrialFailure("stage counting", "diverged", reason="nan"), here)
+    with pytest.raises(Asked):
+        run_trial(config, tmp_path, data_root=crowd, make=Elsewhere())
+    with pytest.raises(TrialFailure, match="diverged"):
+        run_trial(config, tmp_path, data_root=crowd)
+    cache.record_failure(key, TrialFailure("stage counting", "no such thing", reason="invalid"), here)
+    with pytest.raises(TrialFailure, match="no such thing"):
+        run_trial(config, tmp_path, data_root=crowd, make=Elsewhere())
+
+
 def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(
     crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -534,7 +584,6 @@ def test_a_trial_was_where_its_stages_were(tmp_path: Path) -> None:
 def test_a_trial_is_charged_with_a_batch_that_was_made_for_it(tmp_path: Path, crowd: Path) -> None:
     """The stages of a batch may all be there before the trial looks for the second: they were made for it all the
     same."""
-    from raz.pipeline.executor import EpochCallback, StageRequest
     from raz.pipeline.trial import build_stages
 
     asked: list[list[str]] = []

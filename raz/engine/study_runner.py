@@ -21,7 +21,7 @@ from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, import_function
 from raz.engine.trial_source import StudySource
 from raz.errors import RazError, TrialFailure
 from raz.spec.search_space import SearchSpace
-from raz.store.cache import DETERMINISTIC_FAILURES
+from raz.store.failures import DETERMINISTIC_FAILURES
 from raz.study.attributes import StudyAttributes
 from raz.study.ledger import Ledger, open_ledger
 from raz.study.records import TrialRecord

@@ -30,6 +30,7 @@ from raz.pipeline.keys import open_cached, stage_keys, weights_identity
 from raz.pipeline.regions import REGIONS_VERSION, image_candidates
 from raz.pipeline.samples import Images
 from raz.store.cache import Artifact, StageCache, StageKey, digest
+from raz.store.failures import Device
 from raz.store.paths import CANDIDATES, WEIGHTS, StorePaths
 from raz.utils.json_types import JsonLike
 
@@ -69,7 +70,14 @@ class TrialState:
     @cached_property
     def device_name(self) -> str:
         """The GPU's name, or `cpu`."""
-        return torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        return self.hardware.name
+
+    @cached_property
+    def hardware(self) -> Device:
+        """The device as failures record it."""
+        if self.device.type != "cuda":
+            return Device("cpu")
+        return Device(torch.cuda.get_device_name(), torch.cuda.get_device_properties(self.device).total_memory)
 
     def context(self, node: Node) -> ExecutionContext:
         """What the function of the node's stage works with. It can read the artifacts that are in `artifacts` now."""

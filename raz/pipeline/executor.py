@@ -29,6 +29,7 @@ from raz.pipeline.predict_stages import PREDICTORS, score
 from raz.pipeline.train_stages import PLANS
 from raz.pipeline.training_loop import Checkpoint, CurvePoint, TrainedChain, TrialPruned, snapshot, train
 from raz.store.cache import Artifact, StageKey, store_errors, write_json
+from raz.store.failures import Device
 from raz.store.lease import Lease, LeaseLost
 from raz.store.manifest import Manifest
 from raz.store.paths import ARRAYS, CURVE, FITTED, METRICS, PER_IMAGE, WEIGHTS
@@ -83,8 +84,10 @@ class StageExecutor:
             hit = not self._request_from_provider(node)
             if not hit:
                 self.spent[node] = artifact.seconds
+        # What a provider's processes run on is known there; this process may see other devices, or none.
+        elsewhere = self.provider is not None and STAGES[node.stage].kind != "computed"
         while artifact is None:
-            self._raise_known_failure(key)
+            self._raise_known_failure(key, None if elsewhere else self.state.hardware)
             first = self._request_from_provider(node)
             if first is None:
                 artifact, hit = self._make_locally(node, key)
@@ -124,7 +127,7 @@ class StageExecutor:
             artifact = cache.find(key)
             if artifact is not None:
                 return artifact, True
-            self._raise_known_failure(key)
+            self._raise_known_failure(key, self.state.hardware)
             self._refetch_evicted()
             try:
                 with self._logged(node, key), store_errors(cache.store), _oom_as_failure(f"stage {node}"):
@@ -133,7 +136,7 @@ class StageExecutor:
                 return None, True
             except TrialFailure as error:
                 with store_errors(cache.store):
-                    cache.record_failure(key, error, self.state.device_name)
+                    cache.record_failure(key, error, self.state.hardware)
                 raise
             spent = self.spent.get(node, 0.0)
             self.state.log(StageEvent("finished", str(node), key.key, seconds=artifact.seconds, spent=spent))
@@ -208,8 +211,8 @@ class StageExecutor:
             read=tuple(sorted(read)),
         )
 
-    def _raise_known_failure(self, key: StageKey) -> None:
-        failure = self.state.cache.failure(key, self.state.device_name)
+    def _raise_known_failure(self, key: StageKey, device: Device | None) -> None:
+        failure = self.state.cache.failure(key, device)
         if failure is not None:
             raise failure
 

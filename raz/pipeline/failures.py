@@ -10,7 +10,7 @@ import errno
 from dataclasses import dataclass
 
 from raz.errors import FailureReason, RazError, TrialFailure
-from raz.store.cache import DETERMINISTIC_FAILURES
+from raz.store.failures import DETERMINISTIC_FAILURES
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from raz.errors import FailureReason, RazError, TrialFailure
+from raz.errors import RazError, TrialFailure
+from raz.store.failures import DETERMINISTIC_FAILURES, Device, RecordedFailure, read_failures, with_failure
 from raz.store.lease import ATTEMPT, Lease, acquire
 from raz.store.manifest import Manifest, read_manifest
 from raz.store.paths import CURVE, MANIFEST, StorePaths
@@ -40,11 +41,7 @@ from raz.utils.json_types import (
     get_object,
     get_str,
     parse_json,
-    parse_object,
 )
-
-# A stage that failed for one of these reasons would fail again.
-DETERMINISTIC_FAILURES = (FailureReason.NAN, FailureReason.INVALID, FailureReason.OOM)
 
 
 def canonical(value: JsonLike) -> str:
@@ -227,25 +224,19 @@ class StageCache:
 
     # ------------------------------------------------------------------ failures
 
-    def failure(self, key: StageKey, device: str) -> TrialFailure | None:
-        """The recorded failure of a stage, or None. Running out of memory counts only on a device of the same name."""
-        try:
-            note = parse_object(self._read_failure(key))
-            where, what, hint, reason = (get_str(note, name) for name in ("where", "what", "hint", "reason"))
-            if reason == FailureReason.OOM and note.get("device") != device:
-                return None
-            return TrialFailure(where, what, hint, reason=reason)
-        except (OSError, ValueError):  # none, or damaged: the stage is tried again
-            return None
+    def failure(self, key: StageKey, device: Device | None) -> TrialFailure | None:
+        """The recorded failure of a stage that counts on a device (`RecordedFailure.counts_on`), or None."""
+        known = [each.failure for each in self._failures(key) if each.counts_on(device)]
+        return known[0] if known else None
 
-    def record_failure(self, key: StageKey, failure: TrialFailure, device: str) -> None:
+    def record_failure(self, key: StageKey, failure: TrialFailure, device: Device) -> None:
         """Record a failure for one of DETERMINISTIC_FAILURES. Other failures are ignored."""
         if failure.reason not in DETERMINISTIC_FAILURES:
             return
         path = self._failure_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        note = {"where": failure.where, "what": failure.what, "hint": failure.hint, "reason": failure.reason}
-        write_json(path, {**note, "device": device, "key": key.content})
+        failures = with_failure(self._failures(key), RecordedFailure(failure, device))
+        write_json(path, {"failures": [each.to_json() for each in failures], "key": key.content})
         if self.tier is not None:
             self.tier.bucket.write(self._failure_name(key), path.read_bytes())
 
@@ -259,12 +250,15 @@ class StageCache:
             return False
         return True
 
-    def _read_failure(self, key: StageKey) -> bytes:
-        """The JSON text of a recorded failure; empty when there is none."""
+    def _failures(self, key: StageKey) -> list[RecordedFailure]:
+        """The recorded failures of a stage; those that cannot be read are none."""
         try:
-            return self._failure_path(key).read_bytes()
+            return read_failures(self._failure_path(key).read_bytes())
         except FileNotFoundError:
-            return (self.tier.bucket.read(self._failure_name(key)) or b"") if self.tier is not None else b""
+            stored = self.tier.bucket.read(self._failure_name(key)) if self.tier is not None else None
+            return read_failures(stored) if stored is not None else []
+        except OSError:
+            return []
 
     def _failure_path(self, key: StageKey) -> Path:
         return self.paths.failure(key.stage, key.key)

@@ -237,7 +237,9 @@ def test_full_memory_is_told_and_the_next_trial_runs(crowd: Path) -> None:
         assert failure.value.reason == FailureReason.OOM
         assert "batch" in failure.value.hint
         (recorded,) = store.glob("failures/*/*.json")
-        assert json.loads(recorded.read_text())["device"] == torch.cuda.get_device_name()
+        (note,) = json.loads(recorded.read_text())["failures"]
+        assert note["device"] == torch.cuda.get_device_name()
+        assert note["memory"] == torch.cuda.get_device_properties(GPU).total_memory
         with pytest.raises(TrialFailure, match="memory is full"):  # known: not tried again on this device
             run_trial(micro(), store, data_root=crowd)
         assert forget_failures(micro(), store, data_root=crowd) == 1
