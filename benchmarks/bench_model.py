@@ -77,6 +77,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def size(self, index: int) -> tuple[int, int]:
+        return self.crowd.height, self.crowd.width
+
     def pixels(self, index: int) -> NDArray[np.uint8]:
         return self._pixels[index]
 

@@ -33,6 +33,10 @@ class Pictures:
     def __len__(self) -> int:
         return 2
 
+    def size(self, index: int) -> tuple[int, int]:
+        height, width, _ = self._pixels[index].shape
+        return height, width
+
     def pixels(self, index: int) -> NDArray[np.uint8]:
         return self._pixels[index]
 

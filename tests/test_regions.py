@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import partial
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from raz.config import ZoomingConfig
 from raz.data import DATASETS
 from raz.data.contract import SPLITS, Reader, Sample, ScannedSample, ScanResult
 from raz.data.frames import Frames
 from raz.data.images import content_digest
+from raz.pipeline import regions as regions_module
 from raz.pipeline.assembly import TrainedStage
 from raz.pipeline.context import TrialState
 from raz.pipeline.graph import TRAINED, Node, declared_inputs
@@ -127,6 +130,46 @@ def test_the_content_is_that_of_the_input(tmp_path: Path) -> None:
     digests = {content_digest(flat), content_digest(flat.reshape(6, 2, 3)), content_digest(flat + np.uint8(1))}
     assert len(digests) == 3
     assert content_digest(np.asfortranarray(flat)) == content_digest(flat)
+
+
+# ------------------------------------------------------------------ regions as images
+
+
+def test_regions_are_cut_when_they_are_read_and_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """240 regions of 115 MB: beside the few that were read last, none is in memory."""
+    monkeypatch.setattr(regions_module, "CUT_BYTES", 1 << 21)
+    rng = np.random.default_rng(8)
+    pictures = [rng.integers(0, 256, (300, 420, 3), dtype=np.uint8) for _ in range(4)]
+    heads = [rng.uniform(0, [420, 300], (90, 2)) for _ in pictures]
+    samples = [
+        Sample(f"{n}", f"{n}", picture.copy, of_picture.copy, f"{n}")
+        for n, (picture, of_picture) in enumerate(zip(pictures, heads, strict=True))
+    ]
+    frames = Frames(samples, pack=tmp_path)
+    for i in range(len(frames)):
+        frames.pixels(i)  # checked once
+    corners = rng.integers(0, [220, 100], (60, 2))
+    boxes = np.concatenate([corners, corners + 200], axis=1)
+    config = ZoomingConfig(k_z=60, iou=1.0, theta_z=0.0)
+    tracemalloc.start()
+    try:
+        images = region_images(frames, config, [(boxes, rng.random(60)) for _ in pictures])
+        total = 0
+        for index in [*range(len(images)), *rng.permutation(len(images)).tolist()]:
+            pixels = images.pixels(index)
+            image, box = images.places[index]
+            assert pixels.shape == (*images.size(index), 3)
+            assert np.array_equal(pixels, frames.zoomed(image, box, 2.0))
+            total += pixels.nbytes
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(images) == 240
+    assert total == 2 * 240 * 400 * 400 * 3
+    assert peak < 10e6
+    assert images.heads(0).shape[0] > 0
+    inside = heads[0][((heads[0] >= images.places[0][1][:2]) & (heads[0] < images.places[0][1][2:])).all(axis=1)]
+    np.testing.assert_allclose(images.heads(0), (inside - images.places[0][1][:2]) * 2)
 
 
 # ------------------------------------------------------------------ the image's own edge

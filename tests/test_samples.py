@@ -29,6 +29,9 @@ def test_crops_of_images_at_two_sizes() -> None:
         def __len__(self) -> int:
             return 2
 
+        def size(self, index: int) -> tuple[int, int]:
+            return self.side, self.side
+
         def pixels(self, index: int) -> np.ndarray:
             return np.full((self.side, self.side, 3), index, np.uint8)
 
@@ -88,9 +91,12 @@ class Crowd:
     def __len__(self) -> int:
         return 3
 
+    def size(self, index: int) -> tuple[int, int]:
+        return ((70, 90), (40, 48), (64, 33))[index]
+
     def pixels(self, index: int) -> NDArray[np.uint8]:
         rng = np.random.default_rng([self.seed, index])
-        return rng.integers(0, 256, ((70, 90), (40, 48), (64, 33))[index] + (3,), dtype=np.uint8)
+        return rng.integers(0, 256, (*self.size(index), 3), dtype=np.uint8)
 
     def heads(self, index: int) -> NDArray[np.float64]:
         height, width = self.pixels(index).shape[:2]

@@ -285,6 +285,9 @@ class Colours:
     def __len__(self) -> int:
         return len(self.arrays)
 
+    def size(self, index: int) -> tuple[int, int]:
+        return 40, 48
+
     def pixels(self, index: int) -> NDArray[np.uint8]:
         return self.arrays[index]
 

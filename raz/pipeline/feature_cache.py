@@ -42,14 +42,12 @@ class FeatureCache:
         """(C, H/8, W/8) float16, mapped from the file."""
         cached = self._open.get((index, mirrored))
         if cached is None:
-            pixels = self.images.pixels(index)
-            shape = (
-                self.backbone.channels,
-                round_up_to_stride(pixels.shape[0]) // STRIDE,
-                round_up_to_stride(pixels.shape[1]) // STRIDE,
-            )
+            height, width = self.images.size(index)
+            rows, cols = round_up_to_stride(height) // STRIDE, round_up_to_stride(width) // STRIDE
+            shape = (self.backbone.channels, rows, cols)
 
             def compute() -> Tensor:
+                pixels = self.images.pixels(index)
                 image = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
                 features: Tensor = self.backbone(network_input(image, self.device, self.backbone.colours))[0]
                 return features
@@ -101,7 +99,7 @@ class BranchFeatureCache:
         """(H/stride, W/stride, C) float16, mapped from the file."""
         cached = self._open.get((index, mirrored))
         if cached is None:
-            height, width = self.features.images.pixels(index).shape[:2]
+            height, width = self.features.images.size(index)
             shape = (round_up_to_stride(height) // self.stride, round_up_to_stride(width) // self.stride, self.channels)
 
             def compute() -> Tensor:
@@ -127,10 +125,7 @@ class BranchFeatureCache:
 
 def rich_bytes(images: Images, channels: Sequence[tuple[int, int]], mirrors: bool) -> int:
     """Bytes on disk of rich maps with these (channels, stride) for all images, and for their mirror images."""
-    cells = sum(
-        round_up_to_stride(h) * round_up_to_stride(w)
-        for h, w, _ in (images.pixels(i).shape for i in range(len(images)))
-    )
+    cells = sum(round_up_to_stride(h) * round_up_to_stride(w) for h, w in (images.size(i) for i in range(len(images))))
     return (2 if mirrors else 1) * 2 * sum(c * cells // s**2 for c, s in channels)
 
 

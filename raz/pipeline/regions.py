@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raz.config import ZoomingConfig
-from raz.data.frames import Frames
+from raz.data.frames import Frames, zoomed_size
 from raz.paper.expected import Expected, main_expected, merge_expected, region_expected
 from raz.paper.peaks import find_peaks
 from raz.paper.zoom import (
@@ -26,6 +27,7 @@ from raz.pipeline.feature_cache import Candidates
 PEAK_FLOOR = 0.05  # least score of a stored peak; thresholds and `points: all` select among these
 # Of how regions are drawn: in the names of what is stored of them apart from stages (2: by content, not by id).
 REGIONS_VERSION = 2
+CUT_BYTES = 1 << 28  # most bytes of the zoomed regions of a split that are held at once
 MapFunction = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]  # pixels, id in the memo -> (H, W)
 
 
@@ -177,17 +179,34 @@ def zoom_pass(
 
 @dataclass(frozen=True)
 class RegionImages:
-    """Zoomed regions as images with heads, on which RAZ-Net is trained (section 3.1)."""
+    """Zoomed regions as images with heads, on which RAZ-Net is trained (section 3.1).
+
+    A region is cut from its packed image when it is read: all regions of a split take many times the memory of its
+    images. Beyond CUT_BYTES, the least recently read ones are dropped.
+    """
 
     ids: tuple[str, ...]
-    _pixels: Sequence[NDArray[np.uint8]]
-    _heads: Sequence[NDArray[np.float64]]
+    frames: Frames
+    zoom: float  # zoomed pixels per input pixel
+    places: tuple[tuple[int, tuple[float, float, float, float]], ...]  # image, and its box x0, y0, x1, y1 input px
+    _heads: tuple[NDArray[np.float64], ...]
+    _recent: OrderedDict[int, NDArray[np.uint8]] = field(default_factory=OrderedDict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def size(self, index: int) -> tuple[int, int]:
+        return zoomed_size(self.places[index][1], self.zoom)
+
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        return self._pixels[index]
+        if index in self._recent:
+            self._recent.move_to_end(index)
+            return self._recent[index]
+        image, box = self.places[index]
+        region = self._recent[index] = self.frames.zoomed(image, box, self.zoom)
+        while len(self._recent) > 1 and sum(recent.nbytes for recent in self._recent.values()) > CUT_BYTES:
+            self._recent.popitem(last=False)
+        return region
 
     def heads(self, index: int) -> NDArray[np.float64]:
         return self._heads[index]
@@ -196,18 +215,17 @@ class RegionImages:
 def region_images(frames: Frames, config: ZoomingConfig, proposed: Sequence[Candidates]) -> RegionImages:
     """The regions selected among Main-Net's candidates, zoomed by `config.factor` from the original pixels."""
     ids: list[str] = []
-    crops: list[NDArray[np.uint8]] = []
+    places: list[tuple[int, tuple[float, float, float, float]]] = []
     heads: list[NDArray[np.float64]] = []
     for index, image in enumerate(frames.ids):
         regions, _ = select_candidates(proposed[index], config)
         all_heads = frames.heads(index)
-        for rank, (x0, y0, x1, y1) in enumerate(regions):
-            pixels = frames.zoomed(index, (x0, y0, x1, y1), float(config.factor))
-            height, width = pixels.shape[:2]
+        for rank, (x0, y0, x1, y1) in enumerate(regions.tolist()):
+            height, width = zoomed_size((x0, y0, x1, y1), float(config.factor))
             x, y = all_heads[:, 0], all_heads[:, 1]
             inner = all_heads[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)]
             moved = (inner - [x0, y0]) * [width / (x1 - x0), height / (y1 - y0)]
             ids.append(f"{image}#{rank}")
-            crops.append(pixels)
+            places.append((index, (x0, y0, x1, y1)))
             heads.append(np.minimum(moved, np.nextafter([width, height], 0.0)))
-    return RegionImages(tuple(ids), crops, heads)
+    return RegionImages(tuple(ids), frames, float(config.factor), tuple(places), tuple(heads))

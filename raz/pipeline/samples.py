@@ -33,6 +33,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    def size(self, index: int) -> tuple[int, int]: ...  # (H, W), without reading pixels
+
     def pixels(self, index: int) -> NDArray[np.uint8]: ...  # (H, W, 3)
 
     def heads(self, index: int) -> NDArray[np.float64]: ...  # (n, 2) x, y px
@@ -50,6 +52,10 @@ class MultiScaleImages:
     @property
     def ids(self) -> tuple[str, ...]:
         return tuple(name for images in self.images for name in images.ids)
+
+    def size(self, index: int) -> tuple[int, int]:
+        images, own = self.locate(index)
+        return images.size(own)
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         images, own = self.locate(index)
@@ -153,7 +159,7 @@ class GroundTruth:
 
     def _of_image(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
         """Heads (n, 2), their mean neighbour distances (n,) px, height and width of an image."""
-        height, width = self.images.pixels(index).shape[:2]
+        height, width = self.images.size(index)
         heads = self.images.heads(index)
         return heads, mean_neighbour_distance(heads, self.k, height, width), height, width
 
@@ -257,7 +263,7 @@ def draw_windows(
         for number in range(1 if crop == 0 else crops):
             rng = generator(seed, stage, epoch, images.ids[image], number)
             index = image + count * int(rng.integers(sizes)) if sizes > 1 else image
-            height, width = images.pixels(index).shape[:2]
+            height, width = images.size(index)
             mirrored = bool(rng.random() < 0.5) and flip
             x0, y0, rows, cols = 0, 0, round_up_to_stride(height), round_up_to_stride(width)
             side = 0
@@ -279,7 +285,7 @@ def draw_windows(
 
 def full_window(images: Images, index: int) -> Window:
     """The window of the whole image, padded to the stride."""
-    height, width = images.pixels(index).shape[:2]
+    height, width = images.size(index)
     return Window(index, False, 0, 0, round_up_to_stride(height), round_up_to_stride(width))
 
 

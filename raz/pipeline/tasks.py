@@ -94,7 +94,7 @@ def counting_task(
         errors = []
         for i, w in enumerate(_whole_windows(data.val)):
             density, _ = branch(val_features([w]))
-            height, width = data.val.pixels(i).shape[:2]
+            height, width = data.val.size(i)
             density = density[..., : -(-height // branch.output_stride), : -(-width // branch.output_stride)]
             errors.append(abs(float(density.double().sum()) - len(data.val.heads(i))))
         return float(np.mean(errors))
