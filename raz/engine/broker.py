@@ -266,7 +266,7 @@ def _build_stage_task(
     try:
         import_builder(build.builder)(
             build.config, build.store, list(nodes), data_root=build.data_root,
-            on_epoch=report_epoch, on_made=report_made, log=log,
+            on_epoch=report_epoch, on_made=report_made, log=log, needs_made=True,
         )  # fmt: skip
     except Exception as error:
         return _failed(error, nodes[0])

@@ -81,7 +81,7 @@ class BrokerClient:
         request it; None for a computed stage, which the trial makes itself.
 
         Calls `on_epoch` for its epochs. Raises the exception of the building process, TrialFailure if that process was
-        lost too often, RazError if the artifact is damaged each time it is made, WaitInterrupted if `on_epoch` stops
+        lost too often, RazError if it cannot be read each time it is made, WaitInterrupted if `on_epoch` stops
         the trial.
         """
         self._before_request()
@@ -90,7 +90,8 @@ class BrokerClient:
             return None
         times = self._times_made.get(key, 0)
         if times >= MAX_WORKER_LOSSES:
-            raise RazError(str(self.store), f"{node} is damaged each time it is made", "check the disk")
+            what = f"{node} was made {times} times, and is each time damaged or missing on this machine"
+            raise RazError(str(self.store), what, "check the disk; on a cluster: raz-sweep doctor --cluster")
         self._join()
         build, job, since = self._build_request(request), 0, 0
         status: StageStatus | None = None

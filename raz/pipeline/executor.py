@@ -76,10 +76,13 @@ class StageExecutor:
     spent: dict[Node, float] = field(default_factory=dict)  # seconds of work on stages that the store lacked
     batched: set[Node] = field(default_factory=set)  # requested from the provider together with a stage before them
 
-    def get_or_make(self, node: Node) -> StageUse:
-        """Find the stage or make it, and put its artifact into `state.artifacts`. Raises as `run_trial`."""
+    def get_or_make(self, node: Node, *, announced: bool = False) -> StageUse:
+        """Find the stage or make it, and put its artifact into `state.artifacts`. Raises as `run_trial`.
+
+        announced: another process said that it has made the stage; one that this machine sees late is waited for.
+        """
         cache, key = self.state.cache, self.state.keys[node]
-        artifact, hit = cache.find(key), True
+        artifact, hit = cache.find_announced(key) if announced else cache.find(key), True
         if artifact is not None and node in self.batched:  # made meanwhile: the provider knows for whom
             hit = not self._request_from_provider(node)
             if not hit:
@@ -92,7 +95,7 @@ class StageExecutor:
             if first is None:
                 artifact, hit = self._make_locally(node, key)
                 continue
-            artifact, hit = cache.find(key), not first
+            artifact, hit = cache.find_announced(key), not first
             if artifact is not None and first:
                 self.spent[node] = artifact.seconds
         self.state.artifacts[node] = artifact
@@ -124,7 +127,7 @@ class StageExecutor:
         if trained:
             folders.append(cache.paths.chain(node.stage, name))
         with cache.lease(f"{node.stage}-{name}", folders, self._waiting_callback(node)) as lease:
-            artifact = cache.find(key)
+            artifact = cache.find_fresh(key)
             if artifact is not None:
                 return artifact, True
             self._raise_known_failure(key, self.state.hardware)

@@ -46,4 +46,5 @@ class BuildStages(Protocol):
         on_epoch: Callable[[Node, int, float], bool] | None = None,
         on_made: Callable[[Node], None] | None = None,
         log: EventCallback | None = None,
+        needs_made: bool = False,
     ) -> None: ...

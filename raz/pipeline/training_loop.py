@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from raz.config import TrainConfig
 from raz.errors import TrialFailure
+from raz.store.late_view import exists_announced
 from raz.store.lease import ATTEMPT, Lease
 from raz.store.s3_tier import S3Tier
 
@@ -116,7 +117,8 @@ class Checkpoint:
         return state
 
     def _load_file(self) -> ChainState | None:
-        if not self.path.exists():
+        lost = self.lease is not None and self.lease.from_lost_machine
+        if not exists_announced(self.path, announced=lost):
             return None
         try:
             state: ChainState = torch.load(self.path, map_location="cpu", weights_only=True)

@@ -124,9 +124,11 @@ def build_stages(
     on_epoch: Callable[[Node, int, float], bool] | None = None,
     on_made: Callable[[Node], None] | None = None,
     log: EventCallback | None = None,
+    needs_made: bool = False,
 ) -> None:
     """Find or make these stages of a trial, in order, and the stages that they need.
 
+    needs_made: other processes have made the stages that these need, perhaps a moment ago on another machine.
     on_epoch: called with (node, epoch, validation value) of each epoch of `nodes`; True stops the trial.
     on_made: called with each of `nodes` when it is in the store.
     Raises as `run_trial`.
@@ -136,7 +138,7 @@ def build_stages(
     with _threads(config.threads):
         for node in dependency_closure(state.config, nodes):
             executor.on_epoch = on_epoch if node in nodes else None
-            executor.get_or_make(node)
+            executor.get_or_make(node, announced=needs_made and node not in nodes)
             if on_made is not None and node in nodes:
                 on_made(node)
 

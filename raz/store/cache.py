@@ -25,6 +25,7 @@ from pathlib import Path
 
 from raz.errors import RazError, TrialFailure
 from raz.store.failures import DETERMINISTIC_FAILURES, Device, RecordedFailure, read_failures, with_failure
+from raz.store.late_view import look_again, refresh
 from raz.store.lease import ATTEMPT, Lease, acquire
 from raz.store.manifest import Manifest, read_manifest
 from raz.store.paths import CURVE, MANIFEST, StorePaths
@@ -150,6 +151,33 @@ class StageCache:
             return self.get(stage, key)
         return artifact
 
+    def find_fresh(self, key: StageKey) -> Artifact | None:
+        """As `find`, by a fresh view of the store's folder if the artifact seems to be missing: a maker that holds the
+        stage's lease asks so, since all makers before it have ended."""
+        artifact = self.find(key)
+        if artifact is None and refresh(self.paths.stage(key.stage, key.key).parent):
+            artifact = self.find(key)
+        return artifact
+
+    def find_announced(self, key: StageKey) -> Artifact | None:
+        """As `find`, for an artifact that another process said it has made: on a shared file system one that is missing
+        is looked for until this machine sees it (`raz.store.late_view.look_again`)."""
+        folder = self.paths.stage(key.stage, key.key)
+
+        def look() -> tuple[Artifact | None] | None:  # None: not there yet; (None,): there and damaged
+            artifact = self.find(key)
+            if artifact is None and self.paths.manifest(key.stage, key.key).exists():
+                artifact = self.find(key)
+            elif artifact is None:
+                return None
+            return (artifact,)
+
+        artifact = self.find(key)
+        if artifact is None:
+            seen = look_again(look, folder.parent)
+            artifact = seen[0] if seen is not None else None
+        return artifact
+
     def _verified_artifact(self, folder: Path) -> Artifact | None:
         """The artifact in a folder; None where it is missing or damaged. Its files are digested once, and again after
         one of them changed."""
@@ -192,6 +220,7 @@ class StageCache:
                     _sync(path)
                 if self.tier is not None:
                     self.tier.push(key.stage, key.key, attempt, manifest)
+                refresh(final.parent)  # another machine may have published it just now
                 if final.exists() and self._verified_artifact(final) is None:
                     self._displace_damaged(key, final, move)
                 try:
@@ -207,7 +236,7 @@ class StageCache:
                 raise
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
-        artifact = self.find(key)
+        artifact = self.find_announced(key)
         if self.tier is not None:
             self.tier.evict()
         if artifact is None:

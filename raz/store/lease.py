@@ -14,6 +14,7 @@ the temporary files of the old one, after which the old one has nothing to renam
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -24,6 +25,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
+from raz.store.late_view import refresh
 from raz.store.paths import LEASE_SUFFIX
 
 ATTEMPT = ".attempt-"
@@ -42,10 +44,15 @@ def lease_seconds() -> float:
 
 
 class Lease:
-    """A held lease. `acquire` gives one."""
+    """A held lease. `acquire` gives one.
+
+    `from_lost_machine`: it was broken, and its holder was on another machine, which may have written what this one sees
+    late.
+    """
 
     def __init__(self, path: Path, token: str, handle: int) -> None:
         self.path, self.token = path, token
+        self.from_lost_machine = False
         self._handle = handle
         self._stop = threading.Event()
         self._heartbeat: threading.Thread | None = None
@@ -69,6 +76,7 @@ class Lease:
         try:
             os.replace(temporary, final)
         except FileNotFoundError:
+            refresh(temporary.parent)
             if temporary.exists():
                 raise
             raise LeaseLost(self.path.stem) from None  # the new holder has removed it
@@ -126,7 +134,7 @@ def acquire(
     try:
         os.write(handle, f"{token} {0:012d} {_holder_id()}\n".encode())
         os.fsync(handle)
-        _acquire(path, temporary, token, patience, waiting)
+        lease.from_lost_machine = _acquire(path, temporary, token, patience, waiting)
     except BaseException:
         os.close(handle)
         raise
@@ -141,23 +149,25 @@ def acquire(
         lease._end()
 
 
-def _acquire(path: Path, temporary: Path, token: str, patience: float, waiting: Callable[[], None] | None) -> None:
+def _acquire(path: Path, temporary: Path, token: str, patience: float, waiting: Callable[[], None] | None) -> bool:
+    """Returns whether the lease of a holder on another machine was broken for it."""
     last_text, last_change = "", time.monotonic()
-    pause = 0.01
+    pause, from_lost_machine = 0.01, False
     while True:
         try:
             os.link(temporary, path)
-            return
+            return from_lost_machine
         except FileExistsError:
             text = _read(path)
         if text.startswith(token):  # the file server's answer was lost, and the link made twice
-            return
+            return from_lost_machine
         now = time.monotonic()
         if text != last_text:
             last_text, last_change = text, now
         if text and (now - last_change > patience or _process_dead(text)):
             with suppress(FileNotFoundError):  # another process was faster
-                _break_lease(path, text.split(" ", 1)[0])
+                broken = _break_lease(path, text.split(" ", 1)[0])
+                from_lost_machine = from_lost_machine or (broken is not None and not _of_this_machine(text))
             continue
         if waiting is not None:
             waiting()
@@ -185,6 +195,7 @@ def _fence(dead: Path, folders: Sequence[Path]) -> None:
     token = _token(dead)
     if token:
         for folder in folders:
+            refresh(folder)  # one that its holder made may still seem to be missing
             for attempt in folder.glob(f"{ATTEMPT}{token}*"):
                 if attempt.is_dir():
                     shutil.rmtree(attempt, ignore_errors=True)
@@ -209,9 +220,16 @@ def heartbeat(path: Path) -> str:
 
 
 def _read(path: Path) -> str:
+    """The text of a lease file; empty if there is none. By a fresh view of its folder: a client of NFS would read the
+    lease that had the name before."""
+    refresh(path.parent)
     try:
         return path.read_text(encoding="ascii")
-    except (FileNotFoundError, UnicodeDecodeError):
+    except UnicodeDecodeError:
+        return ""
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):  # ESTALE: deleted on the server while it was read
+            raise
         return ""
 
 
@@ -246,10 +264,15 @@ def _holder_id() -> str:
     return f"{_host_id() or '-'} {os.getpid()} {_process_start_time(str(os.getpid())) or '-'}"
 
 
+def _of_this_machine(text: str) -> bool:
+    """Whether the holder named in the text of a lease file is or was a process of this machine."""
+    fields = text.split()
+    return len(fields) == 5 and fields[2] == _host_id()
+
+
 def _process_dead(text: str) -> bool:
     """Whether the holder named in the text of a lease file was a process of this machine that has exited."""
-    fields = text.split()
-    if len(fields) != 5:
+    if not _of_this_machine(text):
         return False
-    _, _, host, pid, start_time = fields
-    return host == _host_id() and start_time != "-" and _process_start_time(pid) != start_time
+    _, _, _, pid, start_time = text.split()
+    return start_time != "-" and _process_start_time(pid) != start_time

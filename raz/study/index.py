@@ -10,6 +10,7 @@ another layout. In a read-only store the journal is replayed and no index is wri
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -150,7 +151,8 @@ def _index_path(journal: Path) -> Path:
 def _journal_signature(journal: Path) -> dict[str, Json] | None:
     """Identifies a version of the journal and of the index's layout; None where the journal is missing."""
     try:
-        status = journal.stat()
+        with journal.open("rb") as file:  # opening it has a client of NFS ask for its present size and time
+            status = os.fstat(file.fileno())
     except OSError:
         return None
     return {"layout": SCHEMA_VERSION, "size": status.st_size, "time": status.st_mtime_ns}

@@ -21,6 +21,7 @@ from raz.config import completed, parameters
 from raz.errors import FailureReason, RazError
 from raz.spec.parameter import optuna_label
 from raz.spec.search_space import SearchSpace
+from raz.store.late_view import refresh
 from raz.study.attributes import TrialAttributes
 from raz.study.journal import (
     LOCK_WAIT,
@@ -300,6 +301,7 @@ def open_ledger(store: Path, space: SearchSpace) -> Iterator[Ledger]:
     with ExitStack() as locks:
         with registration_lock(store):
             locks.enter_context(hold_lock(lock_path(path), LOCK_WAIT, refusal))
+        refresh(path.parent)  # the study may have been written a moment ago on another machine
         truncate_partial_line(path)
         journal, pruner = open_journal(path), StagePruner(space)
         study = _open(journal, space, pruner)

@@ -19,6 +19,7 @@ from raz.config import completed
 from raz.errors import FailureReason, RazError
 from raz.pipeline.events import StageUse
 from raz.store.inventory import check_store
+from raz.store.late_view import exists
 from raz.study.attributes import StudyAttributes, TrialAttributes, objectives_in
 from raz.study.journal import hold_lock, journal_path, lock_path, open_journal, study_names
 from raz.study.trial_status import STATUS_OF_STATE, TrialStatus
@@ -79,7 +80,7 @@ class TrialRecord:
 def load_optuna_study(store: Path, name: str) -> optuna.Study:
     """Opens a study for reading. Raises RazError where there is no such store or study, or its journal is damaged."""
     path = journal_path(store, name)
-    if not path.is_file():
+    if not (exists(path) and path.is_file()):
         check_store(store)
         raise RazError(f"study {name}", f"{store} has no such study", _name_hint(store, name))
     try:
@@ -102,7 +103,7 @@ def read_records(store: Path, name: str) -> tuple[TrialRecord, ...]:
 def is_running(store: Path, name: str) -> bool:
     """Whether a driver holds the study's lock; False where the lock file cannot be opened (a read-only store)."""
     path = journal_path(store, name)
-    if not path.exists():
+    if not exists(path):
         return False
     lock = filelock.FileLock(lock_path(path))
     try:
