@@ -194,6 +194,18 @@ def test_each_line_is_printed_once_where_there_is_no_terminal() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_remarks_of_one_stage_are_told_apart_and_warnings_are_always_shown(live: bool) -> None:
+    out, regions, full = StringIO(), "RAZ-Net learns from 40 regions", "the device's memory is full"
+    with ConsoleProgress(Console(file=out, width=200, force_terminal=live), 2, "val.mae") as events:
+        for trial in (0, 1):
+            events.stage(trial, StageEvent("note", "raz", "k", reason=regions))
+            events.stage(trial, StageEvent("warning", "raz", "k", reason=full))
+    lines = [line.split("\r")[-1] for line in out.getvalue().splitlines()]
+    assert [line for line in lines if regions in line] == ([] if live else [f"  raz: {regions}"])
+    assert len([line for line in lines if line.endswith(f"raz: {full}")]) == 1
+
+
 # ------------------------------------------------------------------ stops
 
 

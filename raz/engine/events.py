@@ -70,7 +70,8 @@ class ConsoleProgress:
         self.console, self.metric = console, metric
         self.view = ProgressView(title, total, metric, direction)
         self._live: Live | None = None
-        self._shown: set[tuple[str, str]] = set()  # (kind, key) of printed stage lines, which several trials may report
+        # (kind, key, reason) of printed stage lines, which several trials may report
+        self._shown: set[tuple[str, str, str]] = set()
         if console.is_terminal:
             self._live = Live(
                 console=console, get_renderable=lambda: self.view, refresh_per_second=REFRESH_RATE, transient=True,
@@ -105,11 +106,14 @@ class ConsoleProgress:
     def stage(self, number: int, event: StageEvent) -> None:
         self.view.stage(number, event)
         training = event.kind in ("started", "finished", "stopped", "failed") and event.stage in TRAINED
-        if self._live is None and (event.kind == "note" or training) and (event.kind, event.key) not in self._shown:
+        remark = event.kind in ("note", "warning")
+        line = (event.kind, event.key, event.reason if remark else "")
+        wanted = event.kind == "warning" or (self._live is None and (remark or training))
+        if wanted and line not in self._shown:
             self.note(f"  {event}")
-            self._shown.add((event.kind, event.key))
+            self._shown.add(line)
         if event.kind in ("stopped", "failed"):  # its next start is shown again
-            self._shown.discard(("started", event.key))
+            self._shown.discard(("started", event.key, ""))
 
     def finished(self, record: TrialRecord) -> None:
         self.view.finished(record)

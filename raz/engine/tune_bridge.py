@@ -83,7 +83,7 @@ class SourceSearch(Searcher):
             self.events.stage(number, event)
             if event.kind in ("started", "epoch", "images"):
                 self.busy.add(trial_id)
-            elif event.kind != "note":
+            elif event.kind not in ("note", "warning"):
                 self.busy.discard(trial_id)
         for step in report.steps:
             self.events.step(number, step.step, step.value)

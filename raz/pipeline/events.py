@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-EventKind = Literal["waiting", "started", "epoch", "images", "note", "finished", "hit", "stopped", "failed"]
+EventKind = Literal[
+    "waiting", "started", "epoch", "images", "note", "warning", "finished", "hit", "stopped", "failed",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class StageEvent:
     images: `epoch` of `epochs` images are predicted.
     hit: found in the store.
     stopped, failed: it ended early; a trained stage keeps its checkpoint.
-    note: `reason` is a remark.
+    note: `reason` is a remark. warning: one that is shown also where only running stages are.
     """
 
     kind: EventKind
@@ -48,7 +50,7 @@ class StageEvent:
     value: float | None = None  # validation value of the epoch; lower is better
     seconds: float = 0.0  # epoch: of this epoch; finished, hit: of the whole artifact
     spent: float = 0.0  # finished, stopped, failed: seconds of this attempt, without epochs from a checkpoint
-    reason: str = ""  # stopped, failed: why; note: its text
+    reason: str = ""  # stopped, failed: why; note, warning: its text
 
     def __str__(self) -> str:
         if self.kind == "epoch":
@@ -57,7 +59,7 @@ class StageEvent:
             return f"{self.stage} epoch {self.epoch}/{self.epochs}{loss}{value} {self.seconds:.1f} s"
         if self.kind == "images":
             return f"{self.stage} {self.epoch}/{self.epochs} images"
-        if self.kind == "note":
+        if self.kind in ("note", "warning"):
             return f"{self.stage}: {self.reason}"
         if self.kind == "finished":
             return f"{self.stage} done in {self.seconds:.0f} s"

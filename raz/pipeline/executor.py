@@ -19,11 +19,11 @@ import numpy as np
 from safetensors.torch import save
 
 from raz.config import TrialConfig, parameters
-from raz.errors import FailureReason, TrialFailure
+from raz.errors import TrialFailure
 from raz.pipeline.backbones import weights_record
-from raz.pipeline.context import TrialState
+from raz.pipeline.context import MEMO, ExecutionContext, TrialState
+from raz.pipeline.device_memory import FULL, WHOLE_IMAGES, BatchTooLarge, free_device_memory, full_memory_as_failure
 from raz.pipeline.events import EventKind, StageEvent, StageUse
-from raz.pipeline.failures import DEVICE_OOM, classify
 from raz.pipeline.graph import STAGES, Node, chain_key, step_offset
 from raz.pipeline.predict_stages import PREDICTORS, score
 from raz.pipeline.train_stages import PLANS
@@ -132,8 +132,9 @@ class StageExecutor:
                 return artifact, True
             self._raise_known_failure(key, self.state.hardware)
             self._refetch_evicted()
+            hint = "set a smaller batch, crop or input.scale" if trained else f"{WHOLE_IMAGES}; or predict.scale"
             try:
-                with self._logged(node, key), store_errors(cache.store), _oom_as_failure(f"stage {node}"):
+                with self._logged(node, key), store_errors(cache.store), full_memory_as_failure(f"stage {node}", hint):
                     artifact = self._make_trained(node, key, lease) if trained else self._make(node, key, lease)
             except LeaseLost:
                 return None, True
@@ -146,29 +147,22 @@ class StageExecutor:
             return artifact, False
 
     def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
-        """Train the stage, from its checkpoint if there is one, and publish weights and curve."""
-        state = self.state
-        context = state.context(node)
-        plan = PLANS[node.stage](context)
+        """Train the stage, from its checkpoint if there is one, and publish weights and curve.
 
-        def on_point(point: CurvePoint) -> None:
-            event = StageEvent(
-                "epoch", str(node), key.key, epoch=int(point["epoch"]), epochs=plan.settings.epochs,
-                loss=point["loss"], value=point["value"], seconds=point["seconds"],
-            )  # fmt: skip
-            state.log(event)
-
-        if plan.task is None:
-            chain = TrainedChain(snapshot(plan.modules), 0, 0.0, [])
-        else:
-            path = state.cache.paths.checkpoint(node.stage, chain_key(key))
-            checkpoint = Checkpoint(path, lease, state.cache.tier)
-            try:
-                chain = train(
-                    plan.task, plan.settings, checkpoint, state.device, self._epoch_callback(node), on_point
-                )  # fmt: skip
-            except TrialPruned as pruned:
-                raise TrialPruned(self.step_before(node) + pruned.step, pruned.value) from pruned
+        Where a batch is too large for the device's memory, training goes on from the last epoch with half batches.
+        """
+        context = self.state.context(node)
+        full = False
+        try:
+            chain = self._train(node, key, lease, context)
+        except BatchTooLarge:
+            full = True
+        if full:  # the exception is gone here, and with it the frames that held what fills the memory
+            reason = f"{FULL}: each batch is taken in two halves from the last epoch on, with the same gradients"
+            self.state.log(StageEvent("warning", str(node), key.key, reason=reason))
+            MEMO.clear()
+            free_device_memory()
+            chain = self._train(node, key, lease, context, halved=True)
 
         def write(folder: Path) -> None:
             weights = {name: value.detach().cpu().contiguous() for name, value in chain.weights.items()}
@@ -180,7 +174,31 @@ class StageExecutor:
         manifest = replace(manifest, best_epoch=chain.best_epoch, best_value=chain.best_value)
         if node.stage == "counting":
             manifest = replace(manifest, weights=weights_record(context.inputs.backbone))
-        return state.cache.publish(key, write, manifest, lease)
+        return self.state.cache.publish(key, write, manifest, lease)
+
+    def _train(
+        self, node: Node, key: StageKey, lease: Lease, context: ExecutionContext, *, halved: bool = False
+    ) -> TrainedChain:
+        """The chain of the stage's epochs, trained as far as it is not yet. `halved`: as `train` takes it."""
+        state = self.state
+        plan = PLANS[node.stage](context)
+        if plan.task is None:
+            return TrainedChain(snapshot(plan.modules), 0, 0.0, [])
+
+        def on_point(point: CurvePoint) -> None:
+            event = StageEvent(
+                "epoch", str(node), key.key, epoch=int(point["epoch"]), epochs=plan.settings.epochs,
+                loss=point["loss"], value=point["value"], seconds=point["seconds"],
+            )  # fmt: skip
+            state.log(event)
+
+        checkpoint = Checkpoint(state.cache.paths.checkpoint(node.stage, chain_key(key)), lease, state.cache.tier)
+        try:
+            return train(
+                plan.task, plan.settings, checkpoint, state.device, self._epoch_callback(node), on_point, halved=halved
+            )  # fmt: skip
+        except TrialPruned as pruned:
+            raise TrialPruned(self.step_before(node) + pruned.step, pruned.value) from pruned
 
     def _make(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
         """Run an inferred stage or a score, and publish its arrays or metrics."""
@@ -299,15 +317,3 @@ class StageExecutor:
     @cached_property
     def _parameters(self) -> dict[str, Json]:
         return parameters(self.state.config)  # cached: `step_before` is called for every epoch
-
-
-@contextmanager
-def _oom_as_failure(where: str) -> Iterator[None]:
-    """Raise TrialFailure, which the store records, if the device runs out of memory."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, TrialFailure) or classify(error) != DEVICE_OOM:
-            raise
-        hint = "set a smaller batch, crop or input.scale"
-        raise TrialFailure(where, "the device's memory is full", hint, reason=FailureReason.OOM) from error

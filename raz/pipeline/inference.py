@@ -57,6 +57,11 @@ class FeatureLru:
                 self._bytes -= old.numel() * old.element_size()
         return value
 
+    def clear(self) -> None:
+        """Drop all features, which lie in the device's memory."""
+        self._features.clear()
+        self._bytes = 0
+
 
 @dataclass(frozen=True)
 class Network:

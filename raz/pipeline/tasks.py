@@ -64,6 +64,13 @@ def _stack(maps: list[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(maps)[:, None]).to(device)
 
 
+def halves(batch: Batch) -> list[tuple[Batch, float]]:
+    """Two halves of a batch, the larger first, and their shares of its windows: all losses are means over windows of
+    one size, so the shares of the halves' losses add up to the batch's."""
+    cut = (len(batch) + 1) // 2
+    return [(part, len(part) / len(batch)) for part in (batch[:cut], batch[cut:]) if part]
+
+
 def _whole_windows(images: Images) -> list[Window]:
     return [full_window(images, i) for i in range(len(images))]
 
@@ -99,7 +106,7 @@ def counting_task(
             errors.append(abs(float(density.double().sum()) - len(data.val.heads(i))))
         return float(np.mean(errors))
 
-    return TrainingTask("counting", modules, data.batches("counting", config), loss, validate, pretrained)
+    return TrainingTask("counting", modules, data.batches("counting", config), loss, validate, pretrained, halves)
 
 
 def localization_task(
@@ -130,7 +137,7 @@ def localization_task(
     def loss(batch: Batch) -> Tensor:
         return batch_loss(batch, features, train_truth)
 
-    return TrainingTask(name, modules, batches, loss, validate, pretrained)
+    return TrainingTask(name, modules, batches, loss, validate, pretrained, halves)
 
 
 def attention_task(
@@ -163,4 +170,8 @@ def attention_task(
         return float(np.mean([float(batch_loss([w], val_rich, val_truth)) for w in _whole_windows(data.val)]))
 
     batches = data.batches(name, config)
-    return TrainingTask(name, modules, batches, lambda batch: batch_loss(batch, rich, train_truth), validate)
+
+    def loss(batch: Batch) -> Tensor:
+        return batch_loss(batch, rich, train_truth)
+
+    return TrainingTask(name, modules, batches, loss, validate, halves=halves)

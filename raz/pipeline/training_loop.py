@@ -11,7 +11,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from raz.config import TrainConfig
 from raz.errors import TrialFailure
+from raz.pipeline.device_memory import WHOLE_IMAGES, full_memory_as_failure, step_memory
 from raz.store.late_view import exists_announced
 from raz.store.lease import ATTEMPT, Lease
 from raz.store.s3_tier import S3Tier
@@ -50,6 +51,8 @@ class TrainingTask(Generic[BatchT]):
     loss: Callable[[BatchT], Tensor]  # () of a batch
     validate: Callable[[], float]  # validation value of the current weights; lower is better
     pretrained: nn.Module | None = None  # the part of `modules` that learns at `backbone_lr`
+    # The two halves of a batch, each with its share of the batch's loss; the batch itself where it has one item.
+    halves: Callable[[BatchT], Sequence[tuple[BatchT, float]]] | None = None
 
 
 CurvePoint: TypeAlias = dict[str, float]
@@ -163,13 +166,17 @@ def train(
     device: torch.device,
     progress: Progress | None = None,
     on_point: Callable[[CurvePoint], None] | None = None,
+    *,
+    halved: bool = False,
 ) -> TrainedChain:
     """Train up to `config.epochs` epochs, from the state in `checkpoint` if there is one.
 
     progress: called with (epoch, validation value) of every epoch, also of those in the checkpoint; True stops.
     on_point: called with the point of the curve of each epoch that is trained now.
+    halved: take each batch in two halves and add up their gradients, which are those of the whole batch but for
+        rounding, in about half the memory.
     Raises TrialPruned when `progress` stops, TrialFailure with reason `nan` when the loss or the validation value is
-    not finite, `oom` when the device's memory runs out.
+    not finite, `oom` when the device's memory runs out; BatchTooLarge where halves may fit.
     """
     optimizer = _optimizer(task, config)
     amp = config.amp and device.type == "cuda"
@@ -200,16 +207,14 @@ def train(
         epoch = state["epoch"] + 1
         task.modules.train()
         _switch(optimizer, training=True)
+        halvable = task.halves is not None and not _learned_statistics(task.modules)
         total, count = 0.0, 0
-        try:
+        with step_memory(task.name, epoch, config, halvable=halvable, halved=halved):
             for batch in task.batches(epoch):
                 optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(device.type, dtype=torch.float16, enabled=amp):
-                    loss = task.loss(batch)
-                value = float(loss.detach())
+                value = _add_gradients(task, batch, scaler, device, amp=amp, halved=halved)
                 if not math.isfinite(value):
                     raise _divergence_error(task.name, epoch, f"the loss is {value}")
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if config.clip:
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(parameters, config.clip)
@@ -222,12 +227,8 @@ def train(
             _switch(optimizer, training=False)  # from here on the modules hold the weights that are evaluated and kept
             if isinstance(optimizer, AdamWScheduleFree):
                 _measure_statistics(task, epoch)
+        with full_memory_as_failure(f"stage {task.name}, validation after epoch {epoch}", WHOLE_IMAGES):
             value = _validated(task, state["average"])
-        except torch.OutOfMemoryError as error:
-            raise TrialFailure(
-                f"stage {task.name}, epoch {epoch}", "the device's memory is full",
-                "set a smaller batch or crop, or a smaller input.scale", reason="oom",
-            ) from error  # fmt: skip
         if not math.isfinite(value):
             raise _divergence_error(task.name, epoch, f"the validation value is {value}")
         _update_best_and_schedule(state, config, optimizer, task.modules, value)
@@ -250,6 +251,29 @@ def train(
         if progress is not None and progress(epoch, value):
             raise TrialPruned(epoch, value)
     return TrainedChain(state["best"], state["best_epoch"], state["best_value"], state["curve"][: config.epochs])
+
+
+def _add_gradients(
+    task: TrainingTask[BatchT], batch: BatchT, scaler: torch.amp.GradScaler, device: torch.device, *, amp: bool,
+    halved: bool,
+) -> float:  # fmt: skip
+    """Add the scaled gradients of a batch's loss, and return that loss. Of one that is not finite none are taken."""
+    parts = task.halves(batch) if halved and task.halves is not None else [(batch, 1.0)]
+    total = 0.0
+    for part, share in parts:
+        with torch.autocast(device.type, dtype=torch.float16, enabled=amp):
+            loss = task.loss(part)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            return value
+        scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+        total += share * value
+    return total
+
+
+def _learned_statistics(modules: nn.Module) -> list[nn.BatchNorm2d]:
+    """Layers that normalise by the statistics of the batch. Frozen ones use their own."""
+    return [m for m in modules.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
 
 
 def _optimizer(task: TrainingTask[BatchT], config: TrainConfig) -> torch.optim.Optimizer:
@@ -286,7 +310,7 @@ def _switch(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
 def _measure_statistics(task: TrainingTask[BatchT], epoch: int) -> None:
     """Measure anew the statistics that batch normalisation learns, on batches of the epoch: those of the training are
     of the weights at which gradients were taken, and fit no others. Frozen statistics stay as they are."""
-    learned = [m for m in task.modules.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    learned = _learned_statistics(task.modules)
     momenta = [layer.momentum for layer in learned]
     for layer in learned:
         layer.reset_running_stats()

@@ -21,11 +21,15 @@ import torch
 
 from raz.config import TrainConfig
 from raz.errors import FailureReason, TrialFailure
+from raz.pipeline.context import MEMO, TrialState
+from raz.pipeline.device_memory import free_device_memory
+from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import TRAINED, Node
 from raz.pipeline.inference import FeatureLru
 from raz.pipeline.predict_stages import PREDICTORS
 from raz.pipeline.training_loop import Checkpoint, TrainedChain, train
-from raz.pipeline.trial import forget_failures, run_trial
+from raz.pipeline.trial import build_stages, forget_failures, run_trial
+from raz.store.cache import StageCache
 from tests.golden import given
 from tests.gpu.planted import CPU, Planted, Step, configured, distance, gradient_norm, plan_of, planted, step
 from tests.test_pipeline import MICRO, micro
@@ -244,3 +248,43 @@ def test_full_memory_is_told_and_the_next_trial_runs(crowd: Path) -> None:
             run_trial(micro(), store, data_root=crowd)
         assert forget_failures(micro(), store, data_root=crowd) == 1
         assert math.isfinite(run_trial(micro(), store, data_root=crowd).metrics["val.mae"])
+
+
+@contextmanager
+def limited_memory(limit: int) -> Iterator[None]:
+    """Meanwhile this process gets this many bytes of the device's memory."""
+    free_device_memory()
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(GPU).total_memory)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_batch_that_does_not_fit_is_taken_in_halves(crowd: Path, tmp_path: Path) -> None:
+    """An epoch of whole batches and one of halves tell what they take; then there is memory for the halves alone."""
+    config = micro(
+        depth=1, fusion__rule="density", backbone__width=0.25, counting__train__batch=8, counting__train__crop=512
+    ).resolved()
+
+    def trained(halved: bool) -> tuple[int, TrainedChain]:
+        state = TrialState(config, StageCache(tmp_path / "measured"), crowd, lambda _: None)
+        free_device_memory()
+        torch.cuda.reset_peak_memory_stats()
+        plan = plan_of(state, "counting")
+        assert plan.task is not None
+        checkpoint = Checkpoint(tmp_path / f"{halved}.pt")
+        chain = train(plan.task, plan.settings, checkpoint, GPU, halved=halved)
+        return torch.cuda.max_memory_reserved(), chain
+
+    (whole, at_once), (halves, added) = trained(False), trained(True)
+    assert halves < 0.8 * whole
+    for name in ("loss", "value"):
+        assert [p[name] for p in added.curve] == pytest.approx([p[name] for p in at_once.curve], rel=0.1)
+    events: list[StageEvent] = []
+    MEMO.clear()
+    with limited_memory((whole + halves) // 2):
+        build_stages(config, tmp_path / "store", [Node("counting")], data_root=crowd, log=events.append)
+    assert [event.kind for event in events] == ["started", "warning", "epoch", "epoch", "finished"]
+    assert "two halves" in events[1].reason
+    assert all(event.loss is not None and math.isfinite(event.loss) for event in events if event.kind == "epoch")
