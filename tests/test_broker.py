@@ -137,7 +137,7 @@ def test_a_building_process_ends_after_the_broker_has_its_reports(monkeypatch: p
     """The outcome of a task may reach the broker before its reports do, which then belong to no job any more."""
     import ray
 
-    from raz.engine import broker
+    from raz.engine import stage_worker
 
     class Report:
         sent: ClassVar[list[object]] = []
@@ -155,9 +155,9 @@ def test_a_building_process_ends_after_the_broker_has_its_reports(monkeypatch: p
     node, waited = Node("counting"), list[object]()
     monkeypatch.setattr(ray, "get_actor", lambda *_, **__: SimpleNamespace(report=Report()))
     monkeypatch.setattr(ray, "wait", lambda refs, timeout: waited.extend(refs))
-    monkeypatch.setattr(broker, "import_builder", lambda name: build)
+    monkeypatch.setattr(stage_worker, "import_builder", lambda name: build)
     for fails in (False, True):
-        outcome = broker._build_stage_task(BUILD, [node], ["x"], "broker", 1)
+        outcome = stage_worker.build_stages(BUILD, [node], ["x"], "broker", 1)
         assert isinstance(outcome, BuildFailed if fails else Built)
     assert Report.sent == [EpochReport("x", 1, 0.5), StageMade("x")] * 2
     assert waited == [2, 4]
@@ -327,12 +327,12 @@ def test_the_status_of_each_job() -> None:
 # ------------------------------------------------------------------ under Ray
 
 
-def grid(parameters: Mapping[str, Any], **settings: Any) -> Any:
-    """A grid over the smallest real pipeline."""
+def grid(parameters: Mapping[str, Any], more: Mapping[str, Any] | None = None, **settings: Any) -> Any:
+    """A grid over the smallest real pipeline. `more`: further keys of its file."""
     base = {**MICRO, **settings}
     document = {
         "study": "grid", "base": {"preset": "tiny", "set": base}, "design": {"sampler": "grid"},
-        "parameters": {name: {"choice": list(values)} for name, values in parameters.items()},
+        "parameters": {name: {"choice": list(values)} for name, values in parameters.items()}, **(more or {}),
     }  # fmt: skip
     return parse_space(parse(json.dumps(document), "grid.yaml"))
 

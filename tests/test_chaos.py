@@ -72,7 +72,7 @@ def victim(kind: str, driver: int) -> int | None:
         return driver
     process = {"broker": "ray::StageBroker", "trial": "ray::ImplicitFunc", "stage": "ray::counting"}[kind]
     if kind == "stage":
-        names = ("ray::counting", "ray::localization", "ray::density", "ray::points", "ray::_build_stage_task")
+        names = ("ray::counting", "ray::localization", "ray::density", "ray::points", "ray::build_on_cpus")
         return next((pid for pid, name in family(driver).items() if name.startswith(names)), None)
     return next((pid for pid, name in family(driver).items() if name.startswith(process)), None)
 

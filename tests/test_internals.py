@@ -424,6 +424,16 @@ def _(folder: Path) -> None:
     assert b"low on memory" in (home() / "core/src/ray/raylet/raylet").read_bytes()
 
 
+@borrowed("the text of an actor whose node died", RAY)
+def _(folder: Path) -> None:
+    import ray.exceptions
+
+    text = b"its node has died"
+    assert text in (home() / "core/src/ray/gcs/gcs_server").read_bytes()
+    assert ray_internals.actor_lost_its_node(ray.exceptions.RayActorError(error_msg=text.decode()))
+    assert not ray_internals.actor_lost_its_node(ray.exceptions.RayActorError(error_msg="its worker process has died"))
+
+
 @borrowed("TrialScheduler.supports_buffered_results", RAY)
 def _(folder: Path) -> None:
     from ray.tune.schedulers import FIFOScheduler

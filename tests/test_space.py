@@ -140,11 +140,11 @@ f.yaml:5: unknown stage 'countin'
   try: did you mean counting or attention?
 f.yaml:6: unknown key 'resources.counting.cpu'
   try: did you mean cpus or gpus?
-f.yaml:6: resources.counting.gpus is 1.5, expected 0, a fraction up to 1 or a whole number of devices
+f.yaml:6: resources.counting.gpus is 1.5, expected 0, 1 or a fraction between, since a stage computes on one GPU
   try: gpus: 0.5
 f.yaml:7: resources.raz is 2, expected cpus and gpus
   try: counting: {cpus: 2, gpus: 0.5}
-f.yaml:8: resources.zoom.gpus is true, expected 0, a fraction up to 1 or a whole number of devices
+f.yaml:8: resources.zoom.gpus is true, expected 0, 1 or a fraction between, since a stage computes on one GPU
   try: gpus: 0.5
 f.yaml:8: resources.zoom.cpus is 1, fewer than the 2 threads of a trial
   try: cpus: 2, or fewer threads

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +25,11 @@ from raz.cli.options import (
 )
 from raz.store.paths import StorePaths
 from raz.utils.json_types import JsonLike
+
+if TYPE_CHECKING:
+    from raz.pipeline.events import EventCallback
+    from raz.pipeline.executor import StageProvider
+    from raz.spec.stage_resources import Resources
 
 _From = Annotated[
     str | None,
@@ -197,6 +204,10 @@ def train_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="With --final: the file to write.", show_default="model.safetensors")
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Train on the Ray cluster at HOST:PORT, or on this machine's (auto)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the base configuration of a search once, or retrain its best trial (--final).
@@ -209,6 +220,7 @@ def train_command(
     raz-sweep train fusion --store ./raz-store
     raz-sweep train fusion --final --out model.safetensors
     raz-sweep train fusion --profile small --data-root ~/data --final --out model.safetensors
+    raz-sweep train fusion --final --address auto     on the GPUs of the cluster that this machine belongs to
     """
     import json
 
@@ -234,7 +246,8 @@ def train_command(
         typer.echo(str(event), err=True)
 
     if final:
-        trained = train_final(space, store, data_root, log)
+        with _provider(address, store, space.resources, log) as make:
+            trained = train_final(space, store, data_root, log, make)
         model = with_measurements(trained.model, store)
         card = write_with_card(model, written)
         lines = [
@@ -245,8 +258,26 @@ def train_command(
         ]
         document: dict[str, JsonLike] = {"out": str(out), "card": str(card), "about": dict(model.about)}
     else:
-        trial = train_once(space.base, store, data_root, log)
+        with _provider(address, store, space.resources, log) as make:
+            trial = train_once(space.base, store, data_root, log, make)
         lines = [f"{name} {value:.4g}" for name, value in trial.metrics.items() if "rmse" in name or "mae" in name]
         lines.append(f"to predict: raz-sweep predict IMAGE --from {store}#{trial.score[:12]}")
         document = {**trial.as_json()}
     typer.echo(json.dumps(document, indent=1, default=str) if as_json else "\n".join(lines))
+
+
+@contextmanager
+def _provider(
+    address: str | None, store: Path, resources: Mapping[str, Resources], log: EventCallback
+) -> Iterator[StageProvider | None]:
+    """What makes stages on the Ray cluster at an address; None without one: this process makes them."""
+    if address is None:
+        yield None
+        return
+    from raz.engine.ray_session import connected
+
+    with connected(address):
+        from raz.engine.broker_client import own_stages
+
+        with own_stages(store, resources, log=log) as client:
+            yield client

@@ -1,24 +1,23 @@
-"""The broker: one actor for each store and version of the code. It has each missing stage built once, as a Ray task.
+"""The broker: one actor for each store and version of the code. It has each missing stage built once.
 
-A waiting trial holds no CPU and no GPU; the task that builds a stage holds what the stage requests. The broker keeps
-its state in memory: when it dies Ray restarts it, the trials poll again, and finished stages are found in the store. It
-exits when it has been idle for a while.
+A waiting trial holds no CPU and no GPU; the process that builds a stage (`raz.engine.stage_worker`) holds what the
+stage requests. The broker keeps its state in memory: when it dies Ray restarts it, the trials poll again, and finished
+stages are found in the store. It exits when it has been idle for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import ray
 
+from raz.engine.broker_handle import NAMESPACE, BrokerHandle, RemoteMethod
 from raz.engine.broker_protocol import (
     BuilderMessage,
     BuildFailed,
@@ -26,50 +25,37 @@ from raz.engine.broker_protocol import (
     BuildRequest,
     BuildSpec,
     Built,
-    EpochReport,
     JobStatus,
     LossCause,
     RemoteStageError,
-    StageMade,
     StageReply,
     StageStatus,
     WorkerLost,
 )
+from raz.engine.gpu_workers import GpuWorkers, Share
+from raz.engine.ray_internals import actor_lost_its_node
 from raz.engine.ray_session import capacity, coordinator_affinity
 from raz.engine.stage_queue import StageJob, StageQueue, gpus_of
-from raz.engine.trial_runner import import_builder
-from raz.errors import FailureReason, RazError, TrialFailure
-from raz.pipeline.events import StageEvent
-from raz.pipeline.failures import classify, fatal_os_error
+from raz.engine.stage_worker import GpuWorker, build_on_cpus
+from raz.errors import FailureReason
+from raz.pipeline.failures import classify
 from raz.pipeline.graph import Node
 from raz.store.paths import StorePaths
 
-NAMESPACE = "raz"
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
 DEFAULT_BUILDER = "raz.pipeline.trial:build_stages"
 LONG_POLL_SECONDS = 1.0  # seconds for which a poll is held open while nothing changes
 TICK_SECONDS = 0.5  # seconds between two calls of StageQueue.tick
 IDLE_SECONDS = 60.0  # seconds without jobs or calls after which the broker exits
-REPORT_SECONDS = 5.0  # most seconds for which an ending stage waits until the broker has its reports
 MAX_CONCURRENCY = 1000  # calls that the actor serves at a time
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
+class GpuWorkerHandle(Protocol):
+    """A handle of a GpuWorker."""
 
-class RemoteMethod(Protocol[P, R]):
-    """A method of an actor, called through its handle."""
-
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ray.ObjectRef[R]: ...
-
-
-class BrokerHandle(Protocol):
-    """A handle of a StageBroker. Ray knows the methods of its own handles only at run time."""
-
-    join: RemoteMethod[[str, list[str]], list[str]]
-    poll: RemoteMethod[[BuildRequest, int, int, bool], StageReply]
-    leave: RemoteMethod[[str], None]
-    report: RemoteMethod[[int, BuilderMessage], None]
-    shutdown: RemoteMethod[[], None]
+    build: RemoteMethod[[BuildSpec, tuple[Node, ...], tuple[str, ...], str, int], BuildOutcome]
 
 
 @lru_cache(maxsize=1)
@@ -116,7 +102,9 @@ class StageBroker:
     def __init__(self, store: str, name: str) -> None:
         self._store, self._name = Path(store), name
         self._queue = StageQueue(self._start, self._cancel, self._capacity, time.monotonic)
-        self._refs: dict[int, ray.ObjectRef[BuildOutcome]] = {}  # job -> its task
+        self._refs: dict[int, ray.ObjectRef[BuildOutcome]] = {}  # job -> its task, or its call of a worker
+        self._workers: GpuWorkers[GpuWorkerHandle] = GpuWorkers(_start_worker, _kill_worker, time.monotonic)
+        self._worker_of: dict[int, tuple[GpuWorkerHandle, Share]] = {}  # job with a GPU -> who builds it
         self._watches: set[asyncio.Task[None]] = set()  # referenced, so that they are not collected
         self._cached_capacity: tuple[float, Mapping[str, float]] = (-1e9, {})  # time of reading, value
         self._changed = asyncio.Event()
@@ -179,22 +167,46 @@ class StageBroker:
 
     def _start(self, job: StageJob) -> None:
         request = job.request
-        task = ray.remote(_build_stage_task).options(
-            name="+".join(map(str, request.nodes)),
-            num_cpus=request.cpus,
-            num_gpus=gpus_of(request, self._capacity().get("GPU", 0.0)),
-            max_retries=0,
-            scheduling_strategy="DEFAULT",
-        )
-        ref = task.remote(request.build, request.nodes, request.keys, self._name, job.number)
+        share = self._share(job)
+        arguments = (request.build, request.nodes, request.keys, self._name, job.number)
+        if share.gpus:
+            worker = self._workers.take(share)
+            self._worker_of[job.number] = worker, share
+            ref = worker.build.remote(*arguments)
+        else:
+            task = ray.remote(build_on_cpus).options(
+                name="+".join(map(str, request.nodes)),
+                num_cpus=share.cpus,
+                num_gpus=0,
+                max_retries=0,
+                scheduling_strategy="DEFAULT",
+            )
+            ref = task.remote(*arguments)
+        self._workers.make_room(self._free())
         self._refs[job.number] = ref
         watch = asyncio.get_running_loop().create_task(self._watch(job.number, ref))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
 
+    def _share(self, job: StageJob) -> Share:
+        return Share(job.request.cpus, gpus_of(job.request, self._capacity().get("GPU", 0.0)))
+
+    def _free(self) -> Share:
+        """What no running job holds of all that there is; idle workers may hold it."""
+        there = self._capacity()
+        held = [self._share(job) for job in self._queue.jobs.values() if job.running]
+        return Share(
+            there.get("CPU", 0.0) - sum(each.cpus for each in held),
+            there.get("GPU", 0.0) - sum(each.gpus for each in held),
+        )
+
     def _cancel(self, job: StageJob, kill: bool) -> None:
         ref = self._refs.get(job.number)
-        if ref is not None:
+        if ref is None:
+            return
+        if kill and job.number in self._worker_of:
+            _kill_worker(self._worker_of[job.number][0])
+        else:
             ray.cancel(ref, force=kill)
 
     async def _watch(self, number: int, ref: ray.ObjectRef[BuildOutcome]) -> None:
@@ -206,8 +218,19 @@ class StageBroker:
         except ray.exceptions.RayError as error:
             outcome = _worker_lost(error)
         self._refs.pop(number, None)
+        self._end_worker(number, outcome)
         self._queue.finish(number, outcome)
         self._notify()
+
+    def _end_worker(self, number: int, outcome: BuildOutcome) -> None:
+        """Keep the worker of an ended job for the next one. After a failure its GPU's memory may not be free."""
+        worker, share = self._worker_of.pop(number, (None, None))
+        if worker is None or share is None:
+            return
+        if isinstance(outcome, Built):
+            self._workers.release(worker, share)
+        else:
+            _kill_worker(worker)
 
     # ------------------------------------------------------------------ ticks
 
@@ -219,6 +242,7 @@ class StageBroker:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._queue.tick()
+            self._workers.tick()
             if time.monotonic() - self._queue.idle_since > IDLE_SECONDS:
                 cast(BrokerHandle, ray.get_runtime_context().current_actor).shutdown.remote()
 
@@ -233,62 +257,23 @@ def _worker_lost(error: ray.exceptions.RayError) -> WorkerLost:
         return WorkerLost(LossCause.PROCESS, "it was cancelled")
     if classify(error).reason is FailureReason.OOM:
         return WorkerLost(LossCause.MEMORY, "its machine ran out of memory and killed it")
-    if isinstance(error, ray.exceptions.NodeDiedError):
+    if isinstance(error, ray.exceptions.NodeDiedError) or actor_lost_its_node(error):
         return WorkerLost(LossCause.NODE, "its machine went away")
     return WorkerLost(LossCause.PROCESS, f"its process died ({type(error).__name__})")
 
 
-# ------------------------------------------------------------------ the process that builds stages
+def _start_worker(share: Share) -> GpuWorkerHandle:
+    """A GPU worker, in a process that has built nothing before. It ends with the broker."""
+    options = ray.remote(GpuWorker).options(
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        scheduling_strategy="DEFAULT",
+        runtime_env={"env_vars": {"RAZ_GPU_WORKER": "1"}},  # Ray gives processes of other environments to none of it
+    )
+    return cast(GpuWorkerHandle, options.remote())
 
 
-def _build_stage_task(
-    build: BuildSpec, nodes: Sequence[Node], keys: Sequence[str], broker: str, number: int
-) -> BuildOutcome:
-    """Builds the stages of a job and returns how that ended; the stage's exceptions are returned, not raised."""
-    handle = cast(BrokerHandle, ray.get_actor(broker, namespace=NAMESPACE))
-    key_of = dict(zip(nodes, keys, strict=True))
-    last: list[ray.ObjectRef[None]] = []  # the last report
-
-    def report(message: BuilderMessage) -> None:
-        last[:] = [handle.report.remote(number, message)]
-
-    def report_epoch(node: Node, epoch: int, value: float) -> bool:
-        report(EpochReport(key_of[node], epoch, value))
-        return False
-
-    def report_made(node: Node) -> None:
-        report(StageMade(key_of[node]))
-
-    def log(event: StageEvent) -> None:
-        if event.key in keys:  # the stages that these depend on are only looked up
-            report(event)
-
-    try:
-        import_builder(build.builder)(
-            build.config, build.store, list(nodes), data_root=build.data_root,
-            on_epoch=report_epoch, on_made=report_made, log=log, needs_made=True,
-        )  # fmt: skip
-    except Exception as error:
-        return _failed(error, nodes[0])
-    finally:
-        # Reports of one process arrive in order. The outcome may overtake them, and ends the job that they belong to.
-        if last:
-            ray.wait(last, timeout=REPORT_SECONDS)
-    return Built()
-
-
-def _failed(error: Exception, node: Node) -> BuildFailed:
-    """The outcome of a build that raised: an exception that a trial can raise in its own process."""
-    fatal = fatal_os_error(error)
-    if fatal is not None:
-        name = None if fatal.filename is None else str(fatal.filename)
-        text = fatal.strerror or errno.errorcode.get(fatal.errno or 0, "")
-        return BuildFailed(OSError(fatal.errno, text, name))
-    if isinstance(error, RazError):
-        return BuildFailed(error)
-    reason = classify(error).reason
-    if reason is not FailureReason.ERROR:
-        what = str(error) or "the machine's memory is full"
-        return BuildFailed(TrialFailure(f"stage {node}", what, reason=reason))
-    text = f"{type(error).__name__}: {error}"
-    return BuildFailed(RemoteStageError(text, "".join(traceback.format_exception(error))))
+def _kill_worker(worker: GpuWorkerHandle) -> None:
+    ray.kill(cast("ActorHandle[GpuWorker]", worker))

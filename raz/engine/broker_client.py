@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import ray
 
-from raz.engine.broker import DEFAULT_BUILDER, BrokerHandle, connect
+from raz.engine.broker import DEFAULT_BUILDER, connect
+from raz.engine.broker_handle import BrokerHandle
 from raz.engine.broker_protocol import BuildRequest, BuildSpec, EpochReport, StageReply, StageStatus, WorkerLost
 from raz.engine.stage_queue import MAX_WORKER_LOSSES
 from raz.errors import FailureReason, RazError, TrialFailure
@@ -184,3 +187,21 @@ class BrokerClient:
                 time.sleep(min(5.0, 0.1 * 2**tries))
         what = f"it did not answer {MAX_CALL_RETRIES} calls in a row"
         raise TrialFailure("broker", what, "run again", reason=FailureReason.LOST)
+
+
+@contextmanager
+def own_stages(
+    store: Path,
+    resources: Mapping[str, Resources] | None = None,
+    *,
+    seeds: Sequence[int] = (),
+    log: Callable[[StageEvent], None] = lambda _: None,
+) -> Iterator[BrokerClient]:
+    """A client for stages that the process of a Ray session needs itself, outside a trial of Tune: the held-out scores
+    of a study, a final model. They are made where the session's GPUs are."""
+    name = f"own-{uuid.uuid4().hex[:8]}"
+    client = BrokerClient(store.expanduser().resolve(), name, resources or {}, seconds={}, seeds=seeds, log=log)
+    try:
+        yield client
+    finally:
+        client.leave()

@@ -10,6 +10,7 @@ the functions, since its environment variables must be set before.
   cluster file is checked without a cluster.
 - The module of Ray's command line, which runs under this interpreter.
 - The searcher inside Tune's controller, and the text of Ray's memory monitor: Tune passes neither to a scheduler.
+- The text that names a dead machine as the cause of an actor's death: it has no class of its own.
 """
 
 from __future__ import annotations
@@ -109,6 +110,11 @@ def searcher_of(controller: TuneController) -> Searcher:
     while hasattr(search, "searcher"):
         search = search.searcher
     return search
+
+
+def actor_lost_its_node(error: Exception) -> bool:
+    """Whether an actor died with its machine."""
+    return "its node has died" in str(error)
 
 
 def out_of_memory(trial: Trial) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from raz.config import PAPER_BACKBONE, BackboneConfig, TrialConfig
 from raz.engine.events import TrialEvents
 from raz.engine.inline import run_inline
 from raz.engine.interrupt import STOPPING, StopRequest
-from raz.engine.ray_session import cluster_jobs, set_ray_environment
+from raz.engine.ray_session import cluster_jobs, session, set_ray_environment
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL
 from raz.engine.trial_source import TrialSource
 from raz.spec.search_space import SearchSpace
@@ -37,6 +39,16 @@ def parallel_slots(threads: int) -> int:
 def parallel_trials(space: SearchSpace, jobs: int | None = None) -> int:
     """Stages of a search that may run at a time: `jobs` of them, else one for each `threads` CPUs."""
     return jobs if jobs is not None else parallel_slots(space.threads)
+
+
+@contextmanager
+def engine_session(execution: Execution) -> Iterator[None]:
+    """Ray is up within the context, and what runs there shares it. Does nothing where trials run in this process."""
+    if execution.inline:
+        yield
+        return
+    with session(execution.slots * execution.threads):
+        yield
 
 
 def run_trials(source: TrialSource, execution: Execution, events: TrialEvents, stop: StopRequest | None = None) -> None:

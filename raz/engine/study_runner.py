@@ -8,15 +8,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raz.config import TrialConfig, diff, from_parameters
 from raz.engine.events import NullEvents, TrialEvents
 from raz.engine.interrupt import StopRequest, handle_signals
 from raz.engine.results import Compute, StudyResult, total_compute
-from raz.engine.runner import Execution, parallel_trials, run_trials
+from raz.engine.runner import Execution, engine_session, parallel_trials, run_trials
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, import_function
 from raz.engine.trial_source import StudySource
 from raz.errors import RazError, TrialFailure
@@ -29,6 +30,9 @@ from raz.study.remaining import RecordedTrial, run_target, superseded
 from raz.study.seed_average import mean_metrics
 from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
+
+if TYPE_CHECKING:  # imports torch
+    from raz.pipeline.executor import StageProvider
 
 ENDED = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)
 
@@ -66,12 +70,14 @@ def run_study(
         if space.fixed and slots > 1:
             ledger.order_queue()
         ended_before = {r.number for r in ledger.iter_records() if r.state in ENDED}
-        if left:
-            execution = Execution(store, data_root, run_trial, slots, space.threads, inline)
-            with watch(left) if watch is not None else nullcontext(NullEvents()) as events:
-                run_trials(StudySource(ledger), execution, events, stop)
-        stopped = stop.reason if stop is not None and stop.requested and ledger.left else ""
-        return _build_result(ledger, store, data_root, run_trial, ended_before, began, stopped)
+        execution = Execution(store, data_root, run_trial, max(1, slots), space.threads, inline)
+        with ExitStack() as stack:
+            if left:
+                stack.enter_context(engine_session(execution))
+                with watch(left) if watch is not None else nullcontext(NullEvents()) as events:
+                    run_trials(StudySource(ledger), execution, events, stop)
+            stopped = stop.reason if stop is not None and stop.requested and ledger.left else ""
+            return _build_result(ledger, execution, ended_before, began, stopped, stop)
 
 
 def _clear_stage_failures(ledger: Ledger, store: Path, data_root: Path | None, run_trial: str) -> None:
@@ -88,12 +94,11 @@ def _clear_stage_failures(ledger: Ledger, store: Path, data_root: Path | None, r
 
 def _build_result(
     ledger: Ledger,
-    store: Path,
-    data_root: Path | None,
-    run_trial: str,
+    execution: Execution,
     ended_before: set[int],
     began: float,
     stopped: str,
+    stop: StopRequest | None,
 ) -> StudyResult:
     """The result of a run. `ended_before`: trials that had ended before it. `began`: its start, on the monotonic
     clock."""
@@ -115,8 +120,8 @@ def _build_result(
         changed = diff(space.base, config)
     if best is not None and not stopped:  # test images are predicted only after a complete search
         try:
-            held_out = _held_out(ledger, best, config, store, data_root, run_trial)
-            baselines = _baselines(ledger, config, data_root)
+            held_out = _held_out(ledger, best, config, execution, stop)
+            baselines = _baselines(ledger, config, execution.data_root)
         except TrialFailure as error:
             trouble = str(error)
     return StudyResult(
@@ -125,23 +130,43 @@ def _build_result(
         reasons=Counter(trial.reason for trial in final if trial.state == TrialStatus.FAILED), ran=len(ran),
         compute=Compute(sum(each.spent for each in ran), sum(each.saved for each in ran)),
         front=ledger.front() if len(space.objectives) > 1 else (), left=ledger.left, stopped=stopped,
-        best=best, changed=changed, held_out=held_out, baselines=baselines, trouble=trouble, store=str(store),
+        best=best, changed=changed, held_out=held_out, baselines=baselines, trouble=trouble, store=str(execution.store),
         seconds=time.monotonic() - began,
     )  # fmt: skip
 
 
 def _held_out(
-    ledger: Ledger, best: TrialRecord, config: TrialConfig, store: Path, data_root: Path | None, run_trial: str
+    ledger: Ledger, best: TrialRecord, config: TrialConfig, execution: Execution, stop: StopRequest | None
 ) -> Mapping[str, float]:
-    """The best trial's metrics of the validation and the test images, predicted once and then recorded in the study."""
+    """The best trial's metrics of the validation and the test images, predicted once and then recorded in the study.
+
+    The networks run where those of the trials do; this process makes the scores alone. Raises TrialFailure as
+    `raz.pipeline.trial.run_trial`.
+    """
     recorded = StudyAttributes.parse(ledger.study.user_attrs).held_out
     if recorded is not None and recorded.trial == best.number:
         return recorded.metrics
     seeds = ledger.space.averaged_seeds or (config.seed,)
-    run = import_function(run_trial)
-    metrics = mean_metrics(
-        [run(replace(config, seed=seed), store, data_root=data_root, splits=("val", "test")).metrics for seed in seeds]
-    )
+    run = import_function(execution.run_trial)
+
+    def scores(make: StageProvider | None) -> Mapping[str, float]:
+        results = [
+            run(
+                replace(config, seed=seed), execution.store, data_root=execution.data_root, splits=("val", "test"),
+                make=make,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        return mean_metrics([result.metrics for result in results])
+
+    if execution.inline:
+        metrics = scores(None)
+    else:
+        with engine_session(execution), handle_signals(stop):  # after Ray, which sets handlers of its own
+            from raz.engine.broker_client import own_stages
+
+            with own_stages(execution.store, ledger.space.resources, seeds=seeds) as client:
+                metrics = scores(client)
     ledger.study.set_user_attr("held_out", {"trial": best.number, "metrics": metrics})
     return metrics
 

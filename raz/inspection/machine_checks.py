@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from raz.errors import RazError
+from raz.pipeline.device import VISIBLE, cuda_problem
 from raz.utils.json_types import JsonLike
 from raz.utils.machine import available_cpus
 
@@ -97,11 +98,14 @@ def _version_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
-def check_devices() -> Check:
-    """The CUDA devices with their free memory."""
+def check_devices(node: Path = Path("/dev/nvidia0")) -> Check:
+    """The CUDA devices with their free memory. Warns of a GPU (`node` is its device file) that PyTorch cannot use."""
     import torch
 
     if not torch.cuda.is_available():
+        if node.exists() and os.environ.get(VISIBLE) != "":
+            hint = "a PyTorch built for this driver (https://pytorch.org/get-started/locally); else everything is slow"
+            return Check("devices", "fail", f"there is a GPU, and PyTorch finds no CUDA: {cuda_problem()}", hint)
         hint = "presets tiny and small are made for this; preset paper needs a GPU"
         return Check("devices", "ok", "no CUDA device: everything runs on the CPU", hint)
     names = []

@@ -51,6 +51,7 @@ class StageEvent:
     seconds: float = 0.0  # epoch: of this epoch; finished, hit: of the whole artifact
     spent: float = 0.0  # finished, stopped, failed: seconds of this attempt, without epochs from a checkpoint
     reason: str = ""  # stopped, failed: why; note, warning: its text
+    device: str = ""  # the GPU that the process holds, such as `GPU 1 of node7`; '' without one
 
     def __str__(self) -> str:
         if self.kind == "epoch":
@@ -63,9 +64,10 @@ class StageEvent:
             return f"{self.stage}: {self.reason}"
         if self.kind == "finished":
             return f"{self.stage} done in {self.seconds:.0f} s"
+        if self.kind == "started":
+            return f"{self.stage} starts{f' on {self.device}' if self.device else ''}"
         texts = {
             "waiting": "waits: another process makes it, or no device is free",
-            "started": "starts",
             "hit": "found in the store",
             "stopped": "stopped",
             "failed": "failed",

@@ -28,6 +28,8 @@ from raz.pipeline.training_loop import Progress
 from raz.store.cache import Artifact, StageCache
 from raz.store.paths import METRICS
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class TrialResult:
@@ -61,6 +63,8 @@ def run_trial(
     """
     began = time.monotonic()
     state = _trial_state(config, store, data_root, log)
+    if make is not None:
+        state.device = CPU  # this process computes scores alone
     executor = StageExecutor(state, make)
     if progress is not None:
         executor.on_epoch = lambda node, epoch, value: progress(executor.step_before(node) + epoch, value)
@@ -125,18 +129,22 @@ def build_stages(
     on_made: Callable[[Node], None] | None = None,
     log: EventCallback | None = None,
     needs_made: bool = False,
+    make: StageProvider | None = None,
 ) -> None:
     """Find or make these stages of a trial, in order, and the stages that they need.
 
     needs_made: other processes have made the stages that these need, perhaps a moment ago on another machine.
     on_epoch: called with (node, epoch, validation value) of each epoch of `nodes`; True stops the trial.
     on_made: called with each of `nodes` when it is in the store.
+    make: has other processes make the stages.
     Raises as `run_trial`.
     """
     state = _trial_state(config, store, data_root, log)
-    executor = StageExecutor(state)
+    executor = StageExecutor(state, make, path=dependency_closure(state.config, nodes))
+    if make is not None:
+        make.begin({node: state.keys[node] for node in executor.path})
     with _threads(config.threads):
-        for node in dependency_closure(state.config, nodes):
+        for node in executor.path:
             executor.on_epoch = on_epoch if node in nodes else None
             executor.get_or_make(node, announced=needs_made and node not in nodes)
             if on_made is not None and node in nodes:

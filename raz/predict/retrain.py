@@ -22,6 +22,7 @@ from raz.utils.json_types import Json, JsonObject
 
 if TYPE_CHECKING:
     from raz.pipeline.events import EventCallback
+    from raz.pipeline.executor import StageProvider
     from raz.pipeline.model import Model
     from raz.spec.search_space import SearchSpace
 
@@ -66,8 +67,11 @@ def retrain_config(config: TrialConfig, best_epochs: Mapping[str, int]) -> Trial
     return replace(configure(config, settings), dataset=config.dataset + WITH_VALIDATION)
 
 
-def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: EventCallback) -> FinalModel:
-    """Retrain the best trial of the space's study. Raises RazError if the study has no complete trial."""
+def train_final(
+    space: SearchSpace, store: Path, data_root: Path | None, log: EventCallback, make: StageProvider | None = None
+) -> FinalModel:
+    """Retrain the best trial of the space's study; `make` has other processes train. Raises RazError if the study has
+    no complete trial."""
     from raz.pipeline.assembly import TrainedStage
     from raz.pipeline.builders import read_state
     from raz.pipeline.graph import Node, declared_inputs
@@ -87,7 +91,7 @@ def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: Ev
         best[stage] = artifact.manifest.best_epoch or 0
     config = retrain_config(searched.config, best)
     nodes = [Node(stage) for stage in searched.trained]
-    build_stages(config, store, nodes, data_root=data_root, log=log)
+    build_stages(config, store, nodes, data_root=data_root, log=log, make=make)
     keys = stage_keys(config, data_root=data_root, splits=("val",))
     stages = {}
     for node in nodes:
@@ -105,10 +109,12 @@ def train_final(space: SearchSpace, store: Path, data_root: Path | None, log: Ev
     return FinalModel(model, record.study, record.number, best, len(items["train"]))
 
 
-def train_once(config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback) -> TrainedTrial:
-    """Run one trial of a configuration without a study."""
+def train_once(
+    config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback, make: StageProvider | None = None
+) -> TrainedTrial:
+    """Run one trial of a configuration without a study; `make` has other processes make its stages."""
     from raz.pipeline.trial import run_trial
 
-    result = run_trial(config, store, data_root=data_root, splits=("val",), log=log)
+    result = run_trial(config, store, data_root=data_root, splits=("val",), log=log, make=make)
     score = next(use.key for use in result.stages if use.stage == "score@val")
     return TrainedTrial(result.metrics, score, result.seconds, parameters(config))

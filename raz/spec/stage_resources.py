@@ -11,15 +11,13 @@ from raz.utils.schema import MapOf, Record, Scalar, integer, key
 from raz.utils.yamlfile import Problems
 
 ALL = "all"  # every stage that has no line of its own
-MOST_CPUS, MOST_GPUS = 1024, 64
+MOST_CPUS = 1024
 _EXAMPLE = "counting: {cpus: 2, gpus: 0.5}"
 
 
 def _devices(value: Json) -> float | None:
-    """A number of GPUs: a fraction up to 1 shares a device, above 1 only whole devices are legal."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_GPUS:
-        return None
-    return float(value) if value <= 1 or value == int(value) else None
+    """A number of GPUs from 0 to 1: a stage trains on one device, and a fraction shares it."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1 else None
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class Resources:
 
     cpus: int | None = key(integer(1, MOST_CPUS), default=None)
     gpus: float | None = key(
-        Scalar(_devices, "0, a fraction up to 1 or a whole number of devices", "gpus: 0.5"), default=None
+        Scalar(_devices, "0, 1 or a fraction between, since a stage computes on one GPU", "gpus: 0.5"),
+        default=None,
     )
 
     def or_default(self, other: Resources) -> Resources:

@@ -1,0 +1,42 @@
+"""The device that stages compute on: which one, why not a GPU, and giving its memory back. Imports torch when called.
+
+A process that Ray gave no GPU hides all of them (`hide_gpus`), so that `gpus: 0` means the CPU. One that holds a GPU
+asks `cuda_problem` first: without CUDA, PyTorch computes on the CPU without a word, a hundred times slower.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def hide_gpus() -> None:
+    """Let this process, and those that it starts, compute on the CPU alone. Call it before torch uses a GPU."""
+    os.environ[VISIBLE] = ""
+
+
+def cuda_problem() -> str:
+    """Why this process cannot compute on a GPU, in one line; '' if it can."""
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this PyTorch ({torch.__version__}) is built without CUDA"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # `is_available` gives no reason
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(" Please ")[0].strip().rstrip(".")
+        visible = os.environ.get(VISIBLE)
+        hidden = "" if visible is None else f" ({VISIBLE} is {visible!r})"
+        return f"{reason}; this PyTorch ({torch.__version__}) is built for CUDA {torch.version.cuda}{hidden}"
+    return ""
+
+
+def release_device_memory() -> None:
+    """Give back the GPU memory that PyTorch keeps for later. Does nothing where no GPU was used."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()  # a traceback or a cycle may still hold tensors
+        torch.cuda.empty_cache()
