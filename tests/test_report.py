@@ -835,12 +835,15 @@ def test_a_table_says_on_what_its_networks_were_trained(tmp_path: Path) -> None:
         config = table.config(table.profile("toy"), table.row("loc_2"), "toy", seed)
         for node, key in stage_keys(config, splits=("test",)).items():
             made_on = device if node.stage == "counting" else "cpu"
-            about = Manifest(seconds=1.0, device=made_on, versions={"commit": "c0", "torch": "2"})
+            about = Manifest(str(node), seconds=1.0, device=made_on, versions={"commit": "c0", "torch": "2"})
             if node.stage == "counting":
                 about = replace(about, weights={"name": "half.pt", "dtype": "float16" if seed else "float32"})
             StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 1.0}), about)
     text = terminal(table_report(toy_cell(tmp_path)))
-    assert "Toy crowd: the rows were made by different kinds of device (NVIDIA A100: 1 rows; cpu: 1 rows)." in text
+    assert (
+        "Toy crowd: the trials were made on different kinds of device: seed 0 with counting on NVIDIA A100, the rest on"
+        " cpu; seed 1 on cpu."
+    ) in text
     assert "different code" not in text
     assert "different pretrained weights (half.pt: 1 rows; half.pt, stored in half precision (float16): 1 rows)" in text
     assert "Trained from half.pt, stored in half precision (float16): a rounded copy" in text

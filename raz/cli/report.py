@@ -259,6 +259,7 @@ def fill_command(
 def _study(
     name: str, store: Path, compare: str | None, with_figures: bool, data_root: Path | None, photos: PhotoRequest
 ) -> Report:
+    from raz.report.devices import study_device_notes
     from raz.report.figures.stage_tree import stage_cost_figures
     from raz.report.figures.study_figures import importances, study_figures, to_optuna_study
     from raz.report.stage_costs import costs_of_records
@@ -274,10 +275,13 @@ def _study(
     command = f"{attributes.command}{store_option}" if attributes.command else ""  # '' for a study run from Python
     report = study_report(name, study.trials, objectives, shares, command, store_option, all_trials=with_figures)
     report = replace(report, sheets=(*report.sheets[:1], *held_out_table(attributes), *report.sheets[1:]))
+    studies = {name: study.trials}
     if compare is not None:
         other = read_study(store, compare)
         comparison = comparison_table(name, study.trials, compare, other.trials, objectives)
         report = replace(report, sheets=(comparison, *report.sheets))
+        studies[compare] = other.trials
+    report = replace(report, notes=(*report.notes, *study_device_notes(studies)))
     if not with_figures:
         return report
     figures = (*study_figures(study.trials, objectives), *stage_cost_figures(costs_of_records(study.trials)))

@@ -30,7 +30,7 @@ from raz.store.paths import MANIFEST, METRICS, PER_IMAGE, StorePaths
 from raz.utils.atomic import atomic_write
 from raz.utils.json_types import Json, JsonLike, JsonObject, object_or_empty, parse_json, parse_object
 
-SCHEMA_VERSION = 3  # raise it when the index of the same scores changes
+SCHEMA_VERSION = 4  # raise it when the index of the same scores changes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class ScoreProvenance:
     """What made a score.
 
     versions: package -> version. data: split -> fingerprint of its images. config: dotted name -> value. made: kind
-    (code, device, torch, weights) -> its values over the score and everything it was computed from.
+    (code, device, stage device, torch, weights) -> its values over the score and everything it was computed from.
+    Devices are those of the networks: a score uses none, and a device of its own says nothing of it.
     """
 
     device: str
@@ -110,18 +111,20 @@ def manifest_of(store: Path, node: str, key: str) -> Manifest | None:
 
 
 class ProvenanceIndex:
-    """Commits, device kinds, torch versions and pretrained weights behind an artifact and all that it was made from."""
+    """Commits, devices, torch versions and pretrained weights behind an artifact and all that it was made from."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
         self._by_key: dict[str, Mapping[str, frozenset[str]]] = {}
 
     def of(self, manifest: Manifest) -> Mapping[str, frozenset[str]]:
-        """Kind (code, device, torch, weights) -> values. Artifacts that are no longer in the store add nothing."""
+        """Kind (`ScoreProvenance.made`) -> values. Artifacts that are no longer in the store add nothing."""
         versions = manifest.versions
+        device = "" if manifest.key.get("stage") == "score" else manifest.device
         own = {
-            "code": versions.get("commit") or versions.get("raz-sweep"), "device": manifest.device,
-            "torch": versions.get("torch"), "weights": weights_text(manifest.weights),
+            "code": versions.get("commit") or versions.get("raz-sweep"), "device": device,
+            "stage device": f"{manifest.stage}: {device}" if device else "", "torch": versions.get("torch"),
+            "weights": weights_text(manifest.weights),
         }  # fmt: skip
         out = {kind: frozenset([value]) if value else frozenset() for kind, value in own.items()}
         for node, key in manifest.needs.items():

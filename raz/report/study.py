@@ -154,6 +154,7 @@ def _trial_record(study: str, r: TrialRecord, store_option: str) -> Record:
         "name": f"trial {r.number}", "study": study, "trial": r.number, "state": r.state, "value": r.value,
         "reason": r.reason, "message": r.message, "seconds": r.seconds, "retry_of": r.retry_of,
         "seed": r.config.get("seed"), "commit": r.versions.get("commit", ""),
+        "device": r.device,
         **{f"set.{k}": v for k, v in r.values.items()},
         **{k: v for k, v in sorted(r.metrics.items()) if math.isfinite(v)},
         "command": f"raz-sweep rerun {study}#{r.number}{store_option}" if r.state == TrialStatus.COMPLETE else "",

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from raz.report.fill import FilledTable
 from raz.report.statistics import MIN_RUNS_TO_AGREE, Effect
 from raz.spec.metric_names import ONE_TO_ONE_METRICS
+from raz.utils.formatting import joined
 
 BEST = " *"  # marks the best row of a column
 CLAIM_NOTE = (
@@ -31,7 +32,7 @@ def opening_notes(filled: FilledTable) -> list[str]:
         notes.append('RMSE is the error that the paper calls "MSE"; it takes the square root.')
     if foreign:
         printed = filled.title(table.printed_datasets[0])
-        titles = _join_titles([filled.title(name) for name in foreign])
+        titles = joined([filled.title(name) for name in foreign])
         notes.append(
             f"The paper's numbers shown for {titles} are those on {printed}, another data set:"
             " compare the order of the rows, not the values."
@@ -110,11 +111,9 @@ def ceiling_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
 
 
 def provenance_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
-    """One note for each of code, data, device kind, torch and pretrained weights in which the rows of a data set
-    differ, networks included."""
-    rows_by_value: dict[str, dict[str, set[str]]] = {
-        "code": {}, "data": {}, "kinds of device": {}, "torch": {}, "pretrained weights": {},
-    }  # fmt: skip
+    """One note for each of code, data, torch and pretrained weights in which the rows of a data set differ, networks
+    included."""
+    rows_by_value: dict[str, dict[str, set[str]]] = {"code": {}, "data": {}, "torch": {}, "pretrained weights": {}}
     for row in filled.table.run_rows:
         for trial in filled.cells[row.name, dataset].scores.values():
             for split, provenance in trial.provenance.items():
@@ -122,7 +121,6 @@ def provenance_notes(filled: FilledTable, dataset: str) -> Iterator[str]:
                 values_by_kind: dict[str, Sequence[str]] = {
                     "code": [value[:12] for value in made.get("code", ())],
                     "data": [provenance.data.get(split, "unknown")[:12] + f" ({split})"],
-                    "kinds of device": made.get("device", ()),
                     "torch": made.get("torch", ()),
                     "pretrained weights": made.get("weights", ()),
                 }
@@ -164,7 +162,3 @@ def import_notes(filled: FilledTable) -> Iterator[str]:
         scores = sum(len(trial.keys) for cell in filled.cells.values() for trial in cell.scores.values())
         yield f"All {scores} scores are imported from {filled.imported}; none is from a store."
         yield from filled.import_notes
-
-
-def _join_titles(titles: Sequence[str]) -> str:
-    return titles[0] if len(titles) == 1 else ", ".join(titles[:-1]) + " and " + titles[-1]

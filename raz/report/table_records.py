@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from raz.report.comparisons import JudgedClaim
+from raz.report.devices import devices_behind
 from raz.report.fill import FilledTable, TableCell
 from raz.report.layout import Record, digits
 from raz.report.statistics import Effect, difference, summarize
@@ -33,7 +34,9 @@ def cell_records(filled: FilledTable, dataset: str, effects: Mapping[tuple[str, 
                 "n": summary.n, "mean": summary.mean, "sd": summary.sd, "printed": printed,
                 "difference": difference(summary, None if misprint else printed),
                 "misprint": misprint.note if misprint else "", "source": row.source, "set": dict(row.set),
-                "to_base": _effect_record(effects.get((row.name, metric))), "digits": digits(metric),
+                "to_base": _effect_record(effects.get((row.name, metric))),
+                "device": ", ".join(sorted({name for trial in cell.scores.values() for name in devices_behind(trial)})),
+                "digits": digits(metric),
                 "values": {str(seed): value for seed, value in values.items()},
                 "trials": _trial_records(cell, metric),
             }  # fmt: skip
@@ -58,7 +61,7 @@ def _trial_records(cell: TableCell, metric: str) -> list[Record]:
             {
                 "seed": seed, "value": trial.metrics.get(metric), "score": trial.keys.get(split, ""),
                 "commit": versions.get("commit", ""), "torch": versions.get("torch", ""),
-                "device": made.device if made else "",
+                "device": ", ".join(devices_behind(trial)) or (made.device if made else ""),
             }
         )  # fmt: skip
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from raz.report.comparisons import JudgedClaim, best_rows, differences_to_base, judge_claims
+from raz.report.devices import device_notes
 from raz.report.fill import FilledTable, TableCell
 from raz.report.layout import (
     MAX_METRIC_COLUMNS,
@@ -83,6 +84,7 @@ def table_report(
     notes += table.notes
     notes += [note for dataset in profile.datasets for note in ceiling_notes(filled, dataset)]
     notes += [note for dataset in profile.datasets for note in provenance_notes(filled, dataset)]
+    notes += [note for dataset in profile.datasets for note in device_notes(filled, dataset)]
     notes += weights_notes(filled)
     notes += problem_notes(filled)
     notes += stale

@@ -49,7 +49,7 @@ def _mean_outcome(seeds: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
         seconds=sum(outcome.seconds for outcome in outcomes),
         metrics=mean_metrics(complete),
         stages=tuple(stage for outcome in outcomes for stage in outcome.stages),
-        device=outcomes[-1].device,
+        device=", ".join(sorted({name for outcome in outcomes for name in outcome.device.split(", ") if name})),
         data=outcomes[-1].data,
         seeds=by_seed,
     )

@@ -36,6 +36,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
+def joined(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), *words[-1:]])
+
+
 def size(n: int) -> str:
     """A number of bytes: `812 B`, `4.2 MB`, `1.3 GB` (powers of 1000)."""
     value, units = float(n), ("B", "kB", "MB", "GB", "TB")
