@@ -1,12 +1,9 @@
-"""A device whose memory is full: what helps, and what is freed before another try."""
+"""A device whose memory is full: what is told, and what helps."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-
-import torch
 
 from raz.config import TrainConfig
 from raz.errors import FailureReason, TrialFailure
@@ -60,10 +57,3 @@ def step_hint(stage: str, config: TrainConfig) -> str:
     if config.batch == 1:
         return f"set {crop} or a smaller input.scale"
     return f"set a smaller {prefix}batch (now {config.batch}), {crop} or a smaller input.scale"
-
-
-def free_device_memory() -> None:
-    """Give back what nothing refers to any more: PyTorch keeps freed blocks, whose sizes may not fit the next try."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -22,7 +22,8 @@ from raz.config import TrialConfig, parameters
 from raz.errors import TrialFailure
 from raz.pipeline.backbones import weights_record
 from raz.pipeline.context import MEMO, ExecutionContext, TrialState
-from raz.pipeline.device_memory import FULL, WHOLE_IMAGES, BatchTooLarge, free_device_memory, full_memory_as_failure
+from raz.pipeline.device import release_device_memory
+from raz.pipeline.device_memory import FULL, WHOLE_IMAGES, BatchTooLarge, full_memory_as_failure
 from raz.pipeline.events import EventKind, StageEvent, StageUse
 from raz.pipeline.graph import STAGES, Node, chain_key, step_offset
 from raz.pipeline.predict_stages import PREDICTORS, score
@@ -161,7 +162,7 @@ class StageExecutor:
             reason = f"{FULL}: each batch is taken in two halves from the last epoch on, with the same gradients"
             self.state.log(StageEvent("warning", str(node), key.key, reason=reason))
             MEMO.clear()
-            free_device_memory()
+            release_device_memory()
             chain = self._train(node, key, lease, context, halved=True)
 
         def write(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import weakref
 from collections.abc import Callable, Iterator
@@ -224,7 +225,7 @@ class FullMemory:
         self.sizes: list[int] = []
         self.alive: list[int] = []
         self._plan = PLANS[stage]
-        self._free: Callable[[], None] = executor.free_device_memory
+        self._free: Callable[[], None] = executor.release_device_memory
 
     def plan(self, context: Any) -> TrainedStagePlan:
         plan = self._plan(context)
@@ -248,11 +249,12 @@ class FullMemory:
 
     def free(self) -> None:
         self._free()
+        gc.collect()
         self.alive.append(sum(made() is not None for made in self.plans))
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(executor, "PLANS", {**PLANS, self.stage: self.plan})
-        monkeypatch.setattr(executor, "free_device_memory", self.free)
+        monkeypatch.setattr(executor, "release_device_memory", self.free)
         monkeypatch.setattr(executor, "MEMO", FeatureLru())
 
 

@@ -22,7 +22,7 @@ import torch
 from raz.config import TrainConfig
 from raz.errors import FailureReason, TrialFailure
 from raz.pipeline.context import MEMO, TrialState
-from raz.pipeline.device_memory import free_device_memory
+from raz.pipeline.device import release_device_memory
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import TRAINED, Node
 from raz.pipeline.inference import FeatureLru
@@ -253,7 +253,7 @@ def test_full_memory_is_told_and_the_next_trial_runs(crowd: Path) -> None:
 @contextmanager
 def limited_memory(limit: int) -> Iterator[None]:
     """Meanwhile this process gets this many bytes of the device's memory."""
-    free_device_memory()
+    release_device_memory()
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(GPU).total_memory)
     try:
         yield
@@ -269,7 +269,7 @@ def test_a_batch_that_does_not_fit_is_taken_in_halves(crowd: Path, tmp_path: Pat
 
     def trained(halved: bool) -> tuple[int, TrainedChain]:
         state = TrialState(config, StageCache(tmp_path / "measured"), crowd, lambda _: None)
-        free_device_memory()
+        release_device_memory()
         torch.cuda.reset_peak_memory_stats()
         plan = plan_of(state, "counting")
         assert plan.task is not None
