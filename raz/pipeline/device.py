@@ -11,6 +11,7 @@ import os
 import sys
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SHARED = 0.1  # of a GPU's memory: other processes that hold more may be why it is full; CUDA itself takes less
 
 
 def hide_gpus() -> None:
@@ -40,3 +41,12 @@ def release_device_memory() -> None:
     if torch is not None and torch.cuda.is_initialized():
         gc.collect()  # a traceback or a cycle may still hold tensors
         torch.cuda.empty_cache()
+
+
+def memory_is_shared() -> bool:
+    """Whether other processes hold so much of this process's GPU that its memory may be full because of them."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return bool(total - free - torch.cuda.memory_reserved() > SHARED * total)

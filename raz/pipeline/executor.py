@@ -19,10 +19,10 @@ import numpy as np
 from safetensors.torch import save
 
 from raz.config import TrialConfig, parameters
-from raz.errors import TrialFailure
+from raz.errors import FailureReason, TrialFailure
 from raz.pipeline.backbones import weights_record
 from raz.pipeline.context import MEMO, ExecutionContext, TrialState
-from raz.pipeline.device import release_device_memory
+from raz.pipeline.device import memory_is_shared, release_device_memory
 from raz.pipeline.device_memory import FULL, WHOLE_IMAGES, BatchTooLarge, full_memory_as_failure
 from raz.pipeline.events import EventKind, StageEvent, StageUse
 from raz.pipeline.graph import STAGES, Node, chain_key, step_offset
@@ -140,8 +140,9 @@ class StageExecutor:
             except LeaseLost:
                 return None, True
             except TrialFailure as error:
-                with store_errors(cache.store):
-                    cache.record_failure(key, error, self.state.hardware)
+                if error.reason != FailureReason.OOM or not memory_is_shared():  # else it may fit when they have ended
+                    with store_errors(cache.store):
+                        cache.record_failure(key, error, self.state.hardware)
                 raise
             spent = self.spent.get(node, 0.0)
             self.state.log(StageEvent("finished", str(node), key.key, seconds=artifact.seconds, spent=spent))

@@ -308,6 +308,21 @@ def test_halves_that_do_not_fit_fail_for_good(crowd: Path, tmp_path: Path, monke
     assert full.sizes == [4, 2]
 
 
+@pytest.mark.parametrize(("free", "own", "remembered"), [(10, 85, True), (10, 30, False), (10, 79, False)])
+def test_a_memory_that_others_filled_is_not_remembered(
+    free: int, own: int, remembered: bool, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages share a GPU: what did not fit beside the other one fits alone. Of 100 bytes CUDA itself takes 5."""
+    FullMemory("counting", limit=1).install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: own)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with pytest.raises(TrialFailure, match="memory is full"):
+        run_trial(trial(), tmp_path, data_root=crowd)
+    assert bool([*tmp_path.glob("failures/*/*")]) == remembered
+
+
 def test_the_memo_of_features_makes_room(crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memo, full = FeatureLru(), FullMemory("counting", limit=2)
     full.install(monkeypatch)
