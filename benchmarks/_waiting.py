@@ -13,7 +13,7 @@ import math
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from raz.store.cache import Artifact, StageKey, digest, write_json
 from raz.store.lease import Lease
 from raz.utils.json_types import as_int
 
-RUN, MAKER = "_waiting:run_trial", "_waiting:make_stages"
+RUN, BUILDER = "_waiting:run_trial", "_waiting:make_stages"
 EVENTS = 3  # epochs of a stage that are reported, evenly spread: at a small part all of them would be too frequent
 
 
@@ -98,26 +98,30 @@ def _trained(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Ar
         event = StageEvent("epoch", str(node), key.key, epoch=epoch, epochs=epochs, value=value)
         self.state.log(event)
         self._epoch_callback(node)(epoch, value)
-    about = self._manifest(node, took)
+    about = replace(self._manifest(node), seconds=took)
     return self.state.cache.publish(key, lambda folder: write_json(folder / "curve.json", curve), about, lease)
 
 
 def _other(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Artifact:
     took = seconds(self.state.cache.store, self.state.config, node)
     time.sleep(took)
-    found, about = {"mae": _value(self.state.config, node)}, self._manifest(node, took)
+    found, about = {"mae": _value(self.state.config, node)}, replace(self._manifest(node), seconds=took)
     return self.state.cache.publish(key, lambda folder: write_json(folder / "metrics.json", found), about, lease)
 
 
+def _waited(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Artifact:
+    return (_trained if STAGES[node.stage].kind == "trained" else _other)(self, node, key, lease)
+
+
 def run_trial(config: TrialConfig, store: Path, *, make: Any = None, **options: Any) -> Any:
-    StageExecutor._make_trained, StageExecutor._make = _trained, _other  # type: ignore[method-assign]
+    StageExecutor._make = _waited  # type: ignore[method-assign]
     if make is not None:
-        make.maker = MAKER
+        make.builder = BUILDER
     return trial.run_trial(config, store, make=make, **options)
 
 
 def make_stages(*given: Any, **options: Any) -> None:
-    StageExecutor._make_trained, StageExecutor._make = _trained, _other  # type: ignore[method-assign]
+    StageExecutor._make = _waited  # type: ignore[method-assign]
     trial.build_stages(*given, **options)
 
 

@@ -12,7 +12,7 @@ from raz.config import FusionConfig, MetricsConfig
 from raz.data.region import OUTSIDE_COLOUR, Polygon, cell_coverage, in_polygon, mask, polygon_area
 from raz.paper.networks import IMAGENET
 from raz.paper.zoom import Points
-from raz.pipeline.regions import PassResult
+from raz.pipeline.passes import PassResult
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, clip_to_roi, score
 
 STAR: Polygon = ((3.2, 1.1), (30.4, 9.7), (47.9, 2.3), (41.0, 33.6), (25.5, 20.2), (7.7, 36.4))  # dented, simple

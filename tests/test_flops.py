@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from raz.config import PRESETS, TrialConfig, configure
 from raz.data.frames import zoomed_size
 from raz.paper.networks import AttentionBranch, CountingBranch, LocalizationBranch
+from raz.pipeline import gflop
 from raz.pipeline.backbones import empty_backbone
-from raz.pipeline.flops import FlopBySize, ForwardFlop, image_gflop
+from raz.pipeline.flops import FlopBySize, ForwardFlop, image_gflop, recorded_costs
+from raz.pipeline.gflop import ForwardCost, cost_name
 from raz.pipeline.graph import Node, inputs_for
 from raz.pipeline.inference import Network
 from raz.planning.cost_model import branch_flop
@@ -73,8 +77,8 @@ def test_a_network_costs_what_pytorch_counts(name: str, changed: dict) -> None: 
         got = ForwardFlop(
             config.backbone, config.counting, config.localization, config.attention, wanted, raz=raz
         )  # fmt: skip
-        assert got.backbone.regular
-        assert got.branches.regular
+        assert got.backbone.formula is not None
+        assert got.branches.formula is not None
         for height, width in ((8, 8), (17, 100), (168, 1024), (769, 1001)):
             assert got(height, width) == by_pytorch(whole(config, raz=raz), wanted, height, width), (wanted, height)
 
@@ -95,7 +99,7 @@ def test_what_depends_on_the_whole_image_is_counted_at_each_size() -> None:
         return functional.softmax(flat @ flat.transpose(1, 2), -1) @ flat
 
     flop = FlopBySize(attend, 8)
-    assert not flop.regular
+    assert flop.formula is None
     for height, width in ((8, 16), (72, 40)):
         assert flop(height, width) == 2 * 2 * 3 * (height * width) ** 2
 
@@ -115,3 +119,32 @@ def test_an_image_costs_its_networks_and_its_crops() -> None:
     assert (got * 1e9).round().astype(int).tolist() == expected
     alone = image_gflop(inputs_for(configure(config, {"depth": 1}), Node("score", "val")), 1, sizes, [])
     assert alone[0] * 1e9 == pytest.approx(by_pytorch(main, ("density", "response"), *sizes[0]))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_what_stages_keep_of_their_costs_gives_the_same(depth: int) -> None:
+    """A score reads the numbers that the stages of passes 1 and 2 have kept; `image_gflop` counts anew."""
+    config = configure(PRESETS["tiny"], {"depth": depth})
+    inputs = inputs_for(config, Node("score", "val"))
+    kept = recorded_costs(inputs, Node("points", "val") if depth == 1 else Node("zoom", "val", 2))
+    rng = np.random.default_rng(depth)
+    sizes = [(int(height), int(width)) for height, width in rng.integers(30, 400, (5, 2))]
+
+    def boxes() -> Any:
+        corners = np.sort(rng.uniform(0, 200, (int(rng.integers(0, 4)), 2, 2)), axis=1)
+        return corners.reshape(-1, 4) + np.array([0, 0, 9, 9])
+
+    regions = [[boxes() for _ in sizes] for _ in range(depth - 1)]
+
+    def cost(raz: bool, wanted: tuple[str, ...]) -> ForwardCost:
+        return ForwardCost.from_numbers(kept[cost_name(raz, wanted)])
+
+    factor = inputs["zoom"].zooming.factor if depth > 1 else 1
+    np.testing.assert_array_equal(
+        gflop.image_gflop(cost, factor, depth, sizes, regions), image_gflop(inputs, depth, sizes, regions)
+    )
+
+
+def test_only_the_stages_of_passes_one_and_two_keep_costs() -> None:
+    inputs = inputs_for(configure(PRESETS["tiny"], {"depth": 3}), Node("score", "val"))
+    assert recorded_costs(inputs, Node("density", "val")) == recorded_costs(inputs, Node("zoom", "val", 3)) == {}

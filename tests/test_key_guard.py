@@ -13,7 +13,6 @@ import pytest
 
 from raz.config import PRESETS, TrialConfig, configure, parameters
 from raz.pipeline import train_stages
-from raz.pipeline.context import TrialState
 from raz.pipeline.executor import StageExecutor
 from raz.pipeline.graph import (
     COMMON,
@@ -26,6 +25,7 @@ from raz.pipeline.graph import (
     inputs_of,
     topological_order,
 )
+from raz.pipeline.stage_context import TrialState
 from raz.pipeline.trial import _threads, run_trial
 from raz.store.cache import StageCache
 from tests.crowds import write_crowd

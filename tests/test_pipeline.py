@@ -21,13 +21,12 @@ import torch
 from raz.config import PRESETS, TrialConfig, configure, parameters, without_before
 from raz.errors import FailureReason, RazError, TrialFailure
 from raz.pipeline import context, trial
-from raz.pipeline.context import TrialState
-from raz.pipeline.events import StageEvent
+from raz.pipeline.events import StageEvent, TrialPruned
 from raz.pipeline.executor import EpochCallback, StageRequest
 from raz.pipeline.graph import STAGES, TRAINED, Node, chain_key, declared_inputs, inputs_of, node_keys
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.scoring import ceiling_counts
-from raz.pipeline.training_loop import TrialPruned
+from raz.pipeline.stage_context import TrialState
 from raz.pipeline.trial import devices_of, run_trial
 from raz.store.cache import Artifact, StageCache, StageKey
 from raz.store.failures import Device
@@ -275,7 +274,7 @@ def test_progress_is_replayed_from_the_store_and_can_stop(crowd: Path, undisturb
 
 
 def test_a_score_that_cannot_be_given_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    crowd, store = write_crowd(tmp_path / "crowd", train=12, test=1), tmp_path / "store"  # one is for validation
+    crowd, store = write_crowd(tmp_path / "crowd", train=5, test=1), tmp_path / "store"  # one is for validation
     with pytest.raises(
         TrialFailure, match=r"peaks\.threshold and fusion\.theta_f .* the only validation image"
     ) as told:
@@ -409,6 +408,41 @@ def test_frozen_pretrained_weights_are_named_by_content(crowd: Path, tmp_path: P
     assert (c[Node("counting")].key == a.key) == same
 
 
+SCORES_ONLY = """
+import sys
+from pathlib import Path
+from raz.config import from_parameters
+from raz.pipeline.keys import stage_keys
+from raz.pipeline.trial import run_trial
+
+class Nobody:
+    def begin(self, path): pass
+    def __call__(self, request, on_epoch):
+        assert request.nodes[0].stage == "score", request.nodes
+        return None
+
+config = from_parameters({PARAMETERS})
+store, root = map(Path, sys.argv[1:])
+result = run_trial(config, store, data_root=root, splits=("val", "test"), make=Nobody())
+print(repr(sorted(result.metrics.items())))
+print([name for name in ("torch", "torchvision", "timm") if name in sys.modules])
+"""
+
+
+def test_a_process_that_scores_what_others_made_loads_no_torch(undisturbed: Path, crowd: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(undisturbed, store, ignore=shutil.ignore_patterns("score"))
+    code = SCORES_ONLY.replace("{PARAMETERS}", repr(parameters(micro())))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store), str(crowd)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    metrics, loaded = done.stdout.splitlines()
+    whole = run_trial(micro(), undisturbed, data_root=crowd, splits=("val", "test")).metrics
+    assert metrics == repr(sorted(whole.items()))
+    assert loaded == "[]"
+
+
 @pytest.mark.long
 def test_other_branches_of_the_tree_train(crowd: Path, tmp_path: Path) -> None:
     """Options off the presets' path: unfrozen localization, frozen RAZ-Net backbone, other strides and losses."""
@@ -533,7 +567,7 @@ def test_a_score_by_hand() -> None:
     """Two images of 8 x 8 px, one cell, one density bin: counts 3 and 1, points 2 and 0, heads 1 and 2."""
     from raz.config import FusionConfig, MetricsConfig
     from raz.paper.zoom import Points
-    from raz.pipeline.regions import PassResult
+    from raz.pipeline.passes import PassResult
     from raz.pipeline.scoring import FittedThresholds, SplitPredictions, score
 
     def points(*scores: float) -> PassResult:

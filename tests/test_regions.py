@@ -20,11 +20,12 @@ from raz.data.frames import Frames
 from raz.data.images import content_digest
 from raz.pipeline import regions as regions_module
 from raz.pipeline.assembly import TrainedStage
-from raz.pipeline.context import TrialState
+from raz.pipeline.context import network_context
 from raz.pipeline.graph import TRAINED, Node, declared_inputs
 from raz.pipeline.model import Model
 from raz.pipeline.regions import boxes_in_image, region_images
 from raz.pipeline.scoring import FittedThresholds
+from raz.pipeline.stage_context import TrialState
 from raz.pipeline.trial import _threads
 from tests.golden import given
 from tests.golden.outputs import arrays_of, task_of
@@ -107,7 +108,7 @@ def _same_points_everywhere(at: TrialState, weights: Mapping[str, Any]) -> None:
 
 def test_raz_net_learns_from_the_same_regions_wherever_the_picture_lies(twins: str, tmp_path: Path) -> None:
     at, _ = planted(tmp_path, twins)
-    context = at.context(Node("raz"))
+    context = network_context(at, Node("raz"))
     crops = {}
     for split in ("train", "val"):
         config = at.config.zooming

@@ -21,7 +21,7 @@ from raz.paper.zoom import Points
 from raz.pipeline import graph
 from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
-from raz.pipeline.regions import PassResult
+from raz.pipeline.passes import PassResult
 from raz.pipeline.scoring import SplitPredictions, score_split
 from raz.report.figures.table_figures import table_figures
 from raz.report.fill import FilledTable, fill_table

@@ -12,7 +12,7 @@ from raz.config import FusionConfig, MetricsConfig, PeaksConfig
 from raz.errors import FailureReason, TrialFailure
 from raz.paper.fusion import KINDS, RULES, assign_folds, fit_theta, grid_points
 from raz.paper.zoom import Points
-from raz.pipeline.regions import PassResult
+from raz.pipeline.passes import PassResult
 from raz.pipeline.scoring import Scores, SplitPredictions, score_split
 
 Floats = NDArray[np.float64]

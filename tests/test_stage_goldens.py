@@ -17,8 +17,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from raz.pipeline.context import TrialState
 from raz.pipeline.graph import STAGES, TRAINED, Node
+from raz.pipeline.stage_context import TrialState
 from raz.pipeline.training_loop import Checkpoint, train
 from tests.golden import given
 from tests.golden.outputs import (

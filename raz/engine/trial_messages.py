@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from raz.config import BackboneConfig
 from raz.pipeline.events import StageEvent
 from raz.spec.stage_resources import Resources
 from raz.study.records import Outcome
@@ -39,6 +40,9 @@ class TrialSpec:
     number: int  # in the study, or in the table
     config: Mapping[str, Json]  # flat parameters of a TrialConfig
     seconds: Mapping[str, float]  # stage name -> seconds that it is expected to take
+    # The backbone with pretrained weights and their identity (raz.pipeline.keys.weights_identity), which the driver has
+    # found for all trials; None where there are no such weights, or none that can be read.
+    weights: tuple[BackboneConfig, str] | None = None
 
     def __str__(self) -> str:
         return type(self).__name__  # short: Tune's encoder keeps the text of each object that it pickles

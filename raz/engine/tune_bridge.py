@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raz.config import from_parameters
+from raz.config import BackboneConfig, TrialConfig, from_parameters
 from raz.engine.events import TrialEvents
 from raz.engine.interrupt import StopRequest
 from raz.engine.ray_internals import out_of_memory, searcher_of
 from raz.engine.trial_messages import REPORT, SPEC, RunSpec, TrialReport, TrialSpec
 from raz.engine.trial_source import TrialSource
-from raz.errors import FailureReason
+from raz.errors import FailureReason, RazError
+from raz.pipeline.keys import weights_identity
 from raz.planning.cost_model import CostModel
 from raz.planning.work_order import expected_seconds
 from raz.study.records import Outcome
@@ -66,8 +67,9 @@ class SourceSearch(Searcher):
             return str(Searcher.FINISHED)
         self.numbers[trial_id] = trial.number
         self.events.started(trial.number, trial.labels)
-        seconds = expected_seconds(from_parameters(trial.config), self.source.splits, self.costs)
-        return {SPEC: TrialSpec(self.run, trial.number, trial.config, seconds)}
+        config = from_parameters(trial.config)
+        seconds = expected_seconds(config, self.source.splits, self.costs)
+        return {SPEC: TrialSpec(self.run, trial.number, trial.config, seconds, _weights_of(config))}
 
     def report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Records a result of Tune. Returns whether to end the trial: it is pruned, or the run stops."""
@@ -186,3 +188,14 @@ def _search_of(controller: TuneController) -> SourceSearch:
     search = searcher_of(controller)
     assert isinstance(search, SourceSearch)
     return search
+
+
+def _weights_of(config: TrialConfig) -> tuple[BackboneConfig, str] | None:
+    """The backbone of a trial and the identity of its pretrained weights."""
+    backbone = config.resolved().backbone
+    if backbone.weights == "none":
+        return None
+    try:
+        return backbone, weights_identity(backbone)
+    except RazError:  # the trial meets the same error, and fails with it
+        return None

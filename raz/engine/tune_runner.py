@@ -19,6 +19,7 @@ from raz.engine.trial_runner import import_function, run_attempt
 from raz.engine.trial_source import TrialSource
 from raz.engine.tune_bridge import SourceScheduler, SourceSearch
 from raz.pipeline.events import StageEvent
+from raz.pipeline.keys import give_weights_identity
 from raz.planning.cost_model import CostModel
 from raz.planning.schedule import max_live_trials
 from raz.study.records import Outcome
@@ -115,6 +116,8 @@ class TrialReporter:
 def coordinate(config: Mapping[str, TrialSpec]) -> None:
     """The function of a trial's process; `config` is Tune's."""
     spec = config[SPEC]
+    if spec.weights is not None:
+        give_weights_identity(*spec.weights)
     trial = TrialReporter(spec)
     outcome: Outcome | None = None
     fatal: OSError | None = None

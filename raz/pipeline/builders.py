@@ -17,11 +17,6 @@ from raz.pipeline.samples import seed_of
 NARROW = 0.25  # width of VGG-16 up to which channels_last is faster; above it, training is slower
 
 
-def device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def seed_torch(*parts: object) -> None:
     """Seed torch with a number that depends on the parts alone."""
     torch.manual_seed(seed_of(7, *parts))

@@ -9,9 +9,32 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from typing import TYPE_CHECKING
+
+from raz.store.failures import Device
+
+if TYPE_CHECKING:
+    import torch
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SHARED = 0.1  # of a GPU's memory: other processes that hold more may be why it is full; CUDA itself takes less
+
+
+def compute_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hardware() -> Device:
+    """The device that this process computes on, as failures record it."""
+    import torch
+
+    on = compute_device()
+    if on.type != "cuda":
+        return Device("cpu")
+    return Device(torch.cuda.get_device_name(), torch.cuda.get_device_properties(on).total_memory)
 
 
 def hide_gpus() -> None:

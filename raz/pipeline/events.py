@@ -76,3 +76,12 @@ class StageEvent:
 
 
 EventCallback = Callable[[StageEvent], None]
+Progress = Callable[[int, float], bool]  # (step, validation value) -> stop?
+
+
+class TrialPruned(Exception):
+    """`progress` returned True at a step with this validation value. The checkpoint stays, so training can go on."""
+
+    def __init__(self, step: int, value: float) -> None:
+        super().__init__(step, value)
+        self.step, self.value = step, value

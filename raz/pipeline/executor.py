@@ -1,14 +1,14 @@
 """The stages of a trial: each is found in the store, or made once under its lease.
 
 A process that waits for a stage finds its artifact once the lease is released. If a process is killed while it trains,
-the next one resumes from the last epoch.
+the next one resumes from the last epoch. A process that has others run its networks imports no torch.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,24 +16,20 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from safetensors.torch import save
 
 from raz.config import TrialConfig, parameters
 from raz.errors import FailureReason, TrialFailure
-from raz.pipeline.backbones import weights_record
-from raz.pipeline.context import MEMO, ExecutionContext, TrialState
-from raz.pipeline.device import memory_is_shared, release_device_memory
-from raz.pipeline.device_memory import FULL, WHOLE_IMAGES, BatchTooLarge, full_memory_as_failure
-from raz.pipeline.events import EventKind, StageEvent, StageUse
+from raz.pipeline.device import memory_is_shared
+from raz.pipeline.device_memory import WHOLE_IMAGES, full_memory_as_failure
+from raz.pipeline.events import EventKind, StageEvent, StageUse, TrialPruned
 from raz.pipeline.graph import STAGES, Node, chain_key, step_offset
-from raz.pipeline.predict_stages import PREDICTORS, score
-from raz.pipeline.train_stages import PLANS
-from raz.pipeline.training_loop import Checkpoint, CurvePoint, TrainedChain, TrialPruned, snapshot, train
+from raz.pipeline.score_stage import score
+from raz.pipeline.stage_context import TrialState
 from raz.store.cache import Artifact, StageKey, store_errors, write_json
 from raz.store.failures import Device
 from raz.store.lease import Lease, LeaseLost
 from raz.store.manifest import Manifest
-from raz.store.paths import ARRAYS, CURVE, FITTED, METRICS, PER_IMAGE, WEIGHTS
+from raz.store.paths import CURVE, FITTED, METRICS, PER_IMAGE
 from raz.utils.json_types import Json
 from raz.utils.provenance import environment_versions
 
@@ -136,7 +132,7 @@ class StageExecutor:
             hint = "set a smaller batch, crop or input.scale" if trained else f"{WHOLE_IMAGES}; or predict.scale"
             try:
                 with self._logged(node, key), store_errors(cache.store), full_memory_as_failure(f"stage {node}", hint):
-                    artifact = self._make_trained(node, key, lease) if trained else self._make(node, key, lease)
+                    artifact = self._make(node, key, lease)
             except LeaseLost:
                 return None, True
             except TrialFailure as error:
@@ -148,90 +144,37 @@ class StageExecutor:
             self.state.log(StageEvent("finished", str(node), key.key, seconds=artifact.seconds, spent=spent))
             return artifact, False
 
-    def _make_trained(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
-        """Train the stage, from its checkpoint if there is one, and publish weights and curve.
-
-        Where a batch is too large for the device's memory, training goes on from the last epoch with half batches.
-        """
-        context = self.state.context(node)
-        full = False
-        try:
-            chain = self._train(node, key, lease, context)
-        except BatchTooLarge:
-            full = True
-        if full:  # the exception is gone here, and with it the frames that held what fills the memory
-            reason = f"{FULL}: each batch is taken in two halves from the last epoch on, with the same gradients"
-            self.state.log(StageEvent("warning", str(node), key.key, reason=reason))
-            MEMO.clear()
-            release_device_memory()
-            chain = self._train(node, key, lease, context, halved=True)
-
-        def write(folder: Path) -> None:
-            weights = {name: value.detach().cpu().contiguous() for name, value in chain.weights.items()}
-            (folder / WEIGHTS).write_bytes(save(weights))
-            write_json(folder / CURVE, chain.curve)
-
-        seconds = sum(point["seconds"] for point in chain.curve)
-        manifest = self._manifest(node, seconds, context.read)
-        manifest = replace(manifest, best_epoch=chain.best_epoch, best_value=chain.best_value)
-        if node.stage == "counting":
-            manifest = replace(manifest, weights=weights_record(context.inputs.backbone))
-        return self.state.cache.publish(key, write, manifest, lease)
-
-    def _train(
-        self, node: Node, key: StageKey, lease: Lease, context: ExecutionContext, *, halved: bool = False
-    ) -> TrainedChain:
-        """The chain of the stage's epochs, trained as far as it is not yet. `halved`: as `train` takes it."""
-        state = self.state
-        plan = PLANS[node.stage](context)
-        if plan.task is None:
-            return TrainedChain(snapshot(plan.modules), 0, 0.0, [])
-
-        def on_point(point: CurvePoint) -> None:
-            event = StageEvent(
-                "epoch", str(node), key.key, epoch=int(point["epoch"]), epochs=plan.settings.epochs,
-                loss=point["loss"], value=point["value"], seconds=point["seconds"],
-            )  # fmt: skip
-            state.log(event)
-
-        checkpoint = Checkpoint(state.cache.paths.checkpoint(node.stage, chain_key(key)), lease, state.cache.tier)
-        try:
-            return train(
-                plan.task, plan.settings, checkpoint, state.device, self._epoch_callback(node), on_point, halved=halved
-            )  # fmt: skip
-        except TrialPruned as pruned:
-            raise TrialPruned(self.step_before(node) + pruned.step, pruned.value) from pruned
-
     def _make(self, node: Node, key: StageKey, lease: Lease) -> Artifact:
-        """Run an inferred stage or a score, and publish its arrays or metrics."""
+        """Run the stage's function, and publish what it made."""
+        kind, manifest = STAGES[node.stage].kind, self._manifest(node)
+        if kind == "computed":
+            return self._make_score(node, key, lease, manifest)
+        from raz.pipeline import making  # imports torch
+
+        if kind == "inferred":
+            return making.make_inferred(self.state, node, key, lease, manifest)
+        offset = self.step_before(node)
+        return making.make_trained(self.state, node, key, lease, manifest, self._epoch_callback(node), offset)
+
+    def _make_score(self, node: Node, key: StageKey, lease: Lease, manifest: Manifest) -> Artifact:
         began = time.monotonic()
         context = self.state.context(node)
-        if node.stage == "score":
-            scores = score(context)
+        scores = score(context)
 
-            def write(folder: Path) -> None:
-                write_json(folder / METRICS, scores.metrics)
-                write_json(folder / FITTED, scores.fitted.as_json())
-                # Compressing takes four times as long as writing, and saves a third of the space.
-                np.savez(folder / PER_IMAGE, allow_pickle=False, **scores.per_image)
-        else:
-            arrays = PREDICTORS[node.stage](context)
+        def write(folder: Path) -> None:
+            write_json(folder / METRICS, scores.metrics)
+            write_json(folder / FITTED, scores.fitted.as_json())
+            # Compressing takes four times as long as writing, and saves a third of the space.
+            np.savez(folder / PER_IMAGE, allow_pickle=False, **scores.per_image)
 
-            def write(folder: Path) -> None:
-                np.savez(folder / ARRAYS, allow_pickle=False, **arrays)
+        manifest = replace(manifest, seconds=time.monotonic() - began, read=tuple(sorted(context.read)))
+        # Not flushed to disk, which takes longer than making it again.
+        return self.state.cache.publish(key, write, manifest, lease, durable=False)
 
-        cheap = STAGES[node.stage].kind == "computed"  # flushing to disk takes longer than making it again
-        manifest = self._manifest(node, time.monotonic() - began, context.read)
-        return self.state.cache.publish(key, write, manifest, lease, durable=not cheap)
-
-    def _manifest(self, node: Node, seconds: float, read: Iterable[str] = ()) -> Manifest:
+    def _manifest(self, node: Node) -> Manifest:
+        """What is known of a stage before it is made."""
         return Manifest(
-            stage=str(node),
-            seconds=seconds,
-            device=self.state.device_name,
-            versions=environment_versions(),
-            config=self._parameters,
-            read=tuple(sorted(read)),
+            stage=str(node), device=self.state.device_name, versions=environment_versions(), config=self._parameters
         )
 
     def _raise_known_failure(self, key: StageKey, device: Device | None) -> None:

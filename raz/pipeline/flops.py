@@ -16,22 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raz.config import AttentionConfig, BackboneConfig, CountingConfig, LocalizationConfig
-from raz.data.frames import zoomed_size
 from raz.paper.networks import STRIDE, AttentionBranch, Backbone, CountingBranch, LocalizationBranch
+from raz.pipeline import gflop
 from raz.pipeline.backbones import empty_backbone
-from raz.pipeline.graph import Declared
+from raz.pipeline.gflop import BASE, ForwardCost, Record, SizeCost, cost_name, crop_maps, main_maps
+from raz.pipeline.graph import Declared, Node
 from raz.pipeline.inference import Network
 from raz.pipeline.torch_internals import count_flop
 
-_STEP = 64  # px; the layers of usual networks divide its multiples without a remainder
-
 
 class FlopBySize:
-    """FLOP of layers by the size of the image, whose sides are multiples of `step` px.
+    """FLOP of layers by the size of the image, whose sides are padded to multiples of `step` px.
 
-    A convolution costs a constant for each of its pixels, so layers cost a + b·H + c·W + d·H·W. The four numbers are
-    found on four small sizes and checked on a fifth; `regular` says whether they hold. Layers that cost anything else
-    (attention over the image) are run at each size.
+    The four numbers of `formula` are found on four small sizes and checked on a fifth; None where they do not hold.
+    Layers that cost anything else (attention over the image) are run at each size.
     """
 
     def __init__(self, run: Callable[[Tensor], object], step: int) -> None:
@@ -39,20 +37,17 @@ class FlopBySize:
         self._at: Callable[[int, int], int] = lru_cache(maxsize=1 << 16)(
             lambda height, width: count_flop(lambda: run(torch.empty(1, 3, height, width, device="meta")))
         )
-        known = {(h, w): self._at(h * _STEP, w * _STEP) for h in (1, 2) for w in (1, 2)}
-        self._first, self._down, self._across = known[1, 1], known[2, 1] - known[1, 1], known[1, 2] - known[1, 1]
-        self._both = known[2, 2] - known[2, 1] - known[1, 2] + known[1, 1]
-        odd = _STEP + step, 3 * _STEP - step
-        self.regular = self._bilinear(*odd) == self._at(*odd)
-
-    def _bilinear(self, height: int, width: int) -> int:
-        u, v = height - _STEP, width - _STEP
-        return self._first + ((self._down * u + self._across * v) * _STEP + self._both * u * v) // _STEP**2
+        known = {(h, w): self._at(h * BASE, w * BASE) for h in (1, 2) for w in (1, 2)}
+        both = known[2, 2] - known[2, 1] - known[1, 2] + known[1, 1]
+        formula = SizeCost(step, known[1, 1], known[2, 1] - known[1, 1], known[1, 2] - known[1, 1], both)
+        odd = BASE + step, 3 * BASE - step
+        self.formula = formula if formula(*odd) == self._at(*odd) else None
 
     def __call__(self, height: int, width: int) -> int:
-        """FLOP of one image of this size px; its sides are padded."""
-        padded = -(-height // self.step) * self.step, -(-width // self.step) * self.step
-        return self._bilinear(*padded) if self.regular else self._at(*padded)
+        """FLOP of one image of this size px."""
+        if self.formula is not None:
+            return self.formula(height, width)
+        return self._at(-(-height // self.step) * self.step, -(-width // self.step) * self.step)
 
 
 class _Features(Backbone):
@@ -113,6 +108,35 @@ class ForwardFlop:
         """FLOP of one image of this size px."""
         return self.backbones * self.backbone(height, width) + self.branches(height, width)
 
+    @property
+    def formula(self) -> ForwardCost | None:
+        """The same as numbers; None for layers that have none."""
+        if self.backbone.formula is None or self.branches.formula is None:
+            return None
+        return ForwardCost(self.backbones, self.backbone.formula, self.branches.formula)
+
+
+def forward_flop(inputs: Mapping[str, Declared], *, raz: bool, wanted: tuple[str, ...]) -> ForwardFlop:
+    """FLOP of the wanted maps of an image. inputs: stage -> declared inputs, of all stages that the maps need."""
+    attention = inputs["attention"].attention if "attention" in wanted else None
+    localization = inputs["localization"].localization
+    return ForwardFlop(
+        inputs["counting"].backbone, inputs["counting"].counting, localization, attention, wanted, raz=raz
+    )
+
+
+def recorded_costs(inputs: Mapping[str, Declared], node: Node) -> Record:
+    """What the manifest of an inferred stage keeps: the costs that the score of this pass, or of a later one, takes.
+    The stages of pass 1 and 2 keep them. Empty for other stages, and for layers without a formula."""
+    if node.stage == "points":
+        kinds = [(False, main_maps(1))]
+    elif node.stage == "zoom" and node.zoom_pass == 2:
+        kinds = [(False, main_maps(2)), (True, crop_maps(2, 2)), (True, crop_maps(2, 3))]
+    else:
+        return {}
+    formulas = {cost_name(raz, wanted): forward_flop(inputs, raz=raz, wanted=wanted).formula for raz, wanted in kinds}
+    return {name: formula.numbers() for name, formula in formulas.items() if formula is not None}
+
 
 def image_gflop(
     inputs: Mapping[str, Declared],
@@ -120,26 +144,11 @@ def image_gflop(
     sizes: Sequence[tuple[int, int]],
     regions: Sequence[Sequence[NDArray[np.float64]]],
 ) -> NDArray[np.float64]:
-    """GFLOP of predicting each image with `depth` passes, (images,).
+    """`raz.pipeline.gflop.image_gflop`, with costs that are counted here. inputs: stage -> declared inputs, of all
+    stages that a score of this depth needs."""
+    factor = inputs["zoom"].zooming.factor if depth > 1 else 1
 
-    inputs: stage -> declared inputs, of all stages that a score of this depth needs. sizes: (H, W) of the networks'
-    input. regions: [pass - 2][image] (r, 4) input px.
+    def cost(raz: bool, wanted: tuple[str, ...]) -> ForwardFlop:
+        return forward_flop(inputs, raz=raz, wanted=wanted)
 
-    An image costs Main-Net on itself (density and response; with more than one pass, attention), and RAZ-Net on each
-    crop of each pass: its response, and its attention where another pass proposes regions in it.
-    """
-    backbone, counting = inputs["counting"].backbone, inputs["counting"].counting
-    localization = inputs["localization"].localization
-    attention = inputs["attention"].attention if depth > 1 else None
-
-    def cost(raz: bool, *wanted: str) -> ForwardFlop:
-        return ForwardFlop(backbone, counting, localization, attention, wanted, raz=raz)
-
-    main = cost(False, "density", "response", *(("attention",) if depth > 1 else ()))
-    total = np.array([main(*size) for size in sizes], dtype=np.float64)
-    for number in range(2, depth + 1):
-        crop = cost(True, "response", *(("attention",) if number < depth else ()))
-        zoom = float(inputs["zoom"].zooming.factor ** (number - 1))
-        for i, boxes in enumerate(regions[number - 2]):
-            total[i] += sum(crop(*zoomed_size(box, zoom)) for box in boxes.tolist())
-    return np.asarray(total / 1e9)
+    return gflop.image_gflop(cost, factor, depth, sizes, regions)

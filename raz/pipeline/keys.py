@@ -50,10 +50,21 @@ def _file_identity(path: str, size: int, changed: int) -> str:
     return f"sha256:{file_digest(Path(path))}"
 
 
+# Identities that the process has been given: it need not load torch, and a network, to find them.
+_GIVEN: dict[BackboneConfig, str] = {}
+
+
+def give_weights_identity(backbone: BackboneConfig, identity: str) -> None:
+    """Let this process take what another has found as `weights_identity`."""
+    _GIVEN[backbone] = identity
+
+
 def weights_identity(backbone: BackboneConfig) -> str:
     """What a key holds for `backbone.weights`. VGG-16: the name, or the file's digest. A network of timm: the digest of
     the tensors that it loads. Raises RazError for a missing file, and for weights that cannot be fetched or do not fit.
     """
+    if backbone in _GIVEN:
+        return _GIVEN[backbone]
     if backbone.weights == "none" or (backbone.name == PAPER_BACKBONE and backbone.weights == "imagenet"):
         return backbone.weights
     if backbone.weights == "imagenet":

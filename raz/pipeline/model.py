@@ -32,9 +32,11 @@ from raz.errors import RazError
 from raz.paper import fusion as fuse
 from raz.pipeline import builders
 from raz.pipeline.assembly import TrainedStage, main_net, raz_net
+from raz.pipeline.device import compute_device
 from raz.pipeline.graph import TRAINED, declared_inputs, stage_of
 from raz.pipeline.inference import TILE_PIXELS, FeatureLru, Network
-from raz.pipeline.regions import MapFunction, PassResult, first_pass, image_candidates, zoom_pass
+from raz.pipeline.passes import PassResult
+from raz.pipeline.regions import MapFunction, first_pass, image_candidates, zoom_pass
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, cell_counts
 from raz.pipeline.weights import weights_text
 from raz.store.cache import Artifact, StageCache
@@ -95,7 +97,7 @@ class Model:
 
     @cached_property
     def device(self) -> torch.device:
-        return builders.device()
+        return compute_device()
 
     @cached_property
     def main(self) -> Network:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raz.config import ZoomingConfig
 from raz.data.frames import Frames, zoomed_size
-from raz.paper.expected import Expected, main_expected, merge_expected, region_expected
+from raz.paper.expected import main_expected, merge_expected, region_expected
 from raz.paper.peaks import find_peaks
 from raz.paper.zoom import (
     Points,
@@ -23,6 +23,7 @@ from raz.paper.zoom import (
     select_regions,
 )
 from raz.pipeline.feature_cache import Candidates
+from raz.pipeline.passes import PassResult
 
 PEAK_FLOOR = 0.05  # least score of a stored peak; thresholds and `points: all` select among these
 # Of how regions are drawn: in the names of what is stored of them apart from stages (2: by content, not by id).
@@ -54,16 +55,6 @@ def points_of(response: NDArray[np.float32], network: int, zoom_pass: int) -> Po
     xy, score = find_peaks(response, PEAK_FLOOR)
     n = len(score)
     return Points(xy, score, np.full(n, network, np.int8), np.full(n, zoom_pass, np.int8))
-
-
-@dataclass(frozen=True)
-class PassResult:
-    """What was found on an image up to a pass."""
-
-    points: Points
-    # (r, 4) x0, y0, x1, y1 input px, that this pass zoomed
-    regions: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
-    expected: Expected | None = None  # the heads that the maps expect, where they are asked for
 
 
 def first_pass(response: NDArray[np.float32], count: Literal["threshold", "expected"], gamma: float) -> PassResult:

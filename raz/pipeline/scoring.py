@@ -23,8 +23,8 @@ from raz.paper.groundtruth import head_labels
 from raz.paper.metrics import Matches, localization_scores, mae, match, rmse
 from raz.paper.peaks import find_peaks, fit_threshold
 from raz.pipeline.conformal import Conformal
+from raz.pipeline.passes import PassResult
 from raz.pipeline.quartile_scores import quartile_scores
-from raz.pipeline.regions import PassResult
 from raz.utils.json_types import Json, JsonObject, as_float, as_list, get_float
 
 FloatArray = NDArray[np.float64]

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from raz.config import TrialConfig
-from raz.pipeline.events import EventCallback
+from raz.pipeline.events import EventCallback, Progress
 from raz.pipeline.graph import Node
 
-if TYPE_CHECKING:  # these import torch
+if TYPE_CHECKING:  # these take a while to import
     from raz.pipeline.executor import StageProvider
-    from raz.pipeline.training_loop import Progress
     from raz.pipeline.trial import TrialResult
 
 

@@ -24,21 +24,13 @@ from torch import Tensor, nn
 from raz.config import TrainConfig
 from raz.errors import TrialFailure
 from raz.pipeline.device_memory import WHOLE_IMAGES, full_memory_as_failure, step_memory
+from raz.pipeline.events import Progress, TrialPruned
 from raz.store.late_view import exists_announced
 from raz.store.lease import ATTEMPT, Lease
 from raz.store.s3_tier import S3Tier
 
 BatchT = TypeVar("BatchT")
 STATISTICS_BATCHES = 50  # as the authors of the schedule-free optimizers advise
-Progress = Callable[[int, float], bool]  # (step, validation value) -> stop?
-
-
-class TrialPruned(Exception):
-    """`progress` returned True at a step with this validation value. The checkpoint stays, so training can go on."""
-
-    def __init__(self, step: int, value: float) -> None:
-        super().__init__(step, value)
-        self.step, self.value = step, value
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Run a trial: find or make each of its stages, and read its metrics. Needs no engine.
 
 Engines call `run_trial`. An engine that has other processes make the stages passes `make`; those processes call
-`build_stages`.
+`build_stages`. With `make` no torch is imported.
 """
 
 from __future__ import annotations
@@ -9,26 +9,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
 from raz.config import TrialConfig
-from raz.pipeline.context import TrialState
-from raz.pipeline.events import EventCallback, StageEvent, StageUse
+from raz.pipeline.events import EventCallback, Progress, StageEvent, StageUse
 from raz.pipeline.executor import StageExecutor, StageProvider
 from raz.pipeline.graph import STAGES, Node, dependency_closure, topological_order
 from raz.pipeline.keys import open_cached, stage_keys
 from raz.pipeline.malloc import keep_freed_memory
 from raz.pipeline.scoring import check_validation_images
-from raz.pipeline.training_loop import Progress
+from raz.pipeline.stage_context import TrialState
 from raz.store.cache import Artifact, StageCache
 from raz.store.paths import METRICS
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -63,13 +58,12 @@ def run_trial(
     """
     began = time.monotonic()
     state = _trial_state(config, store, data_root, log)
-    if make is not None:
-        state.device = CPU  # this process computes scores alone
+    state.scores_only = make is not None
     executor = StageExecutor(state, make)
     if progress is not None:
         executor.on_epoch = lambda node, epoch, value: progress(executor.step_before(node) + epoch, value)
     _check_scores(state, splits)
-    with _threads(config.threads):
+    with _threads(config.threads) if make is None else nullcontext():
         executor.path = topological_order(state.config, splits)
         if make is not None:
             make.begin({node: state.keys[node] for node in executor.path})
@@ -140,10 +134,11 @@ def build_stages(
     Raises as `run_trial`.
     """
     state = _trial_state(config, store, data_root, log)
+    state.scores_only = make is not None
     executor = StageExecutor(state, make, path=dependency_closure(state.config, nodes))
     if make is not None:
         make.begin({node: state.keys[node] for node in executor.path})
-    with _threads(config.threads):
+    with _threads(config.threads) if make is None else nullcontext():
         for node in executor.path:
             executor.on_epoch = on_epoch if node in nodes else None
             executor.get_or_make(node, announced=needs_made and node not in nodes)
@@ -173,6 +168,8 @@ def _check_scores(state: TrialState, splits: tuple[str, ...]) -> None:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Set torch's number of threads, and restore it at the end."""
+    import torch
+
     keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(count)

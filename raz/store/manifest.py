@@ -40,6 +40,8 @@ class Manifest:
     key: Mapping[str, Json] = field(default_factory=dict)  # content of the stage's key (`StageKey.content`)
     files: Mapping[str, str] = field(default_factory=dict)  # name -> sha256 (hex)
     weights: Mapping[str, str] = field(default_factory=dict)  # of the counting stage: its pretrained weights
+    # Of the stages of passes 1 and 2: what their networks cost (`raz.pipeline.gflop.ForwardCost.numbers`), by name.
+    flop: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def needs(self) -> dict[str, str]:
@@ -55,7 +57,7 @@ class Manifest:
         """JSON values. Optional fields without a value are left out."""
         optional: dict[str, JsonLike] = {
             "read": self.read, "weights": self.weights or None, "best_epoch": self.best_epoch,
-            "best_value": self.best_value,
+            "best_value": self.best_value, "flop": {name: list(n) for name, n in self.flop.items()} or None,
         }  # fmt: skip
         return {
             "stage": self.stage, "seconds": self.seconds, "device": self.device, "versions": self.versions,
@@ -79,6 +81,10 @@ class Manifest:
             best_value=None if value is None else as_float(value, "best_value"),
             key=as_object(document.get("key"), "key"),
             files=_strings(as_object(document.get("files"), "files"), "files"),
+            flop={
+                name: tuple(as_int(n, f"flop.{name}") for n in as_list(numbers, f"flop.{name}"))
+                for name, numbers in get_object(document, "flop").items()
+            },
         )
         _ = manifest.needs, manifest.data  # raise here, not where they are used
         return manifest

@@ -23,8 +23,8 @@ from torch import Tensor
 from raz.config import PRESETS, TrialConfig, configure, parameters
 from raz.data import DATASETS
 from raz.data.contract import SPLITS, Reader, Sample, ScannedSample, ScanResult, Split
-from raz.pipeline.context import TrialState
 from raz.pipeline.graph import Node
+from raz.pipeline.stage_context import TrialState
 from raz.store.cache import StageCache
 from raz.store.manifest import Manifest
 

@@ -14,11 +14,13 @@ from numpy.typing import ArrayLike
 
 from raz.config import TrainConfig, TrialConfig
 from raz.data.contract import SPLITS
-from raz.pipeline.context import TrialState
+from raz.pipeline.context import network_context
 from raz.pipeline.graph import STAGES, TRAINED, Node
-from raz.pipeline.predict_stages import PREDICTORS, score
+from raz.pipeline.predict_stages import PREDICTORS
 from raz.pipeline.samples import Window
+from raz.pipeline.score_stage import score
 from raz.pipeline.scoring import Scores
+from raz.pipeline.stage_context import TrialState
 from raz.pipeline.tasks import Batch
 from raz.pipeline.train_stages import PLANS
 from raz.pipeline.training_loop import Checkpoint, TrainingTask, train
@@ -39,13 +41,13 @@ Values = dict[str, Any]  # name -> number, text, list of whole numbers, or what 
 
 
 def task_of(at: TrialState, stage: str) -> tuple[TrainingTask[Batch], TrainConfig]:
-    plan = PLANS[stage](at.context(Node(stage)))
+    plan = PLANS[stage](network_context(at, Node(stage)))
     assert plan.task is not None, f"{stage} has nothing to learn from"
     return plan.task, plan.settings
 
 
 def arrays_of(at: TrialState, node: Node) -> dict[str, Any]:
-    return dict(PREDICTORS[node.stage](at.context(node)))
+    return dict(PREDICTORS[node.stage](network_context(at, node)))
 
 
 def scores_of(at: TrialState, node: Node) -> Scores:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from raz.config import PRESETS, TrainConfig, TrialConfig, configure
 from raz.pipeline import training_loop
-from raz.pipeline.context import ExecutionContext, TrialState
+from raz.pipeline.context import ExecutionContext, network_context
 from raz.pipeline.feature_cache import Candidates
 from raz.pipeline.graph import TRAINED, Node
 from raz.pipeline.inference import FeatureLru
+from raz.pipeline.stage_context import TrialState
 from raz.pipeline.tasks import Batch
 from raz.pipeline.train_stages import PLANS, TrainedStagePlan
 from raz.pipeline.training_loop import Checkpoint, TrainingTask, snapshot, train
@@ -91,7 +92,7 @@ def planted(folder: Path, config: TrialConfig) -> Planted:
 
 def plan_of(state: TrialState, stage: str) -> TrainedStagePlan:
     """The stage on the state's device."""
-    return PLANS[stage](state.context(Node(stage)))
+    return PLANS[stage](network_context(state, Node(stage)))
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ import torch
 
 from raz.config import TrainConfig
 from raz.errors import FailureReason, TrialFailure
-from raz.pipeline.context import MEMO, TrialState
+from raz.pipeline.context import MEMO, network_context
 from raz.pipeline.device import release_device_memory
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import TRAINED, Node
 from raz.pipeline.inference import FeatureLru
 from raz.pipeline.predict_stages import PREDICTORS
+from raz.pipeline.stage_context import TrialState
 from raz.pipeline.training_loop import Checkpoint, TrainedChain, train
 from raz.pipeline.trial import build_stages, forget_failures, run_trial
 from raz.store.cache import StageCache
@@ -110,7 +111,7 @@ def test_predicted_maps_are_those_of_the_cpu(reference: Reference, monkeypatch: 
     maps: list[Mapping[str, Any]] = []
     for device in (CPU, GPU):
         monkeypatch.setattr("raz.pipeline.predict_stages.MEMO", FeatureLru())
-        maps.append(PREDICTORS["density"](reference.trial.on(device).context(Node("density", "val"))))
+        maps.append(PREDICTORS["density"](network_context(reference.trial.on(device), Node("density", "val"))))
     on_cpu, on_gpu = maps
     assert on_cpu.keys() == on_gpu.keys()
     for name, values in on_cpu.items():

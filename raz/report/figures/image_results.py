@@ -56,9 +56,9 @@ def load_image_results(
 
     Raises RazError for an image that the split lacks, and where an artifact of the trial is not in the store.
     """
-    from raz.pipeline.context import TrialState
-    from raz.pipeline.predict_stages import read_predictions
+    from raz.pipeline.score_stage import read_predictions
     from raz.pipeline.scoring import FittedThresholds
+    from raz.pipeline.stage_context import TrialState
 
     trial = TrialState(config, StageCache(store), data_root, lambda _: None)
     score = Node("score", split)
