@@ -8,12 +8,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from raz.config import TrainConfig
@@ -321,6 +323,27 @@ def test_a_memory_that_others_filled_is_not_remembered(
     with pytest.raises(TrialFailure, match="memory is full"):
         run_trial(trial(), tmp_path, data_root=crowd)
     assert bool([*tmp_path.glob("failures/*/*")]) == remembered
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("live", [False, True])
+def test_the_user_of_a_run_sees_it_once(live: bool, crowd: Path, tmp_path: Path) -> None:
+    """Two trials share the stage, which another process makes."""
+    from raz.engine.events import ConsoleProgress
+    from raz.engine.study_runner import run_study
+    from raz.study.records import read_records
+    from tests.test_broker import grid
+
+    out = StringIO()
+    console = Console(file=out, width=200, force_terminal=live)
+    batch = {"counting.train.batch": 4}
+    run_study(
+        grid({"fusion.rule": ["density", "average"]}, depth=1, **batch), tmp_path, data_root=crowd, jobs=2,
+        run_trial="tests.gpu.full_memory:run_trial", watch=lambda left: ConsoleProgress(console, left, "val.mae"),
+    )  # fmt: skip
+    assert [record.state for record in read_records(tmp_path, "grid")] == ["complete"] * 2
+    assert out.getvalue().count("counting: the device's memory is full: each batch is taken in two halves") == 1
 
 
 def test_the_memo_of_features_makes_room(crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
