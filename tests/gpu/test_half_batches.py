@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from raz.config import TrainConfig
 from raz.errors import FailureReason, TrialFailure
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
-from raz.pipeline import executor, training_loop
+from raz.pipeline import making, training_loop
 from raz.pipeline.device_memory import BatchTooLarge
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import TRAINED
@@ -227,7 +227,7 @@ class FullMemory:
         self.sizes: list[int] = []
         self.alive: list[int] = []
         self._plan = PLANS[stage]
-        self._free: Callable[[], None] = executor.release_device_memory
+        self._free: Callable[[], None] = making.release_device_memory
 
     def plan(self, context: Any) -> TrainedStagePlan:
         plan = self._plan(context)
@@ -255,9 +255,9 @@ class FullMemory:
         self.alive.append(sum(made() is not None for made in self.plans))
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(executor, "PLANS", {**PLANS, self.stage: self.plan})
-        monkeypatch.setattr(executor, "release_device_memory", self.free)
-        monkeypatch.setattr(executor, "MEMO", FeatureLru())
+        monkeypatch.setattr(making, "PLANS", {**PLANS, self.stage: self.plan})
+        monkeypatch.setattr(making, "release_device_memory", self.free)
+        monkeypatch.setattr(making, "MEMO", FeatureLru())
 
 
 def trial(**settings: Any) -> Any:
@@ -349,7 +349,7 @@ def test_the_user_of_a_run_sees_it_once(live: bool, crowd: Path, tmp_path: Path)
 def test_the_memo_of_features_makes_room(crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memo, full = FeatureLru(), FullMemory("counting", limit=2)
     full.install(monkeypatch)
-    monkeypatch.setattr(executor, "MEMO", memo)
+    monkeypatch.setattr(making, "MEMO", memo)
     held = memo.get("weights", "image", lambda: torch.zeros(8))
     run_trial(trial(), tmp_path, data_root=crowd)
     assert memo.get("weights", "image", lambda: torch.ones(8)) is not held
