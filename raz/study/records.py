@@ -80,7 +80,7 @@ class TrialRecord:
 def load_optuna_study(store: Path, name: str) -> optuna.Study:
     """Opens a study for reading. Raises RazError where there is no such store or study, or its journal is damaged."""
     path = journal_path(store, name)
-    if not (exists(path) and path.is_file()):
+    if not path.is_file():
         check_store(store)
         raise RazError(f"study {name}", f"{store} has no such study", _name_hint(store, name))
     try:
