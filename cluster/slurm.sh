@@ -18,7 +18,7 @@
 set -euo pipefail
 
 venv=FILL_IN     # an environment that all nodes see, with raz-sweep and ray[default,tune]==2.60.0
-store=FILL_IN    # a folder that all nodes see and that stays: store and studies
+store=FILL_IN    # a folder that all nodes see and that stays: store and studies (cluster/README.md, shared folders)
 data=FILL_IN     # the folder that holds the data sets, readable on all nodes
 file=${1:?usage: sbatch cluster/slurm.sh FILE [options of raz-sweep run]}
 shift

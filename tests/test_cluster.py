@@ -15,6 +15,7 @@ from raz.cli.cluster import cluster_files
 from raz.cli.main import app
 from raz.errors import RazError, RazErrorGroup
 from raz.remote.cluster_file import ClusterFileReport, check_file
+from raz.remote.shared_folders import command_faults, volume_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 FILLED = {
@@ -118,6 +119,13 @@ PLANTED = [
     ("gcp", "global/images/raz-project", "global/images/family/any", "disks:", "not pinned"),
     ("kuberay", "dashboard-host: 127.0.0.1", "dashboard-host: 0.0.0.0", "dashboard-host: 0.0.0.0", "dashboard listens"),
     ("kuberay", "rayVersion: ", "rayVersion: 1", "rayVersion: 1", "on the pods"),
+    ("kuberay", "mountOptions: [hard, lookupcache=positive]", "mountOptions: [hard]", "mountOptions: [hard]",
+     "lookupcache=positive is missing"),
+    ("kuberay", "  mountOptions: [hard, lookupcache=positive]\n", "", "spec:", "lookupcache=positive is missing"),
+    ("gpu", ",lookupcache=positive", "", "mount -t nfs4", "lookupcache=positive is missing"),
+    ("gpu", "hard,timeo=600", "soft,timeo=600", "mount -t nfs4", "soft: "),
+    ("gcp", "-o hard,timeo=600,retrans=3,lookupcache=positive ", "", "mount -t nfs", "lookupcache=positive is missing"),
+    ("gcp", "lookupcache=positive", "lookupcache=none,nocto", "mount -t nfs", "nocto: "),
     ("slurm", "store=/shared/x", "store=FILL_IN", "store=FILL_IN", "not filled in"),
 ]  # fmt: skip
 BY_EC2 = [  # what Ray's schema lets through
@@ -185,3 +193,21 @@ def test_rays_real_bootstrap_is_run(clone: Path, monkeypatch: pytest.MonkeyPatch
     assert check_file(filled("gpu", clone)).notes == ()
     monkeypatch.setattr(aws, "_configure_subnet", lambda config: (_ for _ in ()).throw(ValueError("no subnet at all")))
     assert ["no subnet at all" in fault.what for fault in faults(filled("gpu", clone))] == [True]
+
+
+def test_the_mounts_of_a_command_and_of_a_volume() -> None:
+    good, bad = "mount -t nfs4 -o hard,lookupcache=pos a:/ /b", 'sudo mount -t nfs4 -o hard "$(cat f)":/ /shared'
+    assert command_faults(f"mkdir -p /b && {good} && echo done") == []
+    assert len(command_faults(f"({bad}) || {good}")) == 1
+    assert len(command_faults("mount -t efs fs-1 /b -o tls")) == 1
+    assert command_faults("mount -t tmpfs tmpfs /b; mountpoint -q /shared") == []
+    for resource, at in (
+        ({"kind": "StorageClass", "provisioner": "efs.csi.aws.com"}, ()),
+        ({"kind": "PersistentVolume", "spec": {"csi": {"driver": "nfs.csi.k8s.io"}, "mountOptions": ["hard"]}},
+         ("spec", "mountOptions")),
+        ({"kind": "PersistentVolume", "spec": {"nfs": {}, "mountOptions": ["hard", "lookupcache=positive"]}}, None),
+        ({"kind": "StorageClass", "provisioner": "cephfs.csi.ceph.com"}, None),
+        ({"kind": "PersistentVolume", "spec": {"hostPath": {"path": "/x"}}}, None),
+        ({"kind": "RayCluster", "spec": {}}, None),
+    ):  # fmt: skip
+        assert [path for path, _ in volume_faults(resource)] == ([] if at is None else [at])

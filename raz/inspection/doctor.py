@@ -20,6 +20,7 @@ def run_checks(
     packages = machine_checks.check_packages()
     checks = [machine_checks.check_python(), *packages, machine_checks.check_devices(), machine_checks.check_cores()]
     checks += [machine_checks.check_memory(), machine_checks.check_shared_memory(), *machine_checks.check_disk(store)]
+    checks += machine_checks.check_mount(store)
     checks.append(machine_checks.check_ray())
     datasets = machine_checks.check_datasets(data_root)
     checks += datasets

@@ -17,6 +17,7 @@ from typing import Literal
 
 from raz.errors import RazError
 from raz.pipeline.device import VISIBLE, cuda_problem
+from raz.store.late_view import mount_faults, mount_of
 from raz.utils.json_types import JsonLike
 from raz.utils.machine import available_cpus
 
@@ -174,6 +175,17 @@ def check_disk(store: Path) -> list[Check]:
     if free < MIN_DISK:
         return [Check("store", "warn", found, "features of photographs take gigabytes: choose a --store with room")]
     return [Check("store", "ok", found)]
+
+
+def check_mount(store: Path) -> list[Check]:
+    """How the store is mounted, where other machines may write in it; else no check."""
+    mount = mount_of(store.expanduser().absolute())
+    if mount is None or mount.local:
+        return []
+    found, faults = f"{mount.kind} at {mount.point}", mount_faults(mount.kind, mount.options)
+    if faults:
+        return [Check("mount", "warn", f"{found}: {'; '.join(faults)}", "cluster/README.md says which options")]
+    return [Check("mount", "ok", found)]
 
 
 def check_datasets(root: Path | None) -> list[Check]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from raz.inspection import machine_checks
 from raz.inspection.machine_checks import Check, CheckReport, Status
 from raz.remote.nodes import NodeAnswer, run_on_each_node
+from raz.remote.visibility import Sighting, check_sighting, sightings
+from raz.store.late_view import exists
 from raz.store.s3 import bucket_for
 from raz.utils.provenance import environment_versions
 
@@ -33,12 +35,14 @@ class NodeReport:
 def examine_cluster(store: Path, data_root: Path | None) -> list[NodeReport]:
     """Check every node of the Ray cluster that this process has joined.
 
-    Meanwhile a marker file lies in the store: a node that does not see it has another store. `store` must be an
+    Meanwhile a marker file lies in the store: a node that does not see it has another store. Then files are written
+    into the store of a folder, to see how late nodes see those of others (`raz.remote.visibility`). `store` must be an
     absolute path or the mirror folder of a bucket.
     """
     with _marker_file(store) as mark:
         nodes = run_on_each_node(examine_node, str(store), str(data_root) if data_root else "", mark)
-    return [NodeReport(node.host, node.address, tuple(_checks(node))) for node in nodes]
+    seen = sightings(store) if bucket_for(store) is None else {}
+    return [NodeReport(node.host, node.address, tuple(_checks(node, seen.get(node.node_id)))) for node in nodes]
 
 
 @contextmanager
@@ -78,6 +82,7 @@ def examine_node(store: str, data_root: str, mark: str) -> NodeFacts:
         machine_checks.check_memory(),
         machine_checks.check_shared_memory(),
         *machine_checks.check_disk(Path(store)),
+        *machine_checks.check_mount(Path(store)),
         check_same_store(Path(store), mark),
     ]
     if data_root:
@@ -86,7 +91,10 @@ def examine_node(store: str, data_root: str, mark: str) -> NodeFacts:
 
 
 def _package_versions() -> dict[str, str]:
-    return {name: version for name, version in environment_versions().items() if name != "commit"}
+    from raz.engine.broker import code_digest  # imports Ray
+
+    versions = {name: version for name, version in environment_versions().items() if name != "commit"}
+    return {**versions, "source": code_digest()[:12]}  # two trees of one version differ in it
 
 
 def check_same_store(store: Path, mark: str) -> Check:
@@ -94,7 +102,7 @@ def check_same_store(store: Path, mark: str) -> Check:
     bucket = bucket_for(store)
     try:
         if bucket is None:
-            visible = (store / mark).exists()
+            visible = exists(store / mark)
         else:
             bucket.write(f"{mark}-{os.getpid()}", b"")
             bucket.remove(f"{mark}-{os.getpid()}")
@@ -119,13 +127,15 @@ def check_images(root: Path) -> Check:
     return Check("images", "ok" if count else "fail", f"{where}, {count} entries", "there is nothing in it")
 
 
-def _checks(node: NodeAnswer[NodeFacts]) -> Iterator[Check]:
+def _checks(node: NodeAnswer[NodeFacts], seen: Sighting | None) -> Iterator[Check]:
     offered = ", ".join(f"{name} {n:g}" for name, n in sorted(node.resources.items()) if name in ("CPU", "GPU"))
     if node.answer is None:
         yield Check("answer", "fail", node.trouble, "is raz-sweep installed there, and of this version?")
         return
     yield Check("ray", "ok", f"offers {offered or 'no CPU and no GPU: it trains nothing'}")
     yield from node.answer.checks
+    if seen is not None:
+        yield check_sighting(seen)
     yield _check_versions(node.answer.versions)
     yield check_clock(node.answer, node.sent, node.received)
 

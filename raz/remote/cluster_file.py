@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raz.errors import RazError, flatten_errors, raise_all
+from raz.remote.shared_folders import LOOKUP_OPTION, command_faults, volume_faults
 from raz.utils.suggestions import did_you_mean
 from raz.utils.yamlfile import Document, Problems, YamlPath, parse
 
@@ -121,6 +122,8 @@ def _rules(document: Document, problems: Problems, kind: str) -> None:
     _mounts(document, problems)
     for key in LISTS:
         for path, command in _commands(document, key):
+            for fault in command_faults(command):
+                problems.add(path, fault, f"-o hard,{LOOKUP_OPTION}")
             if _SECRET.search(command):
                 problems.add(path, "the file contains a secret", "file_mounts, or the machine's own role")
             stderr = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False).stderr
@@ -315,6 +318,8 @@ def _check_kubernetes(text: str, name: str) -> ClusterFileReport:
         line += part.count("\n") + 1
         problems = Problems(document)
         kinds.append(str(document.data.get("kind")))
+        for path, fault in volume_faults(document.data):
+            problems.add(path, fault, f"mountOptions: [hard, {LOOKUP_OPTION}]")
         if document.data.get("kind") == "RayCluster":
             raw = document.data.get("spec")
             spec: Section = raw if isinstance(raw, dict) else {}

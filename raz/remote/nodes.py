@@ -22,6 +22,7 @@ class NodeAnswer(Generic[T]):
     trouble: str = ""  # why there is no answer
     sent: float = 0.0  # time of the request by this machine's clock, seconds since the epoch
     received: float = 0.0  # time of the answer by this machine's clock
+    node_id: str = ""  # Ray's
 
 
 def run_on_each_node(
@@ -61,5 +62,5 @@ def run_on_each_node(
         answer, trouble, received = answers[node_id]
         resources = {name: amount for name, amount in node["Resources"].items() if not name.startswith("node:")}
         host, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
-        result.append(NodeAnswer(host, address, resources, answer, trouble, sent, received))
+        result.append(NodeAnswer(host, address, resources, answer, trouble, sent, received, node_id))
     return sorted(result, key=lambda node: (node.address, node.host))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,24 @@ class Mount:
     def local(self) -> bool:
         """Whether no other machine writes there."""
         return self.kind in LOCAL_KINDS
+
+
+def mount_faults(kind: str, options: Iterable[str]) -> list[str]:
+    """What in the options of an NFS or EFS mount harms a shared store, a line each; empty for other kinds."""
+    if not kind.startswith("nfs") and kind != "efs":
+        return []
+    given = dict(option.partition("=")[::2] for option in options)
+    faults = []
+    uncached = "noac" in given or given.get("actimeo") == "0" or given.get("acdirmax") == "0"
+    if given.get("lookupcache") not in ("pos", "positive", "none") and not uncached:
+        faults.append("lookupcache=positive is missing: for up to a minute a machine misses what others have made")
+    if "nocto" in given:
+        faults.append("nocto: a machine does not ask for a file's present content when it opens the file")
+    if "nolock" in given or given.get("local_lock") in ("all", "flock", "posix"):
+        faults.append("locks are this machine's own: two drivers might write one study")
+    if "soft" in given or "softerr" in given:
+        faults.append("soft: a server that is slow to answer makes writes fail; hard waits for it")
+    return faults
 
 
 def mount_of(folder: Path) -> Mount | None:
