@@ -25,15 +25,10 @@ from raz.engine.broker_protocol import (
     StageStatus,
     WorkerLost,
 )
-from raz.engine.stage_queue import (
-    GRACE,
-    MAX_NODE_LOSSES,
-    MAX_WORKER_LOSSES,
-    WAITER_TIMEOUT,
-    StageJob,
-    StageQueue,
-)
+from raz.engine.stage_job import StageJob
+from raz.engine.stage_queue import GRACE, MAX_NODE_LOSSES, MAX_WORKER_LOSSES, StageQueue
 from raz.engine.study_runner import run_study
+from raz.engine.trial_paths import WAITER_TIMEOUT
 from raz.errors import TrialFailure
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import Node

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -29,13 +30,15 @@ from raz.engine.broker_protocol import (
     LossCause,
     RemoteStageError,
     StageReply,
-    StageStatus,
     WorkerLost,
 )
 from raz.engine.gpu_workers import GpuWorkers, Share
+from raz.engine.long_polls import LongPolls
 from raz.engine.ray_internals import actor_lost_its_node
 from raz.engine.ray_session import capacity, coordinator_affinity
-from raz.engine.stage_queue import StageJob, StageQueue, gpus_of
+from raz.engine.served_clock import ServedClock
+from raz.engine.stage_job import StageJob, gpus_of
+from raz.engine.stage_queue import TICK_SECONDS, StageQueue
 from raz.engine.stage_worker import GpuWorker, build_on_cpus
 from raz.errors import FailureReason
 from raz.pipeline.failures import classify
@@ -46,10 +49,10 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 DEFAULT_BUILDER = "raz.pipeline.trial:build_stages"
-LONG_POLL_SECONDS = 1.0  # seconds for which a poll is held open while nothing changes
-TICK_SECONDS = 0.5  # seconds between two calls of StageQueue.tick
+CAPACITY_SECONDS = 2.0  # seconds between two questions how large the cluster is
+LOOK_THREADS = 8  # that look into the store, and ask Ray how large the cluster is
 IDLE_SECONDS = 60.0  # seconds without jobs or calls after which the broker exits
-MAX_CONCURRENCY = 1000  # calls that the actor serves at a time
+MAX_CONCURRENCY = 10_000  # calls that the actor serves at a time: polls that are held open, and reports beside them
 
 
 class GpuWorkerHandle(Protocol):
@@ -97,18 +100,21 @@ def connect(store: Path) -> BrokerHandle:
 
 
 class StageBroker:
-    """StageQueue as an actor. All methods run in one event loop, so they never run at the same time."""
+    """StageQueue as an actor. All methods run in one event loop, so they never run at the same time, and none of them
+    waits for a disk or for Ray's own servers: threads do."""
 
     def __init__(self, store: str, name: str) -> None:
         self._store, self._name = Path(store), name
-        self._queue = StageQueue(self._start, self._cancel, self._capacity, time.monotonic)
+        self._clock = ServedClock()
+        self._capacity: Mapping[str, float] = capacity()
+        self._queue = StageQueue(self._start, self._cancel, lambda: self._capacity, self._clock)
+        self._polls = LongPolls(self._queue, self._look)
+        self._threads = ThreadPoolExecutor(LOOK_THREADS, thread_name_prefix="look into the store")
         self._refs: dict[int, ray.ObjectRef[BuildOutcome]] = {}  # job -> its task, or its call of a worker
         self._workers: GpuWorkers[GpuWorkerHandle] = GpuWorkers(_start_worker, _kill_worker, time.monotonic)
         self._worker_of: dict[int, tuple[GpuWorkerHandle, Share]] = {}  # job with a GPU -> who builds it
         self._watches: set[asyncio.Task[None]] = set()  # referenced, so that they are not collected
-        self._cached_capacity: tuple[float, Mapping[str, float]] = (-1e9, {})  # time of reading, value
-        self._changed = asyncio.Event()
-        self._ticking: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
 
     async def join(self, trial: str, keys: list[str]) -> list[str]:
         """As StageQueue.join."""
@@ -116,34 +122,17 @@ class StageBroker:
         return self._queue.join(trial, keys)
 
     async def poll(self, request: BuildRequest, job_seen: int, since: int, ignore_stored: bool) -> StageReply:
-        """Long poll: returns when the stage's status or log changes, at most LONG_POLL_SECONDS later.
-
-        `ignore_stored`: the artifact in the store failed verification, build it again. The rest as StageQueue.poll.
-        """
+        """As LongPolls.poll."""
         self._ensure_ticking()
-        end = time.monotonic() + LONG_POLL_SECONDS
-        first_status: StageStatus | None = None
-        while True:
-            stored = not ignore_stored and self._is_stored(request)
-            reply = self._queue.poll(request, job_seen, since, stored)
-            first_status = first_status or reply.status
-            timeout = end - time.monotonic()
-            changed = reply.status in (StageStatus.MADE, StageStatus.FAILED) or reply.status != first_status
-            if changed or reply.log or timeout <= 0 or reply.job != job_seen:
-                return reply
-            try:
-                await asyncio.wait_for(self._changed.wait(), timeout)
-            except TimeoutError:
-                continue
+        return await self._polls.poll(request, job_seen, since, ignore_stored)
 
     async def leave(self, trial: str) -> None:
-        """As StageQueue.leave."""
-        self._queue.leave(trial)
+        """As LongPolls.leave."""
+        self._polls.leave(trial)
 
     async def report(self, number: int, message: BuilderMessage) -> None:
         """As StageQueue.record."""
-        self._queue.record(number, message)
-        self._notify()
+        self._polls.report(number, message)
 
     async def status(self) -> list[JobStatus]:
         """As StageQueue.status."""
@@ -155,15 +144,10 @@ class StageBroker:
 
     # ------------------------------------------------------------------ what the queue calls
 
-    def _is_stored(self, request: BuildRequest) -> bool:
-        return StorePaths(self._store).manifest(request.nodes[0].stage, request.keys[0]).exists()
-
-    def _capacity(self) -> Mapping[str, float]:
-        read_at, cached = self._cached_capacity
-        if time.monotonic() - read_at > 2.0:
-            cached = capacity()
-            self._cached_capacity = (time.monotonic(), cached)
-        return cached
+    async def _look(self, request: BuildRequest) -> bool:
+        """Whether the request's first stage is in the store: a shared file system may take long to say so."""
+        path = StorePaths(self._store).manifest(request.nodes[0].stage, request.keys[0])
+        return await asyncio.get_running_loop().run_in_executor(self._threads, path.exists)
 
     def _start(self, job: StageJob) -> None:
         request = job.request
@@ -182,23 +166,15 @@ class StageBroker:
                 scheduling_strategy="DEFAULT",
             )
             ref = task.remote(*arguments)
-        self._workers.make_room(self._free())
+        self._workers.make_room(Share(*self._queue.order.free()))
         self._refs[job.number] = ref
         watch = asyncio.get_running_loop().create_task(self._watch(job.number, ref))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
+        self._polls.wake(job.number)
 
     def _share(self, job: StageJob) -> Share:
-        return Share(job.request.cpus, gpus_of(job.request, self._capacity().get("GPU", 0.0)))
-
-    def _free(self) -> Share:
-        """What no running job holds of all that there is; idle workers may hold it."""
-        there = self._capacity()
-        held = [self._share(job) for job in self._queue.jobs.values() if job.running]
-        return Share(
-            there.get("CPU", 0.0) - sum(each.cpus for each in held),
-            there.get("GPU", 0.0) - sum(each.gpus for each in held),
-        )
+        return Share(job.request.cpus, gpus_of(job.request, self._capacity.get("GPU", 0.0)))
 
     def _cancel(self, job: StageJob, kill: bool) -> None:
         ref = self._refs.get(job.number)
@@ -219,8 +195,7 @@ class StageBroker:
             outcome = _worker_lost(error)
         self._refs.pop(number, None)
         self._end_worker(number, outcome)
-        self._queue.finish(number, outcome)
-        self._notify()
+        self._polls.finish(number, outcome)
 
     def _end_worker(self, number: int, outcome: BuildOutcome) -> None:
         """Keep the worker of an ended job for the next one. After a failure its GPU's memory may not be free."""
@@ -235,20 +210,26 @@ class StageBroker:
     # ------------------------------------------------------------------ ticks
 
     def _ensure_ticking(self) -> None:
-        if self._ticking is None or self._ticking.done():
-            self._ticking = asyncio.get_running_loop().create_task(self._tick_loop())
+        if not self._loops or any(loop.done() for loop in self._loops):
+            for loop in self._loops:
+                loop.cancel()
+            running = asyncio.get_running_loop()
+            self._loops = [running.create_task(self._tick_loop()), running.create_task(self._capacity_loop())]
 
     async def _tick_loop(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            self._clock.tick()
             self._queue.tick()
+            self._polls.tick()
             self._workers.tick()
-            if time.monotonic() - self._queue.idle_since > IDLE_SECONDS:
+            if self._clock() - self._queue.idle_since > IDLE_SECONDS:
                 cast(BrokerHandle, ray.get_runtime_context().current_actor).shutdown.remote()
 
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    async def _capacity_loop(self) -> None:
+        while True:
+            await asyncio.sleep(CAPACITY_SECONDS)
+            self._capacity = await asyncio.get_running_loop().run_in_executor(self._threads, capacity)
 
 
 def _worker_lost(error: ray.exceptions.RayError) -> WorkerLost:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raz.pipeline.executor import EpochCallback, StageRequest
     from raz.store.cache import StageKey
 
+HEARTBEAT_SECONDS = 1.0  # seconds between two calls of `heartbeat` while the broker holds a poll open
 MAX_CALL_RETRIES = 10  # of a call to a broker that does not answer
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ class BrokerClient:
         return self._call(lambda broker: broker.join.remote(self.trial, self._trained_keys))
 
     def _poll(self, request: BuildRequest, job: int, since: int, *, ignore_stored: bool) -> StageReply:
-        return self._call(lambda broker: broker.poll.remote(request, job, since, ignore_stored))
+        return self._call(lambda broker: broker.poll.remote(request, job, since, ignore_stored), self._heartbeat)
 
     def _build_request(self, request: StageRequest) -> BuildRequest:
         node, key, config = request.nodes[0], request.keys[0], request.config
@@ -174,14 +175,21 @@ class BrokerClient:
         stage, _, key = folder.partition("/")
         return StorePaths(self.store).manifest(stage, key).exists()
 
-    def _call(self, method: Callable[[BrokerHandle], ray.ObjectRef[T]]) -> T:
-        """The result of a call of the broker. A broker that has exited or lost its machine is started again, and the
-        call is repeated. Raises TrialFailure (lost) after MAX_CALL_RETRIES."""
+    def _call(
+        self, method: Callable[[BrokerHandle], ray.ObjectRef[T]], meanwhile: Callable[[], None] = lambda: None
+    ) -> T:
+        """The result of a call of the broker; `meanwhile` is called every HEARTBEAT_SECONDS until it is there. A broker
+        that has exited or lost its machine is started again, and the call is repeated. Raises TrialFailure (lost) after
+        MAX_CALL_RETRIES."""
         for tries in range(MAX_CALL_RETRIES):
             if self._handle is None:
                 self._handle = connect(self.store)
             try:
-                return ray.get(method(self._handle))
+                ref = method(self._handle)
+                while True:
+                    with suppress(ray.exceptions.GetTimeoutError):
+                        return ray.get(ref, timeout=HEARTBEAT_SECONDS)
+                    meanwhile()
             except ray.exceptions.RayActorError:
                 self._handle = None
                 time.sleep(min(5.0, 0.1 * 2**tries))

@@ -1,14 +1,16 @@
 """The broker's bookkeeping, without Ray: which trials wait for which stage, what starts next, what is cancelled.
 
 A waiting trial only calls `poll`, again and again until the stage is in the store. So a restarted broker learns its
-state from the next polls.
+state from the next polls. A call looks up what it needs and lets expire what is due, in the order of time; none looks
+at all jobs or all trials, of which there are thousands.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import TypeVar
 
 from raz.engine.broker_protocol import (
     BuilderMessage,
@@ -24,44 +26,23 @@ from raz.engine.broker_protocol import (
     StageStatus,
     WorkerLost,
 )
-from raz.planning.schedule import ReadyStage, by_priority
+from raz.engine.stage_job import JobOrder, StageJob
+from raz.engine.trial_paths import WAITER_TIMEOUT, TrialPaths
 
-WAITER_TIMEOUT = 30.0  # seconds without a poll after which a trial no longer waits
+TICK_SECONDS = 0.5  # seconds after which a call lets expire what is due
 GRACE = 15.0  # seconds that a cancelled stage has before its process is killed
 MAX_WORKER_LOSSES = 3  # consecutive losses of a stage's process without an epoch gained
 MAX_NODE_LOSSES = 20  # likewise of its machine, which is rarely the stage's fault
 MAX_CHARGED = 10_000  # made stages whose charged trial is remembered
 
-
-@dataclass
-class StageJob:
-    """Stages that one process builds, or will build."""
-
-    number: int
-    request: BuildRequest
-    charged_to: str  # the trial that requested it first
-    waiters: dict[str, float]  # trial -> time of its last poll
-    remaining: dict[str, float]  # trial -> seconds that it still lacks
-    log: list[BuilderMessage] = field(default_factory=list)
-    made: set[str] = field(default_factory=set)
-    awaited: dict[str, str] = field(default_factory=dict)  # trial -> the key that it polls for
-    running: bool = False
-    cancelled_at: float | None = None
-    killed: bool = False
-    worker_losses: int = 0
-    node_losses: int = 0
-    progressed: bool = False  # an epoch or a stage was finished since the last loss
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.request.keys
+T = TypeVar("T")
 
 
 class StageQueue:
     """The jobs of a store, queued and running, and the trials that wait for them.
 
     `start(job)` and `cancel(job, kill)` control a job's process, `capacity() -> {CPU, GPU}` is what all jobs may hold,
-    `clock()` returns seconds.
+    `clock()` returns seconds and never decreases.
     """
 
     def __init__(
@@ -71,34 +52,41 @@ class StageQueue:
         capacity: Callable[[], Mapping[str, float]],
         clock: Callable[[], float],
     ) -> None:
-        self._start, self._cancel, self._capacity, self._clock = start, cancel, capacity, clock
+        self._start, self._cancel, self._clock = start, cancel, clock
         self.jobs: dict[int, StageJob] = {}  # cancelled ones too, until their process has ended
-        self.trials: dict[str, tuple[float, frozenset[str]]] = {}  # trial -> (last call, keys on its path)
-        # (trial, key) -> a failure that the trial has not seen yet
-        self._failed: dict[tuple[str, str], tuple[StageJob, BuildFailed | WorkerLost]] = {}
-        # (trial, key) -> a job that made the key after the trial's last poll, and when it ended
-        self._ended: dict[tuple[str, str], tuple[StageJob, float]] = {}
+        self.paths = TrialPaths()
+        self.order = JobOrder(capacity)
+        self._job_of: dict[str, StageJob] = {}  # key -> the job that builds it and is not cancelled
+        self._waits: OrderedDict[str, StageJob] = OrderedDict()  # trial -> its job, the longest silent first
+        self._without_waiters: set[int] = set()  # jobs that the last waiter has left since the last tick
+        self._cancelled: deque[StageJob] = deque()  # those that are not killed yet, the longest cancelled first
+        # trial -> key -> a failure that the trial has not seen yet
+        self._failed: dict[str, dict[str, tuple[StageJob, BuildFailed | WorkerLost]]] = {}
+        # trial -> key -> a job that made the key after the trial's last poll
+        self._ended: dict[str, dict[str, StageJob]] = {}
+        self._ended_at: deque[tuple[float, str, str, StageJob]] = deque()  # the same by time
         self._charged: OrderedDict[str, str] = OrderedDict()  # key of a made stage -> trial
         self._last_number = 0  # of a job
-        self.idle_since = clock()
+        self.idle_since = self._ticked_at = clock()
 
     # ------------------------------------------------------------------ calls of trials
 
     def join(self, trial: str, keys: Iterable[str]) -> list[str]:
         """Records the keys on a trial's path. Returns those that other living trials have on theirs."""
-        path_keys = frozenset(keys)
-        self.trials[trial] = (self._clock(), path_keys)
-        self.idle_since = self._clock()
-        return [key for key in path_keys if self._shared(key, trial)]
+        self.idle_since = now = self._clock()
+        return self.paths.join(trial, keys, now)
 
     def leave(self, trial: str) -> None:
         """The trial has ended and waits for no stage."""
-        self.trials.pop(trial, None)
-        for job in self.jobs.values():
-            job.waiters.pop(trial, None)
-        self._failed = {at: failure for at, failure in self._failed.items() if at[0] != trial}
-        self._ended = {at: ended for at, ended in self._ended.items() if at[0] != trial}
+        self.paths.leave(trial)
+        self._stop_waiting(trial)
+        self._failed.pop(trial, None)
+        self._ended.pop(trial, None)
         self.tick()
+
+    def knows(self, trial: str, key: str) -> bool:
+        """Whether the next poll of this trial needs no look into the store."""
+        return key in self._job_of or key in self._failed.get(trial, ()) or key in self._ended.get(trial, ())
 
     def poll(self, request: BuildRequest, job_seen: int, since: int, stored: bool) -> StageReply:
         """The state of the first stage of the request. Queues a job for it if there is none.
@@ -106,65 +94,83 @@ class StageQueue:
         `stored`: the stage is in the store. The reply's log starts at entry `since` if the job is still `job_seen`,
         else at the first entry.
         """
-        now, key = self._clock(), request.keys[0]
+        now, trial, key = self._clock(), request.trial, request.keys[0]
         self.idle_since = now
-        if request.trial in self.trials:
-            self.trials[request.trial] = (now, self.trials[request.trial][1])
-        for other in self.jobs.values():
-            if key not in other.keys:  # the trial has moved on
-                other.waiters.pop(request.trial, None)
-        failure = self._failed.pop((request.trial, key), None)
+        self.paths.called(trial, now)
+        waited_for = self._waits.get(trial)
+        if waited_for is not None and key not in waited_for.keys:  # the trial has moved on
+            self._stop_waiting(trial)
+        failure = _pop(self._failed, trial, key)
         if failure is not None:
             failed_job, outcome = failure
             reply = self._reply(StageStatus.FAILED, failed_job, request, job_seen, since)
             return replace(reply, outcome=outcome)
-        job = self._job_of(key)
-        ended = self._ended.pop((request.trial, key), None)
+        job = self._job_of.get(key)
+        ended = _pop(self._ended, trial, key)
         if job is None and ended is not None:
-            return self._reply(StageStatus.MADE, ended[0], request, job_seen, since)
+            return self._reply(StageStatus.MADE, ended, request, job_seen, since)
         if job is None and stored:
-            return StageReply(StageStatus.MADE, 0, charged=self._charged.get(key) == request.trial)
+            return StageReply(StageStatus.MADE, 0, charged=self._charged.get(key) == trial)
         if job is None:
-            job = self._new_job(request, now)
-        job.waiters[request.trial] = now
-        job.remaining[request.trial] = request.remaining
+            job = self._new_job(request)
+        moved = job.add_waiter(trial, now, request.remaining)
+        self._waits[trial] = job
+        self._waits.move_to_end(trial)
+        if moved and not job.running:
+            self.order.put(job)
         if key in job.made:
-            job.awaited.pop(request.trial, None)
+            job.awaited.pop(trial, None)
             return self._reply(StageStatus.MADE, job, request, job_seen, since)
-        job.awaited[request.trial] = key
-        self.tick()
+        job.awaited[trial] = key
+        if moved or self._without_waiters or now - self._ticked_at >= TICK_SECONDS:
+            self.tick()
+        status = StageStatus.RUNNING if job.running else StageStatus.QUEUED
+        return self._reply(status, job, request, job_seen, since)
+
+    def follow(self, request: BuildRequest, job_seen: int, since: int) -> StageReply | None:
+        """What `poll` would reply to a trial whose last poll was about the same stage, and found that `job_seen` builds
+        it. It is no sign of life. None where the trial does not wait for that job any more: it has to poll."""
+        trial, key = request.trial, request.keys[0]
+        job = self._waits.get(trial)
+        if job is None or job.number != job_seen or key not in job.keys:
+            return None
+        if key in job.made:
+            job.awaited.pop(trial, None)
+            return self._reply(StageStatus.MADE, job, request, job_seen, since)
         status = StageStatus.RUNNING if job.running else StageStatus.QUEUED
         return self._reply(status, job, request, job_seen, since)
 
     def _reply(
         self, status: StageStatus, job: StageJob, request: BuildRequest, job_seen: int, since: int
     ) -> StageReply:
+        trial = request.trial
         log = tuple(job.log[since if job.number == job_seen else 0 :])
-        shared = self._shared(request.keys[0], request.trial) or any(other != request.trial for other in job.waiters)
-        return StageReply(status, job.number, log, shared, job.charged_to == request.trial)
+        shared = len(job.waiters) > (trial in job.waiters) or self.paths.shared(request.keys[0], trial)
+        return StageReply(status, job.number, log, shared, job.charged_to == trial)
 
-    def _shared(self, key: str, trial: str) -> bool:
-        now = self._clock()
-        return any(
-            key in keys and now - last < WAITER_TIMEOUT for other, (last, keys) in self.trials.items() if other != trial
-        )
+    def _stop_waiting(self, trial: str) -> None:
+        job = self._waits.pop(trial, None)
+        if job is None:
+            return
+        job.remove_waiter(trial)
+        if not job.waiters:
+            self._without_waiters.add(job.number)
+        if not job.running:
+            if job.waiters:
+                self.order.put(job)
+            else:
+                self.order.remove(job)
 
-    def _job_of(self, key: str) -> StageJob | None:
-        for job in self.jobs.values():
-            if key in job.keys and job.cancelled_at is None:
-                return job
-        return None
-
-    def _new_job(self, request: BuildRequest, now: float) -> StageJob:
+    def _new_job(self, request: BuildRequest) -> StageJob:
         """A job for the leading stages of the request that no other job builds."""
         count = 1
-        while count < len(request.keys) and self._job_of(request.keys[count]) is None:
+        while count < len(request.keys) and request.keys[count] not in self._job_of:
             count += 1
         self._last_number += 1
         own_request = replace(request, nodes=request.nodes[:count], keys=request.keys[:count])
-        trial = request.trial
-        job = StageJob(self._last_number, own_request, trial, {trial: now}, {trial: request.remaining})
+        job = StageJob(self._last_number, own_request, request.trial)
         self.jobs[job.number] = job
+        self._job_of.update(dict.fromkeys(job.keys, job))
         return job
 
     # ------------------------------------------------------------------ calls of building processes
@@ -185,7 +191,7 @@ class StageQueue:
         job = self.jobs.get(number)
         if job is None:
             return
-        job.running = False
+        self.order.ended(job)
         if isinstance(outcome, WorkerLost) and job.cancelled_at is None:
             if job.progressed:
                 job.worker_losses = job.node_losses = 0
@@ -195,21 +201,36 @@ class StageQueue:
             else:
                 job.worker_losses += 1
             if job.worker_losses < MAX_WORKER_LOSSES and job.node_losses < MAX_NODE_LOSSES:
+                if job.waiters:
+                    self.order.put(job)
                 self.tick()
                 return  # a checkpoint of its last epoch is in the store
-        del self.jobs[number]
         if isinstance(outcome, Built):
+            now = self._clock()
             for key in job.keys:
                 self._charge(key, job.charged_to)
             for trial, key in job.awaited.items():
-                if trial in job.waiters:
-                    self._ended[trial, key] = (job, self._clock())
+                self._ended.setdefault(trial, {})[key] = job
+                self._ended_at.append((now, trial, key, job))
         elif job.cancelled_at is None:
+            failed = {key: (job, outcome) for key in job.keys if key not in job.made}
             for trial in job.waiters:
-                for key in job.keys:
-                    if key not in job.made:
-                        self._failed[trial, key] = (job, outcome)
+                self._failed.setdefault(trial, {}).update(failed)
+        self._forget(job)
         self.tick()
+
+    def _forget(self, job: StageJob) -> None:
+        """The job is over: nothing is queued, runs or is waited for."""
+        del self.jobs[job.number]
+        for trial in job.waiters:
+            del self._waits[trial]
+        self._unlink(job)
+
+    def _unlink(self, job: StageJob) -> None:
+        """The next request for one of the job's keys makes a new job."""
+        if job.cancelled_at is None:
+            for key in job.keys:
+                del self._job_of[key]
 
     def _charge(self, key: str, trial: str) -> None:
         self._charged[key] = trial
@@ -220,60 +241,47 @@ class StageQueue:
 
     def tick(self) -> None:
         """Expires silent waiters, cancels jobs without waiters, and starts queued jobs that fit."""
-        now = self._clock()
-        self.trials = {trial: call for trial, call in self.trials.items() if now - call[0] < 10 * WAITER_TIMEOUT}
-        self._ended = {at: ended for at, ended in self._ended.items() if now - ended[1] < WAITER_TIMEOUT}
-        for job in list(self.jobs.values()):
-            job.waiters = {trial: last for trial, last in job.waiters.items() if now - last < WAITER_TIMEOUT}
-            if job.cancelled_at is not None:
-                if not job.killed and now - job.cancelled_at > GRACE:
-                    job.killed = True
-                    self._cancel(job, True)
-            elif not job.waiters:
-                if job.running:
-                    job.cancelled_at = now
-                    self._cancel(job, False)
-                else:
-                    del self.jobs[job.number]
-        self._dispatch()
+        self._ticked_at = now = self._clock()
+        self.paths.forget(now)
+        self._expire_ended(now)
+        while self._waits:
+            trial, job = next(iter(self._waits.items()))
+            if now - job.waiters[trial] < WAITER_TIMEOUT:
+                break
+            self._stop_waiting(trial)
+        if self._without_waiters or self._cancelled:
+            self._cancel_unwanted(now)
+        while (next_job := self.order.start_next()) is not None:
+            self._start(next_job)
         if self.jobs:
             self.idle_since = now
 
-    def _dispatch(self) -> None:
-        queued = {job.number: job for job in self.jobs.values() if not job.running and job.cancelled_at is None}
-        if not queued:
-            return
-        running = [job for job in self.jobs.values() if job.running]
-        busy_keys = {job.request.exclusion_key for job in running}
-        capacity = dict(self._capacity())
-        devices = capacity.get("GPU", 0.0)
-        free = {"CPU": capacity.get("CPU", 0.0), "GPU": devices}
-        for job in running:
-            free["CPU"] -= job.request.cpus
-            free["GPU"] -= gpus_of(job.request, devices)
-        ready = [
-            ReadyStage(
-                str(job.number), max(job.remaining.get(w, 0.0) for w in job.waiters), len(job.waiters), job.number
-            )
-            for job in queued.values()
-            if job.waiters
-        ]
-        started = len(running)
-        for entry in by_priority(ready):
-            job = queued[int(entry.key)]
-            if job.request.exclusion_key in busy_keys:
-                continue
-            cpus, gpus = job.request.cpus, gpus_of(job.request, devices)
-            fits = cpus <= free["CPU"] + 1e-9 and gpus <= free["GPU"] + 1e-9
-            if not fits and started:
-                break  # no smaller job overtakes the first of the queue
-            # If nothing runs, a job that does not fit is started anyway: a cluster may grow for it.
-            started += 1
-            busy_keys.add(job.request.exclusion_key)
-            free["CPU"] -= cpus
-            free["GPU"] -= gpus
-            job.running = True
-            self._start(job)
+    def _expire_ended(self, now: float) -> None:
+        while self._ended_at and now - self._ended_at[0][0] >= WAITER_TIMEOUT:
+            _, trial, key, job = self._ended_at.popleft()
+            if self._ended.get(trial, {}).get(key) is job:
+                _pop(self._ended, trial, key)
+
+    def _cancel_unwanted(self, now: float) -> None:
+        kill: list[StageJob] = []
+        while self._cancelled and now - (self._cancelled[0].cancelled_at or 0.0) > GRACE:
+            job = self._cancelled.popleft()
+            if job.number in self.jobs:
+                kill.append(job)
+        left = [self.jobs[number] for number in self._without_waiters if number in self.jobs]
+        self._without_waiters.clear()
+        for job in sorted(kill + left, key=lambda job: job.number):
+            if job.cancelled_at is not None:
+                job.killed = True
+                self._cancel(job, True)
+            elif not job.waiters:
+                if job.running:
+                    self._unlink(job)
+                    job.cancelled_at = now
+                    self._cancelled.append(job)
+                    self._cancel(job, False)
+                else:
+                    self._forget(job)
 
     # ------------------------------------------------------------------ for observers
 
@@ -290,6 +298,12 @@ class StageQueue:
         return out
 
 
-def gpus_of(request: BuildRequest, devices: float) -> float:
-    """GPUs that a job holds: as requested, else one if the cluster has any (`devices` of them)."""
-    return request.gpus if request.gpus is not None else min(1.0, devices)
+def _pop(table: dict[str, dict[str, T]], trial: str, key: str) -> T | None:
+    """Takes an entry out of a table of tables; None where there is none."""
+    entries = table.get(trial)
+    if entries is None:
+        return None
+    entry = entries.pop(key, None)
+    if not entries:
+        del table[trial]
+    return entry
