@@ -53,7 +53,7 @@ def test_fields_of_later_versions_may_be_missing() -> None:
         ({"key": {"needs": []}}, "needs"), ({"key": {"data": {"val": 1}}}, "key.data.val"),
         ({"seconds": "1"}, "seconds"),
         ({"versions": {"torch": 2}}, "versions.torch"), ({"config": []}, "config"), ({"read": "packs"}, "read"),
-        ({"best_epoch": 1.5}, "best_epoch"),
+        ({"best_epoch": 1.5}, "best_epoch"), ({"devices": {"counting": 1}}, "devices.counting"),
     ],
 )  # fmt: skip
 def test_a_damaged_manifest_is_no_manifest(change: JsonObject, named: str, tmp_path: Path) -> None:

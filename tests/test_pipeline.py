@@ -21,6 +21,7 @@ import torch
 from raz.config import PRESETS, TrialConfig, configure, parameters, without_before
 from raz.errors import FailureReason, RazError, TrialFailure
 from raz.pipeline import context, trial
+from raz.pipeline.device import hardware
 from raz.pipeline.events import StageEvent, TrialPruned
 from raz.pipeline.executor import EpochCallback, StageRequest
 from raz.pipeline.graph import STAGES, TRAINED, Node, chain_key, declared_inputs, inputs_of, node_keys
@@ -30,7 +31,7 @@ from raz.pipeline.stage_context import TrialState
 from raz.pipeline.trial import devices_of, run_trial
 from raz.store.cache import Artifact, StageCache, StageKey
 from raz.store.failures import Device
-from raz.store.manifest import Manifest
+from raz.store.manifest import Manifest, read_manifest
 from tests.conftest import write_mat
 from tests.crowds import write_crowd
 
@@ -613,6 +614,19 @@ def test_a_trial_was_where_its_stages_were(tmp_path: Path) -> None:
     score = {Node("score", "val"): Artifact(tmp_path, Manifest(device="cpu"))}
     assert devices_of({**artifacts, **score}) == "A10, H100"
     assert devices_of({**artifacts, **score, Node("density", "val"): Artifact(tmp_path, Manifest())}) == "H100"
+    pulled = Manifest(device="cpu", devices={"counting": "A10", "density@val": ""})
+    assert devices_of({Node("score", "val"): Artifact(tmp_path, pulled)}) == "A10"
+
+
+def test_a_score_names_the_devices_behind_it(crowd: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """After a pull it is alone."""
+    keys = stage_keys(micro(), data_root=crowd, splits=("val",))
+    score = Node("score", "val")
+    folder = undisturbed / "stages" / "score" / keys[score].key
+    behind = {str(node) for node in keys if node != score}
+    assert read_manifest(folder).devices == dict.fromkeys(behind, hardware().name)
+    shutil.copytree(folder, tmp_path / "stages" / "score" / folder.name)
+    assert trial.stored_trial(micro(), tmp_path, data_root=crowd).device == hardware().name
 
 
 def test_a_trial_is_charged_with_a_batch_that_was_made_for_it(tmp_path: Path, crowd: Path) -> None:

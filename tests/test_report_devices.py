@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from raz.config import TrialConfig
+from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
 from raz.report.devices import device_notes, study_device_notes
 from raz.report.fill import FilledTable, fill_table
@@ -142,6 +143,19 @@ def test_what_counts_are_the_networks_and_not_where_they_were_scored(tmp_path: P
         f"Toy crowd: all other rows and row base were made on different devices, {PART}.",
     ]
     assert [*device_notes(cells, "toy")] == wanted
+
+
+def test_pulled_scores_name_the_devices_of_the_networks_that_stayed_there(tmp_path: Path) -> None:
+    table = parse_table(parse(TABLE, "t.yaml"))
+    for row, device in (("base", "cpu"), ("deep", H)):
+        config = table.config(table.profile("toy"), table.row(row), "toy", 0)
+        key = stage_keys(config, splits=("test",))[Node("score", "test")]
+        behind = {"counting": device, "density@test": "cpu", "points@test": "cpu", "zoom2@test": ""}
+        about = Manifest(stage="score@test", seconds=1.0, device="cpu", devices=behind)
+        StageCache(tmp_path).publish(key, lambda f: write_json(f / "metrics.json", {"mae": 1.0}), about)
+    assert next(device_notes(fill_table(table, table.profile("toy"), tmp_path), "toy")) == (
+        f"Toy crowd: {MADE} row base on cpu; row deep with counting on {H}, the rest on cpu."
+    )
 
 
 def test_a_study_names_the_trials_of_each_device() -> None:

@@ -167,7 +167,11 @@ class StageExecutor:
             # Compressing takes four times as long as writing, and saves a third of the space.
             np.savez(folder / PER_IMAGE, allow_pickle=False, **scores.per_image)
 
-        manifest = replace(manifest, seconds=time.monotonic() - began, read=tuple(sorted(context.read)))
+        manifest = replace(
+            manifest, seconds=time.monotonic() - began, read=tuple(sorted(context.read)),
+            # For reports: a pull brings scores without the stages that they were made from.
+            devices={str(n): self.state.artifacts[n].manifest.device for n in context.folders},
+        )  # fmt: skip
         # Not flushed to disk, which takes longer than making it again.
         return self.state.cache.publish(key, write, manifest, lease, durable=False)
 

@@ -108,8 +108,10 @@ def stored_trial(
 
 
 def devices_of(artifacts: Mapping[Node, Artifact]) -> str:
-    """The devices that trained and ran the networks, from the manifests, joined by `, `. A score uses no network."""
+    """The devices that trained and ran the networks, from the manifests, joined by `, `. A score uses no network, and
+    names the devices of those that it was made from."""
     devices = {a.manifest.device for node, a in artifacts.items() if STAGES[node.stage].kind != "computed"}
+    devices |= {device for artifact in artifacts.values() for device in artifact.manifest.devices.values()}
     return ", ".join(sorted(devices - {""}))
 
 

@@ -120,13 +120,16 @@ class ProvenanceIndex:
     def of(self, manifest: Manifest) -> Mapping[str, frozenset[str]]:
         """Kind (`ScoreProvenance.made`) -> values. Artifacts that are no longer in the store add nothing."""
         versions = manifest.versions
-        device = "" if manifest.key.get("stage") == "score" else manifest.device
+        devices = {stage: on for stage, on in manifest.devices.items() if on}
+        if manifest.device and manifest.key.get("stage") != "score":  # whose device says nothing of the networks
+            devices[manifest.stage] = manifest.device
         own = {
-            "code": versions.get("commit") or versions.get("raz-sweep"), "device": device,
-            "stage device": f"{manifest.stage}: {device}" if device else "", "torch": versions.get("torch"),
+            "code": versions.get("commit") or versions.get("raz-sweep"), "torch": versions.get("torch"),
             "weights": weights_text(manifest.weights),
         }  # fmt: skip
         out = {kind: frozenset([value]) if value else frozenset() for kind, value in own.items()}
+        out["device"] = frozenset(devices.values())
+        out["stage device"] = frozenset(f"{stage}: {on}" for stage, on in devices.items())
         for node, key in manifest.needs.items():
             if key not in self._by_key:
                 self._by_key[key] = {}  # ends the recursion where damaged manifests need each other

@@ -42,6 +42,7 @@ class Manifest:
     weights: Mapping[str, str] = field(default_factory=dict)  # of the counting stage: its pretrained weights
     # Of the stages of passes 1 and 2: what their networks cost (`raz.pipeline.gflop.ForwardCost.numbers`), by name.
     flop: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    devices: Mapping[str, str] = field(default_factory=dict)  # of a score: each stage behind it -> its device
 
     @property
     def needs(self) -> dict[str, str]:
@@ -57,7 +58,8 @@ class Manifest:
         """JSON values. Optional fields without a value are left out."""
         optional: dict[str, JsonLike] = {
             "read": self.read, "weights": self.weights or None, "best_epoch": self.best_epoch,
-            "best_value": self.best_value, "flop": {name: list(n) for name, n in self.flop.items()} or None,
+            "best_value": self.best_value, "devices": self.devices or None,
+            "flop": {name: list(n) for name, n in self.flop.items()} or None,
         }  # fmt: skip
         return {
             "stage": self.stage, "seconds": self.seconds, "device": self.device, "versions": self.versions,
@@ -77,6 +79,7 @@ class Manifest:
             config=get_object(document, "config"),
             read=None if read is None else tuple(as_str(name, "read") for name in as_list(read, "read")),
             weights=_strings(get_object(document, "weights"), "weights"),
+            devices=_strings(get_object(document, "devices"), "devices"),
             best_epoch=None if epoch is None else as_int(epoch, "best_epoch"),
             best_value=None if value is None else as_float(value, "best_value"),
             key=as_object(document.get("key"), "key"),
