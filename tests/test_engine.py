@@ -324,6 +324,28 @@ def test_a_replayed_curve_is_written_at_once_and_prunes_only_where_nobody_shares
     assert (record.state, record.pruned_at, sorted(record.steps)) == ("pruned", (4, 9.0), [1, 2, 3, 4])
 
 
+def test_further_trials_begin_once_one_has_reported_or_ended(tmp_path: Path) -> None:
+    """None asks Tune to ask again; the trial stays in the ledger."""
+    set_ray_environment()
+    from raz.engine.trial_messages import REPORT, SPEC, RunSpec, TrialReport
+    from raz.engine.tune_bridge import SourceSearch
+
+    for begins in ("report", "end"):
+        with open_ledger(tmp_path / begins, space_of(GRID)) as ledger:
+            left = ledger.recover(6)
+            run, costs = RunSpec(FAKE, tmp_path), CostModel(tmp_path)
+            search = SourceSearch(StudySource(ledger), NullEvents(), run, costs, first=2)
+            first = [search.suggest(name) for name in "abcc"]
+            assert first[2:] == [None, None]
+            assert ledger.left == left - 2
+            if begins == "report":
+                assert not search.report("b", {REPORT: TrialReport()})
+            else:
+                search.on_trial_complete("a", {}, error=True)
+            numbers = [spec[SPEC].number for spec in (*first[:2], search.suggest("c"), search.suggest("d")) if spec]
+            assert numbers == [0, 1, 2, 3]
+
+
 PARETO = """\
 study: pareto
 base: {preset: tiny, dataset: toy}

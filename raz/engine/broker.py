@@ -39,7 +39,7 @@ from raz.engine.ray_session import capacity, coordinator_affinity
 from raz.engine.served_clock import ServedClock
 from raz.engine.stage_job import StageJob, gpus_of
 from raz.engine.stage_queue import TICK_SECONDS, StageQueue
-from raz.engine.stage_worker import GpuWorker, build_on_cpus
+from raz.engine.stage_worker import GpuWorker, build_on_cpus, load_networks
 from raz.errors import FailureReason
 from raz.pipeline.failures import classify
 from raz.pipeline.graph import Node
@@ -59,6 +59,7 @@ class GpuWorkerHandle(Protocol):
     """A handle of a GpuWorker."""
 
     build: RemoteMethod[[BuildSpec, tuple[Node, ...], tuple[str, ...], str, int], BuildOutcome]
+    load: RemoteMethod[[], None]
 
 
 @lru_cache(maxsize=1)
@@ -125,6 +126,22 @@ class StageBroker:
         """As LongPolls.poll."""
         self._ensure_ticking()
         return await self._polls.poll(request, job_seen, since, ignore_stored)
+
+    async def warm(self, cpus: float) -> None:
+        """Has a process of `cpus` CPUs, and a GPU where there is one, load PyTorch for the first stage, while the
+        processes of trials start. Ray keeps it for the next task. No machine is started for it: perhaps no stage is
+        missing."""
+        self._ensure_ticking()
+        present = ray.cluster_resources()
+        share = Share(cpus, min(1.0, present.get("GPU", 0.0)))
+        if present.get("CPU", 0.0) < cpus:
+            return
+        if share.gpus:
+            worker = self._workers.take(share)
+            worker.load.remote()
+            self._workers.release(worker, share)  # what it is given next waits until it has loaded
+        else:
+            ray.remote(load_networks).options(num_cpus=cpus, max_retries=0, scheduling_strategy="DEFAULT").remote()
 
     async def leave(self, trial: str) -> None:
         """As LongPolls.leave."""

@@ -27,5 +27,6 @@ class BrokerHandle(Protocol):
     join: RemoteMethod[[str, list[str]], list[str]]
     poll: RemoteMethod[[BuildRequest, int, int, bool], StageReply]
     leave: RemoteMethod[[str], None]
+    warm: RemoteMethod[[float], None]
     report: RemoteMethod[[int, BuilderMessage], None]
     shutdown: RemoteMethod[[], None]

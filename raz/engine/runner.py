@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +49,18 @@ def engine_session(execution: Execution) -> Iterator[None]:
     if execution.inline:
         yield
         return
+    set_ray_environment()  # before the imports in the thread, at which Ray reads it
+    loading = threading.Thread(target=_load_tune, daemon=True)
+    loading.start()
     with session(execution.slots * execution.threads):
+        loading.join()
         yield
+
+
+def _load_tune() -> None:
+    """Import what runs trials on Ray while Ray's processes start: both take seconds."""
+    with suppress(ImportError):  # raised again where it is imported next
+        importlib.import_module("raz.engine.tune_runner")
 
 
 def run_trials(source: TrialSource, execution: Execution, events: TrialEvents, stop: StopRequest | None = None) -> None:

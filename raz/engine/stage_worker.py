@@ -8,6 +8,7 @@ placed on, and PyTorch stays loaded between its stages.
 from __future__ import annotations
 
 import errno
+import importlib
 import socket
 import traceback
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from raz.pipeline.events import StageEvent
 from raz.pipeline.failures import classify, fatal_os_error
 from raz.pipeline.graph import Node
 
+MAKING = "raz.pipeline.making"  # imports torch, which takes seconds
 REPORT_SECONDS = 5.0  # most seconds for which an ending stage waits until the broker has its reports
 
 
@@ -45,12 +47,22 @@ def build_on_cpus(
     return build_stages(build, nodes, keys, broker, number)
 
 
+def load_networks() -> None:
+    """The task that makes a process ready for a stage: it loads PyTorch and what runs networks."""
+    device.hide_gpus()
+    importlib.import_module(MAKING)
+
+
 class GpuWorker:
     """An actor that builds stages on the GPU that Ray placed it on, one job at a time."""
 
     def __init__(self) -> None:
         ids = ray.get_gpu_ids()
         self._gpu = f"GPU {ids[0]} of {socket.gethostname()}" if ids else "no GPU"
+
+    def load(self) -> None:
+        """As `load_networks`, on the GPU: the first stage then starts at once."""
+        importlib.import_module(MAKING)
 
     def build(
         self, build: BuildSpec, nodes: Sequence[Node], keys: Sequence[str], broker: str, number: int

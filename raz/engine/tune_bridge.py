@@ -44,7 +44,10 @@ class SourceSearch(Searcher):
         run: RunSpec,
         costs: CostModel,
         stop: StopRequest | None = None,
+        first: int | None = None,
     ) -> None:
+        """first: trials that begin before one of them has reported something. Their processes start at the same time
+        as the process of the first stage; more of them would make it wait."""
         super().__init__()  # without a metric, since a trial's last result need not carry one
         self.source, self.events, self.run, self.costs = source, events, run, costs
         self.numbers: dict[str, int] = {}  # Tune's id of a trial -> its number in the source
@@ -54,13 +57,16 @@ class SourceSearch(Searcher):
         self.postponed: set[str] = set()  # ids of trials that `stop` ended
         self.busy: set[str] = set()  # ids of trials of which a stage is being built
         self.fatal: OSError | None = None  # an error that every trial would meet
+        self.first = first  # None once a trial has reported
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # the source has its metric and its space
 
     def suggest(  # type: ignore[override]  # Ray's own FINISHED, which it may return, is a text
         self, trial_id: str
-    ) -> dict[str, TrialSpec] | str:
+    ) -> dict[str, TrialSpec] | str | None:
+        if self.first is not None and len(self.numbers) >= self.first:
+            return None  # Tune asks again
         with self._remember_os_error():
             trial = None if self.stop.requested else self.source.ask()
         if trial is None:
@@ -74,6 +80,7 @@ class SourceSearch(Searcher):
     def report(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Records a result of Tune. Returns whether to end the trial: it is pruned, or the run stops."""
         report = _report_of(result)
+        self.first = None
         if report.fatal is not None:
             self.fatal = report.fatal
             self.source.close()
@@ -104,6 +111,7 @@ class SourceSearch(Searcher):
         """Nothing: Tune calls the scheduler first, which has recorded the result."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.first = None
         number = self.numbers.pop(trial_id, None)
         if number is None:
             return

@@ -10,6 +10,7 @@ from pathlib import Path
 from ray import tune
 from ray.tune.experiment import Trial
 
+from raz.engine.broker import connect
 from raz.engine.broker_client import BrokerClient
 from raz.engine.events import TrialEvents
 from raz.engine.interrupt import StopRequest, handle_signals
@@ -156,9 +157,10 @@ def run_tuned(
         data_root=data_root.expanduser().resolve() if data_root else None, splits=source.splits,
         seeds=tuple(source.seeds), prunes=source.prunes, resources=dict(source.resources),
     )  # fmt: skip
-    search = SourceSearch(source, events, run, CostModel(store, data_root), stop)
+    search = SourceSearch(source, events, run, CostModel(store, data_root), stop, first=jobs)
     trials = max_live_trials(jobs, eager=source.eager)
     with session(jobs * threads) as folder, handle_signals(stop):  # after Ray, which sets handlers of its own
+        connect(run.store).warm.remote(float(threads))  # broker and a first worker start while trials' processes do
         tuner = tune.Tuner(
             tune.with_resources(coordinate, coordinator_resources()),
             tune_config=tune.TuneConfig(
