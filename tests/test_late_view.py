@@ -5,14 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
+import torch
 
+from raz.data.frames import Frames
 from raz.engine.study_runner import run_study
 from raz.errors import RazError
 from raz.pipeline.events import StageEvent
+from raz.pipeline.feature_cache import Candidates, _load_or_compute, cached_candidates
 from raz.pipeline.graph import Node, chain_key
-from raz.pipeline.keys import stage_keys
+from raz.pipeline.keys import open_cached, stage_keys
 from raz.pipeline.trial import build_stages, run_trial
 from raz.store import late_view
 from raz.store.cache import StageCache, StageKey
@@ -112,6 +117,18 @@ def test_what_was_announced_is_waited_for_only_where_other_machines_write(tmp_pa
         assert look_again(lambda: None, file.parent, seconds=0.1) is None  # it never comes
 
 
+def test_a_folder_that_is_not_there_is_waited_for_only_if_its_file_was_announced(tmp_path: Path) -> None:
+    file = tmp_path.resolve() / "chain" / "checkpoint.pt"
+    with emulated(tmp_path, 1.0, listing_refreshes=False) as cache:
+        assert not file.parent.exists()
+        touch(file)
+        cache.missing[str(file.parent)] = late_view.time.monotonic()
+        assert not exists_announced(file, announced=False)
+        assert exists_announced(file, announced=True)
+        cache.missing[str(file)] = late_view.time.monotonic()  # its folder lists it
+        assert exists_announced(file, announced=False)
+
+
 # ------------------------------------------------------------------ stages
 
 
@@ -207,6 +224,38 @@ def test_what_a_stage_needs_is_not_made_again_where_it_is_seen_late(crowd: Path,
         )  # fmt: skip
         assert cache.hidden
     assert {event.kind for event in events if event.stage == "counting"} == {"hit"}
+
+
+def test_features_candidates_and_packs_that_another_machine_made_are_read(crowd: Path, tmp_path: Path) -> None:
+    store = tmp_path.resolve()
+    run = "import sys; from pathlib import Path; from tests.test_late_view import make_caches"
+    with emulated(store, LONG) as cache:
+        on_another_machine(f"{run}; print(make_caches(Path(sys.argv[1]), Path(sys.argv[2])))", store, crowd)
+        made = [path for path in store.rglob("*") if path.is_file()]
+        assert len(made) == 3
+        cache.missing = {str(path): late_view.time.monotonic() for path in made}
+        assert make_caches(store, crowd) == 0
+        assert cache.hidden == 3
+
+
+def make_caches(store: Path, crowd: Path) -> int:
+    """How many of a feature map, a file of candidates and a pack had to be made."""
+    calls: list[str] = []
+
+    def features() -> torch.Tensor:
+        calls.append("features")
+        return torch.zeros(2, 3)
+
+    def candidates() -> list[Candidates]:
+        calls.append("candidates")
+        return [(np.zeros((1, 4), np.int64), np.zeros(1))]
+
+    _load_or_compute(store / "features" / "0.npy", (2, 3), features)
+    cached_candidates(store / "regions" / "candidates.npz", 1, candidates)
+    build = Frames._build
+    with patch.object(Frames, "_build", autospec=True, side_effect=build) as built:
+        Frames(open_cached("shanghaitech_a", crowd).items["val"], pack=store / "packs")
+    return len(calls) + built.call_count
 
 
 # ------------------------------------------------------------------ leases

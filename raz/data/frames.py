@@ -25,6 +25,7 @@ from PIL import Image
 from raz.data.contract import Heads, Pixels, Sample
 from raz.data.images import content_digest, rgb_array
 from raz.errors import RazError, raise_all
+from raz.store.late_view import refresh
 from raz.utils.atomic import atomic_write
 
 _VERSION = 1  # raise it when the bytes of a pack change for the same samples
@@ -213,7 +214,10 @@ class Frames:
     def _open(self) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]]:
         if self._pack is None:
             return self._in_memory()
-        return _read(self._path, len(self._items)) or self._build()
+        pack = _read(self._path, len(self._items))
+        if pack is None and refresh(self._path.parent):  # another machine may have built it just now
+            pack = _read(self._path, len(self._items))
+        return pack or self._build()
 
     def _build(self) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]]:
         with atomic_write(self._path) as temporary, open(temporary, "xb") as file:

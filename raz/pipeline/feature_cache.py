@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raz.paper.networks import STRIDE, Backbone, network_input
 from raz.pipeline.samples import Images, Window, round_up_to_stride
+from raz.store.late_view import refresh
 from raz.utils.atomic import atomic_write
 
 RICH_BYTES = 1 << 32  # bytes on disk up to which the rich maps of a split are cached
@@ -137,6 +138,8 @@ def _load_or_compute(path: Path, shape: tuple[int, ...], compute: Callable[[], T
     """The array in the file; computed and written where it is missing or damaged. Raises OSError if it cannot be
     written."""
     mapped = _mapped(path, shape)
+    if mapped is None and refresh(path.parent):  # another machine may have computed it just now
+        mapped = _mapped(path, shape)
     if mapped is not None:
         return mapped
     with torch.inference_mode():
@@ -176,6 +179,8 @@ Candidates = tuple[NDArray[np.int64], NDArray[np.float64]]  # boxes (m, 4) x0, y
 def cached_candidates(path: Path, count: int, compute: Callable[[], list[Candidates]]) -> list[Candidates]:
     """The candidates of `count` images in the file; computed and written where it is missing or damaged."""
     candidates = _read_candidates(path, count)
+    if candidates is None and refresh(path.parent):
+        candidates = _read_candidates(path, count)
     if candidates is None:
         candidates = compute()
         boxes = np.concatenate([np.zeros((0, 4), np.int64), *[b for b, _ in candidates]])
