@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -26,6 +28,7 @@ from raz.errors import RazError, RazErrorGroup
 from raz.inspection.trial_details import _provenance
 from raz.paper.fusion import RULES
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch, initialise
+from raz.paper.peaks import find_peaks
 from raz.pipeline import backbones, keys
 from raz.pipeline.backbones import (
     TIMM,
@@ -40,6 +43,7 @@ from raz.pipeline.graph import TRAINED, Node
 from raz.pipeline.inference import Network
 from raz.pipeline.keys import stage_keys, weights_identity
 from raz.pipeline.model import load_model, save_model, stored_model
+from raz.pipeline.tiling import tiles
 from raz.pipeline.trial import run_trial
 from raz.pipeline.weights import weights_text
 from raz.planning.cost_model import CostModel, backbone_size, parameter_count, stage_gflop
@@ -147,6 +151,22 @@ def network(config: BackboneConfig) -> Network:
     return Network("test", backbone, backbone, counting, localization, attention)
 
 
+def assert_same_peaks(whole: NDArray[np.float32], tiled: NDArray[np.float32]) -> None:
+    """The peaks of both maps are the same, but where the map decides by less than the maps differ: against the floor,
+    or against a pixel beside."""
+    tie = 1e-5
+    for floor in (0.05, 0.3):
+        found = [{tuple(p) for p in find_peaks(response, floor)[0]} for response in (whole, tiled)]
+        assert found[0]
+        smooth = np.pad(uniform_filter(whole.astype(np.float64), 3, mode="constant"), 2)
+        counts = np.pad(uniform_filter(np.ones(whole.shape), 3, mode="constant"), 2, constant_values=1)
+        smooth /= counts
+        for x, y in found[0] ^ found[1]:
+            around = smooth[int(y) : int(y) + 5, int(x) : int(x) + 5].copy()
+            centre, around[2, 2] = around[2, 2], -1
+            assert abs(around - centre).min() < tie or abs(centre - floor) < tie
+
+
 @pytest.mark.long
 @THREE
 @pytest.mark.parametrize(
@@ -160,14 +180,15 @@ def test_tiles_equal_the_whole_image(config: BackboneConfig, size: tuple[int, in
     pixels = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
     wanted = ("density", "response", "attention")
     whole = net.maps(pixels, wanted, CPU)
-    tiled = net.maps(pixels, wanted, CPU, tile_pixels=1 << 12)  # inner tiles of 64 px
+    tiled = net.maps(pixels, wanted, CPU, limit=1 << 12)  # inner tiles of 64 px
     for name in wanted:
         assert tiled[name].shape == whole[name].shape
         assert np.ptp(whole[name]) > 1e-3
         assert np.abs(tiled[name] - whole[name]).max() < 1e-5 * max(1, np.abs(whole[name]).max())
+    assert_same_peaks(whole["response"], tiled["response"])
     if max(size) > 400:  # and it is the margin that makes them equal
         with torch.inference_mode():
-            cut = net._tiled(pixels, wanted, CPU, 1 << 12, 0)
+            cut = net._tiled(pixels, wanted, CPU, tiles(*size, lambda: 0, net.backbone.alignment, 1 << 12))
         assert np.abs(cut["density"] - whole["density"]).max() > 1e-3
 
 
@@ -222,7 +243,7 @@ def test_a_network_that_sees_the_whole_image_is_never_tiled(name: str, monkeypat
     pixels = np.random.default_rng(3).integers(0, 256, (100, 90, 3), dtype=np.uint8)
     assert net.maps(pixels, ("density", "response", "attention"), CPU)["response"].shape == (100, 90)
     with pytest.raises(RazError, match="90 x 100 px") as told:
-        net.maps(pixels, ("density",), CPU, tile_pixels=1 << 13)
+        net.maps(pixels, ("density",), CPU, limit=1 << 13)
     assert net.backbone.receptive_field() is None
     assert net.margin is None
     assert "whole image" in told.value.what

@@ -59,6 +59,7 @@ def test_pixels_and_heads_keep_their_word(opened: tuple[Dataset, Path | None]) -
         assert heads.dtype == np.float64
         assert heads.shape == (len(heads), 2)
         assert ((heads >= 0) & (heads < (pixels.shape[1], pixels.shape[0]))).all()
+        assert item.size == item.original_size() == pixels.shape[:2]  # known without decoding: keys ask for it
 
 
 def test_what_a_loader_returns_is_the_callers_own(opened: tuple[Dataset, Path | None]) -> None:

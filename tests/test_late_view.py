@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -242,9 +243,9 @@ def make_caches(store: Path, crowd: Path) -> int:
     """How many of a feature map, a file of candidates and a pack had to be made."""
     calls: list[str] = []
 
-    def features() -> torch.Tensor:
+    def features() -> Iterator[torch.Tensor]:
         calls.append("features")
-        return torch.zeros(2, 3)
+        yield torch.zeros(2, 3)
 
     def candidates() -> list[Candidates]:
         calls.append("candidates")

@@ -20,6 +20,7 @@ from raz.paper.networks import (
 )
 from raz.paper.peaks import find_peaks
 from raz.pipeline.inference import Network
+from raz.pipeline.inference import margin as margin_of
 
 
 @pytest.mark.long
@@ -161,13 +162,53 @@ def test_tiles_equal_the_whole_image(size: tuple[int, int]) -> None:
     wanted = ("density", "response", "attention")
     whole = network.maps(pixels, wanted, cpu)
     assert network.margin < 160
-    tiled = network.maps(pixels, wanted, cpu, tile_pixels=1 << 12)  # inner tiles of 64 px
+    tiled = network.maps(pixels, wanted, cpu, limit=1 << 12)  # inner tiles of 64 px
     for name in wanted:
         assert tiled[name].shape == whole[name].shape
         assert np.abs(tiled[name] - whole[name]).max() < 1e-5
     for floor in (0.3, 0.5):
         (a, _), (b, _) = find_peaks(whole["response"], floor), find_peaks(tiled["response"], floor)
         assert {tuple(p) for p in a} == {tuple(p) for p in b}
+
+
+def test_no_smaller_margin_makes_tiles_equal() -> None:
+    """Brute force on every margin, in double precision where nothing is rounded away: tiles are equal from some margin
+    on, which is below the one that is taken and not far below."""
+    network = _network(7)
+    rng = np.random.default_rng(7)
+    strip = torch.from_numpy(rng.normal(size=(1, 3, 16, 512)))
+    for part in (network.backbone, network.counting, network.localization, network.attention):
+        part.double()
+        for layer in part.modules():  # all weights positive: what an output sees never cancels
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                layer.weight.data.abs_()
+    names = {"density": 8, "response": 1, "attention": 1}
+    with torch.inference_mode():
+        whole = _logits(network, strip)
+        differs = {name: [0] for name in names}
+        for margin in range(0, 200, 8):
+            part = _logits(network, strip[..., 256 - margin : 320 + margin])
+            for name, step in names.items():
+                inner = part[name][..., margin // step : (64 + margin) // step]
+                error = (inner - whole[name][..., 256 // step : 320 // step]).abs().max()
+                if float(error) > 1e-13 * float(whole[name].abs().max()):
+                    differs[name].append(margin)
+    for name, branches in (("density", {"counting"}), ("response", {"localization"}), ("attention", {"attention"})):
+        if name == "attention":
+            branches = {"counting", "localization", "attention"}
+        taken = margin_of(network.backbone, **{branch: getattr(network, branch) for branch in branches})
+        assert max(differs[name]) < taken, name
+        assert max(differs[name]) >= taken - 24, name
+
+
+def _logits(network: Network, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The maps before the sigmoid, which would hide small differences."""
+    features = network.backbone(x)
+    density, rich_counting = network.counting(features)
+    logits, rich_localization = network.localization(features)
+    return {
+        "density": density, "response": logits, "attention": network.attention(rich_localization, rich_counting)
+    }  # fmt: skip
 
 
 def test_radius_bounds_what_an_output_pixel_sees() -> None:

@@ -328,10 +328,10 @@ def test_a_large_image_is_predicted_by_smaller_tiles(model: Model, monkeypatch: 
         return forward(self, x, *rest)
 
     monkeypatch.setattr(Network, "_forward", watched)
-    monkeypatch.setattr("raz.pipeline.model.TILE_PIXELS", 1 << 17)
+    monkeypatch.setattr("raz.pipeline.tiling.TILE_PIXELS", 1 << 17)
     model.predict(pixels, depth=1)
     assert seen == [272 * 384]  # at 0.9 of a side: not large, and no more than a tile
-    monkeypatch.setattr("raz.pipeline.model.LARGE", 270 * 378 - 1)
+    monkeypatch.setattr("raz.pipeline.tiling.LARGE", 270 * 378 - 1)
     seen.clear()
     by_tiles = model.predict(pixels, depth=2)
     assert len(seen) > 1

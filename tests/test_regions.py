@@ -19,9 +19,11 @@ from raz.data.contract import SPLITS, Reader, Sample, ScannedSample, ScanResult
 from raz.data.frames import Frames
 from raz.data.images import content_digest
 from raz.pipeline import regions as regions_module
+from raz.pipeline import tiling
 from raz.pipeline.assembly import TrainedStage
 from raz.pipeline.context import network_context
 from raz.pipeline.graph import TRAINED, Node, declared_inputs
+from raz.pipeline.inference import FeatureLru
 from raz.pipeline.model import Model
 from raz.pipeline.regions import boxes_in_image, region_images
 from raz.pipeline.scoring import FittedThresholds
@@ -76,6 +78,36 @@ def of_picture(arrays: dict[str, Any], split: str, names: tuple[str, ...], ends:
 def test_a_picture_has_the_same_points_wherever_it_lies(scale: float, twins: str, tmp_path: Path) -> None:
     with _threads(1):  # on which the last bits depend; `predict` sets the configured number itself
         _same_points_everywhere(*planted(tmp_path, twins, **{"input.scale": scale, "threads": 1}))
+
+
+def test_a_large_picture_goes_by_the_same_tiles_in_studies_as_in_predict(
+    twins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its zoomed regions too, whose tiles have the size of the picture's."""
+    asked: list[tuple[int, int, int]] = []
+
+    def watched(height: int, width: int, margin: Any, align: int, limit: int | None) -> list[tiling.Tile]:
+        asked.append((height, width, limit if limit is not None else tiling.tile_pixels(height, width)))
+        return tiling.tiles(height, width, margin, align, limit)
+
+    monkeypatch.setattr("raz.pipeline.inference.tiles", watched)
+    monkeypatch.setattr(tiling, "TILE_PIXELS", 1 << 12)
+    monkeypatch.setattr(tiling, "LEAST", 16)
+    height, width = given.size_of(*PICTURE)
+    monkeypatch.setattr(tiling, "LARGE", height * width - 1)
+    monkeypatch.setattr("raz.pipeline.predict_stages.MEMO", FeatureLru(0))
+    with _threads(1):
+        at, weights = planted(tmp_path, twins, threads=1)
+        asked.clear()
+        _same_points_everywhere(at, weights)
+    studied, predicted = set(asked[:-1]), set()
+    for each in reversed(asked):  # `predict` came last, its picture first
+        predicted.add(each)
+        if each[:2] == (height, width):
+            break
+    assert predicted <= studied
+    assert len(predicted) > 3
+    assert all(limit == 1 << 11 for _, _, limit in predicted)
 
 
 def _same_points_everywhere(at: TrialState, weights: Mapping[str, Any]) -> None:

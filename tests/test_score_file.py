@@ -18,7 +18,7 @@ from raz.config import ZoomingConfig, added, parameters
 from raz.errors import RazError
 from raz.paper.metrics import THRESHOLDS
 from raz.paper.zoom import Points
-from raz.pipeline import graph
+from raz.pipeline import graph, tiling
 from raz.pipeline.graph import Node
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.passes import PassResult
@@ -244,7 +244,11 @@ def test_scores_of_no_row_or_seed_are_left_out_and_named(file: Path) -> None:
     assert (filled.wanted, filled.missing) == (3, 1)
 
 
-def test_without_the_data_set_code_and_settings_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", [tiling.TILE_PIXELS, 1 << 10])  # with the second, images go by tiles
+def test_without_the_data_set_code_and_settings_are_checked(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiling, "TILE_PIXELS", limit)
     monkeypatch.delenv("RAZ_DATA_ROOT", raising=False)
     crowd = write_crowd(tmp_path / "crowd", train=16, test=4)
     table = table_of()

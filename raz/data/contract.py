@@ -50,6 +50,14 @@ class Sample:
     part: str = ""
     # (n, 2) width and height px of the heads' boxes, in the order of `load_heads`; None if boxes are not annotated.
     load_sizes: Callable[[], Sizes] | None = None
+    size: tuple[int, int] | None = None  # (H, W) px of the image, where it is known without decoding it
+
+    def original_size(self) -> tuple[int, int]:
+        """(H, W) px of the image; decoded where `size` is not known. Raises RazError as `load_pixels`."""
+        if self.size is not None:
+            return self.size
+        height, width = self.load_pixels().shape[:2]
+        return height, width
 
 
 @dataclass(frozen=True)

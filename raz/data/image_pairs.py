@@ -254,6 +254,7 @@ def _read_one(pair: Pair, parse: ParseAnnotation, scenes: dict[str, str]) -> tup
         region=pair.region,
         part=pair.part,
         load_sizes=annotation.sizes[within].copy if annotation.sizes is not None else None,
+        size=size,
     )
     return ScannedSample(item, image_digest, int(len(annotation.heads) - within.sum())), annotation.notes
 

@@ -103,9 +103,9 @@ class _View:
 @cache
 def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
     """Image `index` of a split: pixels (H, W, 3) uint8 RGB and heads (n, 2) x, y px, both read-only."""
-    rng = _Random(f"toy {VERSION} {split} {index}")
+    rng = _random(split, index)
     kind = _KINDS[index % len(_KINDS)]
-    height, width = rng.integer(144, 176), rng.integer(204, 244)
+    height, width = _size(rng)
     packed = kind == "packed"
     view = _View(
         height, width,
@@ -120,6 +120,15 @@ def generate(split: Split, index: int) -> tuple[Pixels, Heads]:
     pixels.flags.writeable = False
     heads.flags.writeable = False
     return pixels, heads
+
+
+def _random(split: Split, index: int) -> _Random:
+    return _Random(f"toy {VERSION} {split} {index}")
+
+
+def _size(rng: _Random) -> tuple[int, int]:
+    """(H, W) px of an image: what its generator gives first."""
+    return rng.integer(144, 176), rng.integer(204, 244)
 
 
 # ------------------------------------------------------------------ positions
@@ -391,6 +400,7 @@ def scan(root: Path | None) -> ScanResult:
                 load_pixels=partial(_pixels, split, index),
                 load_heads=partial(_heads, split, index),
                 digest=digest,
+                size=_size(_random(split, index)),
             )
             each.append(ScannedSample(item, digest))
         samples[split] = tuple(each)

@@ -120,15 +120,21 @@ def _invert_cdf(cumulated: NDArray[np.float64], uniform: NDArray[np.float64]) ->
     return np.asarray(np.minimum(drawn, last), dtype=np.int64)
 
 
+def anchor_sizes(anchors: Sequence[Anchor], height: int, width: int) -> list[tuple[int, int]]:
+    """(h, w) px of each anchor in an image of this size, before it is clipped to it."""
+    shorter = min(height, width)
+    return [
+        (max(1, round(scale * shorter * math.sqrt(ratio))), max(1, round(scale * shorter / math.sqrt(ratio))))
+        for ratio, scale in anchors
+    ]
+
+
 def _anchor_boxes(
     row: NDArray[np.int64], column: NDArray[np.int64], anchors: Sequence[Anchor], height: int, width: int
 ) -> Boxes:
     """Every anchor around every pixel, clipped to the map: (n x anchors, 4) x0, y0, x1, y1 px."""
-    shorter = min(height, width)
     boxes = []
-    for ratio, scale in anchors:
-        h = max(1, round(scale * shorter * math.sqrt(ratio)))
-        w = max(1, round(scale * shorter / math.sqrt(ratio)))
+    for h, w in anchor_sizes(anchors, height, width):
         # the box of whole pixels whose centre is nearest to the pixel's centre, i + 0.5
         x0, y0 = column - (w - 1) // 2, row - (h - 1) // 2
         boxes.append(

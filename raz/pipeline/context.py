@@ -11,7 +11,7 @@ import torch
 
 from raz.config import BackboneConfig, ZoomingConfig, changed_since
 from raz.paper.networks import Backbone, CountingBranch, LocalizationBranch
-from raz.pipeline import builders, device
+from raz.pipeline import builders, device, tiling
 from raz.pipeline.assembly import TrainedStage, main_net, raz_net
 from raz.pipeline.feature_cache import (
     BranchFeatureCache,
@@ -58,27 +58,30 @@ class ExecutionContext(StageContext):
 
     # -------------------------------------------------------------- features of frozen networks
 
-    def features_folder(self, weights: str, data: str, size: float = 1.0) -> Path:
+    def features_folder(self, weights: str, data: str, size: float = 1.0, *, tiled: bool = False) -> Path:
         """The folder of the features that these frozen weights give for these images.
 
-        weights: identifies the weights; data: identifies the images; size: the images' scale, as in `frames`.
+        weights: identifies the weights; data: identifies the images; size: the images' scale, as in `frames`; tiled:
+        whether any of them goes by tiles, which changes the last bits.
         """
         scaled = asdict(self.inputs.input.times(size))
-        folder = self.paths.features / digest([weights, data, scaled, self.inputs.threads, self.device.type])
+        made: list[JsonLike] = [weights, data, scaled, self.inputs.threads, self.device.type]
+        folder = self.paths.features / digest([*made, *([tiling.TILE_PIXELS] if tiled else [])])
         self.read.add(self.paths.relative(folder))
         return folder
 
     def features(self, backbone: Backbone, weights: str, images: Images, data: str, size: float = 1.0) -> FeatureCache:
         """The cache of a frozen backbone's features of these images. `weights`, `data`, `size`: see
         `features_folder`."""
-        return FeatureCache(self.features_folder(weights, data, size), backbone, images, self.device)
+        folder = self.features_folder(weights, data, size, tiled=_any_tiled(images))
+        return FeatureCache(folder, backbone, images, self.device)
 
     def rich_maps(
         self, features: FeatureCache, branch: CountingBranch | LocalizationBranch, weights: str, data: str
     ) -> BranchFeatureCache:
         """The cache of a frozen branch's last feature map of the images of `features`."""
         stride = branch.output_stride if isinstance(branch, CountingBranch) else 1
-        folder = self.features_folder(f"{weights}/rich", data)
+        folder = self.features_folder(f"{weights}/rich", data, tiled=_any_tiled(features.images))
         return BranchFeatureCache(folder, branch, branch.channels, stride, features)
 
     def backbone_id(self, network: Network, branch: Branch) -> str:
@@ -121,13 +124,18 @@ class ExecutionContext(StageContext):
 
         sampling: JsonLike = [REGIONS_VERSION, seed, zooming.anchors, zooming.samples, zooming.sampling]
         weights = digest([self.keys[Node("attention")].key, sampling])
-        folder = self.features_folder(weights, self.keys[self.node].data[split], size)
+        halved = any(tiling.halved(*frames.size(i)) for i in range(len(frames)))
+        folder = self.features_folder(weights, self.keys[self.node].data[split], size, tiled=halved)
         return cached_candidates(folder / CANDIDATES, len(frames), compute)
 
 
 def network_context(state: TrialState, node: Node) -> ExecutionContext:
     """What the function of a stage that runs networks works with, on the trial's device."""
     return ExecutionContext(**vars(state.context(node)), device=state.device)
+
+
+def _any_tiled(images: Images) -> bool:
+    return not all(tiling.fits(*images.size(i)) for i in range(len(images)))
 
 
 def memo_name(image: str, size: float) -> str:

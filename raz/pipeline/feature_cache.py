@@ -2,24 +2,35 @@
 
 Files are below `features/` of the store, one per image, in folders named by a digest of their inputs. Each is written
 to a temporary file and renamed. So a stage that was killed finds whole files, and a resumed run reads the same bits as
-an uninterrupted one. Maps are stored in half precision, rounded by at most one part in 2048.
+an uninterrupted one. Maps are stored in half precision, rounded by at most one part in 2048. Those of large images are
+stitched from tiles (`raz.pipeline.tiling`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, groupby
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from raz.paper.networks import STRIDE, Backbone, network_input
-from raz.pipeline.samples import Images, Window, round_up_to_stride
+from raz.paper.networks import (
+    STRIDE,
+    Backbone,
+    CountingBranch,
+    LocalizationBranch,
+    network_input,
+    receptive_field_radius,
+)
+from raz.pipeline.inference import margin
+from raz.pipeline.samples import Images, Window
+from raz.pipeline.tiling import Tile, round_up_to_stride, tiles
 from raz.store.late_view import refresh
 from raz.utils.atomic import atomic_write
 
@@ -47,15 +58,30 @@ class FeatureCache:
             rows, cols = round_up_to_stride(height) // STRIDE, round_up_to_stride(width) // STRIDE
             shape = (self.backbone.channels, rows, cols)
 
-            def compute() -> Tensor:
+            def compute() -> Iterator[Tensor]:
                 pixels = self.images.pixels(index)
-                image = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
-                features: Tensor = self.backbone(network_input(image, self.device, self.backbone.colours))[0]
-                return features
+                image = pixels[:, ::-1] if mirrored else pixels
+                parts = tiles(height, width, lambda: margin(self.backbone), self.backbone.alignment)
+                yield self._whole(image) if len(parts) == 1 else self._stitched(image, parts, shape)
 
             cached = _load_or_compute(_file(self.folder, index, mirrored), shape, compute)
             self._open[index, mirrored] = cached
         return cached
+
+    def _whole(self, image: NDArray[np.uint8]) -> Tensor:
+        """The features of an image (H, W, 3), or of a part of it: (C, H/8, W/8)."""
+        features: Tensor = self.backbone(
+            network_input(np.ascontiguousarray(image), self.device, self.backbone.colours)
+        )[0]
+        return features
+
+    def _stitched(self, image: NDArray[np.uint8], parts: Sequence[Tile], shape: tuple[int, int, int]) -> Tensor:
+        """The features of a large image, from those of its tiles: half precision."""
+        out = torch.empty(shape, dtype=torch.float16)
+        for tile in parts:
+            features = self._whole(image[tile.top : tile.bottom, tile.left : tile.right])
+            out[:, *tile.place(STRIDE)] = features[:, *tile.inner(STRIDE)]
+        return out
 
     def whole(self, index: int, mirrored: bool = False) -> Tensor:
         """(1, C, H/8, W/8) float32 on the device."""
@@ -90,7 +116,7 @@ class BranchFeatureCache:
     """
 
     folder: Path
-    branch: nn.Module  # CountingBranch or LocalizationBranch: features -> (map, rich map)
+    branch: CountingBranch | LocalizationBranch
     channels: int
     stride: int
     features: FeatureCache
@@ -103,13 +129,30 @@ class BranchFeatureCache:
             height, width = self.features.images.size(index)
             shape = (round_up_to_stride(height) // self.stride, round_up_to_stride(width) // self.stride, self.channels)
 
-            def compute() -> Tensor:
-                rich: Tensor = self.branch(self.features.whole(index, mirrored))[1][0]
-                return rich.permute(1, 2, 0)
+            def compute() -> Iterator[Tensor]:
+                parts = tiles(height, width, lambda: self._margin, self.features.backbone.alignment)
+                if len(parts) == 1:
+                    rich: Tensor = self.branch(self.features.whole(index, mirrored))[1][0]
+                    yield rich.permute(1, 2, 0)
+                    return
+                for _, row in groupby(parts, key=lambda tile: tile.y0):
+                    yield torch.cat([self._of_tile(tile, index, mirrored) for tile in row], dim=1)
 
             cached = _load_or_compute(_file(self.folder, index, mirrored), shape, compute)
             self._open[index, mirrored] = cached
         return cached
+
+    @property
+    def _margin(self) -> int | None:
+        """How far the map sees in the features, px."""
+        reach = STRIDE * receptive_field_radius(self.branch.body)
+        return -(-reach // self.features.backbone.alignment) * self.features.backbone.alignment
+
+    def _of_tile(self, tile: Tile, index: int, mirrored: bool) -> Tensor:
+        """The map of a tile, (h/stride, w/stride, C) float16."""
+        window = Window(index, mirrored, tile.left, tile.top, tile.bottom - tile.top, tile.right - tile.left)
+        rich: Tensor = self.branch(self.features.crop(window))[1][0]
+        return rich[:, *tile.inner(self.stride)].permute(1, 2, 0).half()
 
     def crops(self, windows: Sequence[Window]) -> Tensor:
         """(B, C, h/stride, w/stride) float32, channels last in memory, zero beyond the image. Windows have one size."""
@@ -134,18 +177,21 @@ def _file(folder: Path, index: int, mirrored: bool) -> Path:
     return folder / f"{index}{'m' if mirrored else ''}.npy"
 
 
-def _load_or_compute(path: Path, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
-    """The array in the file; computed and written where it is missing or damaged. Raises OSError if it cannot be
-    written."""
+def _load_or_compute(path: Path, shape: tuple[int, ...], compute: Callable[[], Iterator[Tensor]]) -> Tensor:
+    """The array in the file; computed and written where it is missing or damaged. `compute` gives it in pieces along
+    the first axis, so that of a large map only one has to be in memory. Raises OSError if it cannot be written."""
     mapped = _mapped(path, shape)
     if mapped is None and refresh(path.parent):  # another machine may have computed it just now
         mapped = _mapped(path, shape)
     if mapped is not None:
         return mapped
     with torch.inference_mode():
-        computed = compute().half().cpu().contiguous().numpy()
-    with atomic_write(path) as temporary:
-        np.save(temporary, computed)
+        pieces = compute()
+        first = next(pieces)  # before there is a file, which a killed process would leave
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            for piece in chain([first], pieces):
+                piece.half().cpu().contiguous().numpy().tofile(file)
     mapped = _mapped(path, shape)
     if mapped is None:
         raise OSError(f"{path} cannot be read back after writing")

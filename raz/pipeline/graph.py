@@ -29,12 +29,14 @@ from raz.config import (
     parameters,
     without_before,
 )
+from raz.pipeline import tiling
 from raz.store.cache import StageKey
 from raz.utils.json_types import Json, as_int
 
 StageKind = Literal["trained", "inferred", "computed"]
 STAGE_KINDS = ("trained", "inferred", "computed")
 COMMON = ("dataset", "seed", "threads", "input")
+TILED = "tile_pixels"  # in the key of a stage with images so large that they go by tiles
 
 
 @dataclass(frozen=True)
@@ -301,12 +303,14 @@ def node_keys(
     splits: tuple[str, ...],
     fingerprint: Callable[[str], str],
     weights_identity: Callable[[BackboneConfig], str],
+    tiled: Callable[[Node], bool] = lambda node: False,
 ) -> dict[Node, StageKey]:
     """The key of every node of a trial, in topological order.
 
-    fingerprint: split -> digest of its images. weights_identity: `backbone` -> text that identifies
-    its weights. A parameter that was added later is in a key only where it does not have its `before` value
-    (`raz.config.without_before`).
+    fingerprint: split -> digest of its images. weights_identity: `backbone` -> text that identifies its weights.
+    tiled: whether a node has images so large that their last bits are those of tiles, where the code once computed them
+    whole: only then its key tells of it. A parameter that was added later is in a key only where it does not have its
+    `before` value (`raz.config.without_before`).
     """
     out: dict[Node, StageKey] = {}
     nodes = topological_order(config, splits)
@@ -321,6 +325,8 @@ def node_keys(
         splits_read = ("train", "val") if STAGES[node.stage].kind == "trained" else (node.split,)
         if node.zoom_pass:
             inputs["pass"] = node.zoom_pass
+        if tiled(node):
+            inputs[TILED] = tiling.TILE_PIXELS
         needs = {str(needed): out[needed].key for needed in dependencies(config, node)}
         data: Mapping[str, str] = {split: fingerprint(split) for split in splits_read}
         out[node] = StageKey(node.stage, STAGES[node.stage].version, inputs, needs, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raz.errors import RazError
 from raz.paper.networks import (
     STRIDE,
     AttentionBranch,
@@ -21,12 +20,8 @@ from raz.paper.networks import (
     network_input,
     receptive_field_radius,
 )
-from raz.pipeline.samples import round_up_to_stride
+from raz.pipeline.tiling import Tile, tiles
 
-# Larger images are predicted by tiles of this many pixels. All three maps of one tile raise the peak memory by 2.7 GB
-# at full width (preset paper), and by 0.4 GB at width 1/8 (tiny). Those of an image of 4000 x 6000 px take 0.2 GB
-# themselves; computing them raises the peak by 1.1 GB at width 1/8.
-TILE_PIXELS = 1 << 21
 MEMO_BYTES = 1 << 30
 
 Maps = dict[str, NDArray[np.float32]]
@@ -86,22 +81,18 @@ class Network:
         device: torch.device,
         memo: FeatureLru | None = None,
         image: str = "",
-        tile_pixels: int = TILE_PIXELS,
+        limit: int | None = None,
     ) -> Maps:
         """The wanted maps, float32: `density` (ceil(H/s), ceil(W/s)), `response` and `attention` (both (H, W)).
 
         memo, image: the memo of features, and the image's id in it; features are not kept where either is missing.
-        tile_pixels: larger images are predicted by tiles.
+        limit: larger images are predicted by tiles of this many px; by default that of the image's size.
+        Raises RazError for a larger image where the network sees the whole of it.
         """
         height, width = pixels.shape[:2]
-        if round_up_to_stride(height) * round_up_to_stride(width) > tile_pixels:
-            if self.margin is None:
-                raise RazError(
-                    "backbone.name", f"an image of {width} x {height} px, but every output of this network depends on "
-                    f"the whole image, so it cannot be predicted by tiles of {tile_pixels:,} px",
-                    "set a smaller input.scale or input.max_side, or take a network without global attention",
-                )  # fmt: skip
-            return self._tiled(pixels, wanted, device, tile_pixels, self.margin)
+        parts = tiles(height, width, lambda: self.margin, self.backbone.alignment, limit)
+        if len(parts) > 1:
+            return self._tiled(pixels, wanted, device, parts)
         out = self._forward(network_input(pixels, device, self.backbone.colours), wanted, memo, image)
         for name, value in out.items():
             rows, cols = self._shape(name, height, width)
@@ -145,39 +136,41 @@ class Network:
 
     @property
     def margin(self) -> int | None:
-        """Radius of the receptive field in px, rounded up to the backbone's alignment; None where it is not finite."""
-        backbone = self.backbone.receptive_field()
-        if backbone is None:
-            return None
-        counting = STRIDE * receptive_field_radius(self.counting.body) if self.counting is not None else 0
-        localization = STRIDE * receptive_field_radius(self.localization.body) if self.localization is not None else 0
-        attention = receptive_field_radius(self.attention.body) if self.attention is not None else 0
-        step = self.backbone.alignment
-        return -(-(backbone + max(counting, localization) + attention) // step) * step
+        """Radius of the receptive field of all maps, as `margin`."""
+        return margin(self.backbone, counting=self.counting, localization=self.localization, attention=self.attention)
 
     def _tiled(
-        self, pixels: NDArray[np.uint8], wanted: tuple[str, ...], device: torch.device, limit: int, margin: int
+        self, pixels: NDArray[np.uint8], wanted: tuple[str, ...], device: torch.device, parts: Sequence[Tile]
     ) -> Maps:
-        """The maps of the whole image from tiles that overlap by the receptive field on every inner side."""
+        """The maps of the whole image from those of its tiles."""
         height, width = pixels.shape[:2]
-        align = self.backbone.alignment
-        side = max(STRIDE * 8, (int(limit**0.5) - 2 * margin) // align * align)
         stride = self.counting.output_stride if self.counting is not None else STRIDE
         out = {name: np.zeros(self._shape(name, height, width), np.float32) for name in wanted}
-        for y0 in range(0, height, side):
-            for x0 in range(0, width, side):
-                y1, x1 = min(y0 + side, height), min(x0 + side, width)
-                top, left = max(0, y0 - margin), max(0, x0 - margin)
-                part = np.ascontiguousarray(pixels[top : min(height, y1 + margin), left : min(width, x1 + margin)])
-                x = network_input(part, device, self.backbone.colours)
-                for name, value in self._forward(x, wanted, None, "").items():
-                    step = stride if name == "density" else 1
-                    rows, cols = out[name].shape
-                    ys = slice(y0 // step, rows if y1 == height else y1 // step)
-                    xs = slice(x0 // step, cols if x1 == width else x1 // step)
-                    oy, ox = top // step, left // step
-                    out[name][ys, xs] = value[ys.start - oy : ys.stop - oy, xs.start - ox : xs.stop - ox]
+        for tile in parts:
+            part = np.ascontiguousarray(pixels[tile.top : tile.bottom, tile.left : tile.right])
+            x = network_input(part, device, self.backbone.colours)
+            for name, value in self._forward(x, wanted, None, "").items():
+                step = stride if name == "density" else 1
+                target = out[name][tile.place(step)]
+                target[:] = value[tile.inner(step)][: target.shape[0], : target.shape[1]]
         return out
+
+
+def margin(
+    backbone: Backbone,
+    *,
+    counting: CountingBranch | None = None,
+    localization: LocalizationBranch | None = None,
+    attention: AttentionBranch | None = None,
+) -> int | None:
+    """Radius in px of what an output of these parts sees, rounded up to the backbone's alignment; None where it sees
+    the whole image."""
+    field = backbone.receptive_field()
+    if field is None:
+        return None
+    branches = [STRIDE * receptive_field_radius(part.body) for part in (counting, localization) if part is not None]
+    above = max(branches, default=0) + (receptive_field_radius(attention.body) if attention is not None else 0)
+    return -(-(field + above) // backbone.alignment) * backbone.alignment
 
 
 def weights_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

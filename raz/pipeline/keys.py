@@ -9,10 +9,13 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from raz.config import PAPER_BACKBONE, BackboneConfig, TrialConfig
+from raz.config import PAPER_BACKBONE, BackboneConfig, InputConfig, TrialConfig
 from raz.data import open_dataset
 from raz.data.contract import Dataset
-from raz.pipeline.graph import Node, node_keys
+from raz.data.frames import input_size, zoomed_size
+from raz.paper.zoom import ANCHOR_SETS, anchor_sizes
+from raz.pipeline import tiling
+from raz.pipeline.graph import STAGES, Node, node_keys
 from raz.pipeline.weights import weights_file
 from raz.store.cache import StageKey, canonical, file_digest
 
@@ -42,7 +45,69 @@ def stage_keys(
     config: TrialConfig, *, data_root: Path | None = None, splits: tuple[str, ...] = ("val",)
 ) -> dict[Node, StageKey]:
     """The key of every stage of a trial, in topological order. Opens the data set, and raises as `open_dataset`."""
-    return node_keys(config, splits, lambda split: _fingerprint(config.dataset, data_root, split), weights_identity)
+    return node_keys(
+        config, splits, lambda split: _fingerprint(config.dataset, data_root, split), weights_identity,
+        lambda node: _tiled(config, data_root, node),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ stages with large images
+
+
+def _tiled(config: TrialConfig, root: Path | None, node: Node) -> bool:
+    """Whether a stage has images whose last bits are those of tiles (`raz.pipeline.tiling`), and once were others.
+
+    Validation and kept features went whole once, at any size. Maps of inferred stages have always gone by tiles, but
+    not by halved ones.
+    """
+
+    def any_image(split: str, what: str, size: float = 1.0) -> bool:
+        limits = tiling.TILE_PIXELS, tiling.LARGE
+        return _any_image(config.dataset, root, split, config.input.times(size), what, regions, limits)
+
+    zooming = config.zooming if config.raz.regions == "same" else config.raz.regions
+    regions = zooming.anchors, zooming.factor
+    stage = node.stage
+    if STAGES[stage].kind != "trained":
+        return STAGES[stage].kind == "inferred" and any_image(node.split, "halved", config.predict.scale)
+    if stage in ("counting", "localization"):
+        part = config.counting if stage == "counting" else config.localization
+        kept = part.sizes if part.unfreeze == "none" else ()
+        return any_image("val", "tiled") or any(any_image("train", "tiled", size) for size in kept)
+    if stage == "attention":
+        return any_image("train", "tiled") or any_image("val", "tiled")
+    kept_too = stage == "raz_attention" or config.raz.unfreeze == "none"
+    return (
+        any(any_image(split, "halved") for split in ("train", "val"))
+        or any_image("val", "region")
+        or (kept_too and any_image("train", "region"))
+    )
+
+
+@lru_cache(maxsize=256)
+def _any_image(
+    name: str,
+    root: Path | None,
+    split: str,
+    size: InputConfig,
+    what: str,
+    regions: tuple[str, int],
+    limits: tuple[int, int],
+) -> bool:
+    """Whether any image of a split goes by tiles (`tiled`), by halved ones (`halved`), or may have a zoomed region that
+    goes by tiles (`region`). regions: set of anchors, and factor. limits: those of `tiling`, for the cache alone."""
+
+    def large(height: int, width: int) -> bool:
+        if what == "halved":
+            return tiling.halved(height, width)
+        if what == "tiled":
+            return not tiling.fits(height, width)
+        sides = anchor_sizes(ANCHOR_SETS[regions[0]], height, width)
+        return not all(tiling.fits(*zoomed_size((0, 0, min(w, width), min(h, height)), regions[1])) for h, w in sides)
+
+    items = {str(key): samples for key, samples in open_cached(name, root).items.items()}[split]
+    found = dict.fromkeys(item.original_size() for item in items)
+    return any(large(*input_size(height, width, size.scale, size.max_side)) for height, width in found)
 
 
 @lru_cache(maxsize=64)  # by path, size and time of last change, so that a changed file is digested again

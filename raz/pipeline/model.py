@@ -34,10 +34,11 @@ from raz.pipeline import builders
 from raz.pipeline.assembly import TrainedStage, main_net, raz_net
 from raz.pipeline.device import compute_device
 from raz.pipeline.graph import TRAINED, declared_inputs, stage_of
-from raz.pipeline.inference import TILE_PIXELS, FeatureLru, Network
+from raz.pipeline.inference import FeatureLru, Network
 from raz.pipeline.passes import PassResult
 from raz.pipeline.regions import MapFunction, first_pass, image_candidates, zoom_pass
 from raz.pipeline.scoring import FittedThresholds, SplitPredictions, cell_counts
+from raz.pipeline.tiling import tile_pixels
 from raz.pipeline.weights import weights_text
 from raz.store.cache import Artifact, StageCache
 from raz.store.paths import FITTED, WEIGHTS
@@ -46,7 +47,6 @@ from raz.utils.json_types import Json, JsonObject, parse_object
 
 FORMAT = "raz-sweep model 1"
 CROP_BYTES = 1 << 28  # most bytes of memoised features of one image's crops
-LARGE = 1 << 24  # px; larger inputs are predicted by tiles of half the size, to limit the peak memory
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -154,16 +154,15 @@ class Model:
         frames = Frames([item], scale=size.scale, max_side=size.max_side)
         memo = FeatureLru(CROP_BYTES)
         wanted = ("density", "response", "attention") if depth > 1 else ("density", "response")
-        height, width = frames.size(0)
-        tile = TILE_PIXELS if height * width <= LARGE else TILE_PIXELS // 2
-        maps = self.main.maps(frames.pixels(0), wanted, self.device, tile_pixels=tile)
+        limit = tile_pixels(*frames.size(0))  # of crops too, as in the stage `zoom`
+        maps = self.main.maps(frames.pixels(0), wanted, self.device, limit=limit)
         gamma = config.localization.gamma
         passes = [first_pass(maps.pop("response"), config.peaks.count, gamma)]
 
         def raz_map(kind: str) -> MapFunction:
             # Pass 3 proposes regions inside the crops of pass 2: their features stay in the memo.
             shared = memo if depth > 2 else None
-            return lambda crop, part: self.raz.maps(crop, (kind,), self.device, shared, part, tile)[kind]
+            return lambda crop, part: self.raz.maps(crop, (kind,), self.device, shared, part, limit)[kind]
 
         proposed = None
         if depth > 1:  # the map of a large image is 0.2 GB: it is freed after use

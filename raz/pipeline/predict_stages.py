@@ -10,6 +10,7 @@ from raz.pipeline.context import MEMO, ExecutionContext, memo_name
 from raz.pipeline.graph import Node
 from raz.pipeline.passes import Arrays, pack_passes, read_passes
 from raz.pipeline.regions import MapFunction, first_pass, zoom_pass
+from raz.pipeline.tiling import tile_pixels
 
 
 def density(context: ExecutionContext) -> Arrays:
@@ -49,19 +50,20 @@ def zoom(context: ExecutionContext) -> Arrays:
     before = read_passes(context.folders[previous])
     gamma = context.stage_inputs["localization"].localization.gamma  # RAZ-Net is trained with Main-Net's
 
-    def raz_map(kind: str, of: Node) -> MapFunction:
+    def raz_map(kind: str, of: Node, limit: int) -> MapFunction:
         # The next pass proposes regions inside the same crops: their features stay in the memo.
         key = context.keys[of].key
-        return lambda pixels, name: raz.maps(pixels, (kind,), context.device, MEMO, f"{key}/{name}")[kind]
+        return lambda pixels, name: raz.maps(pixels, (kind,), context.device, MEMO, f"{key}/{name}", limit)[kind]
 
-    found = [
-        zoom_pass(
+    found = []
+    for i in context.iter_images(frames):
+        limit = tile_pixels(*frames.size(i))  # of the image, as in `predict`
+        of_image = zoom_pass(
             frames, i, number, before[i], inputs.zooming, inputs.seed,
             proposed[i] if proposed is not None else None,
-            raz_map("attention", previous), raz_map("response", node), gamma,
-        )
-        for i in context.iter_images(frames)
-    ]  # fmt: skip
+            raz_map("attention", previous, limit), raz_map("response", node, limit), gamma,
+        )  # fmt: skip
+        found.append(of_image)
     regions = [f.regions for f in found]
     ends = np.cumsum([len(r) for r in regions], dtype=np.int64)
     return {**pack_passes(found), "regions": np.concatenate([np.zeros((0, 4)), *regions]), "region_ends": ends}

@@ -21,6 +21,7 @@ from torch import Tensor
 from raz.paper.attention import AttentionDistances, attention_distances, attention_from_distances, attention_window
 from raz.paper.groundtruth import Kernel, density_window, label_window, mean_neighbour_distance
 from raz.paper.networks import IMAGENET, STRIDE, ColourStatistics, normalise
+from raz.pipeline.tiling import round_up_to_stride
 
 DISTANCE_BYTES = 1 << 28  # most bytes of memoised distances to heads: about 300 images of ShanghaiTech A
 
@@ -94,11 +95,6 @@ def seed_of(size: int, *parts: object) -> int:
 def generator(*parts: object) -> np.random.Generator:
     """A random generator that depends on the parts alone."""
     return np.random.Generator(np.random.PCG64(seed_of(16, *parts)))
-
-
-def round_up_to_stride(n: int) -> int:
-    """The smallest multiple of the backbone's stride that is at least n."""
-    return -(-n // STRIDE) * STRIDE
 
 
 def mirrored_heads(heads: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -281,12 +277,6 @@ def draw_windows(
             windows.append(Window(index, mirrored, x0, y0, rows, cols, grey > 0 and bool(rng.random() < grey), side))
     order = generator(seed, stage, epoch, "order").permutation(len(windows))
     return [windows[i] for i in order]
-
-
-def full_window(images: Images, index: int) -> Window:
-    """The window of the whole image, padded to the stride."""
-    height, width = images.size(index)
-    return Window(index, False, 0, 0, round_up_to_stride(height), round_up_to_stride(width))
 
 
 def crop_pixels(images: Images, w: Window, device: torch.device, colours: ColourStatistics = IMAGENET) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -15,12 +17,20 @@ from raz.paper.groundtruth import Kernel, neighbour_count
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
 from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
-from raz.pipeline.samples import DISTANCES, GroundTruth, Images, Window, crop_pixels, draw_windows, full_window
+from raz.pipeline.inference import margin
+from raz.pipeline.samples import DISTANCES, GroundTruth, Images, Window, crop_pixels, draw_windows
+from raz.pipeline.tiling import Tile, tiles
 from raz.pipeline.training_loop import TrainingTask
 
 Batch = list[Window]
 FeaturesOf = Callable[[Batch], Tensor]  # windows of one size -> (B, C, h/8, w/8)
 RichOf = Callable[[Batch], tuple[Tensor, Tensor | None]]  # last feature maps of the localization and counting branch
+TilesOf = Callable[[int, int], list[Tile]]  # height and width of an image -> its tiles
+
+
+def whole_image(height: int, width: int) -> list[Tile]:
+    """One tile of the whole image, whatever its size."""
+    return tiles(height, width, lambda: None, limit=sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,54 @@ def halves(batch: Batch) -> list[tuple[Batch, float]]:
     return [(part, len(part) / len(batch)) for part in (batch[:cut], batch[cut:]) if part]
 
 
-def _whole_windows(images: Images) -> list[Window]:
-    return [full_window(images, i) for i in range(len(images))]
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of a whole image that is validated at once: all of it, or a tile of a large one."""
+
+    tile: Tile
+    input: Window  # the tile with its margin
+    window: Window  # the tile
+    share: float  # of the image's padded pixels
+
+    def cut(self, values: Tensor, step: int = 1) -> Tensor:
+        """The tile's part of a map of the input, (B, C, h, w) with one cell for `step` px."""
+        rows, cols = self.tile.inner(step)
+        return values[..., rows, cols]
+
+
+def _pieces(images: Images, tiles_of: TilesOf) -> list[list[_Piece]]:
+    """The pieces of each image. Raises RazError for an image that is too large for a network that sees all of it."""
+    out = []
+    for i in range(len(images)):
+        parts = tiles_of(*images.size(i))
+        total = sum(tile.pixels for tile in parts)
+        out.append(
+            [
+                _Piece(
+                    t, Window(i, False, t.left, t.top, t.bottom - t.top, t.right - t.left),
+                    Window(i, False, t.x0, t.y0, t.y1 - t.y0, t.x1 - t.x0), t.pixels / total,
+                )
+                for t in parts
+            ]
+        )  # fmt: skip
+    return out
+
+
+def tiles_from(
+    backbone: Backbone,
+    *,
+    counting: CountingBranch | None = None,
+    localization: LocalizationBranch | None = None,
+    attention: AttentionBranch | None = None,
+) -> TilesOf:
+    """The tiles by which these parts compute an image (`raz.pipeline.tiling`)."""
+    parts = partial(margin, backbone, counting=counting, localization=localization, attention=attention)
+    return lambda height, width: tiles(height, width, parts, backbone.alignment)
+
+
+def _mean_loss(images: list[list[_Piece]], loss: Callable[[_Piece], Tensor]) -> float:
+    """The mean over the images of a loss that is a mean over pixels, from that of each piece."""
+    return float(np.mean([sum(piece.share * float(loss(piece)) for piece in pieces) for pieces in images]))
 
 
 def counting_task(
@@ -87,9 +143,10 @@ def counting_task(
     kernel: Kernel,
     kind: str,
     pretrained: nn.Module | None = None,
+    tiles_of: TilesOf = whole_image,
 ) -> TrainingTask[Batch]:
     """Training of the counting branch with the loss of Eq. 1; validated by the mean absolute count error of whole
-    images, in persons."""
+    images, in persons. tiles_of: by which tiles large ones are validated."""
     truth = GroundTruth(data.train, neighbour_count(kernel, data.k))
 
     def loss(batch: Batch) -> Tensor:
@@ -97,13 +154,20 @@ def counting_task(
         maps = [truth.density(w, branch.output_stride, beta, kernel) for w in batch]
         return counting_loss(density.float(), _stack(maps, data.device), kind)
 
+    images = _pieces(data.val, tiles_of)
+
     def validate() -> float:
         errors = []
-        for i, w in enumerate(_whole_windows(data.val)):
-            density, _ = branch(val_features([w]))
+        for i, pieces in enumerate(images):
             height, width = data.val.size(i)
-            density = density[..., : -(-height // branch.output_stride), : -(-width // branch.output_stride)]
-            errors.append(abs(float(density.double().sum()) - len(data.val.heads(i))))
+            count = 0.0
+            for piece in pieces:
+                density = piece.cut(branch(val_features([piece.input]))[0], branch.output_stride)
+                # without the cells of the padding
+                rows, cols = height - piece.window.y0, width - piece.window.x0
+                density = density[..., : -(-rows // branch.output_stride), : -(-cols // branch.output_stride)]
+                count += float(density.double().sum())
+            errors.append(abs(count - len(data.val.heads(i))))
         return float(np.mean(errors))
 
     return TrainingTask("counting", modules, data.batches("counting", config), loss, validate, pretrained, halves)
@@ -120,22 +184,26 @@ def localization_task(
     *,
     gamma: float,
     pretrained: nn.Module | None = None,
+    tiles_of: TilesOf = whole_image,
 ) -> TrainingTask[Batch]:
     """Training of a localization branch with the loss of Eq. 3: Main-Net's on images, RAZ-Net's on zoomed regions.
-    Validated by the same loss on whole images or regions."""
+    Validated by the same loss on whole images or regions. tiles_of: by which tiles large ones are validated."""
     train_truth, val_truth = GroundTruth(data.train), GroundTruth(data.val)
+    images = _pieces(data.val, tiles_of)
 
-    def batch_loss(windows: Batch, features_of: FeaturesOf, truth: GroundTruth) -> Tensor:
-        logits, _ = branch(features_of(windows))
+    def loss_of(logits: Tensor, windows: Batch, truth: GroundTruth) -> Tensor:
         return localization_loss(logits.float(), _stack([truth.labels(w) for w in windows], data.device), gamma)
 
+    def piece_loss(piece: _Piece) -> Tensor:
+        return loss_of(piece.cut(branch(val_features([piece.input]))[0]), [piece.window], val_truth)
+
     def validate() -> float:
-        return float(np.mean([float(batch_loss([w], val_features, val_truth)) for w in _whole_windows(data.val)]))
+        return _mean_loss(images, piece_loss)
 
     batches = data.batches(name, config)
 
     def loss(batch: Batch) -> Tensor:
-        return batch_loss(batch, features, train_truth)
+        return loss_of(branch(features(batch))[0], batch, train_truth)
 
     return TrainingTask(name, modules, batches, loss, validate, pretrained, halves)
 
@@ -151,27 +219,36 @@ def attention_task(
     *,
     sigma_z: float,
     kind: str,
+    tiles_of: TilesOf = whole_image,
 ) -> TrainingTask[Batch]:
     """Training of an attention branch (section 3.1) on frozen branches; validated by the same loss on whole images.
 
     rich, val_rich: windows -> last feature map of the localization branch and, in Main-Net, of the counting branch.
+    tiles_of: by which tiles large images are validated.
     """
     DISTANCES.evict_except(*data.names)
     train_truth, val_truth = GroundTruth(data.train, name=data.names[0]), GroundTruth(data.val, name=data.names[1])
+    images = _pieces(data.val, tiles_of)
 
-    def batch_loss(windows: Batch, rich_of: RichOf, truth: GroundTruth) -> Tensor:
+    def logits_of(windows: Batch, rich_of: RichOf) -> Tensor:
         with torch.no_grad():
             localization, counting = rich_of(windows)
-        logits = branch(localization, counting)
+        logits: Tensor = branch(localization, counting)
+        return logits
+
+    def loss_of(logits: Tensor, windows: Batch, truth: GroundTruth) -> Tensor:
         target = _stack([truth.attention(w, sigma_z) for w in windows], data.device)
         return attention_loss(logits.float(), target, kind)
 
+    def piece_loss(piece: _Piece) -> Tensor:
+        return loss_of(piece.cut(logits_of([piece.input], val_rich)), [piece.window], val_truth)
+
     def validate() -> float:
-        return float(np.mean([float(batch_loss([w], val_rich, val_truth)) for w in _whole_windows(data.val)]))
+        return _mean_loss(images, piece_loss)
 
     batches = data.batches(name, config)
 
     def loss(batch: Batch) -> Tensor:
-        return batch_loss(batch, rich, train_truth)
+        return loss_of(logits_of(batch, rich), batch, train_truth)
 
     return TrainingTask(name, modules, batches, loss, validate, halves=halves)

@@ -23,6 +23,7 @@ from raz.pipeline.tasks import (
     counting_task,
     features_from,
     localization_task,
+    tiles_from,
 )
 from raz.pipeline.training_loop import TrainingTask
 from raz.store.cache import digest
@@ -64,6 +65,7 @@ def counting(context: ExecutionContext) -> TrainedStagePlan:
         features_from(backbone, data.train, device, frozen[0]),
         features_from(backbone, data.val, device, frozen[1]),
         config.train, beta=config.beta, kernel=config.kernel, kind=config.loss, pretrained=backbone.pretrained,
+        tiles_of=tiles_from(backbone, counting=branch),
     )  # fmt: skip
     return TrainedStagePlan(task, modules, config.train)
 
@@ -90,6 +92,7 @@ def localization(context: ExecutionContext) -> TrainedStagePlan:
         features_from(backbone, data.train, device, frozen[0]),
         features_from(backbone, data.val, device, frozen[1]),
         config.train, gamma=config.gamma, pretrained=backbone.pretrained,
+        tiles_of=tiles_from(backbone, localization=branch),
     )  # fmt: skip
     return TrainedStagePlan(task, modules, config.train)
 
@@ -137,6 +140,7 @@ def attention(context: ExecutionContext) -> TrainedStagePlan:
         rich(counting_features[0], localization_features[0], fingerprints["train"], config.train.flip),
         rich(counting_features[1], localization_features[1], fingerprints["val"], False),
         config.train, sigma_z=config.sigma_z, kind=config.loss,
+        tiles_of=tiles_from(network.backbone, counting=counting, localization=localization, attention=branch),
     )  # fmt: skip
     return TrainedStagePlan(task, modules, config.train)
 
@@ -195,6 +199,7 @@ def raz_net(context: ExecutionContext) -> TrainedStagePlan:
         features_from(backbone, data.train, device, frozen[0]),
         features_from(backbone, data.val, device, frozen[1]),
         config.train, gamma=inputs.localization.gamma, pretrained=backbone.pretrained,
+        tiles_of=tiles_from(backbone, localization=branch),
     )  # fmt: skip
     return TrainedStagePlan(task, modules, config.train)
 
@@ -228,6 +233,7 @@ def raz_attention(context: ExecutionContext) -> TrainedStagePlan:
         data, "raz_attention", modules, branch,
         rich(caches[0], names["train"], train.flip), rich(caches[1], names["val"], False),
         train, sigma_z=inputs.attention.sigma_z, kind=inputs.attention.loss,
+        tiles_of=tiles_from(network.backbone, localization=localization, attention=branch),
     )  # fmt: skip
     return TrainedStagePlan(task, modules, train)
 

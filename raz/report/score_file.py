@@ -5,6 +5,7 @@ A line is the score of one split of one trial (row, data set, seed). Its columns
     table, profile, row, dataset, seed, split
     key          of the score; `stages` has the first 16 digits of the key of every stage behind it, as JSON
     weights      what the keys hold for `backbone.weights`; `data` the fingerprint of each split's images, as JSON
+                 (and `tiled`, the stages whose images are so large that they go by tiles)
     device, threads, versions, made, config    what made it, see `raz.report.score_index.ScoreProvenance`; JSON
     metrics.*    every metric
     images.*     the numbers of each image, see `raz.pipeline.scoring.Scores`: `images.ids`, `images.truth` …

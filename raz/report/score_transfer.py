@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raz.config import TrialConfig
 from raz.errors import RazError, flatten_errors
-from raz.pipeline.graph import Node, node_keys
+from raz.pipeline.graph import TILED, Node, node_keys
 from raz.pipeline.keys import stage_keys
 from raz.report.fill import FilledTable, fill_table
 from raz.report.score_file import FileScore, KeyParts, check_suffix, line_of, read_scores, short_key, write_lines
@@ -22,6 +22,7 @@ from raz.spec.ablation import AblationTable, Profile
 from raz.store.cache import StageKey
 
 _WEIGHTS = "backbone.weights"
+_TILED = "tiled"  # beside the splits: the stages whose large images go by tiles
 
 
 # ------------------------------------------------------------------ writing
@@ -62,7 +63,8 @@ def _parts(keys: Mapping[Node, StageKey]) -> KeyParts:
     stages = {str(node): short_key(key.key) for node, key in keys.items()}
     weights = next((str(key.inputs[_WEIGHTS]) for key in keys.values() if _WEIGHTS in key.inputs), "")
     data = {split: fingerprint for key in keys.values() for split, fingerprint in key.data.items()}
-    return KeyParts(stages, weights, data)
+    tiled = " ".join(str(node) for node, key in keys.items() if TILED in key.inputs)
+    return KeyParts(stages, weights, data | ({_TILED: tiled} if tiled else {}))
 
 
 # ------------------------------------------------------------------ reading
@@ -149,7 +151,11 @@ def _keys_now(
         except RazError as error:
             first = flatten_errors(error)[0]
             unchecked[config.dataset] = f"{first.where}: {first.what}"
-    return node_keys(config, (score.split,), lambda split: score.data.get(split, ""), lambda backbone: score.weights)
+    tiled = score.data.get(_TILED, "").split()
+    return node_keys(
+        config, (score.split,), lambda split: score.data.get(split, ""), lambda backbone: score.weights,
+        lambda node: str(node) in tiled,
+    )  # fmt: skip
 
 
 def _difference(score: FileScore, now: Mapping[Node, StageKey]) -> str:
