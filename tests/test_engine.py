@@ -17,12 +17,14 @@ from typing import Any
 import optuna
 import pytest
 
+from raz.engine import ray_session
 from raz.engine.broker_protocol import RemoteStageError
 from raz.engine.events import NullEvents
 from raz.engine.interrupt import RunInterrupted
 from raz.engine.ray_session import session, set_ray_environment
 from raz.engine.results import StudyResult
 from raz.engine.runner import parallel_trials
+from raz.engine.stage_slots import session_cpus, stage_slots
 from raz.engine.study_runner import run_study
 from raz.engine.summary import summary
 from raz.engine.trial_runner import run_attempt
@@ -33,6 +35,7 @@ from raz.planning.cost_model import CostModel
 from raz.planning.schedule import max_live_trials
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
+from raz.spec.stage_resources import Resources
 from raz.study.journal import Journal, journal_path, study_names
 from raz.study.ledger import open_ledger
 from raz.study.records import TrialRecord, is_running, read_records
@@ -279,10 +282,65 @@ def test_an_outcome_for_each_kind_of_error(tmp_path: Path) -> None:
 
 def test_jobs_leave_each_trial_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raz.engine.runner.available_cpus", lambda: 8)
+    monkeypatch.setattr("raz.engine.runner.local_gpus", lambda: 0)
     assert parallel_trials(space_of(GRID)) == 8
     assert parallel_trials(space_of(GRID.replace("dataset: toy", "dataset: toy, set: {threads: 3}"))) == 2
     assert parallel_trials(space_of(GRID.replace("seed: {choice: [0, 1]}", "threads: {choice: [1, 16]}"))) == 1
     assert parallel_trials(space_of(GRID), 5) == 5
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "slots"),
+    [
+        ("", 96, 8, 8),  # a stage takes a GPU where there is one
+        ("", 96, 0, 96),
+        ("", 4, 8, 4),
+        ("", 0, 0, 1),
+        ("all: {gpus: 0.25}", 96, 8, 32),
+        ("all: {gpus: 0.3}", 96, 8, 24),  # three on each: a stage does not lie on two
+        ("all: {gpus: 0.25}", 96, 0, 96),
+        ("all: {gpus: 0.25, cpus: 8}", 96, 8, 12),
+        ("all: {gpus: 0}", 96, 8, 96),
+        ("all: {gpus: 0, cpus: 4}", 96, 8, 24),
+        ("counting: {gpus: 0.5}", 96, 8, 16),  # the others one each
+        ("attention: {gpus: 0}", 96, 8, 8),  # stages that need no GPU keep none busy
+        ("density: {gpus: 0.25}", 96, 8, 8),  # not trained: takes little of the time
+    ],
+)
+def test_stages_at_a_time_follow_the_device_that_they_need(
+    resources: str, cpus: int, gpus: int, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = space_of(GRID + (f"resources: {{{resources}}}\n" if resources else ""))
+    monkeypatch.setattr("raz.engine.runner.available_cpus", lambda: cpus)
+    monkeypatch.setattr("raz.engine.runner.local_gpus", lambda: gpus)
+    assert parallel_trials(space) == slots
+    monkeypatch.setattr("raz.engine.ray_session.in_cluster", lambda: True)
+    monkeypatch.setattr("raz.engine.ray_session.capacity", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
+    monkeypatch.setattr("raz.engine.runner.local_gpus", lambda: 99)
+    assert parallel_trials(space) == slots
+    assert parallel_trials(space, 5) == 5
+
+
+def test_eight_gpus_keep_sixteen_trials_alive() -> None:
+    assert max_live_trials(stage_slots({"CPU": 96.0, "GPU": 8.0}, {}, 1), eager=True) == 16
+
+
+def test_a_local_session_has_the_cpus_that_its_stages_may_use() -> None:
+    wide = {"counting": Resources(cpus=4)}
+    assert session_cpus(96, 200, {}, 1) == 96  # also with 8 GPUs: predictions and scores run beside
+    assert session_cpus(96, 3, {}, 2) == 6
+    assert session_cpus(96, 3, wide, 1) == 12
+    assert session_cpus(2, 3, wide, 1) == 2
+    assert session_cpus(2, 3, {}, 4) == 4
+
+
+def test_gpus_are_counted_only_where_the_system_has_a_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(ray_session, "gpus_of_this_machine", lambda: len(asked) or asked.append(True) or 3)
+    monkeypatch.setattr(ray_session, "GPU_DEVICES", (str(tmp_path / "nvidia0"),))
+    assert (ray_session.local_gpus(), asked) == (0, [])
+    (tmp_path / "nvidia0").touch()
+    assert ray_session.local_gpus() == 3
 
 
 def test_the_summary_says_what_to_set_and_where_to_look(tmp_path: Path) -> None:

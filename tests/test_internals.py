@@ -318,6 +318,23 @@ def _(folder: Path) -> None:
         ray.init(_node_ip_address="127.0.0.1", _temp_dir=str(folder), _no_such_thing=1)  # type: ignore[call-arg]
 
 
+@borrowed("the manager of the accelerator GPU", RAY)
+def _(folder: Path) -> None:
+    """It counts as `ray.init` does, which asks the same two methods (on a machine without a GPU, of invented ones)."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    for found, visible, count in ((4, None, 4), (4, ["1", "3"], 2), (0, [], 0)):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(manager, "get_current_node_num_accelerators", lambda found=found: found)
+            patched.setattr(manager, "get_current_process_visible_accelerator_ids", lambda visible=visible: visible)
+            patched.setattr(manager, "get_current_node_accelerator_type", lambda: None)
+            assert ray_internals.gpus_of_this_machine() == count
+            spec = ResourceAndLabelSpec(num_cpus=1, memory=1, object_store_memory=1, resources={})
+            assert spec.resolve(is_head=True, node_ip_address="127.0.0.1").num_gpus == count
+
+
 @borrowed("ray.scripts.scripts", RAY)
 def _(folder: Path) -> None:
     done = subprocess.run(ray_internals.ray_command("--version"), capture_output=True, text=True, check=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from raz.engine.runner import parallel_slots
 from raz.planning.cost_model import START_SECONDS, CostModel, Estimate
 from raz.planning.plan import (
     Plan,
@@ -24,9 +26,9 @@ from raz.spec.ablation_yaml import parse_table
 from raz.spec.base_config import open_spec, parse_settings
 from raz.spec.search_space import SearchSpace
 from raz.spec.space_yaml import parse_space
+from raz.spec.stage_resources import Resources
 from raz.study.remaining import finished_table_trials, run_target, upcoming_trials
 from raz.utils.json_types import JsonLike
-from raz.utils.machine import available_cpus
 
 
 def _open(
@@ -70,10 +72,10 @@ def plan_file(
         draw = trials_of_table((trial for i, trial in enumerate(every) if i not in finished), costs)
         threads = max(trial.config.threads for trial in every)
         return plan_of(
-            f"{spec.table} ({scale.name})", "table", [draw], devices=_devices(jobs, threads, inline), costs=costs,
+            f"{spec.table} ({scale.name})", "table", [draw], devices=_devices(jobs, threads, {}, inline), costs=costs,
             exact=True, done=len(finished), start=start,
         )  # fmt: skip
-    devices = _devices(jobs, spec.threads, inline)
+    devices = _devices(jobs, spec.threads, spec.resources, inline)
     upcoming = upcoming_trials(spec, store, run_target(spec, trials), slots=devices, retry=retry)
     draws, skipped = draws_of_search(spec, upcoming.left, costs, known=upcoming.known)
     return plan_of(
@@ -83,8 +85,8 @@ def plan_file(
     )  # fmt: skip
 
 
-def _devices(jobs: int | None, threads: int, inline: bool) -> int:
-    return 1 if inline else jobs if jobs is not None else max(1, available_cpus() // threads)
+def _devices(jobs: int | None, threads: int, resources: Mapping[str, Resources], inline: bool) -> int:
+    return 1 if inline else jobs if jobs is not None else parallel_slots(threads, resources)
 
 
 def show_plan(plan: Plan, *, as_json: bool = False) -> str:

@@ -6,6 +6,7 @@ the functions, since its environment variables must be set before.
 - Undocumented environment variables (`QUIET`, `LOCAL_ONLY`, `STOP`): a quiet session that listens on this machine
   alone, and jobs that are stopped by SIGINT.
 - The underscored arguments of `ray.init`: folder and address of the session.
+- The class that counts GPUs: how many trials run at a time is settled before Ray is started.
 - Schema, defaults, validation and AWS bootstrap of the cluster launcher, which otherwise run in `ray up` alone: a
   cluster file is checked without a cluster.
 - The module of Ray's command line, which runs under this interpreter.
@@ -63,6 +64,18 @@ def start_local(cpus: int, object_store: int, folder: Path) -> None:
         num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
         object_store_memory=object_store, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
     )  # fmt: skip
+
+
+def gpus_of_this_machine() -> int:
+    """The number of GPUs that `ray.init` finds on this machine for a local session, before it is called."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    if manager is None:
+        return 0
+    found = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()  # None: CUDA_VISIBLE_DEVICES is not set
+    return found if visible is None else min(found, len(visible))
 
 
 # ------------------------------------------------------------------ cluster files

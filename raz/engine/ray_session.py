@@ -12,19 +12,22 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from raz.engine.interrupt import RunInterrupted
-from raz.engine.ray_internals import LOCAL_ONLY, QUIET, start_local
+from raz.engine.ray_internals import LOCAL_ONLY, QUIET, gpus_of_this_machine, start_local
+from raz.engine.stage_slots import stage_slots
 from raz.errors import RazError
+from raz.spec.stage_resources import Resources
 from raz.utils.formatting import first_line
 
 COORDINATOR = "coordinator"
 # Custom resources of the head of an autoscaling cluster: the CPUs and GPUs that its workers may have in total.
 AUTOSCALER_LIMITS = {"CPU": "most_cpus", "GPU": "most_gpus"}
 PREFIX = "raz-ray-"  # of a session's folder; the driver's process id follows
+GPU_DEVICES = (*(f"/dev/nvidia{i}" for i in range(16)), "/dev/dxg")  # the last one under Windows' Linux
 OBJECT_STORE = 100 * 2**20  # bytes: arrays and weights are passed by path, not through Ray
 
 
@@ -86,15 +89,24 @@ def capacity() -> dict[str, float]:
     return {name: max(present.get(name, 0.0), present.get(limit, 0.0)) for name, limit in AUTOSCALER_LIMITS.items()}
 
 
-def cluster_jobs(threads: int) -> int | None:
-    """Number of stages that run at a time on the cluster that this process has joined, each on `threads` CPUs, and on
-    one GPU if the cluster has GPUs. None if it has joined no cluster."""
+def in_cluster() -> bool:
+    """Whether this process has joined a cluster."""
     ray = sys.modules.get("ray")
-    if ray is None or "RAY_ADDRESS" not in os.environ or not ray.is_initialized():
-        return None
-    available = capacity()
-    by_cpus = int(available["CPU"]) // threads
-    return max(1, min(by_cpus, int(available["GPU"])) if available["GPU"] >= 1 else by_cpus)
+    return ray is not None and "RAY_ADDRESS" in os.environ and ray.is_initialized()
+
+
+def cluster_jobs(threads: int, resources: Mapping[str, Resources]) -> int | None:
+    """Number of stages that run at a time on the cluster that this process has joined (`stage_slots`). None if it has
+    joined no cluster."""
+    return stage_slots(capacity(), resources, threads) if in_cluster() else None
+
+
+def local_gpus() -> int:
+    """GPUs that a local session has. Ray is loaded only if the system has a device of NVIDIA's."""
+    if not any(Path(path).exists() for path in GPU_DEVICES):
+        return 0
+    set_ray_environment()
+    return gpus_of_this_machine()
 
 
 def coordinator_affinity() -> dict[str, float]:

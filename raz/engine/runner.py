@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,12 @@ from raz.config import PAPER_BACKBONE, BackboneConfig, TrialConfig
 from raz.engine.events import TrialEvents
 from raz.engine.inline import run_inline
 from raz.engine.interrupt import STOPPING, StopRequest
-from raz.engine.ray_session import cluster_jobs, session, set_ray_environment
+from raz.engine.ray_session import cluster_jobs, local_gpus, session, set_ray_environment
+from raz.engine.stage_slots import stage_slots
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL
 from raz.engine.trial_source import TrialSource
 from raz.spec.search_space import SearchSpace
+from raz.spec.stage_resources import Resources
 from raz.utils.machine import available_cpus
 
 
@@ -30,17 +32,23 @@ class Execution:
     slots: int = 1  # stages that are made at a time
     threads: int = 1  # CPUs of one stage
     inline: bool = False  # in this process, one trial after the other, without Ray
+    cpus: int | None = None  # of a local session; None: those of `slots` stages
 
 
-def parallel_slots(threads: int) -> int:
-    """Stages of `threads` CPUs that may run at a time: on the cluster this process has joined, else on this machine."""
-    joined = cluster_jobs(threads)
-    return joined if joined is not None else max(1, available_cpus() // threads)
+def parallel_slots(threads: int, resources: Mapping[str, Resources] | None = None) -> int:
+    """Stages that may run at a time on the cluster that this process has joined, else on this machine (`stage_slots`).
+
+    resources: of the file, by stage.
+    """
+    joined = cluster_jobs(threads, resources or {})
+    if joined is not None:
+        return joined
+    return stage_slots({"CPU": available_cpus(), "GPU": local_gpus()}, resources or {}, threads)
 
 
 def parallel_trials(space: SearchSpace, jobs: int | None = None) -> int:
-    """Stages of a search that may run at a time: `jobs` of them, else one for each `threads` CPUs."""
-    return jobs if jobs is not None else parallel_slots(space.threads)
+    """Stages of a search that may run at a time: `jobs` of them, else as `parallel_slots`."""
+    return jobs if jobs is not None else parallel_slots(space.threads, space.resources)
 
 
 @contextmanager
@@ -52,7 +60,7 @@ def engine_session(execution: Execution) -> Iterator[None]:
     set_ray_environment()  # before the imports in the thread, at which Ray reads it
     loading = threading.Thread(target=_load_tune, daemon=True)
     loading.start()
-    with session(execution.slots * execution.threads):
+    with session(execution.cpus or execution.slots * execution.threads):
         loading.join()
         yield
 

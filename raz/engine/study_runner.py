@@ -18,6 +18,7 @@ from raz.engine.events import NullEvents, TrialEvents
 from raz.engine.interrupt import StopRequest, handle_signals
 from raz.engine.results import Compute, StudyResult, total_compute
 from raz.engine.runner import Execution, engine_session, parallel_trials, run_trials
+from raz.engine.stage_slots import session_cpus
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, import_function
 from raz.engine.trial_source import StudySource
 from raz.errors import RazError, TrialFailure
@@ -30,6 +31,7 @@ from raz.study.remaining import RecordedTrial, run_target, superseded
 from raz.study.seed_average import mean_metrics
 from raz.study.trial_status import TrialStatus
 from raz.utils.json_types import Json
+from raz.utils.machine import available_cpus
 
 if TYPE_CHECKING:  # imports torch
     from raz.pipeline.executor import StageProvider
@@ -70,7 +72,8 @@ def run_study(
         if space.fixed and slots > 1:
             ledger.order_queue()
         ended_before = {r.number for r in ledger.iter_records() if r.state in ENDED}
-        execution = Execution(store, data_root, run_trial, max(1, slots), space.threads, inline)
+        cpus = None if jobs is not None else session_cpus(available_cpus(), left, space.resources, space.threads)
+        execution = Execution(store, data_root, run_trial, max(1, slots), space.threads, inline, cpus)
         with ExitStack() as stack:
             if left:
                 stack.enter_context(engine_session(execution))

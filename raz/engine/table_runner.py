@@ -7,9 +7,10 @@ from pathlib import Path
 
 from raz.engine.events import NullEvents, TrialEvents
 from raz.engine.interrupt import STOPPING, StopRequest, handle_signals
-from raz.engine.ray_session import cluster_jobs
+from raz.engine.ray_session import in_cluster
 from raz.engine.results import TableResult, TableTrialResult
-from raz.engine.runner import Execution, check_backbone, check_data, parallel_slots, run_trials
+from raz.engine.runner import Execution, check_backbone, check_data, engine_session, parallel_slots, run_trials
+from raz.engine.stage_slots import session_cpus
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, STORED_TRIAL
 from raz.engine.trial_source import TableSource
 from raz.errors import RazError
@@ -18,6 +19,7 @@ from raz.spec.ablation import TABLE_SPLITS, AblationTable, Profile, TableTrial
 from raz.study.records import Outcome
 from raz.study.remaining import finished_table_trials
 from raz.study.table_runs import record_table_run
+from raz.utils.machine import available_cpus
 
 
 def run_table(
@@ -60,12 +62,17 @@ def run_table(
                 waiting -= finished
         threads = max(trial.config.threads for trial in trials)
         slots = min(max(1, len(waiting)), jobs if jobs is not None else parallel_slots(threads))
-        inline = inline or (slots == 1 and cluster_jobs(threads) is None)  # the head of a cluster does not train
+        # The head of a cluster does not train. Beside a single GPU, further trials predict and score on CPUs.
+        alone = jobs == 1 or len(waiting) <= 1 or available_cpus() < 2 * threads
+        inline = inline or (slots == 1 and alone and not in_cluster())
         order = sorted(waiting)
         if not inline:
             order = [order[i] for i in trial_order([trials[i].config for i in order], TABLE_SPLITS)]
         source = TableSource(table.table, trials, order, TABLE_SPLITS)
-        run_trials(source, Execution(store, data_root, run_trial, slots, threads, inline), events, stop)
+        cpus = None if jobs is not None else session_cpus(available_cpus(), len(order), {}, threads)
+        execution = Execution(store, data_root, run_trial, slots, threads, inline, cpus)
+        with engine_session(execution) if order else nullcontext():
+            run_trials(source, execution, events, stop)
         outcomes |= source.outcomes
     cells = tuple(
         TableTrialResult(trials[i].row, trials[i].dataset, trials[i].seed, outcomes[i]) for i in sorted(outcomes)
