@@ -265,7 +265,7 @@ def limited_memory(limit: int) -> Iterator[None]:
 def test_a_batch_that_does_not_fit_is_taken_in_halves(crowd: Path, tmp_path: Path) -> None:
     """An epoch of whole batches and one of halves tell what they take; then there is memory for the halves alone."""
     config = micro(
-        depth=1, fusion__rule="density", backbone__width=0.25, counting__train__batch=8, counting__train__crop=512
+        depth=1, fusion__rule="density", backbone__width=0.25, counting__train__batch=8, counting__train__crop=1024
     ).resolved()
 
     def trained(halved: bool) -> tuple[int, TrainedChain]:
