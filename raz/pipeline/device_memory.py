@@ -12,7 +12,7 @@ from raz.pipeline.graph import STAGES
 
 FULL = "the device's memory is full"
 NORMALISED = "half batches would train another network: its batch normalisation learns from whole ones"
-WHOLE_IMAGES = "set a smaller input.scale or input.max_side: whole images are predicted, whatever crop and batch"
+WHOLE_IMAGES = "set a smaller input.scale or input.max_side: images are predicted whole up to 2 megapixels"
 
 
 class BatchTooLarge(TrialFailure):
