@@ -20,7 +20,9 @@ from raz.store import s3 as s3_store
 from raz.store.cache import StageCache, StageKey
 from raz.store.manifest import Manifest
 from raz.store.s3 import Bucket, bucket_for, local_mirror_path, mirror
+from raz.store.s3_journals import download_journals
 from raz.store.s3_tier import tier_for
+from raz.study.bucket_sync import sync_to_bucket
 from tests.buckets import BUCKET, S3, s3_server, variables
 from tests.heads import HERE, raz
 
@@ -172,6 +174,37 @@ def test_images_are_mirrored_checked_and_kept_up(here: Path) -> None:
         mirror(here)
     assert not (here / "part_A" / "c.jpg").exists()
     mirror.cache_clear()
+
+
+@pytest.mark.slow
+@server
+def test_a_journal_is_sent_in_parts_and_comes_as_one(here: Path, s3: S3) -> None:
+    store = bucket_for(here)
+    assert store is not None
+    journal = here / "studies" / "s.journal"
+    journal.parent.mkdir(parents=True)
+    journal.write_text("first\n" * 2000)
+    s3.faulty = 0.2
+    with sync_to_bucket(here):  # copies at its end
+        pass
+    for _ in range(6):
+        with journal.open("a") as file:
+            file.write("more\n" * 100)
+        with sync_to_bucket(here):  # another process each time
+            pass
+    s3.faulty = 0.0
+    names = store.names("studies")
+    assert len(names) > 1
+    assert names["studies/s.journal"][0] == 12_000
+    download_journals(other(here, "two"))
+    assert (other(here, "two") / "studies" / "s.journal").read_bytes() == journal.read_bytes()
+    with journal.open("a") as file:
+        file.write("many\n" * 5000)
+    with sync_to_bucket(here):
+        pass
+    assert list(store.names("studies")) == ["studies/s.journal"]
+    download_journals(other(here, "two"))
+    assert (other(here, "two") / "studies" / "s.journal").read_bytes() == journal.read_bytes()
 
 
 # ------------------------------------------------------------------ whole sweeps

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from raz.errors import RazError
-from raz.store.s3 import download_journals, local_mirror_path
+from raz.store.s3 import local_mirror_path
+from raz.store.s3_journals import download_journals
 
 DEFAULT_STORE = Path("raz-store")  # without --store and RAZ_STORE
 

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote, urlparse
 
 from raz.errors import RazError
-from raz.store.paths import StorePaths
 from raz.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -169,40 +168,7 @@ def _connect() -> FileSystem:
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------ journals, tables and images
-
-
-def download_journals(folder: Path) -> None:
-    """Download the journals and tables that are newer in the bucket.
-
-    Journals only grow. A local journal is kept if it is not a prefix of the bucket's, or if its driver runs on this
-    machine.
-    """
-    import filelock
-
-    bucket = bucket_for(folder)
-    if bucket is None:
-        return
-    paths = StorePaths(folder)
-    synced = [paths.relative(part) for part in (paths.studies, paths.tables)]
-    for name, (size, _) in sorted({n: stat for part in synced for n, stat in bucket.names(part).items()}.items()):
-        path = folder / name
-        if len(Path(name).parts) != 2 or path.suffix not in (".journal", ".json"):
-            continue
-        if path.is_file() and path.stat().st_size == size:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path.with_suffix(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            continue
-        try:
-            data = bucket.read(name)
-            if data is not None and data.startswith(path.read_bytes() if path.exists() else b""):
-                write_atomically(path, data)
-        finally:
-            lock.release()
+# ------------------------------------------------------------------ images
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,7 @@
 """Copies journals and notes of tables from the driver's disk to the store's bucket.
 
 A study has one driver, which holds a lock on its machine. S3 has no lock, so a journal in the bucket is
-only replaced by one that continues it. A second driver of the same study on another machine gets an error.
+only continued (`raz.store.s3_journals`). A second driver of the same study on another machine gets an error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from raz.errors import RazError
 from raz.store.paths import StorePaths
 from raz.store.s3 import Bucket, bucket_for
+from raz.store.s3_journals import JournalUploader, journal_objects
 from raz.study.journal import journal_path, read_journal, study_names
 
 INTERVAL = 20.0  # seconds between two copies
@@ -29,7 +30,7 @@ def sync_to_bucket(store: Path) -> Iterator[None]:
     if bucket is None:
         yield
         return
-    uploader = _JournalUploader(store, bucket)
+    uploader = _Uploader(store, bucket)
     ended = threading.Event()
 
     def upload_regularly() -> None:
@@ -49,33 +50,20 @@ def sync_to_bucket(store: Path) -> Iterator[None]:
         uploader.upload()
 
 
-class _JournalUploader:
+class _Uploader:
     """Uploads the journals and notes of a store."""
 
     def __init__(self, store: Path, bucket: Bucket) -> None:
         self.store, self.bucket = store, bucket
-        self._uploaded: dict[str, tuple[int, int]] = {}  # name -> entry in the bucket after the last upload
+        self._journals = JournalUploader(bucket, read_journal)
 
     def upload(self) -> None:
-        """Uploads every journal that has grown, and every note that the bucket lacks. Raises as `sync_to_bucket`."""
+        """Uploads what was added to journals, and every note that the bucket lacks. Raises as `sync_to_bucket`."""
         paths = StorePaths(self.store)
-        remote = self.bucket.names(paths.relative(paths.studies))
+        remote = journal_objects(self.bucket.names(paths.relative(paths.studies)))
         for study in study_names(self.store):
             name = paths.relative(paths.journal(study))
-            data = read_journal(journal_path(self.store, study))
-            entry = remote.get(name)
-            if entry is not None and entry != self._uploaded.get(name):
-                existing = self.bucket.read(name) or b""
-                if existing.startswith(data):
-                    continue  # of another driver; this machine only reads it
-                if not data.startswith(existing):
-                    raise RazError(
-                        f"study {study}", f"another driver has written it in {self.bucket.url}",
-                        "one machine runs a study at a time; give this one another name",
-                    )  # fmt: skip
-            if entry is None or entry[0] != len(data):
-                self.bucket.write(name, data)
-                self._uploaded[name] = self.bucket.names(paths.relative(paths.studies))[name]
+            self._journals.upload(study, name, journal_path(self.store, study), remote.get(name, {}))
         remote_tables = self.bucket.names(paths.relative(paths.tables))
         for path in paths.tables.glob("*.json"):
             if paths.relative(path) not in remote_tables:

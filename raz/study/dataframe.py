@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raz.store import s3
+from raz.store import s3, s3_journals
 from raz.study.index import StudySnapshot, read_study
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def load_study(name: str, *, store: str | Path | None = None) -> pandas.DataFram
     """
     root = Path(store if store is not None else os.environ.get("RAZ_STORE", "raz-store"))
     path = s3.local_mirror_path(root).expanduser()
-    s3.download_journals(path)
+    s3_journals.download_journals(path)
     return frame(read_study(path, name))
 
 
