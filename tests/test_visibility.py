@@ -87,6 +87,9 @@ def test_what_a_sighting_says() -> None:
     late = check_sighting(Sighting("head", {Look.FOLDER_OPENED: 0.1, Look.BY_NAME: 31.4}))
     assert (late.status, late.found) == ("warn", "head: a new file after 0.1 s if it opens the folder, else after 31 s")
     assert "lookupcache=positive" in late.hint
+    slow = check_sighting(Sighting("head", {Look.FOLDER_OPENED: 15.0, Look.BY_NAME: 15.1}))
+    assert (slow.status, slow.found) == ("warn", "head: a new file after 15.0 s")
+    assert "missing names" in slow.hint
     half = check_sighting(Sighting("head", {Look.FOLDER_OPENED: 0.1}))
     assert (half.status, "else not within 120 s" in half.found) == ("warn", True)
     never = check_sighting(Sighting("head", {}))

@@ -88,10 +88,14 @@ def check_sighting(sighting: Sighting, allowed: float = SEEN_SECONDS) -> Check:
         hint = "is the store the same folder on every node? mount it with lookupcache=positive, without nocto"
         return Check(name, "fail", f"{sighting.writer}: did not see a new file within {allowed:.0f} s", hint)
     found = f"{sighting.writer}: a new file after {opened:.1f} s"
+    if opened > LATE_SECONDS:
+        return Check(
+            name, "warn", found, "every stage waits so long: mount it so that it forgets missing names"
+        )
     if by_name is not None and by_name <= LATE_SECONDS:
         return Check(name, "ok", found)
     late = f"after {by_name:.0f} s" if by_name is not None else f"not within {allowed:.0f} s"
-    hint = "mount the store with lookupcache=positive: searching for stages is then quicker"
+    hint = "mount the store with lookupcache=positive, so that no folder has to be opened first"
     return Check(name, "warn", f"{found} if it opens the folder, else {late}", hint)
 
 
