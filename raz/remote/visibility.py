@@ -89,9 +89,7 @@ def check_sighting(sighting: Sighting, allowed: float = SEEN_SECONDS) -> Check:
         return Check(name, "fail", f"{sighting.writer}: did not see a new file within {allowed:.0f} s", hint)
     found = f"{sighting.writer}: a new file after {opened:.1f} s"
     if opened > LATE_SECONDS:
-        return Check(
-            name, "warn", found, "every stage waits so long: mount it so that it forgets missing names"
-        )
+        return Check(name, "warn", found, "every stage waits so long: mount it so that it forgets missing names")
     if by_name is not None and by_name <= LATE_SECONDS:
         return Check(name, "ok", found)
     late = f"after {by_name:.0f} s" if by_name is not None else f"not within {allowed:.0f} s"
