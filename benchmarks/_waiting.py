@@ -8,6 +8,7 @@ metrics that follow from the configuration. All else (keys, leases, cache, broke
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -110,6 +111,8 @@ def _other(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Arti
 
 
 def _waited(self: StageExecutor, node: Node, key: StageKey, lease: Lease) -> Artifact:
+    if node.stage != "score":
+        importlib.import_module("raz.pipeline.making")  # PyTorch, as a process that computes loads it
     return (_trained if STAGES[node.stage].kind == "trained" else _other)(self, node, key, lease)
 
 
@@ -126,9 +129,11 @@ def make_stages(*given: Any, **options: Any) -> None:
 
 
 def alone(given: dict[str, Any]) -> None:
-    """A trial of plain Ray Tune: all its stages in its own process, in a store of its own."""
+    """A trial of plain Ray Tune: all its stages in its own process, in a store of its own or in one for all trials,
+    where leases let each stage be made once."""
     from ray import tune
 
     config = from_parameters(json.loads(given["configs"])[given["trial"]])
-    found = import_function(given["run_trial"])(config, Path(given["store"]) / f"trial-{given['trial']}").metrics
+    store = Path(given["store"]) / ("shared" if given["shared"] else f"trial-{given['trial']}")
+    found = import_function(given["run_trial"])(config, store).metrics
     tune.report({"mae": found["val.mae"], "found": json.dumps(found)})
