@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+
+import pytest
 
 from raz.config import TrialConfig
 from raz.engine.broker_protocol import (
@@ -146,6 +149,18 @@ async def test_a_trial_that_leaves_or_polls_anew_ends_its_held_poll() -> None:
 
 
 @virtually
+async def test_a_held_poll_that_is_cancelled_leaves_nothing() -> None:
+    b = Broker()
+    job = (await b.poll("a", "x")).job
+    held = b.poll("a", "x", job=job)
+    await settle()
+    held.cancel()
+    await settle()
+    assert not b.polls._held
+    assert not b.polls._of_job
+
+
+@virtually
 async def test_the_store_is_looked_at_once_for_a_stage() -> None:
     b = Broker(look_seconds=3.0)
     b.made.add("x")
@@ -226,3 +241,30 @@ def test_a_loop_that_lags_declares_nobody_absent() -> None:
         clock.tick()
         queue.tick()
     assert cancelled == [1]
+
+
+def test_a_file_system_that_hangs_does_not_hold_up_the_broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from raz.engine import broker
+
+    answers = threading.Event()
+
+    class Hanging:
+        def exists(self) -> bool:
+            assert answers.wait(60)
+            return True
+
+    async def body() -> None:
+        actor = broker.StageBroker(str(tmp_path), "name")
+        request = BuildRequest("a", (Node("density", "x"),), ("x",), "x", 1.0, 1.0, 0.0, BUILD)
+        poll = asyncio.ensure_future(actor.poll(request, 0, 0, False))
+        await asyncio.sleep(0.05)
+        assert await actor.join("b", ["y"]) == []
+        assert not poll.done()
+        answers.set()
+        assert (await poll).status == "made"
+        for loop in actor._loops:
+            loop.cancel()
+
+    monkeypatch.setattr(broker, "capacity", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(broker.StorePaths, "manifest", lambda *_: Hanging())
+    asyncio.run(asyncio.wait_for(body(), 50))

@@ -79,8 +79,10 @@ class LongPolls:
             held = _Held(job, end, loop.create_future())
             self._held[trial] = self._of_job.setdefault(job, {})[trial] = held
             self._by_end.append(held)
-            again = await held.wake
-            self._release(trial, held)
+            try:
+                again = await held.wake
+            finally:
+                self._release(trial, held)
             if not again:
                 return reply
             now = self.queue.follow(request, job, since)
