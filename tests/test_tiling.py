@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from raz.pipeline.inference import Network
 from raz.pipeline.keys import stage_keys
 from raz.pipeline.samples import Images
 from raz.pipeline.tasks import TilesOf, TrainingData, features_from, tiles_from, whole_image
-from raz.pipeline.tiling import Tile, tile_pixels, tiles
+from raz.pipeline.tiling import Tile, by_size, tile_pixels, tiles
 from raz.pipeline.trial import _threads
 from tests.golden import given
 from tests.gpu.planted import Planted, configured, plan_of, planted
@@ -86,6 +87,10 @@ def test_tiles_cover_each_pixel_once_and_see_far_enough(
     assert (covered == 1).all()
     assert sum(tile.pixels for tile in found) == rows * cols
     assert (len(found) == 1) == (rows * cols <= limit)
+    ordered = by_size(found)
+    areas = [(tile.bottom - tile.top) * (tile.right - tile.left) for tile in ordered]
+    assert areas == sorted(areas, reverse=True)
+    assert Counter(ordered) == Counter(found)
 
 
 def test_the_stride_is_that_of_the_networks() -> None:

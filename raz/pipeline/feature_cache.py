@@ -30,7 +30,7 @@ from raz.paper.networks import (
 )
 from raz.pipeline.inference import margin
 from raz.pipeline.samples import Images, Window
-from raz.pipeline.tiling import Tile, round_up_to_stride, tiles
+from raz.pipeline.tiling import Tile, by_size, round_up_to_stride, tiles
 from raz.store.late_view import refresh
 from raz.utils.atomic import atomic_write
 
@@ -78,7 +78,7 @@ class FeatureCache:
     def _stitched(self, image: NDArray[np.uint8], parts: Sequence[Tile], shape: tuple[int, int, int]) -> Tensor:
         """The features of a large image, from those of its tiles: half precision."""
         out = torch.empty(shape, dtype=torch.float16)
-        for tile in parts:
+        for tile in by_size(parts):
             features = self._whole(image[tile.top : tile.bottom, tile.left : tile.right])
             out[:, *tile.place(STRIDE)] = features[:, *tile.inner(STRIDE)]
         return out

@@ -20,7 +20,7 @@ from raz.paper.networks import (
     network_input,
     receptive_field_radius,
 )
-from raz.pipeline.tiling import Tile, tiles
+from raz.pipeline.tiling import Tile, by_size, tiles
 
 MEMO_BYTES = 1 << 30
 
@@ -146,7 +146,7 @@ class Network:
         height, width = pixels.shape[:2]
         stride = self.counting.output_stride if self.counting is not None else STRIDE
         out = {name: np.zeros(self._shape(name, height, width), np.float32) for name in wanted}
-        for tile in parts:
+        for tile in by_size(parts):
             part = np.ascontiguousarray(pixels[tile.top : tile.bottom, tile.left : tile.right])
             x = network_input(part, device, self.backbone.colours)
             for name, value in self._forward(x, wanted, None, "").items():

@@ -19,7 +19,7 @@ from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, Locali
 from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
 from raz.pipeline.inference import margin
 from raz.pipeline.samples import DISTANCES, GroundTruth, Images, Window, crop_pixels, draw_windows
-from raz.pipeline.tiling import Tile, tiles
+from raz.pipeline.tiling import Tile, by_size, tiles
 from raz.pipeline.training_loop import TrainingTask
 
 Batch = list[Window]
@@ -100,7 +100,7 @@ def _pieces(images: Images, tiles_of: TilesOf) -> list[list[_Piece]]:
     """The pieces of each image. Raises RazError for an image that is too large for a network that sees all of it."""
     out = []
     for i in range(len(images)):
-        parts = tiles_of(*images.size(i))
+        parts = by_size(tiles_of(*images.size(i)))
         total = sum(tile.pixels for tile in parts)
         out.append(
             [
