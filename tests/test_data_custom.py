@@ -92,7 +92,7 @@ def test_a_folder_is_a_data_set_of_the_root_above_it_and_of_itself(cells: Callab
     assert open_dataset("cells", tmp_path).title == "My cells"
     assert set(readers(tmp_path)) == {*DATASETS, "cells"}
     sizes = {split: len(items) for split, items in open_dataset("cells", tmp_path).items.items()}
-    assert sizes == {"train": 8, "val": 1, "test": 3}
+    assert sizes == {"train": 7, "val": 2, "test": 3}
 
 
 def _semicolons(folder: Path, points: Points) -> None:

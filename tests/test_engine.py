@@ -281,8 +281,8 @@ def test_an_outcome_for_each_kind_of_error(tmp_path: Path) -> None:
 
 
 def test_jobs_leave_each_trial_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raz.engine.runner.available_cpus", lambda: 8)
-    monkeypatch.setattr("raz.engine.runner.local_gpus", lambda: 0)
+    monkeypatch.setattr("raz.engine.ray_session.available_cpus", lambda: 8)
+    monkeypatch.setattr("raz.engine.ray_session.local_gpus", lambda: 0)
     assert parallel_trials(space_of(GRID)) == 8
     assert parallel_trials(space_of(GRID.replace("dataset: toy", "dataset: toy, set: {threads: 3}"))) == 2
     assert parallel_trials(space_of(GRID.replace("seed: {choice: [0, 1]}", "threads: {choice: [1, 16]}"))) == 1
@@ -311,12 +311,12 @@ def test_stages_at_a_time_follow_the_device_that_they_need(
     resources: str, cpus: int, gpus: int, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = space_of(GRID + (f"resources: {{{resources}}}\n" if resources else ""))
-    monkeypatch.setattr("raz.engine.runner.available_cpus", lambda: cpus)
-    monkeypatch.setattr("raz.engine.runner.local_gpus", lambda: gpus)
+    monkeypatch.setattr("raz.engine.ray_session.available_cpus", lambda: cpus)
+    monkeypatch.setattr("raz.engine.ray_session.local_gpus", lambda: gpus)
     assert parallel_trials(space) == slots
     monkeypatch.setattr("raz.engine.ray_session.in_cluster", lambda: True)
     monkeypatch.setattr("raz.engine.ray_session.capacity", lambda: {"CPU": float(cpus), "GPU": float(gpus)})
-    monkeypatch.setattr("raz.engine.runner.local_gpus", lambda: 99)
+    monkeypatch.setattr("raz.engine.ray_session.local_gpus", lambda: 99)
     assert parallel_trials(space) == slots
     assert parallel_trials(space, 5) == 5
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from raz.engine.runner import parallel_slots
+from raz.engine.ray_session import parallel_slots
 from raz.planning.cost_model import START_SECONDS, CostModel, Estimate
 from raz.planning.plan import (
     Plan,

@@ -22,6 +22,7 @@ from raz.engine.stage_slots import stage_slots
 from raz.errors import RazError
 from raz.spec.stage_resources import Resources
 from raz.utils.formatting import first_line
+from raz.utils.machine import available_cpus
 
 COORDINATOR = "coordinator"
 # Custom resources of the head of an autoscaling cluster: the CPUs and GPUs that its workers may have in total.
@@ -107,6 +108,17 @@ def local_gpus() -> int:
         return 0
     set_ray_environment()
     return gpus_of_this_machine()
+
+
+def parallel_slots(threads: int, resources: Mapping[str, Resources] | None = None) -> int:
+    """Stages that may run at a time on the cluster that this process has joined, else on this machine (`stage_slots`).
+
+    resources: of the file, by stage.
+    """
+    joined = cluster_jobs(threads, resources or {})
+    if joined is not None:
+        return joined
+    return stage_slots({"CPU": available_cpus(), "GPU": local_gpus()}, resources or {}, threads)
 
 
 def coordinator_affinity() -> dict[str, float]:

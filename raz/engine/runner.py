@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,10 @@ from raz.config import PAPER_BACKBONE, BackboneConfig, TrialConfig
 from raz.engine.events import TrialEvents
 from raz.engine.inline import run_inline
 from raz.engine.interrupt import STOPPING, StopRequest
-from raz.engine.ray_session import cluster_jobs, local_gpus, session, set_ray_environment
-from raz.engine.stage_slots import stage_slots
+from raz.engine.ray_session import parallel_slots, session, set_ray_environment
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL
 from raz.engine.trial_source import TrialSource
 from raz.spec.search_space import SearchSpace
-from raz.spec.stage_resources import Resources
-from raz.utils.machine import available_cpus
 
 
 @dataclass(frozen=True)
@@ -33,17 +30,6 @@ class Execution:
     threads: int = 1  # CPUs of one stage
     inline: bool = False  # in this process, one trial after the other, without Ray
     cpus: int | None = None  # of a local session; None: those of `slots` stages
-
-
-def parallel_slots(threads: int, resources: Mapping[str, Resources] | None = None) -> int:
-    """Stages that may run at a time on the cluster that this process has joined, else on this machine (`stage_slots`).
-
-    resources: of the file, by stage.
-    """
-    joined = cluster_jobs(threads, resources or {})
-    if joined is not None:
-        return joined
-    return stage_slots({"CPU": available_cpus(), "GPU": local_gpus()}, resources or {}, threads)
 
 
 def parallel_trials(space: SearchSpace, jobs: int | None = None) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from raz.engine.events import NullEvents, TrialEvents
 from raz.engine.interrupt import STOPPING, StopRequest, handle_signals
-from raz.engine.ray_session import in_cluster
+from raz.engine.ray_session import in_cluster, parallel_slots
 from raz.engine.results import TableResult, TableTrialResult
-from raz.engine.runner import Execution, check_backbone, check_data, engine_session, parallel_slots, run_trials
+from raz.engine.runner import Execution, check_backbone, check_data, engine_session, run_trials
 from raz.engine.stage_slots import session_cpus
 from raz.engine.trial_runner import DEFAULT_RUN_TRIAL, STORED_TRIAL
 from raz.engine.trial_source import TableSource
