@@ -14,6 +14,7 @@ import pytest
 from raz.engine.events import NullEvents
 from raz.engine.interrupt import StopRequest
 from raz.engine.results import TableResult
+from raz.engine.runner import Execution
 from raz.engine.table_runner import run_table
 from raz.errors import RazError
 from raz.pipeline.events import StageEvent
@@ -67,6 +68,37 @@ def test_a_table_runs_its_rows_and_seeds_and_nothing_else(tmp_path: Path) -> Non
         f"{depth} 100.0 {seed} val+test {os.getpid()}" for depth in (1, 2) for seed in (0, 13)
     )
     assert len(result.failed) == 2
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "jobs", "inline", "session"),
+    [
+        (1, 0, None, True, None),
+        (8, 0, None, False, 4),  # four trials
+        (8, 1, None, False, 4),  # one stage at a time on the GPU, and predictions and scores on CPUs beside it
+        (8, 2, 1, True, None),
+    ],
+)
+def test_what_a_table_runs_on(
+    cpus: int, gpus: int, jobs: int | None, inline: bool, session: int | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    used: list[Execution] = []
+
+    def begin(source: object, execution: Execution, *_: object) -> None:
+        used.append(execution)
+        raise RazError("test", "this is all")
+
+    for module in ("runner", "table_runner"):
+        monkeypatch.setattr(f"raz.engine.{module}.available_cpus", lambda: cpus)
+    monkeypatch.setattr("raz.engine.runner.local_gpus", lambda: gpus)
+    monkeypatch.setattr("raz.engine.table_runner.engine_session", lambda execution: nullcontext())
+    monkeypatch.setattr("raz.engine.table_runner.run_trials", begin)
+    with pytest.raises(RazError, match="this is all"):
+        run_table(parse_table(parse(TABLE, "t.yaml")), tmp_path, jobs=jobs, run_trial=FAKE)
+    assert (used[-1].inline, used[-1].slots) == (inline, min(4, gpus or cpus) if not inline else 1)
+    if session is not None:
+        assert used[-1].cpus == session
 
 
 def test_a_data_set_that_is_not_there_is_left_out_and_named(tmp_path: Path) -> None:
