@@ -87,7 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if "ray_session" in fixtures:
             item.add_marker(pytest.mark.ray)
-            item.add_marker(pytest.mark.xdist_group("ray"))  # one session: two that start at once can fail
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))  # one session at a time
         if fixtures & {"undisturbed", "model", "exported"}:  # whole trials
             item.add_marker(pytest.mark.long)
         if not any(item.get_closest_marker(name) for name in ("long", "ray", "slow", "hosts")):

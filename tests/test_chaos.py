@@ -27,7 +27,7 @@ from tests.journaling import journal, times
 from tests.test_broker import grid
 from tests.test_pipeline import artifacts, micro
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 HERE = Path(__file__).resolve().parents[1]
 ROUNDS = int(os.environ.get("RAZ_CHAOS_ROUNDS", "3"))

@@ -65,6 +65,7 @@ def up() -> Iterator[Head]:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_every_node_of_a_real_head_is_asked(up: Head, tmp_path: Path) -> None:
     told = raz("doctor", "--cluster", "--address", up.address, "--store", tmp_path / "s", "--json", env=up.environment)
@@ -94,6 +95,7 @@ def test_every_node_of_a_real_head_is_asked(up: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_client_without_the_token_is_refused_and_nothing_keeps_it(up: Head, tmp_path: Path) -> None:
     """A run with the token and a key in its environment: neither is in its store, its output or its report."""

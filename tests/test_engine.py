@@ -495,6 +495,7 @@ def test_a_stopped_inline_driver_is_resumed_exactly(tmp_path: Path, sent: signal
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_stopped_ray_driver_is_resumed_exactly(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     (tmp_path / "sleep").write_text("0.3")
     process = driver(tmp_path, SLOW, "ray")
@@ -576,6 +577,7 @@ def test_a_full_disk_under_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_trial_whose_process_dies_is_lost_and_the_search_goes_on(tmp_path: Path) -> None:
     text = GRID.replace("[0, 1]", "[15, 1]").replace("[1, 2, 3]", "[2]")

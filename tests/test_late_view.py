@@ -370,6 +370,7 @@ def test_trials_under_a_lookup_cache(crowd: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("seconds", "listing_refreshes"), [(30.0, True), (8.0, False)])
 def test_trials_under_a_longer_or_stubborn_cache(

@@ -365,7 +365,7 @@ def words(engine: str) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.ray])])
 def test_ctrl_c_once_finishes_cleanly(here: Path, engine: str) -> None:
     terminal = Terminal(words(engine), here)
     terminal.until(r"\d running")
@@ -386,7 +386,7 @@ def test_ctrl_c_once_finishes_cleanly(here: Path, engine: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.ray])])
 def test_ctrl_c_twice_stops_now(here: Path, engine: str) -> None:
     (here / "store" / "sleep").write_text("600")  # an epoch of ten minutes
     terminal = Terminal(words(engine), here)

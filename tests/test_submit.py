@@ -82,6 +82,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, Pa
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @real
 @pytest.mark.timeout(1500)
 def test_a_job_goes_on_without_its_sender(cluster: tuple[Head, Path], tmp_path: Path) -> None:
@@ -104,6 +105,7 @@ def test_a_job_goes_on_without_its_sender(cluster: tuple[Head, Path], tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @real
 @pytest.mark.timeout(1500)
 def test_a_stopped_job_keeps_its_epochs(cluster: tuple[Head, Path], tmp_path: Path) -> None:
@@ -125,6 +127,7 @@ def test_a_stopped_job_keeps_its_epochs(cluster: tuple[Head, Path], tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @real
 @pytest.mark.timeout(600)
 def test_a_sender_without_the_token_is_refused(cluster: tuple[Head, Path]) -> None:

@@ -152,6 +152,7 @@ def test_the_node_of_a_session_sees_its_own_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_doctor_asks_two_nodes_of_a_real_head(tmp_path: Path) -> None:
     """Two nodes on this machine; the processes of one have a lookup cache, as of a machine of its own."""

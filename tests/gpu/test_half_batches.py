@@ -326,6 +326,7 @@ def test_a_memory_that_others_filled_is_not_remembered(
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("live", [False, True])
 def test_the_user_of_a_run_sees_it_once(live: bool, crowd: Path, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def inline(crowd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", ["whole", "mixed"])
 def test_no_process_serves_two_devices(case: str, tmp_path: Path, crowd: Path, inline: Path) -> None:
@@ -198,6 +199,7 @@ def test_no_process_serves_two_devices(case: str, tmp_path: Path, crowd: Path, i
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a process without CUDA")
 def test_a_gpu_without_cuda_fails_the_trial_and_is_not_remembered(tmp_path: Path, crowd: Path) -> None:
