@@ -89,9 +89,9 @@ def test_what_a_table_runs_on(
         used.append(execution)
         raise RazError("test", "this is all")
 
-    for module in ("runner", "table_runner"):
+    for module in ("ray_session", "table_runner"):
         monkeypatch.setattr(f"raz.engine.{module}.available_cpus", lambda: cpus)
-    monkeypatch.setattr("raz.engine.runner.local_gpus", lambda: gpus)
+    monkeypatch.setattr("raz.engine.ray_session.local_gpus", lambda: gpus)
     monkeypatch.setattr("raz.engine.table_runner.engine_session", lambda execution: nullcontext())
     monkeypatch.setattr("raz.engine.table_runner.run_trials", begin)
     with pytest.raises(RazError, match="this is all"):
