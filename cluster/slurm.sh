@@ -30,21 +30,22 @@ export RAY_AUTH_TOKEN
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | awk '{print $1}')
+cpus=--cpus-per-task=$SLURM_CPUS_PER_TASK # Slurm 22.05 to 23.02: a step gets one CPU unless it asks itself
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs may share a node
 
-srun --nodes=1 --ntasks=1 --overlap -w "$head" ray start --head --node-ip-address="$address" --port="$port" \
+srun --nodes=1 --ntasks=1 "$cpus" --overlap -w "$head" ray start --head --node-ip-address="$address" --port="$port" \
     --num-cpus="$SLURM_CPUS_PER_TASK" --resources='{"coordinator":64}' --object-store-memory=200000000 \
     --dashboard-host=127.0.0.1 --disable-usage-stats --block &
 sleep 20
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
-    srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --overlap --exclude="$head" \
-        ray start --address="$address:$port" --num-cpus="$SLURM_CPUS_PER_TASK" --object-store-memory=200000000 \
+    srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) "$cpus" --overlap \
+        --exclude="$head" ray start --address="$address:$port" --num-cpus="$SLURM_CPUS_PER_TASK" --object-store-memory=200000000 \
         --disable-usage-stats --block &
     sleep 20
 fi
 
 # In the background, so that the signal five minutes before the end reaches this script, and through it the sweep.
-srun --nodes=1 --ntasks=1 --overlap -w "$head" \
+srun --nodes=1 --ntasks=1 "$cpus" --overlap -w "$head" \
     env RAY_ADDRESS="$address:$port" raz-sweep run "$file" --store "$store" --data-root "$data" "$@" &
 sweep=$!
 trap 'kill -TERM "$sweep"' TERM

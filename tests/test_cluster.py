@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -13,13 +16,17 @@ from typer.testing import CliRunner
 
 from raz.cli.cluster import cluster_files
 from raz.cli.main import app
+from raz.engine.ray_internals import bootstrapped, prepared
 from raz.errors import RazError, RazErrorGroup
 from raz.remote.cluster_file import ClusterFileReport, check_file
+from raz.remote.ray_validation import aws_errors
 from raz.remote.shared_folders import command_faults, volume_faults
+from raz.utils.yamlfile import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 FILLED = {
-    "gpu": (("FILL_IN/32", "203.0.113.7/32"), ("ami-FILL_IN", "ami-0123456789abcdef0"), ("fs-FILL_IN", "fs-0123abcd")),
+    "gpu": (("sg-FILL_IN", "sg-0123456789abcdef0"), ("ami-FILL_IN", "ami-0123456789abcdef0"),
+            ("fs-FILL_IN", "fs-0123abcd")),
     "onprem": (("head FILL_IN", "head 10.0.0.1"), ("[FILL_IN]", "[10.0.0.2, 10.0.0.3]"),
                ("user FILL_IN", "user alice"), ("key FILL_IN", "key ~/.ssh/id_ed25519")),
     "gcp": (("FILL_IN", "raz-project"),),
@@ -88,9 +95,10 @@ PLANTED = [
     # file, what stands there, what is planted, a line with it, a word of the message
     ("gpu", "max_workers: 8\nupscaling", "max_worker: 8\nupscaling", "max_worker: 8", "unknown key max_worker"),
     ("gpu", "  cache_stopped_nodes: false", "  cache_stoped_nodes: false", "cache_stoped_nodes", "unknown key"),
-    ("gpu", "CidrIp: *ssh_from", "CidrIp: 0.0.0.0/0", "CidrIp: 0.0.0.0/0", "everybody"),
-    ("gpu", "FromPort: 22, ToPort: 22", "FromPort: 22, ToPort: 8265", "ToPort: 8265", "open from outside"),
-    ("gpu", "ssh_from 203.0.113.7/32", "ssh_from 203.0.113/32", "IpPermissions:+1", "no network"),
+    ("gpu", "  cache_stopped_nodes: false", "  security_group: {GroupName: mine}", "security_group:", "Ray fills"),
+    ("gpu", "      ImageId: *image\n      SecurityGroupIds: *group\n", "      ImageId: *image\n", "gpu_spot:+4",
+     "SecurityGroupIds is missing"),
+    ("gpu", "[sg-0123456789abcdef0]", "[raz-sweep]", "SecurityGroupIds: *group", "no security group"),
     ("gpu", "ami-0123456789abcdef0", "ubuntu-22.04", "ImageId: *image", "not pinned"),
     ("gpu", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "--dashboard-host=0.0.0.0", "dashboard listens"),
     ("gpu", f"'ray[default,tune]=={metadata.version('ray')}'", "'ray[default,tune]==2.9.3'", "ray[default,tune]==2.9.3",
@@ -117,6 +125,8 @@ PLANTED = [
     ("onprem", "type: local", "type: lokal", "type: lokal", "expected one of"),
     ("onprem", "  ~/.ray/auth_token: ~/.ray/auth_token\n", "", "file_mounts:", "token does not reach"),
     ("gcp", "global/images/raz-project", "global/images/family/any", "disks:", "not pinned"),
+    ("gcp", "{provisioningModel: SPOT, onHostMaintenance: TERMINATE}", "[{provisioningModel: SPOT}]", "scheduling:",
+     "expected a mapping"),
     ("kuberay", "dashboard-host: 127.0.0.1", "dashboard-host: 0.0.0.0", "dashboard-host: 0.0.0.0", "dashboard listens"),
     ("kuberay", "rayVersion: ", "rayVersion: 1", "rayVersion: 1", "on the pods"),
     ("kuberay", "mountOptions: [hard, lookupcache=positive]", "mountOptions: [hard]", "mountOptions: [hard]",
@@ -193,6 +203,124 @@ def test_rays_real_bootstrap_is_run(clone: Path, monkeypatch: pytest.MonkeyPatch
     assert check_file(filled("gpu", clone)).notes == ()
     monkeypatch.setattr(aws, "_configure_subnet", lambda config: (_ for _ in ()).throw(ValueError("no subnet at all")))
     assert ["no subnet at all" in fault.what for fault in faults(filled("gpu", clone))] == [True]
+
+
+def commands_of_the_readme(folder: Path) -> list[list[str]]:
+    """The words of each `aws` that the commands for a new account run; they print sg-made, fs-made and s-made."""
+    text = (ROOT / "cluster" / "README.md").read_text()
+    found = re.search(r"## AWS: once an account.*?```sh\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    printed = """aws() {
+      printf '%s\\0' "$@" END >> "$LOG"
+      case $2 in
+        create-security-group) echo sg-made;; create-file-system) echo fs-made;; describe-subnets) echo s-made;;
+      esac
+    }
+    sleep() { :; }
+    """
+    log = folder / "log"
+    subprocess.run(
+        ["bash", "-euc", printed + found[1].replace("FILL_IN", "203.0.113.7")],
+        check=True, env={"PATH": os.environ["PATH"], "LOG": str(log), "AWS_REGION": "us-east-1"}, cwd=folder,
+    )  # fmt: skip
+    commands = log.read_bytes().decode().split("END\0")[:-1]
+    return [command.split("\0")[:-1] for command in commands]
+
+
+def replay(commands: list[list[str]]) -> dict[str, str]:
+    """Send the commands to AWS (moto) as its own model names their options. {printed id: id that AWS made}."""
+    import boto3
+
+    ids: dict[str, str] = {}
+    for service, verb, *words in commands:
+        client = boto3.client(service, region_name="us-east-1")
+        operation = verb.replace("-", "_")
+        model = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[operation])
+        members = {name.lower(): (name, shape.type_name) for name, shape in model.input_shape.members.items()}
+        arguments: dict[str, object] = {}
+        while words:
+            option = words.pop(0).removeprefix("--").replace("-", "")
+            if option in ("query", "output"):
+                words.pop(0)
+                continue
+            name, kind = members[option]
+            if kind == "boolean":
+                arguments[name] = True
+                continue
+            value = words.pop(0)
+            for printed, made in ids.items():
+                value = value.replace(printed, made)
+            if option == "filters":
+                filter_name, filter_value = (word.partition("=")[2] for word in value.split(","))
+                arguments[name] = [{"Name": filter_name, "Values": [filter_value]}]
+            elif kind == "list":
+                arguments[name] = json.loads(value) if value.startswith("[") else [value]
+            else:
+                arguments[name] = value
+        answer = getattr(client, operation)(**arguments)
+        if verb == "create-security-group":
+            ids["sg-made"] = answer["GroupId"]
+        elif verb == "create-file-system":
+            ids["fs-made"] = answer["FileSystemId"]
+        elif verb == "describe-subnets":
+            ids["s-made"] = answer["Subnets"][0]["SubnetId"]
+    return ids
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="needs raz-sweep[cluster]")
+def test_the_machines_that_ray_starts_are_closed_but_to_one_address_and_to_each_other(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What EC2 holds (moto) after the commands for a new account, Ray's real bootstrap, and a start of each type."""
+    import boto3
+    from moto import mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    commands = commands_of_the_readme(clone)
+    with mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
+        ids = replay(commands)
+        group = ids["sg-made"]
+        path = filled("gpu", clone, ("sg-0123456789abcdef0", group))
+        ec2 = boto3.client("ec2", region_name="us-east-1")
+        image = ec2.describe_images()["Images"][0]["ImageId"]
+        text = path.read_text().replace("ami-0123456789abcdef0", image)
+        document = parse(text, str(path), strict=False, aliases=True)
+        config = bootstrapped(prepared(document.data))
+        for node in config["available_node_types"].values():
+            request = node["node_config"]
+            rest = {key: value for key, value in request.items() if key != "SubnetIds"}
+            ec2.run_instances(**rest, SubnetId=request["SubnetIds"][0], MinCount=1, MaxCount=1)
+        instances = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
+        held = {g["GroupId"]: g["IpPermissions"] for g in ec2.describe_security_groups()["SecurityGroups"]}
+        mounts = boto3.client("efs", region_name="us-east-1")
+        target = mounts.describe_mount_targets(FileSystemId=ids["fs-made"])["MountTargets"][0]["MountTargetId"]
+        of_files = mounts.describe_mount_target_security_groups(MountTargetId=target)["SecurityGroups"]
+        roles = {role["RoleName"]: role["Path"] for role in boto3.client("iam").list_roles()["Roles"]}
+    assert len(instances) == 2
+    assert [[g["GroupId"] for g in instance["SecurityGroups"]] for instance in instances] == [[group]] * 2
+    networks = {
+        (entry["CidrIp"], rule["FromPort"], rule["ToPort"])
+        for rules in held.values() for rule in rules for entry in rule["IpRanges"]
+    }  # fmt: skip
+    assert networks == {("203.0.113.7/32", 22, 22)}
+    assert not [rule for rules in held.values() for rule in rules if rule.get("Ipv6Ranges") or rule["PrefixListIds"]]
+    among = [rule for rule in held[group] if rule["UserIdGroupPairs"]]
+    assert [rule["IpProtocol"] for rule in among] == ["-1"]  # all protocols and ports
+    assert [pair["GroupId"] for pair in among[0]["UserIdGroupPairs"]] == [group]
+    assert of_files == [group]
+    assert {"raz-head", "raz-worker"} <= set(roles)
+    assert "/aws-service-role/spot.amazonaws.com/" in roles.values()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="needs raz-sweep[cluster]")
+def test_a_group_that_ray_makes_is_found_open(clone: Path) -> None:
+    path = filled("gpu", clone, ("      SecurityGroupIds: *group\n", ""))
+    document = parse(path.read_text(), str(path), strict=False, aliases=True)
+    errors, _ = aws_errors(document, bootstrap=True)
+    assert ["opens ports 22 to 22 of ray-autoscaler-raz-gpu to everybody" in error.what for error in errors] == [True]
 
 
 def test_the_mounts_of_a_command_and_of_a_volume() -> None:

@@ -25,6 +25,7 @@ from raz.utils.yamlfile import Document, Problems, YamlPath, parse
 
 Section = dict[str, Any]  # a part of the file, valid by Ray's schema
 PLACEHOLDER = "FILL_IN"
+SECURITY_GROUP = "SecurityGroupIds: [sg-…] in each node_config; cluster/README.md makes the group"
 LISTS = (
     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
     "head_start_ray_commands", "worker_start_ray_commands",
@@ -245,6 +246,9 @@ def _nodes(data: Section, problems: Problems, kind: str) -> None:
             problems.add((*path, "node_config"), what, "on demand")
         if kind == "aws":
             _check_aws_node(config, (*path, "node_config"), problems, head=name == head)
+        if kind == "gcp" and not isinstance(config.get("scheduling", {}), dict):
+            where = (*path, "node_config", "scheduling")
+            problems.add(where, "scheduling is a list, expected a mapping", "{provisioningModel: SPOT}")
         for i, disk in enumerate(config.get("disks") or []):
             image = str((disk.get("initializeParams") or {}).get("sourceImage", "")) if isinstance(disk, dict) else ""
             if "/family/" in image or not image:
@@ -277,6 +281,7 @@ def _check_aws_node(config: Section, path: tuple[str, ...], problems: Problems, 
     if head and "IamInstanceProfile" not in config:
         problems.add(path, "IamInstanceProfile is missing: Ray would make a role that may do everything in EC2 and S3",
                    "IamInstanceProfile: {Name: raz-head}")  # fmt: skip
+    _security_groups(config, path, problems)
     options = config.get("MetadataOptions")
     if not isinstance(options, dict) or options.get("HttpTokens") != "required":
         problems.add((*path, "MetadataOptions"), "IMDSv1 is on: any process may read the machine's credentials",
@@ -288,26 +293,21 @@ def _network(provider: Section, problems: Problems) -> None:
     for zone in str(provider.get("availability_zone", region)).split(","):
         if not zone.strip().startswith(region):
             problems.add(("provider", "availability_zone"), f"zone {zone.strip()} is not in region {region}")
-    group = provider.get("security_group") or {}
-    if "IpPermissions" not in group:
-        problems.add(("provider",), "security_group.IpPermissions is missing: Ray opens SSH to everybody")
-    for i, rule in enumerate(group.get("IpPermissions") or []):
-        path = ("provider", "security_group", "IpPermissions", i)
-        if not isinstance(rule, dict):
-            problems.add(path, f"{rule!r} is no rule", "{FromPort: 22, ToPort: 22, IpProtocol: tcp, IpRanges: [...]}")
-            continue
-        if (rule.get("FromPort"), rule.get("ToPort")) != (22, 22):
-            what = f"ports {rule.get('FromPort')} to {rule.get('ToPort')} are open from outside"
-            problems.add(path, what, "only 22; `ray dashboard FILE` leads the rest through SSH")
-        for entry in [*(rule.get("IpRanges") or []), *(rule.get("Ipv6Ranges") or [])]:
-            cidr = str(entry.get("CidrIp", entry.get("CidrIpv6")) if isinstance(entry, dict) else entry)
-            if PLACEHOLDER in cidr:
-                continue
-            try:
-                if ipaddress.ip_network(cidr).prefixlen < 8:
-                    problems.add(path, f"open to {cidr}, which is everybody", "your own address and /32")
-            except ValueError:
-                problems.add(path, f"{cidr!r} is no network", "an address and /32")
+    if "security_group" in provider:
+        what = "in a group that Ray fills, its own rule opens port 22 to everybody, whatever rules stand here"
+        problems.add(("provider", "security_group"), what, SECURITY_GROUP)
+
+
+def _security_groups(config: Section, path: tuple[str, ...], problems: Problems) -> None:
+    """Ray leaves the groups alone that a node type names, and opens port 22 of those that it makes to 0.0.0.0/0."""
+    groups = config.get("SecurityGroupIds") or []
+    for group in groups if isinstance(groups, list) else ():
+        if PLACEHOLDER not in str(group) and not re.fullmatch(r"sg-[0-9a-f]{8,17}", str(group)):
+            what = f"{group!r} is no security group"
+            problems.add((*path, "SecurityGroupIds"), what, "sg- and 8 to 17 hexadecimal digits")
+    if not groups and "NetworkInterfaces" not in config:  # an interface brings groups of its own, else Ray refuses it
+        what = "SecurityGroupIds is missing: Ray would make a group that opens port 22 to everybody"
+        problems.add(path, what, SECURITY_GROUP)
 
 
 def _check_kubernetes(text: str, name: str) -> ClusterFileReport:

@@ -147,9 +147,17 @@ def _dry_bootstrap(raw: ClusterConfig, home: str) -> None:
         iam = boto3.client("iam", region_name=config["provider"]["region"])
         image = ec2.describe_images()["Images"][0]["ImageId"]
         profiles = set()
+        groups: dict[str, str] = {}  # group of the file -> one that the mock has, without rules
         for node in config["available_node_types"].values():
-            node["node_config"]["ImageId"] = image  # the mock does not have the real one
-            profiles.add((node["node_config"].get("IamInstanceProfile") or {}).get("Name"))
+            request = node["node_config"]
+            request["ImageId"] = image  # the mock does not have the real one
+            profiles.add((request.get("IamInstanceProfile") or {}).get("Name"))
+            for group in request.get("SecurityGroupIds", []):
+                if group not in groups:
+                    made = ec2.create_security_group(GroupName=f"raz-{group}", Description="of the file")
+                    groups[group] = made["GroupId"]
+            if "SecurityGroupIds" in request:
+                request["SecurityGroupIds"] = [groups[group] for group in request["SecurityGroupIds"]]
         for profile in profiles - {None}:
             iam.create_instance_profile(InstanceProfileName=profile)
         config = bootstrapped(config)
@@ -157,6 +165,18 @@ def _dry_bootstrap(raw: ClusterConfig, home: str) -> None:
             request = node["node_config"]
             rest = {key: value for key, value in request.items() if key != "SubnetIds"}
             ec2.run_instances(**rest, SubnetId=request["SubnetIds"][0], MinCount=1, MaxCount=1)
+        for name, rule in open_to_everybody(ec2.describe_security_groups()["SecurityGroups"]):
+            raise ValueError(f"it opens ports {rule.get('FromPort')} to {rule.get('ToPort')} of {name} to everybody")
+
+
+def open_to_everybody(groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name of the group, rule) of each rule by which any address may come in, of groups as EC2 describes them."""
+    for group in groups:
+        for rule in group["IpPermissions"]:
+            networks = [entry["CidrIp"] for entry in rule.get("IpRanges", [])]
+            networks += [entry["CidrIpv6"] for entry in rule.get("Ipv6Ranges", [])]
+            if any(network.endswith("/0") for network in networks):
+                yield group["GroupName"], rule
 
 
 @contextmanager
