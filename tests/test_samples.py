@@ -12,10 +12,20 @@ from numpy.typing import NDArray
 
 from raz.data import open_dataset
 from raz.data.frames import Frames
-from raz.paper.groundtruth import density_map, density_window
+from raz.paper.groundtruth import Kernel, density_map, density_window, mean_neighbour_distance
 from raz.paper.networks import IMAGENET, VggBackbone, network_input
 from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
-from raz.pipeline.samples import GroundTruth, MultiScaleImages, Window, crop_pixels, draw_windows
+from raz.pipeline.samples import (
+    GroundTruth,
+    MultiScaleImages,
+    Window,
+    crop_pixels,
+    draw_windows,
+    extents,
+    load_crops,
+    mirrored_heads,
+    normalised_crops,
+)
 
 
 def test_crops_of_images_at_two_sizes() -> None:
@@ -68,7 +78,59 @@ def test_features_of_each_size_are_its_own(tmp_path: Path) -> None:
     with torch.inference_mode():
         plain = backbone(network_input(frames[1].pixels(1)))
     window = Window(3, False, 0, 0, 8 * plain.shape[2], 8 * plain.shape[3])
-    assert torch.allclose(both.crop(window), plain, atol=2e-3, rtol=2e-3)  # half precision on disk
+    assert torch.allclose(both.load([window]).float(), plain, atol=2e-3, rtol=2e-3)  # half precision on disk
+
+
+# ------------------------------------------------------------------ what is computed once an image
+
+
+@pytest.mark.parametrize("limit", [1 << 27, 4 * 12 * 9 + 1, 0], ids=["all", "one", "none"])
+@pytest.mark.parametrize(("stride", "kernel"), [(8, "raz"), (8, "cell"), (8, "csrnet"), (1, "raz")])
+def test_density_of_a_window_is_computed_alike_kept_or_not(
+    limit: int, stride: int, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raz.pipeline.samples.DENSITY_BYTES", limit)
+    crowd = Crowd(7)
+    truth = GroundTruth(crowd)
+    windows = draw_windows(crowd, seed=1, stage="s", epoch=1, crop=32, crops=12, flip=True)
+    for w in windows:
+        height, width = crowd.size(w.index)
+        heads = mirrored_heads(crowd.heads(w.index), width) if w.mirrored else crowd.heads(w.index)
+        distances = mean_neighbour_distance(crowd.heads(w.index), 4, height, width)
+        wanted = density_window(
+            heads, distances, height, width, w.x0, w.y0, w.height, w.width, stride=stride, beta=0.1, kernel=kernel
+        )
+        wanted[-(-(height - w.y0) // stride) :] = 0  # beyond the image
+        assert truth.density(w, stride, 0.1, kernel).tobytes() == wanted.tobytes()
+    assert truth._map_bytes <= limit
+    assert (len(truth._maps) > 0) == (limit > 0 and (stride == 8 or limit > 1000))
+
+
+def plain_crop(images: Crowd, w: Window) -> torch.Tensor:
+    """`crop_pixels` of a window that is not resized, from the formula: (1, 3, h, w)."""
+    image = images.pixels(w.index)[:, ::-1] if w.mirrored else images.pixels(w.index)
+    part = image[w.y0 : w.y0 + w.height, w.x0 : w.x0 + w.width].copy()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
+    x = (torch.from_numpy(part).permute(2, 0, 1)[None].float() / 255.0 - mean) / std
+    return torch.nn.functional.pad(x, (0, w.width - x.shape[3], 0, w.height - x.shape[2]))
+
+
+def test_a_batch_of_crops_has_the_bits_and_the_layout_of_its_crops() -> None:
+    """The layout decides how convolutions round."""
+    crowd = Crowd(3)
+    windows = draw_windows(crowd, seed=2, stage="s", epoch=1, crop=48, crops=4, flip=True)
+    assert any(w.y0 + w.height > crowd.size(w.index)[0] for w in windows), "some reach beyond the image"
+    for batch in ([w] for w in windows):
+        got = normalised_crops(load_crops(crowd, batch), extents(crowd, batch))
+        assert torch.equal(got, plain_crop(crowd, batch[0]))
+    got, wanted = (
+        normalised_crops(load_crops(crowd, windows), extents(crowd, windows)),
+        [plain_crop(crowd, w) for w in windows],
+    )
+    assert torch.equal(got, torch.cat(wanted))
+    assert got.stride() == torch.cat(wanted).stride()
+    one = normalised_crops(load_crops(crowd, windows[:1]), extents(crowd, windows[:1]))
+    assert one.stride() == torch.cat(wanted[:1]).stride()
 
 
 # ------------------------------------------------------------------ resized crops

@@ -33,8 +33,9 @@ IMAGENET = ColourStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # tor
 
 def normalise(pixels: Tensor, colours: ColourStatistics = IMAGENET) -> Tensor:
     """uint8 RGB (B, 3, H, W) -> normalised float32 of the same shape."""
-    mean = torch.tensor(colours.mean, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(colours.std, device=pixels.device).view(1, 3, 1, 1)
+    # Copied without waiting for the device, which a tensor made there would do at each call.
+    mean = torch.tensor(colours.mean).view(1, 3, 1, 1).to(pixels.device, non_blocking=True)
+    std = torch.tensor(colours.std).view(1, 3, 1, 1).to(pixels.device, non_blocking=True)
     return (pixels.float() / 255.0 - mean) / std
 
 

@@ -89,10 +89,28 @@ class FeatureCache:
 
     def crop(self, w: Window) -> Tensor:
         """(1, C, h/8, w/8) float32; zero beyond the image."""
-        features = self.get(w.index, w.mirrored)
-        y, x, h, wd = w.y0 // STRIDE, w.x0 // STRIDE, w.height // STRIDE, w.width // STRIDE
-        out = features[:, y : y + h, x : x + wd].float().to(self.device)[None]
-        return torch.nn.functional.pad(out, (0, wd - out.shape[3], 0, h - out.shape[2]))
+        return self.load([w]).to(self.device).float()
+
+    def load(self, windows: Sequence[Window]) -> Tensor:
+        """The crops of windows of one size, (B, C, h/8, w/8) float16 on the CPU; zero beyond the image."""
+        h, wd = windows[0].height // STRIDE, windows[0].width // STRIDE
+        out = torch.empty((len(windows), self.backbone.channels, h, wd), dtype=torch.float16)
+        for row, w in zip(out, windows, strict=True):
+            self.load_into(row, w)
+        return out
+
+    def load_into(self, out: Tensor, w: Window) -> None:
+        """Fill (C, h/8, w/8) float16 with a window's crop."""
+        y, x = w.y0 // STRIDE, w.x0 // STRIDE
+        part = self.get(w.index, w.mirrored)[:, y : y + out.shape[1], x : x + out.shape[2]]
+        out[:, : part.shape[1], : part.shape[2]] = part
+        out[:, part.shape[1] :] = 0.0
+        out[:, :, part.shape[2] :] = 0.0
+
+    def ensure(self, windows: Sequence[Window]) -> None:
+        """Compute what `load` of these windows would have to compute."""
+        for w in windows:
+            self.get(w.index, w.mirrored)
 
 
 @dataclass(frozen=True)
@@ -101,10 +119,27 @@ class MultiScaleFeatures:
 
     caches: tuple[FeatureCache, ...]
 
-    def crop(self, w: Window) -> Tensor:
-        """As `FeatureCache.crop`."""
+    def load(self, windows: Sequence[Window]) -> Tensor:
+        """As `FeatureCache.load`."""
+        first = windows[0]
+        out = torch.empty(
+            (len(windows), self.caches[0].backbone.channels, first.height // STRIDE, first.width // STRIDE),
+            dtype=torch.float16,
+        )
+        for row, w in zip(out, windows, strict=True):
+            cache, own = self._locate(w)
+            cache.load_into(row, own)
+        return out
+
+    def ensure(self, windows: Sequence[Window]) -> None:
+        """As `FeatureCache.ensure`."""
+        for cache, own in map(self._locate, windows):
+            cache.ensure([own])
+
+    def _locate(self, w: Window) -> tuple[FeatureCache, Window]:
+        """The cache of the window's size, and the window there."""
         size, own = divmod(w.index, len(self.caches[0].images))
-        return self.caches[size].crop(replace(w, index=own))
+        return self.caches[size], replace(w, index=own)
 
 
 @dataclass
@@ -156,6 +191,10 @@ class BranchFeatureCache:
 
     def crops(self, windows: Sequence[Window]) -> Tensor:
         """(B, C, h/stride, w/stride) float32, channels last in memory, zero beyond the image. Windows have one size."""
+        return self.load(windows).to(self.features.device).permute(0, 3, 1, 2)
+
+    def load(self, windows: Sequence[Window]) -> Tensor:
+        """As `crops`, (B, h/stride, w/stride, C) on the CPU."""
         h, wd = windows[0].height // self.stride, windows[0].width // self.stride
         out = torch.empty((len(windows), h, wd, self.channels))
         for row, w in zip(out, windows, strict=True):
@@ -164,7 +203,12 @@ class BranchFeatureCache:
             row[: part.shape[0], : part.shape[1]] = part
             row[part.shape[0] :] = 0.0
             row[:, part.shape[1] :] = 0.0
-        return out.to(self.features.device).permute(0, 3, 1, 2)
+        return out
+
+    def ensure(self, windows: Sequence[Window]) -> None:
+        """Compute what `load` of these windows would have to compute."""
+        for w in windows:
+            self.get(w.index, w.mirrored)
 
 
 def rich_bytes(images: Images, channels: Sequence[tuple[int, int]], mirrors: bool) -> int:

@@ -7,7 +7,7 @@ crash, in another order and on another worker. Crops are aligned to the backbone
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from raz.paper.attention import AttentionDistances, attention_distances, attention_from_distances, attention_window
-from raz.paper.groundtruth import Kernel, density_window, label_window, mean_neighbour_distance
+from raz.paper.groundtruth import Kernel, density_map, density_window, label_window, mean_neighbour_distance
 from raz.paper.networks import IMAGENET, STRIDE, ColourStatistics, normalise
 from raz.pipeline.tiling import round_up_to_stride
 
+DENSITY_BYTES = 1 << 27  # most bytes of kept density maps: 4,000 images of ShanghaiTech A
 DISTANCE_BYTES = 1 << 28  # most bytes of memoised distances to heads: about 300 images of ShanghaiTech A
 
 
@@ -138,10 +139,12 @@ class DistanceMemo:
 
 
 DISTANCES = DistanceMemo()
+DensityKey = tuple[int, bool, int, float, Kernel]  # image, mirrored, stride, beta, kernel
 
 
 class GroundTruth:
-    """Ground truth of windows. Heads and distances of a whole image are computed once.
+    """Ground truth of windows. Heads, distances and density maps of a whole image are computed once; density maps
+    beyond DENSITY_BYTES for each window, with the same bits.
 
     name: id of the images in the memo that all tasks of a process share; empty: a memo of its own.
     """
@@ -152,6 +155,8 @@ class GroundTruth:
         self.name = name
         self.memo = memo or (DISTANCES if name else DistanceMemo())
         self.of_image = lru_cache(maxsize=None)(self._of_image)
+        self._maps: dict[DensityKey, NDArray[np.float32]] = {}
+        self._map_bytes = 0
 
     def _of_image(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
         """Heads (n, 2), their mean neighbour distances (n,) px, height and width of an image."""
@@ -192,11 +197,33 @@ class GroundTruth:
             )
         heads, distances, height, width, h, wd = self._clipped(w)
         rows, cols = -(-h // stride), -(-wd // stride)
-        part = density_window(
-            heads, distances, height, width, w.x0, w.y0, rows * stride, cols * stride,
-            stride=stride, beta=beta, kernel=kernel,
-        )  # fmt: skip
+        whole = self._density_map(w, stride, beta, kernel)
+        if whole is not None:
+            y, x = w.y0 // stride, w.x0 // stride
+            part = whole[y : y + rows, x : x + cols]
+        else:
+            part = density_window(
+                heads, distances, height, width, w.x0, w.y0, rows * stride, cols * stride,
+                stride=stride, beta=beta, kernel=kernel,
+            )  # fmt: skip
         return _padded(part, w.height // stride, w.width // stride)
+
+    def _density_map(self, w: Window, stride: int, beta: float, kernel: Kernel) -> NDArray[np.float32] | None:
+        """The density map of the window's whole (mirrored) image; None where it is not kept."""
+        key = (w.index, w.mirrored, stride, beta, kernel)
+        kept = self._maps.get(key)
+        if kept is not None:
+            return kept
+        heads, distances, height, width = self.of_image(w.index)
+        size = 4 * -(-height // stride) * -(-width // stride)
+        if w.x0 % stride or w.y0 % stride or self._map_bytes + size > DENSITY_BYTES:
+            return None
+        if w.mirrored:
+            heads = mirrored_heads(heads, width)
+        self._map_bytes += size
+        whole = density_map(heads, height, width, stride=stride, beta=beta, kernel=kernel, distances=distances)
+        self._maps[key] = whole
+        return whole
 
     def labels(self, w: Window) -> NDArray[np.float32]:
         """The label map of a window, (h, w) 0 or 1; zero beyond the image."""
@@ -282,15 +309,50 @@ def draw_windows(
 def crop_pixels(images: Images, w: Window, device: torch.device, colours: ColourStatistics = IMAGENET) -> Tensor:
     """The normalised pixels of a window, (1, 3, h, w) float32; the mean colour beyond the image. A grey window has the
     mean of its three colours in each of them, rounded."""
+    return normalised_crops(load_crops(images, [w]).to(device), extents(images, [w]), colours)
+
+
+def load_crops(images: Images, windows: Sequence[Window]) -> Tensor:
+    """The pixels of windows of one size, (B, 3, h, w) uint8 on the CPU; 0 beyond the image.
+
+    Plane after plane, which is the layout in which the networks get them, and quicker to normalise.
+    """
+    out = np.empty((len(windows), 3, windows[0].height, windows[0].width), np.uint8)
+    for row, w in zip(out, windows, strict=True):
+        part = _window_pixels(images, w)
+        if w.grey:
+            part = np.repeat(np.rint(part.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
+        row[:, : part.shape[0], : part.shape[1]] = part.transpose(2, 0, 1)
+        row[:, part.shape[0] :] = 0
+        row[:, :, part.shape[1] :] = 0
+    return torch.from_numpy(out)
+
+
+def extents(images: Images, windows: Sequence[Window]) -> list[tuple[int, int]]:
+    """Height and width of each window's part inside its image."""
+    out = []
+    for w in windows:
+        height, width = images.size(w.index)
+        out.append((w.height, w.width) if w.side else (min(w.height, height - w.y0), min(w.width, width - w.x0)))
+    return out
+
+
+def normalised_crops(pixels: Tensor, inside: Sequence[tuple[int, int]], colours: ColourStatistics = IMAGENET) -> Tensor:
+    """Crops (B, 3, h, w) uint8 -> float32, normalised; 0, the mean colour, outside of `inside`."""
+    x = normalise(pixels, colours)
+    for row, (height, width) in zip(x, inside, strict=True):
+        if (height, width) != tuple(x.shape[2:]):
+            row[:, height:] = 0.0
+            row[:, :, width:] = 0.0
+    return x
+
+
+def _window_pixels(images: Images, w: Window) -> NDArray[np.uint8]:
+    """A window's part inside the image, (rows, columns, 3); of a resized one all of it."""
     pixels = images.pixels(w.index)
     if w.mirrored:
         pixels = pixels[:, ::-1]
-    if w.side:
-        square = np.ascontiguousarray(pixels[w.y0 : w.y0 + w.side, w.x0 : w.x0 + w.side])
-        part = np.asarray(Image.fromarray(square).resize((w.width, w.height), Image.Resampling.BILINEAR))
-    else:
-        part = np.ascontiguousarray(pixels[w.y0 : w.y0 + w.height, w.x0 : w.x0 + w.width])
-    if w.grey:
-        part = np.repeat(np.rint(part.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
-    x = normalise(torch.from_numpy(part.copy()).to(device).permute(2, 0, 1)[None], colours)
-    return torch.nn.functional.pad(x, (0, w.width - x.shape[3], 0, w.height - x.shape[2]))
+    if not w.side:
+        return pixels[w.y0 : w.y0 + w.height, w.x0 : w.x0 + w.width]
+    square = np.ascontiguousarray(pixels[w.y0 : w.y0 + w.side, w.x0 : w.x0 + w.side])
+    return np.asarray(Image.fromarray(square).resize((w.width, w.height), Image.Resampling.BILINEAR))

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raz.config import TrainConfig
 from raz.paper.groundtruth import Kernel, neighbour_count
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.paper.networks import AttentionBranch, Backbone, CountingBranch, LocalizationBranch
-from raz.pipeline.feature_cache import FeatureCache, MultiScaleFeatures
+from raz.pipeline.feature_cache import BranchFeatureCache, FeatureCache, MultiScaleFeatures
 from raz.pipeline.inference import margin
-from raz.pipeline.samples import DISTANCES, GroundTruth, Images, Window, crop_pixels, draw_windows
+from raz.pipeline.samples import (
+    DISTANCES,
+    GroundTruth,
+    Images,
+    Window,
+    draw_windows,
+    extents,
+    load_crops,
+    normalised_crops,
+)
 from raz.pipeline.tiling import Tile, by_size, tiles
-from raz.pipeline.training_loop import TrainingTask
+from raz.pipeline.training_loop import LoadedBatch, TrainingTask
 
 Batch = list[Window]
+Tensors = tuple[Tensor, ...]
+MapsT = TypeVar("MapsT")
 FeaturesOf = Callable[[Batch], Tensor]  # windows of one size -> (B, C, h/8, w/8)
 RichOf = Callable[[Batch], tuple[Tensor, Tensor | None]]  # last feature maps of the localization and counting branch
 TilesOf = Callable[[int, int], list[Tile]]  # height and width of an image -> its tiles
@@ -31,6 +44,24 @@ TilesOf = Callable[[int, int], list[Tile]]  # height and width of an image -> it
 def whole_image(height: int, width: int) -> list[Tile]:
     """One tile of the whole image, whatever its size."""
     return tiles(height, width, lambda: None, limit=sys.maxsize)
+
+
+@dataclass(frozen=True)
+class Source(Generic[MapsT]):
+    """What a branch reads of windows of one size: read on the CPU, then computed on the device."""
+
+    device: torch.device
+    load: Callable[[Batch], Tensors]  # on the CPU; touches neither weights nor the device after `ensure`
+    compute: Callable[[Batch, Tensors], MapsT]  # from the loaded tensors, on the device
+    ensure: Callable[[Batch], None] | None = None  # compute and keep what `load` would compute on the device
+
+    def __call__(self, windows: Batch) -> MapsT:
+        return self.compute(windows, tuple(tensor.to(self.device) for tensor in self.load(windows)))
+
+
+def _source(of: Callable[[Batch], MapsT], device: torch.device) -> Source[MapsT]:
+    """`of` in two steps; a plain function has all of them in the second."""
+    return of if isinstance(of, Source) else Source(device, lambda windows: (), lambda windows, _: of(windows))
 
 
 @dataclass(frozen=True)
@@ -62,16 +93,69 @@ class TrainingData:
 
 def features_from(
     backbone: Backbone, images: Images, device: torch.device, frozen: FeatureCache | MultiScaleFeatures | None
-) -> FeaturesOf:
+) -> Source[Tensor]:
     """Features of windows: from the cache of a frozen backbone, or computed with gradients where `frozen` is None."""
     if frozen is not None:
-        return lambda windows: torch.cat([frozen.crop(w) for w in windows])
-    return lambda windows: backbone(torch.cat([crop_pixels(images, w, device, backbone.colours) for w in windows]))
+        cache = frozen
+        return Source(device, lambda w: (cache.load(w),), lambda _, loaded: loaded[0].float(), cache.ensure)
+
+    def compute(windows: Batch, loaded: Tensors) -> Tensor:
+        features: Tensor = backbone(normalised_crops(loaded[0], extents(images, windows), backbone.colours))
+        return features
+
+    return Source(device, lambda windows: (load_crops(images, windows),), compute)
 
 
-def _stack(maps: list[np.ndarray], device: torch.device) -> Tensor:
+def rich_from(
+    device: torch.device, localization: BranchFeatureCache, counting: BranchFeatureCache | None = None
+) -> Source[tuple[Tensor, Tensor | None]]:
+    """The last feature maps of frozen branches, from their caches."""
+    caches = [localization] if counting is None else [localization, counting]
+
+    def compute(_: Batch, loaded: Tensors) -> tuple[Tensor, Tensor | None]:
+        maps = [tensor.permute(0, 3, 1, 2) for tensor in loaded]
+        return maps[0], maps[1] if counting is not None else None
+
+    def ensure(windows: Batch) -> None:
+        for cache in caches:
+            cache.ensure(windows)
+
+    return Source(device, lambda windows: tuple(cache.load(windows) for cache in caches), compute, ensure)
+
+
+def _stack(maps: list[NDArray[np.float32]]) -> Tensor:
     """Maps (h, w) of a batch as (B, 1, h, w)."""
-    return torch.from_numpy(np.stack(maps)[:, None]).to(device)
+    return torch.from_numpy(np.stack(maps)[:, None])
+
+
+@dataclass(frozen=True)
+class _Steps(Generic[MapsT]):
+    """The loss of a batch in two steps: what it reads with its ground truth, then the networks."""
+
+    source: Source[MapsT]
+    target: Callable[[Batch], Tensor]  # (B, 1, h, w) on the CPU
+    loss_of: Callable[[Batch, MapsT, Tensor], Tensor]  # () of the maps that the branch reads, and the target
+
+    def load(self, batch: Batch) -> LoadedBatch:
+        def loss(tensors: Tensors) -> Tensor:
+            return self.loss_of(batch, self.source.compute(batch, tensors[:-1]), tensors[-1])
+
+        return LoadedBatch((*self.source.load(batch), self.target(batch)), loss)
+
+    def task(
+        self,
+        name: str,
+        modules: nn.Module,
+        batches: Callable[[int], Iterator[Batch]],
+        validate: Callable[[], float],
+        pretrained: nn.Module | None = None,
+    ) -> TrainingTask[Batch]:
+        def loss(batch: Batch) -> Tensor:
+            return self.load(batch).compute(self.source.device)
+
+        return TrainingTask(
+            name, modules, batches, loss, validate, pretrained, halves, self.load, self.source.ensure
+        )  # fmt: skip
 
 
 def halves(batch: Batch) -> list[tuple[Batch, float]]:
@@ -149,11 +233,13 @@ def counting_task(
     images, in persons. tiles_of: by which tiles large ones are validated."""
     truth = GroundTruth(data.train, neighbour_count(kernel, data.k))
 
-    def loss(batch: Batch) -> Tensor:
-        density, _ = branch(features(batch))
-        maps = [truth.density(w, branch.output_stride, beta, kernel) for w in batch]
-        return counting_loss(density.float(), _stack(maps, data.device), kind)
+    def target(batch: Batch) -> Tensor:
+        return _stack([truth.density(w, branch.output_stride, beta, kernel) for w in batch])
 
+    def loss_of(_: Batch, maps: Tensor, density: Tensor) -> Tensor:
+        return counting_loss(branch(maps)[0].float(), density, kind)
+
+    steps = _Steps(_source(features, data.device), target, loss_of)
     images = _pieces(data.val, tiles_of)
 
     def validate() -> float:
@@ -170,7 +256,8 @@ def counting_task(
             errors.append(abs(count - len(data.val.heads(i))))
         return float(np.mean(errors))
 
-    return TrainingTask("counting", modules, data.batches("counting", config), loss, validate, pretrained, halves)
+    batches = data.batches("counting", config)
+    return steps.task("counting", modules, batches, validate, pretrained)
 
 
 def localization_task(
@@ -191,21 +278,21 @@ def localization_task(
     train_truth, val_truth = GroundTruth(data.train), GroundTruth(data.val)
     images = _pieces(data.val, tiles_of)
 
-    def loss_of(logits: Tensor, windows: Batch, truth: GroundTruth) -> Tensor:
-        return localization_loss(logits.float(), _stack([truth.labels(w) for w in windows], data.device), gamma)
-
     def piece_loss(piece: _Piece) -> Tensor:
-        return loss_of(piece.cut(branch(val_features([piece.input]))[0]), [piece.window], val_truth)
+        logits = piece.cut(branch(val_features([piece.input]))[0])
+        return localization_loss(logits.float(), _stack([val_truth.labels(piece.window)]).to(data.device), gamma)
 
     def validate() -> float:
         return _mean_loss(images, piece_loss)
 
-    batches = data.batches(name, config)
+    def target(batch: Batch) -> Tensor:
+        return _stack([train_truth.labels(w) for w in batch])
 
-    def loss(batch: Batch) -> Tensor:
-        return loss_of(branch(features(batch))[0], batch, train_truth)
+    def loss_of(_: Batch, maps: Tensor, labels: Tensor) -> Tensor:
+        return localization_loss(branch(maps)[0].float(), labels, gamma)
 
-    return TrainingTask(name, modules, batches, loss, validate, pretrained, halves)
+    steps = _Steps(_source(features, data.device), target, loss_of)
+    return steps.task(name, modules, data.batches(name, config), validate, pretrained)
 
 
 def attention_task(
@@ -230,25 +317,26 @@ def attention_task(
     train_truth, val_truth = GroundTruth(data.train, name=data.names[0]), GroundTruth(data.val, name=data.names[1])
     images = _pieces(data.val, tiles_of)
 
-    def logits_of(windows: Batch, rich_of: RichOf) -> Tensor:
-        with torch.no_grad():
-            localization, counting = rich_of(windows)
-        logits: Tensor = branch(localization, counting)
-        return logits
-
-    def loss_of(logits: Tensor, windows: Batch, truth: GroundTruth) -> Tensor:
-        target = _stack([truth.attention(w, sigma_z) for w in windows], data.device)
-        return attention_loss(logits.float(), target, kind)
-
     def piece_loss(piece: _Piece) -> Tensor:
-        return loss_of(piece.cut(logits_of([piece.input], val_rich)), [piece.window], val_truth)
+        with torch.no_grad():
+            localization, counting = val_rich([piece.input])
+        target = _stack([val_truth.attention(piece.window, sigma_z)]).to(data.device)
+        return attention_loss(piece.cut(branch(localization, counting)).float(), target, kind)
 
     def validate() -> float:
         return _mean_loss(images, piece_loss)
 
-    batches = data.batches(name, config)
+    source = _source(rich, data.device)
 
-    def loss(batch: Batch) -> Tensor:
-        return loss_of(logits_of(batch, rich), batch, train_truth)
+    def compute(windows: Batch, loaded: Tensors) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            return source.compute(windows, loaded)
 
-    return TrainingTask(name, modules, batches, loss, validate, halves=halves)
+    def target(batch: Batch) -> Tensor:
+        return _stack([train_truth.attention(w, sigma_z) for w in batch])
+
+    def loss_of(_: Batch, maps: tuple[Tensor, Tensor | None], attention: Tensor) -> Tensor:
+        return attention_loss(branch(*maps).float(), attention, kind)
+
+    steps = _Steps(replace(source, compute=compute), target, loss_of)
+    return steps.task(name, modules, data.batches(name, config), validate)

@@ -18,11 +18,14 @@ from raz.pipeline.samples import MultiScaleImages
 from raz.pipeline.tasks import (
     Batch,
     RichOf,
+    Source,
+    Tensors,
     TrainingData,
     attention_task,
     counting_task,
     features_from,
     localization_task,
+    rich_from,
     tiles_from,
 )
 from raz.pipeline.training_loop import TrainingTask
@@ -122,17 +125,18 @@ def attention(context: ExecutionContext) -> TrainedStagePlan:
         if rich_bytes(of_localization.images, sizes, mirrors) <= RICH_BYTES:
             maps = context.rich_maps(of_localization, localization, localization_key, images)
             cells = context.rich_maps(of_counting, counting, counting_key, images)
-            return lambda windows: (maps.crops(windows), cells.crops(windows))
-        counting_of, localization_of = (
-            features_from(cache.backbone, cache.images, device, cache) for cache in (of_counting, of_localization)
-        )
+            return rich_from(device, maps, cells)
+        caches = (of_localization,) if of_counting is of_localization else (of_localization, of_counting)
 
-        def compute(windows: Batch) -> tuple[Tensor, Tensor | None]:
-            features = localization_of(windows)
-            same = of_counting is of_localization
-            return localization(features)[1], counting(features if same else counting_of(windows))[1]
+        def compute(_: Batch, loaded: Tensors) -> tuple[Tensor, Tensor | None]:
+            features = [half.float() for half in loaded]
+            return localization(features[0])[1], counting(features[-1])[1]
 
-        return compute
+        def ensure(windows: Batch) -> None:
+            for cache in caches:
+                cache.ensure(windows)
+
+        return Source(device, lambda windows: tuple(cache.load(windows) for cache in caches), compute, ensure)
 
     modules = nn.ModuleDict({"attention": branch})
     task = attention_task(
@@ -225,9 +229,13 @@ def raz_attention(context: ExecutionContext) -> TrainedStagePlan:
         """The branch's last map: cached on disk if it fits RICH_BYTES, else computed for each window."""
         if rich_bytes(cache.images, [(localization.channels, 1)], mirrors) <= RICH_BYTES:
             maps = context.rich_maps(cache, localization, context.keys[Node("raz")].key, images)
-            return lambda windows: (maps.crops(windows), None)
+            return rich_from(context.device, maps)
         features_of = features_from(cache.backbone, cache.images, context.device, cache)
-        return lambda windows: (localization(features_of(windows))[1], None)
+
+        def compute(windows: Batch, loaded: Tensors) -> tuple[Tensor, Tensor | None]:
+            return localization(features_of.compute(windows, loaded))[1], None
+
+        return Source(context.device, features_of.load, compute, features_of.ensure)
 
     task = attention_task(
         data, "raz_attention", modules, branch,

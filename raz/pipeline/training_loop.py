@@ -34,6 +34,22 @@ STATISTICS_BATCHES = 50  # as the authors of the schedule-free optimizers advise
 
 
 @dataclass(frozen=True)
+class LoadedBatch:
+    """A batch in the machine's memory, ready to be copied to the device."""
+
+    tensors: tuple[Tensor, ...]  # on the CPU
+    loss: Callable[[tuple[Tensor, ...]], Tensor]  # () of these tensors on the device
+
+    def pinned(self) -> LoadedBatch:
+        """The same batch in memory from which a GPU copies while the CPU goes on."""
+        return replace(self, tensors=tuple(tensor.pin_memory() for tensor in self.tensors))
+
+    def compute(self, device: torch.device) -> Tensor:
+        """The batch's loss."""
+        return self.loss(tuple(tensor.to(device, non_blocking=True) for tensor in self.tensors))
+
+
+@dataclass(frozen=True)
 class TrainingTask(Generic[BatchT]):
     """What the loop trains: modules, batches, loss and validation of a stage."""
 
@@ -45,6 +61,8 @@ class TrainingTask(Generic[BatchT]):
     pretrained: nn.Module | None = None  # the part of `modules` that learns at `backbone_lr`
     # The two halves of a batch, each with its share of the batch's loss; the batch itself where it has one item.
     halves: Callable[[BatchT], Sequence[tuple[BatchT, float]]] | None = None
+    load: Callable[[BatchT], LoadedBatch] | None = None  # `loss` in two steps; missing: in one
+    ensure: Callable[[BatchT], None] | None = None  # compute on the device, and keep, what `load` would compute there
 
 
 CurvePoint: TypeAlias = dict[str, float]

@@ -93,7 +93,7 @@ def test_a_tensor_left_on_the_cpu_is_noticed() -> None:
         task = fake_task("localization", configured("tiny"))
         window = next(iter(task.batches(1)))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("raz.pipeline.tasks._stack", lambda maps, device: torch.zeros(2, 1, 48, 48, device="cpu"))
+            patch.setattr(training_loop.LoadedBatch, "compute", lambda self, device: self.loss(self.tensors))
             with pytest.raises(RuntimeError, match="device"):
                 task.loss(window)
 
