@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from raz.data import custom, jhu, nwpu, shanghaitech, toy, ucf, worldexpo
+from raz.data import custom, image_memo, jhu, nwpu, shanghaitech, toy, ucf, worldexpo
 from raz.data.contract import SPLITS, Dataset, Reader, Sample, ScannedSample, ScanResult, Split
 from raz.data.frames import Frames
 from raz.data.splits import find_leaks, split_validation
@@ -138,7 +138,8 @@ def _folder_stamp(folder: Path | None) -> str:
 
 
 def _open(name: str, reader: Reader, folder: Path | None, leaks: Literal["drop", "keep"]) -> Dataset:
-    result = reader.scan(folder)
+    with image_memo.remembered(folder):
+        result = reader.scan(folder)
     raise_all(result.faults)
     warnings = list(result.warnings)
     samples: dict[Split, tuple[ScannedSample, ...]] = dict(result.samples)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from raz.data import image_memo
 from raz.data.contract import Heads, Pixels, Sample, ScannedSample, ScanResult, Sizes, Split
+from raz.data.image_memo import KnownImage
 from raz.data.images import SUFFIXES, decode, size_of
 from raz.data.region import OUTSIDE_COLOUR, Polygon, in_polygon, mask
 from raz.errors import RazError, RazErrorGroup
@@ -217,13 +219,6 @@ def read_pairs(pairs: Sequence[Pair], parse: ParseAnnotation, builder: ScanBuild
 def _read_one(pair: Pair, parse: ParseAnnotation, scenes: dict[str, str]) -> tuple[ScannedSample, tuple[str, ...]]:
     """The sample of a pair, and its annotation's notes. Raises RazErrorGroup."""
     faults: list[RazError] = []
-    image_bytes = _read_bytes(pair.picture, faults)
-    size: tuple[int, int] | None = None
-    if image_bytes is not None:
-        try:
-            size = size_of(image_bytes, str(pair.picture))
-        except RazError as error:
-            faults.append(error)
     annotation, label_digest = pair.annotation, b""
     if pair.annotation is not None:
         label_digest = hashlib.sha256(np.ascontiguousarray(pair.annotation.heads).tobytes()).digest()
@@ -235,28 +230,50 @@ def _read_one(pair: Pair, parse: ParseAnnotation, scenes: dict[str, str]) -> tup
                 annotation = parse(label_bytes, str(pair.label))
             except RazError as error:
                 faults += error.faults if isinstance(error, RazErrorGroup) else (error,)
-    if faults or image_bytes is None or size is None or annotation is None:
+    of_image: list[RazError] = []
+    image = _image(pair, label_digest, of_image)
+    faults = of_image + faults
+    if faults or image is None or annotation is None:
         raise RazErrorGroup(faults)
-    height, width = size
+    height, width = image.height, image.width
     x, y = annotation.heads[:, 0], annotation.heads[:, 1]
     within = (x >= 0) & (x < width) & (y >= 0) & (y < height) & in_polygon(pair.region, annotation.heads)  # (27)
-    image_digest = hashlib.sha256(image_bytes).hexdigest()
-    digest = hashlib.sha256(image_bytes)
-    digest.update(label_digest)
-    if pair.region or pair.part:
-        digest.update(repr((pair.region, pair.part)).encode())
     item = Sample(
         id=pair.id,
-        scene=scenes.setdefault(image_digest, pair.scene or pair.id),
-        load_pixels=partial(load_pixels, pair.picture, image_digest, pair.region),
+        scene=scenes.setdefault(image.image_digest, pair.scene or pair.id),
+        load_pixels=partial(load_pixels, pair.picture, image.image_digest, pair.region),
         load_heads=annotation.heads[within].copy,
-        digest=digest.hexdigest(),
+        digest=image.digest,
         region=pair.region,
         part=pair.part,
         load_sizes=annotation.sizes[within].copy if annotation.sizes is not None else None,
-        size=size,
+        size=(height, width),
     )
-    return ScannedSample(item, image_digest, int(len(annotation.heads) - within.sum())), annotation.notes
+    return ScannedSample(item, image.image_digest, int(len(annotation.heads) - within.sum())), annotation.notes
+
+
+def _image(pair: Pair, label_digest: bytes, faults: list[RazError]) -> KnownImage | None:
+    """Digests and size of a pair's image, as this machine remembers them or from the file; None after a fault."""
+    rest = label_digest + (repr((pair.region, pair.part)).encode() if pair.region or pair.part else b"")
+    name, memo = hashlib.sha256(rest).hexdigest(), image_memo.current()
+    if memo is not None and (known := memo.get(pair.picture, name)):
+        return known
+    stamp = image_memo.stamp_of(pair.picture)
+    data = _read_bytes(pair.picture, faults)
+    if data is None:
+        return None
+    try:
+        height, width = size_of(data, str(pair.picture))
+    except RazError as error:
+        faults.append(error)
+        return None
+    digest = hashlib.sha256(data)
+    image_digest = digest.hexdigest()
+    digest.update(rest)
+    image = KnownImage(image_digest, digest.hexdigest(), height, width)
+    if memo is not None:
+        memo.put(pair.picture, name, stamp, image)
+    return image
 
 
 def _read_bytes(path: Path, faults: list[RazError]) -> bytes | None:
