@@ -19,8 +19,9 @@ from raz.config import PRESETS, TrainConfig, configure
 from raz.errors import RazError
 from raz.paper.losses import counting_loss
 from raz.pipeline.backbones import build_backbone
+from raz.pipeline.checkpoint import Checkpoint
 from raz.pipeline.samples import Window, crop_pixels, draw_windows
-from raz.pipeline.training_loop import Checkpoint, TrainedChain, TrainingTask, _optimizer, _parameter_groups, train
+from raz.pipeline.training_loop import TrainedChain, TrainingTask, _optimizer, _parameter_groups, train
 from raz.pipeline.trial import run_trial
 from tests.crowds import write_crowd
 from tests.test_backbones import free, micro

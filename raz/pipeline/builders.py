@@ -96,9 +96,11 @@ def raz_attention_from(main: AttentionBranch, localization_channels: int, config
 
 
 def to_channels_last(backbone: BackboneConfig, *modules: nn.Module) -> None:
-    """Use the channels_last memory layout for a narrow VGG-16 and for the networks of timm, and their branches."""
-    if backbone.name != PAPER_BACKBONE or backbone.width <= NARROW:
-        for module in modules:
+    """Use the channels_last memory layout for a narrow VGG-16 and for the networks of timm, and their branches; on a
+    GPU for all, whose matrix units work in it."""
+    for module in modules:
+        on_gpu = any(parameter.is_cuda for parameter in module.parameters())
+        if on_gpu or backbone.name != PAPER_BACKBONE or backbone.width <= NARROW:
             module.to(memory_format=torch.channels_last)
 
 

@@ -37,6 +37,13 @@ def hardware() -> Device:
     return Device(torch.cuda.get_device_name(), torch.cuda.get_device_properties(on).total_memory)
 
 
+def half_precision() -> torch.dtype:
+    """The format of mixed precision on the GPU: bfloat16 where it has that, else float16, which needs a scaler."""
+    import torch
+
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
 def hide_gpus() -> None:
     """Let this process, and those that it starts, compute on the CPU alone. Call it before torch uses a GPU."""
     os.environ[VISIBLE] = ""

@@ -229,7 +229,8 @@ def _load_or_compute(path: Path, shape: tuple[int, ...], compute: Callable[[], I
         mapped = _mapped(path, shape)
     if mapped is not None:
         return mapped
-    with torch.inference_mode():
+    # In full precision, whoever asks first: the file serves trials with and without mixed precision.
+    with torch.inference_mode(), torch.autocast("cuda", enabled=False):
         pieces = compute()
         first = next(pieces)  # before there is a file, which a killed process would leave
         with atomic_write(path) as temporary, temporary.open("wb") as file:

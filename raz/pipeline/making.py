@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.torch import save
 
 from raz.pipeline.backbones import weights_record
+from raz.pipeline.checkpoint import Checkpoint, CurvePoint
 from raz.pipeline.context import MEMO, ExecutionContext, network_context
 from raz.pipeline.device import release_device_memory
 from raz.pipeline.device_memory import FULL, BatchTooLarge
@@ -20,7 +21,7 @@ from raz.pipeline.graph import Node, chain_key
 from raz.pipeline.predict_stages import PREDICTORS
 from raz.pipeline.stage_context import TrialState
 from raz.pipeline.train_stages import PLANS
-from raz.pipeline.training_loop import Checkpoint, CurvePoint, TrainedChain, snapshot, train
+from raz.pipeline.training_loop import TrainedChain, snapshot, train
 from raz.store.cache import Artifact, StageKey, write_json
 from raz.store.lease import Lease
 from raz.store.manifest import Manifest

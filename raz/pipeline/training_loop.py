@@ -6,16 +6,14 @@ and later ten more give the same weights as twenty at once, also when a process 
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import time
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any, Generic, NotRequired, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from schedulefree import AdamWScheduleFree
@@ -23,11 +21,11 @@ from torch import Tensor, nn
 
 from raz.config import TrainConfig
 from raz.errors import TrialFailure
+from raz.pipeline.checkpoint import ChainState, Checkpoint, CheckpointWriter, CurvePoint
+from raz.pipeline.device import half_precision
 from raz.pipeline.device_memory import WHOLE_IMAGES, full_memory_as_failure, step_memory
 from raz.pipeline.events import Progress, TrialPruned
-from raz.store.late_view import exists_announced
-from raz.store.lease import ATTEMPT, Lease
-from raz.store.s3_tier import S3Tier
+from raz.pipeline.prefetch import prefetched
 
 BatchT = TypeVar("BatchT")
 STATISTICS_BATCHES = 50  # as the authors of the schedule-free optimizers advise
@@ -65,29 +63,6 @@ class TrainingTask(Generic[BatchT]):
     ensure: Callable[[BatchT], None] | None = None  # compute on the device, and keep, what `load` would compute there
 
 
-CurvePoint: TypeAlias = dict[str, float]
-"""One epoch of a learning curve, as curve.json stores it: `epoch` from 1, `loss` (mean over the batches), `value`
-(validation value), `rate` (learning rate after the epoch), `seconds`."""
-
-
-class ChainState(TypedDict):
-    """The state of a chain after an epoch, as its checkpoint stores it."""
-
-    epoch: int  # epochs that are done
-    updates: int  # optimizer steps that are done
-    best_value: float
-    best_epoch: int
-    best: dict[str, Tensor]  # weights at the best epoch
-    since_best: int  # epochs without a better value
-    since_drop: int  # the same count, but from 0 when the learning rate is halved
-    stopped: bool  # whether training stopped early
-    curve: list[CurvePoint]
-    average: dict[str, Tensor]  # moving average of the weights; empty where it is off
-    modules: NotRequired[dict[str, Tensor]]  # these three are missing before the first epoch
-    optimizer: NotRequired[dict[str, object]]
-    scaler: NotRequired[dict[str, object]]
-
-
 @dataclass(frozen=True)
 class TrainedChain:
     """The best weights of a chain and its learning curve."""
@@ -96,77 +71,6 @@ class TrainedChain:
     best_epoch: int
     best_value: float
     curve: list[CurvePoint]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The file of a chain's state. With a lease, the file is replaced only while the lease is held. With a tier, the
-    state is also written to the bucket, where other machines find it."""
-
-    path: Path
-    lease: Lease | None = None
-    tier: S3Tier | None = None
-
-    def truncated(self, epochs: int) -> Checkpoint:
-        """The checkpoint of a run of `epochs` epochs, next to that of a chain with more epochs."""
-        return replace(self, path=self.path.with_name(f"{self.path.stem}-upto-{epochs}{self.path.suffix}"))
-
-    def load(self, device: torch.device) -> ChainState | None:
-        """The state with the most epochs, from the file or the bucket, whichever device it was trained on. None if
-        there is none, or it is damaged: training then starts from the beginning.
-
-        `best` and `average` are on `device`. The rest stays on the CPU: `load_state_dict` moves what goes with the
-        weights, and an optimizer reads its counters of steps there without waiting for the device.
-        """
-        state = self._load_file()
-        stored = self.tier.load(self._name) if self.tier is not None else None
-        if stored is not None:
-            remote: ChainState = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-            if state is None or remote["epoch"] > state["epoch"]:
-                state = remote
-        if state is not None:
-            for weights in (state["best"], state["average"]):
-                weights.update({name: value.to(device) for name, value in weights.items()})
-        return state
-
-    def _load_file(self) -> ChainState | None:
-        lost = self.lease is not None and self.lease.from_lost_machine
-        if not exists_announced(self.path, announced=lost):
-            return None
-        try:
-            state: ChainState = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises the errors of its readers: zip, pickle, EOF, runtime errors
-            if isinstance(error, MemoryError):
-                raise
-            self._move(self.path, self.path.with_name(f"{self.path.name}.damaged"))
-            return None
-        return state if isinstance(state, dict) and "epoch" in state else None
-
-    def save(self, state: ChainState) -> None:
-        """Write the state to a temporary file and rename it. Raises LeaseLost when another process trains the chain
-        now, OSError where it cannot be written."""
-        folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"{ATTEMPT}{uuid.uuid4().hex}.pt"
-        temporary = self.lease.temp_path(folder, ".pt") if self.lease else folder / name
-        try:
-            # Through memory: torch's own writer raises a RuntimeError without the reason when the disk is full.
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            temporary.write_bytes(buffer.getbuffer())
-            self._move(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if self.tier is not None:
-            self.tier.save(self._name, buffer.getvalue())
-
-    @property
-    def _name(self) -> str:
-        assert self.tier is not None
-        return self.path.relative_to(self.tier.store).as_posix()
-
-    def _move(self, source: Path, target: Path) -> None:
-        (self.lease.commit if self.lease else os.replace)(source, target)
 
 
 def train(
@@ -188,9 +92,10 @@ def train(
     Raises TrialPruned when `progress` stops, TrialFailure with reason `nan` when the loss or the validation value is
     not finite, `oom` when the device's memory runs out; BatchTooLarge where halves may fit.
     """
-    optimizer = _optimizer(task, config)
-    amp = config.amp and device.type == "cuda"
-    scaler = torch.amp.GradScaler(device.type, enabled=amp)
+    on_gpu = device.type == "cuda"
+    optimizer = _optimizer(task, config, on_gpu=on_gpu)
+    half = half_precision() if config.amp and on_gpu else None
+    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     state = checkpoint.load(device)
     if state is not None and state["epoch"] > config.epochs and state["best_epoch"] > config.epochs:
         # The chain has more epochs, and its best weights are of a later one: train a chain of its own.
@@ -204,7 +109,7 @@ def train(
         }  # fmt: skip
     else:
         task.modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
+        _load_optimizer(optimizer, state["optimizer"])
         if state["scaler"]:  # empty after epochs without mixed precision; a scaler that is off ignores it
             scaler.load_state_dict(state["scaler"])
     for past in state["curve"][: config.epochs]:
@@ -212,73 +117,156 @@ def train(
             raise TrialPruned(int(past["epoch"]), past["value"])
 
     parameters = [p for p in task.modules.parameters() if p.requires_grad]
-    while state["epoch"] < config.epochs and not state["stopped"]:
-        start = time.monotonic()
-        epoch = state["epoch"] + 1
-        task.modules.train()
-        _switch(optimizer, training=True)
-        halvable = task.halves is not None and not _learned_statistics(task.modules)
-        total, count = 0.0, 0
-        with step_memory(task.name, epoch, config, halvable=halvable, halved=halved):
-            for batch in task.batches(epoch):
-                optimizer.zero_grad(set_to_none=True)
-                value = _add_gradients(task, batch, scaler, device, amp=amp, halved=halved)
-                if not math.isfinite(value):
-                    raise _divergence_error(task.name, epoch, f"the loss is {value}")
-                if config.clip:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(parameters, config.clip)
-                scaler.step(optimizer)
-                scaler.update()
-                state["updates"] += 1
-                if config.average:
-                    _update_ema(state["average"], task.modules, config.average, state["updates"])
-                total, count = total + value, count + 1
-            _switch(optimizer, training=False)  # from here on the modules hold the weights that are evaluated and kept
-            if isinstance(optimizer, AdamWScheduleFree):
-                _measure_statistics(task, epoch)
-        with full_memory_as_failure(f"stage {task.name}, validation after epoch {epoch}", WHOLE_IMAGES):
-            value = _validated(task, state["average"])
-        if not math.isfinite(value):
-            raise _divergence_error(task.name, epoch, f"the validation value is {value}")
-        _update_best_and_schedule(state, config, optimizer, task.modules, value)
-        state["epoch"] = epoch
-        point: CurvePoint = {
-            "epoch": epoch, "loss": total / max(1, count), "value": value,
-            "rate": optimizer.param_groups[0]["lr"], "seconds": time.monotonic() - start,
-        }  # fmt: skip
-        state["curve"].append(point)
-        checkpoint.save(
-            {
-                **state,
-                "modules": task.modules.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-            }
-        )
-        if on_point is not None:
-            on_point(point)
-        if progress is not None and progress(epoch, value):
-            raise TrialPruned(epoch, value)
+    with CheckpointWriter.after(checkpoint, state) as writer:
+        while state["epoch"] < config.epochs and not state["stopped"]:
+            start = time.monotonic()
+            epoch = state["epoch"] + 1
+            task.modules.train()
+            _switch(optimizer, training=True)
+            halvable = task.halves is not None and not _learned_statistics(task.modules)
+            losses = EpochLosses(task.name, epoch, late=on_gpu)
+            with (
+                step_memory(task.name, epoch, config, halvable=halvable, halved=halved),
+                _searched_convolutions(on_gpu and config.crop > 0),
+            ):
+                with _batches(task, epoch, device, halved=halved, ahead=on_gpu) as batches:
+                    for parts in batches:
+                        optimizer.zero_grad(set_to_none=True)
+                        losses.add(_add_gradients(parts, scaler, _autocast(device, half), losses.late))
+                        if config.clip:
+                            scaler.unscale_(optimizer)
+                            nn.utils.clip_grad_norm_(parameters, config.clip)
+                        scaler.step(optimizer)
+                        scaler.update()
+                        state["updates"] += 1
+                        if config.average:
+                            _update_ema(state["average"], task.modules, config.average, state["updates"])
+                total, count = losses.total()
+                _switch(optimizer, training=False)  # from here on the modules hold the weights that are kept
+                if isinstance(optimizer, AdamWScheduleFree):
+                    _measure_statistics(task, epoch)
+            with full_memory_as_failure(f"stage {task.name}, validation after epoch {epoch}", WHOLE_IMAGES):
+                value = _validated(task, state["average"], _autocast(device, half))
+            if not math.isfinite(value):
+                raise _divergence_error(task.name, epoch, f"the validation value is {value}")
+            _update_best_and_schedule(state, config, optimizer, task.modules, value)
+            state["epoch"] = epoch
+            point: CurvePoint = {
+                "epoch": epoch, "loss": total / max(1, count), "value": value,
+                "rate": optimizer.param_groups[0]["lr"], "seconds": time.monotonic() - start,
+            }  # fmt: skip
+            state["curve"].append(point)
+            writer.write(
+                {
+                    **state,
+                    "modules": task.modules.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                }
+            )
+            if on_point is not None:
+                on_point(point)
+            if progress is not None and progress(epoch, value):
+                writer.wait()
+                raise TrialPruned(epoch, value)
     return TrainedChain(state["best"], state["best_epoch"], state["best_value"], state["curve"][: config.epochs])
 
 
+Parts = list[tuple[Callable[[], Tensor], float]]
+"""The parts of a batch: the loss of each, and its share in the batch's."""
+
+
+@contextmanager
+def _batches(
+    task: TrainingTask[BatchT], epoch: int, device: torch.device, *, halved: bool, ahead: bool
+) -> Iterator[Iterator[Parts]]:
+    """The batches of an epoch. ahead: loaded by a thread while the device computes, where the task can; they get onto
+    the device one at a time, when their loss is computed."""
+
+    def split(batch: BatchT) -> Sequence[tuple[BatchT, float]]:
+        return task.halves(batch) if halved and task.halves is not None else [(batch, 1.0)]
+
+    load = task.load
+    if load is None or not ahead:
+        yield ([(partial(task.loss, part), share) for part, share in split(batch)] for batch in task.batches(epoch))
+        return
+    if task.ensure is not None:  # here, so that nothing but the loop computes on the device
+        for batch in task.batches(epoch):
+            task.ensure(batch)
+
+    def loaded(part: BatchT) -> LoadedBatch:
+        out = load(part)
+        return out.pinned() if device.type == "cuda" else out
+
+    items = ([(loaded(part), share) for part, share in split(batch)] for batch in task.batches(epoch))
+    with prefetched(items) as ready:
+        yield ([(partial(part.compute, device), share) for part, share in parts] for parts in ready)
+
+
+class EpochLosses:
+    """The losses of an epoch's steps. On a CPU each is read at once; `late`: all at the end of the epoch, since reading
+    one waits until a GPU has computed it."""
+
+    def __init__(self, stage: str, epoch: int, *, late: bool) -> None:
+        self.stage, self.epoch, self.late = stage, epoch, late
+        self._total, self._count = 0.0, 0
+        self._unread: list[list[tuple[Tensor, float]]] = []
+
+    def add(self, parts: list[tuple[Tensor, float]]) -> None:
+        """The losses of a step's parts, and their shares. Raises TrialFailure for one that is not finite, or later."""
+        self._unread.append(parts)
+        if not self.late:
+            self._read()
+
+    def total(self) -> tuple[float, int]:
+        """The sum over the steps, and their number. Raises TrialFailure where a loss is not finite."""
+        self._read()
+        return self._total, self._count
+
+    def _read(self) -> None:
+        if not self._unread:
+            return
+        values = iter(torch.stack([loss for parts in self._unread for loss, _ in parts]).tolist())
+        for parts in self._unread:
+            step = 0.0
+            for (_, share), value in zip(parts, values, strict=False):  # `values` goes on with the next step
+                step += share * value
+            self._count += 1
+            if not math.isfinite(step):
+                raise _divergence_error(self.stage, self.epoch, f"the loss is {step} at step {self._count}")
+            self._total += step
+        self._unread = []
+
+
+def _autocast(device: torch.device, half: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype=half, enabled=half is not None)
+
+
+@contextmanager
+def _searched_convolutions(on: bool) -> Iterator[None]:
+    """Let cuDNN try its algorithms on each size of input, which pays where there are few."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def _add_gradients(
-    task: TrainingTask[BatchT], batch: BatchT, scaler: torch.amp.GradScaler, device: torch.device, *, amp: bool,
-    halved: bool,
-) -> float:  # fmt: skip
-    """Add the scaled gradients of a batch's loss, and return that loss. Of one that is not finite none are taken."""
-    parts = task.halves(batch) if halved and task.halves is not None else [(batch, 1.0)]
-    total = 0.0
-    for part, share in parts:
-        with torch.autocast(device.type, dtype=torch.float16, enabled=amp):
-            loss = task.loss(part)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            return value
+    parts: Parts, scaler: torch.amp.GradScaler, autocast: torch.autocast, late: bool
+) -> list[tuple[Tensor, float]]:
+    """Add the scaled gradients of a batch's loss, and return the losses of its parts with their shares. Of one that is
+    not finite none are taken, unless losses are read late."""
+    losses = []
+    for loss_of, share in parts:
+        with autocast:
+            loss = loss_of()
+        losses.append((loss.detach(), share))
+        if not late and not math.isfinite(float(loss.detach())):
+            return losses
         scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-        total += share * value
-    return total
+    return losses
 
 
 def _learned_statistics(modules: nn.Module) -> list[nn.BatchNorm2d]:
@@ -286,17 +274,28 @@ def _learned_statistics(modules: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in modules.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
 
 
-def _optimizer(task: TrainingTask[BatchT], config: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(task: TrainingTask[BatchT], config: TrainConfig, *, on_gpu: bool = False) -> torch.optim.Optimizer:
+    """The optimizer of a stage; on a GPU in few large steps instead of many small ones."""
+    fused = True if on_gpu else None
     groups = _parameter_groups(task, config)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     if config.optimizer == "schedule-free":
         free: torch.optim.Optimizer = AdamWScheduleFree(
             groups, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, warmup_steps=config.warmup,
-            foreach=False,
+            foreach=on_gpu,
         )  # fmt: skip
         return free
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state that may be of another kind of device. How steps are taken is this device's matter."""
+    for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        saved.update({name: own[name] for name in ("fused", "foreach") if name in own})
+    optimizer.load_state_dict(state)
 
 
 def _parameter_groups(task: TrainingTask[BatchT], config: TrainConfig) -> list[dict[str, Any]]:
@@ -348,14 +347,14 @@ def _update_ema(average: dict[str, Tensor], modules: nn.Module, decay: float, up
                 average[name].copy_(value)
 
 
-def _validated(task: TrainingTask[BatchT], average: dict[str, Tensor]) -> float:
+def _validated(task: TrainingTask[BatchT], average: dict[str, Tensor], autocast: torch.autocast) -> float:
     """The validation value, of the averaged weights where averaging is on."""
     task.modules.eval()
     current = snapshot(task.modules) if average else {}
     if average:
         task.modules.load_state_dict(average)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast:
             return task.validate()
     finally:
         if current:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from raz.config import TrainConfig, TrialConfig
 from raz.data.contract import SPLITS
+from raz.pipeline.checkpoint import ChainState, Checkpoint
 from raz.pipeline.context import network_context
 from raz.pipeline.graph import STAGES, TRAINED, Node
 from raz.pipeline.predict_stages import PREDICTORS
@@ -23,7 +24,7 @@ from raz.pipeline.scoring import Scores
 from raz.pipeline.stage_context import TrialState
 from raz.pipeline.tasks import Batch
 from raz.pipeline.train_stages import PLANS
-from raz.pipeline.training_loop import Checkpoint, TrainingTask, train
+from raz.pipeline.training_loop import TrainingTask, train
 from tests.golden import given
 
 FILE = Path(__file__).with_name("outputs.json")
@@ -226,16 +227,19 @@ def loop_task() -> TrainingTask:
 
 def loop_outputs(folder: Path, optimizer: str) -> Values:
     """Weights, rate and best of a whole run that stops by itself."""
-    checkpoint = Checkpoint(folder / "checkpoint.pt")
-    task = loop_task()
     rows = []
 
-    def heard(point: Mapping[str, float]) -> None:
-        state = checkpoint.load(CPU)
-        assert state is not None
-        rows.append([point["rate"], *state["modules"]["w"].tolist(), *state["average"]["w"].tolist()])
+    class Heard(Checkpoint):
+        def save(self, state: ChainState, best_file: str = "") -> str:
+            name = super().save(state, best_file)
+            kept = self.load(CPU)
+            assert kept is not None
+            rate = kept["curve"][-1]["rate"]
+            rows.append([rate, *kept["modules"]["w"].tolist(), *kept["average"]["w"].tolist()])
+            return name
 
-    done = train(task, replace(LOOP, optimizer=optimizer), checkpoint, CPU, on_point=heard)  # type: ignore[arg-type]
+    checkpoint = Heard(folder / "checkpoint.pt")
+    done = train(loop_task(), replace(LOOP, optimizer=optimizer), checkpoint, CPU)  # type: ignore[arg-type]
     return {
         "epochs": [int(point["epoch"]) for point in done.curve],
         "rate": [row[0] for row in rows], "weights": [row[1:4] for row in rows],

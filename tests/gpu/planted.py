@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raz.config import PRESETS, TrainConfig, TrialConfig, configure
 from raz.pipeline import training_loop
+from raz.pipeline.checkpoint import Checkpoint
 from raz.pipeline.context import ExecutionContext, network_context
 from raz.pipeline.feature_cache import Candidates
 from raz.pipeline.graph import TRAINED, Node
@@ -25,7 +26,7 @@ from raz.pipeline.inference import FeatureLru
 from raz.pipeline.stage_context import TrialState
 from raz.pipeline.tasks import Batch
 from raz.pipeline.train_stages import PLANS, TrainedStagePlan
-from raz.pipeline.training_loop import Checkpoint, TrainingTask, snapshot, train
+from raz.pipeline.training_loop import TrainingTask, snapshot, train
 from tests.golden import given
 
 CPU = torch.device("cpu")

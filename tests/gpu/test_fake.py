@@ -17,6 +17,7 @@ from raz.config import PRESETS, TrainConfig, TrialConfig
 from raz.data.frames import Frames
 from raz.pipeline import builders, training_loop
 from raz.pipeline.backbones import build_backbone
+from raz.pipeline.checkpoint import Checkpoint
 from raz.pipeline.graph import TRAINED
 from raz.pipeline.keys import open_cached
 from raz.pipeline.tasks import (
@@ -27,7 +28,7 @@ from raz.pipeline.tasks import (
     features_from,
     localization_task,
 )
-from raz.pipeline.training_loop import Checkpoint, TrainingTask, train
+from raz.pipeline.training_loop import TrainingTask, train
 from tests.golden import given
 from tests.gpu.planted import CPU, Planted, configured, distance, planted, training_task
 
@@ -186,3 +187,88 @@ def test_only_weights_are_loaded_onto_the_device(tmp_path: Path) -> None:
     assert {v.device for name in ("best", "average") for v in state[name].values()} == {GPU}  # type: ignore[literal-required]
     kept = [v for of in state["optimizer"]["state"].values() for v in of.values()]  # type: ignore[attr-defined]
     assert {v.device for v in kept} == {CPU}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "schedule-free"])
+@pytest.mark.parametrize("to_gpu", [False, True])
+def test_how_steps_are_taken_is_the_devices_matter(name: Any, to_gpu: bool) -> None:
+    """A checkpoint names how the other device took them. Fused steps work on a CPU too, with other last bits."""
+    settings = TrainConfig(optimizer=name, lr=0.125, momentum=0.5, weight_decay=0.0)
+    task, other = one_weight(), one_weight()
+    first = training_loop._optimizer(task, settings, on_gpu=not to_gpu)
+    second = training_loop._optimizer(other, settings, on_gpu=to_gpu)
+    plain = [dict(group) for group in training_loop._optimizer(other, settings, on_gpu=to_gpu).param_groups]
+    training_loop._switch(first, training=True)
+    task.loss(0.5).backward()
+    first.step()
+    training_loop._load_optimizer(second, first.state_dict())
+    for group, wanted in zip(second.param_groups, plain, strict=True):
+        for key in ("fused", "foreach"):
+            assert group.get(key) == wanted.get(key)
+    assert any(group.get("fused") or group.get("foreach") for group in second.param_groups) == to_gpu
+    kept = {key: value for of in second.state.values() for key, value in of.items() if isinstance(value, Tensor)}
+    for key, value in kept.items():
+        assert value.equal(next(iter(first.state.values()))[key])
+
+
+@pytest.mark.parametrize(("native", "half", "scaled"), [(True, torch.bfloat16, False), (False, torch.float16, True)])
+def test_mixed_precision_takes_a_scaler_for_float16_alone(
+    native: bool, half: torch.dtype, scaled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps and validation; a device that says `cuda` and is the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    asked: list[tuple[torch.dtype | None, bool]] = []
+    scalers: list[bool] = []
+
+    class Autocast:
+        def __init__(self, device: str, dtype: torch.dtype | None, enabled: bool) -> None:
+            self.given = dtype, enabled
+
+        def __enter__(self) -> None:
+            asked.append(self.given)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def scaler(device: str, enabled: bool) -> torch.amp.GradScaler:
+        scalers.append(enabled)
+        return OF_A_CPU("cpu", enabled=enabled)
+
+    monkeypatch.setattr(training_loop.torch, "autocast", Autocast)
+    monkeypatch.setattr(training_loop.torch.amp, "GradScaler", scaler)
+    monkeypatch.setattr(Checkpoint, "load", lambda self, device: None)
+
+    class Device:
+        type = "cuda"
+
+    for amp in (True, False):
+        asked.clear()
+        settings = TrainConfig(epochs=1, lr=0.125, clip=0.0, amp=amp)
+        device: Any = Device()
+        train(one_weight(), settings, Checkpoint(tmp_path / f"{amp}.pt"), device)
+        assert asked == [(half if amp else None, amp)] * 4, "three steps, one validation"
+    assert scalers == [scaled, False]
+
+
+@pytest.mark.parametrize("crop", [0, 64])
+def test_convolutions_are_searched_for_crops_of_one_size_alone(crop: int) -> None:
+    before = torch.backends.cudnn.benchmark
+
+    def fail() -> None:
+        with training_loop._searched_convolutions(crop > 0):
+            assert torch.backends.cudnn.benchmark == (before or crop > 0)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert torch.backends.cudnn.benchmark == before
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_wide_networks_are_channels_last_on_a_gpu(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for: a module of fake tensors cannot be changed."""
+    asked: list[torch.memory_format] = []
+    monkeypatch.setattr(nn.Conv2d, "to", lambda self, memory_format: asked.append(memory_format))
+    with FakeTensorMode(), device:
+        builders.to_channels_last(PRESETS["paper"].backbone, nn.Conv2d(8, 8, 3))
+    assert asked == ([torch.channels_last] if device == GPU else [])

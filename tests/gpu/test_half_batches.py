@@ -22,13 +22,14 @@ from raz.config import TrainConfig
 from raz.errors import FailureReason, TrialFailure
 from raz.paper.losses import attention_loss, counting_loss, localization_loss
 from raz.pipeline import making, training_loop
+from raz.pipeline.checkpoint import Checkpoint
 from raz.pipeline.device_memory import BatchTooLarge
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import TRAINED
 from raz.pipeline.inference import FeatureLru
 from raz.pipeline.tasks import Batch, halves
 from raz.pipeline.train_stages import PLANS, TrainedStagePlan
-from raz.pipeline.training_loop import Checkpoint, TrainingTask, train
+from raz.pipeline.training_loop import TrainingTask, train
 from raz.pipeline.trial import run_trial
 from raz.store.paths import StorePaths
 from tests.golden import given
@@ -61,8 +62,14 @@ def gradients(task: TrainingTask[Batch], batch: Batch, *, halved: bool) -> tuple
     """Loss and gradients of a batch as the loop takes them."""
     task.modules.zero_grad()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    loss = training_loop._add_gradients(task, batch, scaler, CPU, amp=False, halved=halved)
-    return loss, {n: p.grad.double().clone() for n, p in task.modules.named_parameters() if p.grad is not None}
+    losses = training_loop.EpochLosses(task.name, 1, late=False)
+    one = replace(task, batches=lambda epoch: [batch])
+    with training_loop._batches(one, 1, CPU, halved=halved, ahead=False) as batches:
+        for parts in batches:
+            losses.add(training_loop._add_gradients(parts, scaler, training_loop._autocast(CPU, None), late=False))
+    return losses.total()[0], {
+        n: p.grad.double().clone() for n, p in task.modules.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,14 +22,16 @@ import torch
 
 from raz.config import TrainConfig
 from raz.errors import FailureReason, TrialFailure
+from raz.pipeline import training_loop
+from raz.pipeline.checkpoint import Checkpoint
 from raz.pipeline.context import MEMO, network_context
-from raz.pipeline.device import release_device_memory
+from raz.pipeline.device import half_precision, release_device_memory
 from raz.pipeline.events import StageEvent
 from raz.pipeline.graph import TRAINED, Node
 from raz.pipeline.inference import FeatureLru
 from raz.pipeline.predict_stages import PREDICTORS
 from raz.pipeline.stage_context import TrialState
-from raz.pipeline.training_loop import Checkpoint, TrainedChain, train
+from raz.pipeline.training_loop import TrainedChain, train
 from raz.pipeline.trial import build_stages, forget_failures, run_trial
 from raz.store.cache import StageCache
 from tests.golden import given
@@ -97,14 +100,15 @@ def test_a_step_is_that_of_the_cpu(stage: str, reference: Reference, tmp_path: P
 @pytest.mark.parametrize("amp", [False, True], ids=["ten_bits", "half_precision"])
 @pytest.mark.parametrize("stage", TRAINED)
 def test_a_step_of_few_bits_goes_the_same_way(stage: str, amp: bool, reference: Reference, tmp_path: Path) -> None:
-    """As a run computes: TF32 or float16. On the CPU, float16 changes these steps by at most 0.05."""
+    """As a run computes: TF32, or half precision. On the CPU, float16 changes these steps by at most 0.05; bfloat16 has
+    three bits less."""
     if reference.preset == "small":
         pytest.skip("without its pretrained weights, float16 turns the gradient of this deep network by 0.3")
     torch.backends.cudnn.allow_tf32 = True
     rate, wanted = reference.step(stage)
     got = step(reference.trial, stage, GPU, tmp_path, rate=rate, amp=amp)
     assert got.loss == pytest.approx(wanted.loss, rel=2e-2)
-    assert distance(wanted.change, got.change) < 0.15
+    assert distance(wanted.change, got.change) < (0.3 if amp else 0.15)
 
 
 def test_predicted_maps_are_those_of_the_cpu(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +216,56 @@ def test_two_processes_share_the_gpu_and_the_store(crowd: Path, tmp_path: Path) 
     made = [int(child.communicate()[0]) for child in children]
     assert [child.returncode for child in children] == [0, 0, 0]
     assert made[0] + made[2] == made[1]
+
+
+# ------------------------------------------------------------------ a loop that does not wait
+
+
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "half_precision"])
+@pytest.mark.parametrize("stage", TRAINED)
+def test_loading_ahead_gives_the_same_training(
+    stage: str, amp: bool, tiny: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned copies that do not wait, against batches that are loaded when they are asked for."""
+    curves = []
+    of = training_loop._batches
+    for ahead in (True, False):
+        monkeypatch.setattr(training_loop, "_batches", lambda *a, ahead=ahead, **k: of(*a, **{**k, "ahead": ahead}))
+        with tiny.same_regions():
+            task = plan_of(tiny.on(GPU), stage).task
+            assert task is not None
+            task.modules.load_state_dict(tiny.weights[stage])
+            settings = TrainConfig(epochs=2, optimizer="sgd", lr=1e-6, momentum=0.0, clip=0.0, crop=48, amp=amp)
+            curves.append(train(task, settings, Checkpoint(tmp_path / f"{ahead}.pt"), GPU).curve)
+    for name in ("loss", "value"):
+        assert [p[name] for p in curves[0]] == pytest.approx([p[name] for p in curves[1]], rel=1e-3)
+    assert not [thread for thread in threading.enumerate() if thread.name in ("prefetch", "checkpoint")]
+
+
+def test_a_step_does_not_wait_for_the_gpu(tiny: Planted, tmp_path: Path) -> None:
+    """In bfloat16: PyTorch raises where a step would wait; epochs may, when they read losses and validate."""
+    if half_precision() is not torch.bfloat16:
+        pytest.skip("a scaler reads once a step whether gradients are finite")
+    task = plan_of(tiny.on(GPU), "counting").task
+    assert task is not None
+    load = task.load
+    assert load is not None
+
+    def watched(batch: Any) -> Any:
+        loaded = load(batch)
+
+        def loss(tensors: Any) -> Any:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return loaded.loss(tensors)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return replace(loaded, loss=loss)
+
+    settings = TrainConfig(epochs=1, optimizer="adamw", lr=1e-4, crop=48, amp=True)
+    chain = train(replace(task, load=watched), settings, Checkpoint(tmp_path / "c.pt"), GPU)
+    assert math.isfinite(chain.curve[0]["loss"])
 
 
 # ------------------------------------------------------------------ full memory
