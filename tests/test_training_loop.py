@@ -211,7 +211,7 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_state(
     class Killed(BaseException):
         pass
 
-    done = [0]
+    done, committed = [0], [0]
     with monkeypatch.context() as patch:
         for name in ("_move", "remove"):
             of = getattr(Checkpoint, name)
@@ -221,11 +221,13 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_state(
                 if done[0] >= last:
                     raise Killed
                 of(self, *given)
+                committed[0] += given[-1] == self.path
 
             patch.setattr(Checkpoint, name, operation)
         with pytest.raises(Killed):
             train(lines(values), replace(SETTINGS, epochs=6), Checkpoint(tmp_path / "checkpoint.pt"), CPU)
     state = Checkpoint(tmp_path / "checkpoint.pt").load(CPU)
+    assert (0 if state is None else state["epoch"]) == committed[0]
     if state is not None:
         assert state["best"]["weight"].shape == (1, 1)
         assert state["best_epoch"] == (0, 1, 2, 2, 2, 5, 5)[state["epoch"]]
