@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -282,3 +284,27 @@ def test_a_picture_is_converted_band_by_band_to_the_same_pixels(
         assert np.array_equal(pixels, expected)
         assert pixels.flags.writeable
         assert pixels.flags.c_contiguous
+
+
+def test_processes_that_start_together_decode_the_images_once(tmp_path: Path) -> None:
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    second_decodes, opening = threading.Event(), threading.Event()
+    decoded: list[int] = []
+
+    def load() -> Pixels:
+        decoded.append(1)
+        if len(decoded) > 1:
+            second_decodes.set()
+        opening.set()
+        second_decodes.wait(0.5)  # time for the other to begin, too, if nothing holds it back
+        return image
+
+    item = Sample("train/a", "a", load, lambda: np.zeros((0, 2)), "digest")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(Frames, [item], pack=tmp_path)
+        assert opening.wait(30)
+        second = pool.submit(Frames, [item], pack=tmp_path)
+        both = [first.result(60), second.result(60)]
+    assert len(decoded) == 1
+    assert all((frames.pixels(0) == image).all() for frames in both)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".rgb"]

@@ -3,6 +3,7 @@
 A pack is a file of raw RGB bytes, image after image, with an index at the end. Reading a 256-pixel crop from the
 memory-mapped file is 10 to 400 times as fast as decoding a JPEG file, so training decodes each image once. A pack is
 written to a temporary file and renamed, is named by a digest of what determines its bytes, and is rebuilt if damaged.
+One process builds it, under a lease, while others that want it wait.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from raz.data.contract import Heads, Pixels, Sample
 from raz.data.images import content_digest, rgb_array
 from raz.errors import RazError, raise_all
 from raz.store.late_view import refresh
+from raz.store.lease import acquire
 from raz.utils.atomic import atomic_write
 
 _VERSION = 1  # raise it when the bytes of a pack change for the same samples
@@ -217,7 +219,11 @@ class Frames:
         pack = _read(self._path, len(self._items))
         if pack is None and refresh(self._path.parent):  # another machine may have built it just now
             pack = _read(self._path, len(self._items))
-        return pack or self._build()
+        if pack is not None:
+            return pack
+        with acquire(self._pack, self._path.stem):  # the stages that start together decode the images once
+            refresh(self._pack)
+            return _read(self._path, len(self._items)) or self._build()
 
     def _build(self) -> tuple[NDArray[np.uint8], tuple[_PackEntry, ...]]:
         with atomic_write(self._path) as temporary, open(temporary, "xb") as file:
