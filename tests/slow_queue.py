@@ -47,6 +47,7 @@ class SlowJob:
     worker_losses: int = 0
     node_losses: int = 0
     progressed: bool = False  # an epoch or a stage was finished since the last loss
+    epochs: dict[str, int] = field(default_factory=dict)  # key -> the last epoch that was reported
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -172,7 +173,9 @@ class SlowQueue:
         if isinstance(message, StageMade):
             self._charge(message.key, job.charged_to)
             job.made.add(message.key)
-        job.progressed = job.progressed or isinstance(message, EpochReport | StageMade)
+        if isinstance(message, EpochReport) and message.epoch > job.epochs.get(message.key, 0):
+            job.epochs[message.key], job.progressed = message.epoch, True
+        job.progressed = job.progressed or isinstance(message, StageMade)
 
     def finish(self, number: int, outcome: BuildOutcome) -> None:
         """A job's process has ended. A lost one is queued again until too many were lost in a row without progress."""

@@ -245,12 +245,14 @@ def test_a_silent_trial_expires() -> None:
 def test_a_lost_process_is_replaced_while_it_makes_progress() -> None:
     m = Machines()
     m.poll("a", "x")
-    for _ in range(2 * MAX_WORKER_LOSSES):  # each finished an epoch: spot nodes may be lost without limit
-        m.queue.record(1, EpochReport("x", 1, 1.0))
+    for epoch in range(1, 2 * MAX_WORKER_LOSSES + 1):  # each gained an epoch: spot nodes may be lost without limit
+        m.queue.record(1, EpochReport("x", epoch, 1.0))
         m.queue.finish(1, LOST)
     assert len(m.started) == 2 * MAX_WORKER_LOSSES + 1
     for _ in range(MAX_WORKER_LOSSES - 1):
         assert m.poll("a", "x").status == "running"
+        for epoch in range(1, 2 * MAX_WORKER_LOSSES + 1):  # of the checkpoint: nothing new
+            m.queue.record(1, EpochReport("x", epoch, 1.0))
         m.queue.finish(1, LOST)
     reply = m.poll("a", "x")
     assert (reply.status, reply.outcome) == ("failed", LOST)

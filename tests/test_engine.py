@@ -330,7 +330,8 @@ def test_a_local_session_has_the_cpus_that_its_stages_may_use() -> None:
     assert session_cpus(96, 200, {}, 1) == 96  # also with 8 GPUs: predictions and scores run beside
     assert session_cpus(96, 3, {}, 2) == 6
     assert session_cpus(96, 3, wide, 1) == 12
-    assert session_cpus(2, 3, wide, 1) == 2
+    assert session_cpus(2, 3, wide, 1) == 4  # logical ones: the stage that asks for four runs
+    assert session_cpus(8, 0, wide, 1) == 4  # nothing is left but the held-out scores
     assert session_cpus(2, 3, {}, 4) == 4
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -350,3 +351,26 @@ def test_a_holder_that_lost_its_lease_removes_nothing(tmp_path: Path) -> None:
         with pytest.raises(LeaseLost):
             held.remove(writer.stale)
         assert len(best_files(tmp_path / "chain")) == 1
+
+
+def test_ctrl_c_while_the_last_write_is_waited_for_is_no_note_of_another_failure(tmp_path: Path) -> None:
+    writer = CheckpointWriter(Checkpoint(tmp_path / "checkpoint.pt"))
+    writer._error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), writer:
+        raise ValueError("of the training")
+
+
+def test_a_state_from_the_bucket_names_no_file_of_the_machine_that_sent_it(tmp_path: Path) -> None:
+    class Bucket:
+        store = tmp_path
+
+        def load(self, name: str) -> bytes:
+            buffer = io.BytesIO()
+            state = {"epoch": 4, "best_epoch": 2, "best": {"w": torch.ones(2)}, "average": {}}
+            torch.save({**state, "best_file": "checkpoint.best-2-a.pt"}, buffer)
+            return buffer.getvalue()
+
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", tier=cast("Any", Bucket()))
+    state = checkpoint.load(torch.device("cpu"))
+    assert state is not None
+    assert CheckpointWriter.after(checkpoint, state).best == (2, "")  # so the next write makes a file of them

@@ -96,7 +96,7 @@ def remembered(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    root = Path(os.environ.get("RAZ_CACHE") or "~/.cache/raz-sweep").expanduser()
+    root = Path(os.path.expanduser(os.environ.get("RAZ_CACHE") or "~/.cache/raz-sweep"))  # fine without a home
     name = hashlib.sha256(str(folder.absolute()).encode(errors="surrogateescape")).hexdigest()[:32]
     memo = ImageMemo(root / "images" / f"{name}.json", {})
     with suppress(OSError, ValueError):  # none yet, or damaged: all is read

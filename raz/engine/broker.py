@@ -114,6 +114,7 @@ class StageBroker:
         self._refs: dict[int, ray.ObjectRef[BuildOutcome]] = {}  # job -> its task, or its call of a worker
         self._workers: GpuWorkers[GpuWorkerHandle] = GpuWorkers(_start_worker, _kill_worker, time.monotonic)
         self._worker_of: dict[int, tuple[GpuWorkerHandle, Share]] = {}  # job with a GPU -> who builds it
+        self._silent: set[int] = set()  # jobs with a GPU, not heard of yet: perhaps no device has room
         self._watches: set[asyncio.Task[None]] = set()  # referenced, so that they are not collected
         self._loops: list[asyncio.Task[None]] = []
 
@@ -134,7 +135,7 @@ class StageBroker:
         self._ensure_ticking()
         present = ray.cluster_resources()
         share = Share(cpus, min(1.0, present.get("GPU", 0.0)))
-        if present.get("CPU", 0.0) < cpus:
+        if self._queue.jobs or self._workers.idle or present.get("CPU", 0.0) < cpus:
             return
         if share.gpus:
             worker = self._workers.take(share)
@@ -149,6 +150,7 @@ class StageBroker:
 
     async def report(self, number: int, message: BuilderMessage) -> None:
         """As StageQueue.record."""
+        self._silent.discard(number)
         self._polls.report(number, message)
 
     async def status(self) -> list[JobStatus]:
@@ -173,6 +175,7 @@ class StageBroker:
         if share.gpus:
             worker = self._workers.take(share)
             self._worker_of[job.number] = worker, share
+            self._silent.add(job.number)
             ref = worker.build.remote(*arguments)
         else:
             task = ray.remote(build_on_cpus).options(
@@ -215,14 +218,18 @@ class StageBroker:
         self._polls.finish(number, outcome)
 
     def _end_worker(self, number: int, outcome: BuildOutcome) -> None:
-        """Keep the worker of an ended job for the next one. After a failure its GPU's memory may not be free."""
+        """Keep the worker of an ended job for the next one. After a failure its GPU's memory may not be free; and while
+        another job has not been heard of, Ray may be looking for a device that has room for it."""
+        self._silent.discard(number)
         worker, share = self._worker_of.pop(number, (None, None))
         if worker is None or share is None:
             return
-        if isinstance(outcome, Built):
+        if isinstance(outcome, Built) and not self._silent:
             self._workers.release(worker, share)
         else:
             _kill_worker(worker)
+        if isinstance(outcome, WorkerLost):  # what ended it may have ended idle ones too, which nobody watches
+            self._workers.end_all()
 
     # ------------------------------------------------------------------ ticks
 

@@ -157,8 +157,13 @@ class BrokerClient:
             remaining=remaining_seconds(self._remaining_path(request), self._is_stored),
             cpus=float(resources.cpus or config.threads),
             gpus=resources.gpus,
-            build=BuildSpec(config, self.store.resolve(), request.data_root, self.builder),
+            build=BuildSpec(config, self.store.resolve(), self._absolute(request.data_root), self.builder),
         )
+
+    @staticmethod
+    def _absolute(data_root: Path | None) -> Path | None:
+        """For processes with another working folder."""
+        return None if data_root is None else data_root.expanduser().absolute()
 
     def _remaining_path(self, request: StageRequest) -> Iterator[tuple[str, float]]:
         """(folder below `stages/`, expected seconds) of each stage from the requested one to the end of the trial, its
@@ -204,11 +209,14 @@ def own_stages(
     *,
     seeds: Sequence[int] = (),
     log: Callable[[StageEvent], None] = lambda _: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Iterator[BrokerClient]:
     """A client for stages that the process of a Ray session needs itself, outside a trial of Tune: the held-out scores
-    of a study, a final model. They are made where the session's GPUs are."""
+    of a study, a final model. They are made where the session's GPUs are. `heartbeat`: as BrokerClient takes it."""
     name = f"own-{uuid.uuid4().hex[:8]}"
-    client = BrokerClient(store.expanduser().resolve(), name, resources or {}, seconds={}, seeds=seeds, log=log)
+    client = BrokerClient(
+        store.expanduser().resolve(), name, resources or {}, seconds={}, seeds=seeds, heartbeat=heartbeat, log=log
+    )
     try:
         yield client
     finally:

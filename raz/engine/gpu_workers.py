@@ -64,6 +64,11 @@ class GpuWorkers(Generic[W]):
                 return
             self._end(self._idle.pop(0).worker)
 
+    def end_all(self) -> None:
+        """Ends all idle workers."""
+        while self._idle:
+            self._end(self._idle.pop(0).worker)
+
     def tick(self) -> None:
         """Ends workers that have been idle for IDLE_SECONDS."""
         now = self._clock()

@@ -32,6 +32,7 @@ class StageJob:
     worker_losses: int = 0
     node_losses: int = 0
     progressed: bool = False  # an epoch or a stage was finished since the last loss
+    epochs: dict[str, int] = field(default_factory=dict)  # key -> the last epoch that was reported
     rank: Rank | None = None  # its place in the order of those that wait for a device
 
     @property

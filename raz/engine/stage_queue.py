@@ -184,7 +184,7 @@ class StageQueue:
         if isinstance(message, StageMade):
             self._charge(message.key, job.charged_to)
             job.made.add(message.key)
-        job.progressed = job.progressed or isinstance(message, EpochReport | StageMade)
+        job.progressed = job.progressed or _is_progress(job, message)
 
     def finish(self, number: int, outcome: BuildOutcome) -> None:
         """A job's process has ended. A lost one is queued again until too many were lost in a row without progress."""
@@ -307,3 +307,14 @@ def _pop(table: dict[str, dict[str, T]], trial: str, key: str) -> T | None:
     if not entries:
         del table[trial]
     return entry
+
+
+def _is_progress(job: StageJob, message: BuilderMessage) -> bool:
+    """Whether a message tells of a stage that is made, or of an epoch that no process of the job has reported before.
+    A process reports an epoch before it is stored, and the next one repeats those of the checkpoint."""
+    if isinstance(message, EpochReport):
+        if message.epoch <= job.epochs.get(message.key, 0):
+            return False
+        job.epochs[message.key] = message.epoch
+        return True
+    return isinstance(message, StageMade)

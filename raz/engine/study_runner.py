@@ -36,6 +36,11 @@ from raz.utils.machine import available_cpus
 if TYPE_CHECKING:  # imports torch
     from raz.pipeline.executor import StageProvider
 
+
+class ScoringStopped(Exception):
+    """A stop was requested while the held-out scores were made."""
+
+
 ENDED = (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAILED)
 
 
@@ -72,7 +77,8 @@ def run_study(
         if space.fixed and slots > 1:
             ledger.order_queue()
         ended_before = {r.number for r in ledger.iter_records() if r.state in ENDED}
-        cpus = None if jobs is not None else session_cpus(available_cpus(), left, space.resources, space.threads)
+        machine = available_cpus() if jobs is None else jobs * space.threads
+        cpus = session_cpus(machine, max(1, left), space.resources, space.threads)
         execution = Execution(store, data_root, run_trial, max(1, slots), space.threads, inline, cpus)
         with ExitStack() as stack:
             if left:
@@ -127,6 +133,8 @@ def _build_result(
             baselines = _baselines(ledger, config, execution.data_root)
         except TrialFailure as error:
             trouble = str(error)
+        except ScoringStopped:  # the next command predicts the test images
+            stopped = stop.reason if stop is not None else ""
     return StudyResult(
         study=space.study, metric=space.metric,
         counts={state.value: sum(trial.state == state for trial in final) for state in ENDED},
@@ -168,7 +176,11 @@ def _held_out(
         with engine_session(execution), handle_signals(stop):  # after Ray, which sets handlers of its own
             from raz.engine.broker_client import own_stages
 
-            with own_stages(execution.store, ledger.space.resources, seeds=seeds) as client:
+            def check() -> None:
+                if stop is not None and stop.requested:
+                    raise ScoringStopped
+
+            with own_stages(execution.store, ledger.space.resources, seeds=seeds, heartbeat=check) as client:
                 metrics = scores(client)
     ledger.study.set_user_attr("held_out", {"trial": best.number, "metrics": metrics})
     return metrics

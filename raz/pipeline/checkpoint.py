@@ -76,6 +76,7 @@ class Checkpoint:
         stored = self.tier.load(self._name) if self.tier is not None else None
         if stored is not None:
             remote: ChainState = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+            remote["best_file"] = ""  # a file of the machine that sent it, if at all: this one has none
             if state is None or remote["epoch"] > state["epoch"]:
                 state = remote
         if state is not None:
@@ -144,7 +145,10 @@ class Checkpoint:
         name = f"{ATTEMPT}{uuid.uuid4().hex}.pt"
         temporary = self.lease.temp_path(folder, ".pt") if self.lease else folder / name
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # a power cut may keep a new name and lose its content
             self._move(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -223,7 +227,7 @@ class CheckpointWriter:
         try:
             self.wait()
         except BaseException as failed:
-            if error is None:
+            if error is None or not isinstance(failed, Exception):  # Ctrl-C, while the last write was waited for
                 raise
             error.add_note(f"the last checkpoint was not written either: {type(failed).__name__}: {failed}")
 

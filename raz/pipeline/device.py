@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-SHARED = 0.1  # of a GPU's memory: other processes that hold more may be why it is full; CUDA itself takes less
+# Of a GPU's memory: other processes that hold more, and more than OWN, may be why it is full.
+SHARED = 0.1
+OWN = 1 << 30  # bytes that CUDA's context and a desktop may take of a small GPU
 
 
 def compute_device() -> torch.device:
@@ -79,4 +81,4 @@ def memory_is_shared() -> bool:
     if torch is None or not torch.cuda.is_initialized():
         return False
     free, total = torch.cuda.mem_get_info()
-    return bool(total - free - torch.cuda.memory_reserved() > SHARED * total)
+    return bool(total - free - torch.cuda.memory_reserved() > max(OWN, SHARED * total))
