@@ -317,15 +317,20 @@ def test_halves_that_do_not_fit_fail_for_good(crowd: Path, tmp_path: Path, monke
     assert full.sizes == [4, 2]
 
 
-@pytest.mark.parametrize(("free", "own", "remembered"), [(10, 85, True), (10, 30, False), (10, 79, False)])
+@pytest.mark.parametrize(
+    ("size", "free", "own", "remembered"),
+    [(24, 10, 85, True), (24, 10, 30, False), (24, 10, 79, False), (6, 10, 79, True), (6, 10, 60, False)],
+)
 def test_a_memory_that_others_filled_is_not_remembered(
-    free: int, own: int, remembered: bool, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: int, free: int, own: int, remembered: bool, crowd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two stages share a GPU: what did not fit beside the other one fits alone. Of 100 bytes CUDA itself takes 5."""
+    """Two stages share a GPU: what did not fit beside the other one fits alone. `size` GiB, of them `free` and `own` in
+    percent; the rest is that of other processes and of CUDA itself, which takes up to a GiB."""
+    percent = size * (1 << 30) // 100
     FullMemory("counting", limit=1).install(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: own)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * percent, 100 * percent))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: own * percent)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     with pytest.raises(TrialFailure, match="memory is full"):
         run_trial(trial(), tmp_path, data_root=crowd)
