@@ -133,7 +133,7 @@ class StageBroker:
         processes of trials start. Ray keeps it for the next task. No machine is started for it: perhaps no stage is
         missing."""
         self._ensure_ticking()
-        present = ray.cluster_resources()
+        present = await asyncio.get_running_loop().run_in_executor(self._threads, ray.cluster_resources)
         share = Share(cpus, min(1.0, present.get("GPU", 0.0)))
         if self._queue.jobs or self._workers.idle or present.get("CPU", 0.0) < cpus:
             return

@@ -34,10 +34,5 @@ def stage_slots(capacity: Mapping[str, float], resources: Mapping[str, Resources
 def session_cpus(cpus: int, trials: int, resources: Mapping[str, Resources], threads: int) -> int:
     """Logical CPUs of a local session for so many trials on a machine of `cpus`: as many as their stages may use, and
     never fewer than one stage asks for, which Ray would never start."""
-    most = stage_cpus(resources, threads)
+    most = max([threads, *(reserved.cpus or 0 for reserved in resources.values())])
     return max(most, min(cpus, trials * most))
-
-
-def stage_cpus(resources: Mapping[str, Resources], threads: int) -> int:
-    """The most CPUs that a stage asks for."""
-    return max([threads, *(reserved.cpus or 0 for reserved in resources.values())])

@@ -57,8 +57,7 @@ def run_trial(
     what the user can correct.
     """
     began = time.monotonic()
-    state = _trial_state(config, store, data_root, log)
-    state.scores_only = make is not None
+    state = _trial_state(config, store, data_root, log, make)
     executor = StageExecutor(state, make)
     if progress is not None:
         executor.on_epoch = lambda node, epoch, value: progress(executor.step_before(node) + epoch, value)
@@ -135,8 +134,7 @@ def build_stages(
     make: has other processes make the stages.
     Raises as `run_trial`.
     """
-    state = _trial_state(config, store, data_root, log)
-    state.scores_only = make is not None
+    state = _trial_state(config, store, data_root, log, make)
     executor = StageExecutor(state, make, path=dependency_closure(state.config, nodes))
     if make is not None:
         make.begin({node: state.keys[node] for node in executor.path})
@@ -156,8 +154,15 @@ def forget_failures(
     return sum(cache.clear_failure(key) for key in stage_keys(config, data_root=data_root, splits=splits).values())
 
 
-def _trial_state(config: TrialConfig, store: Path, data_root: Path | None, log: EventCallback | None) -> TrialState:
-    return TrialState(config.resolved(), _cache(Path(store)), data_root, log or (lambda _: None))
+def _trial_state(
+    config: TrialConfig,
+    store: Path,
+    data_root: Path | None,
+    log: EventCallback | None,
+    make: StageProvider | None = None,
+) -> TrialState:
+    log = log or (lambda _: None)
+    return TrialState(config.resolved(), _cache(Path(store)), data_root, log, scores_only=make is not None)
 
 
 def _check_scores(state: TrialState, splits: tuple[str, ...]) -> None:
